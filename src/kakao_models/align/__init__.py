@@ -1,0 +1,1 @@
+"""ALIGN: an EfficientNet and a BERT trained to agree on images and their texts."""

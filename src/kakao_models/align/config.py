@@ -1,0 +1,190 @@
+"""Configuration of ALIGN, one for all frameworks. Every config.json of a Hub checkpoint loads unchanged."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import transformers
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+
+from kakao_models.checkpoint.config import StrictConfig
+
+# EfficientNet's compound scaling, (width, depth): Tan & Le 2019 for B0-B7; Xie et al. 2020 (Noisy Student) for L2,
+# the image tower of the ALIGN paper.
+EFFICIENTNET_SIZES = {
+    "b0": (1.0, 1.0),
+    "b1": (1.0, 1.1),
+    "b2": (1.1, 1.2),
+    "b3": (1.2, 1.4),
+    "b4": (1.4, 1.8),
+    "b5": (1.6, 2.2),
+    "b6": (1.8, 2.6),
+    "b7": (2.0, 3.1),
+    "l2": (4.3, 5.3),
+}
+# BERT's (layers, width); a head is 64 wide and the inner layer four times the width (Devlin et al. 2018, Turc et al. 2019).
+BERT_SIZES = {"mini": (4, 256), "base": (12, 768), "large": (24, 1024)}
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One inverted-residual block of the image tower."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    expand_ratio: int
+    se_channels: int  # width inside squeeze-and-excite
+    drop_rate: float  # drop-connect
+    skip: bool  # whether the input is added to the output
+    symmetric_padding: bool  # only where the configuration lists the block in depthwise_padding
+
+    @property
+    def expanded_channels(self) -> int:
+        return self.in_channels * self.expand_ratio
+
+
+@strict
+class AlignTextConfig(StrictConfig, transformers.AlignTextConfig):
+    """Configuration of the text tower, a BERT. Fields and defaults are those of `transformers.AlignTextConfig`."""
+
+    @classmethod
+    def bert(cls, size: str, **kwargs) -> "AlignTextConfig":
+        """The text tower of a published size: "mini", "base" or "large"."""
+        layers, width = _look_up(BERT_SIZES, size, "BERT")
+        sizes = dict(
+            num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width
+        )
+        return cls(**(sizes | kwargs))
+
+
+@strict
+class AlignVisionConfig(StrictConfig, transformers.AlignVisionConfig):
+    r"""
+    Configuration of the image tower, an EfficientNet without its top. Fields are those of
+    `transformers.AlignVisionConfig` (defaults: the released B7 at 289 pixels) and:
+
+    virtual_batch_size (`int`, *optional*, defaults to 16):
+        Samples that are normalised together in training (ghost batch normalisation); `None` for the whole batch.
+    """
+
+    image_size: int | list[int] | tuple[int, int] = 289
+    hidden_dim: int = 640
+    virtual_batch_size: int | None = 16
+    _derived_fields: ClassVar[frozenset[str]] = frozenset({"num_hidden_layers"})
+
+    @classmethod
+    def efficientnet(cls, size: str, **kwargs) -> "AlignVisionConfig":
+        """The image tower of a published size: "b0" to "b7" or "l2"."""
+        width, depth = _look_up(EFFICIENTNET_SIZES, size, "EfficientNet")
+        config = cls(**(dict(width_coefficient=width, depth_coefficient=depth) | kwargs))
+        if "hidden_dim" not in kwargs:
+            config.hidden_dim = config.output_channels
+        return config
+
+    def round_filters(self, channels: int) -> int:
+        """`channels` scaled by the width, to a multiple of `depth_divisor` that is at most 10 % lower."""
+        wanted = channels * self.width_coefficient
+        rounded = max(self.depth_divisor, int(wanted + self.depth_divisor / 2) // self.depth_divisor * self.depth_divisor)
+        return int(rounded + self.depth_divisor if rounded < 0.9 * wanted else rounded)
+
+    @property
+    def stem_channels(self) -> int:
+        return self.round_filters(32)
+
+    @property
+    def output_channels(self) -> int:
+        """Width of the last block, which is the width of the pooled output."""
+        return self.round_filters(self.out_channels[-1])
+
+    def blocks(self) -> list[BlockSpec]:
+        """The inverted-residual blocks, in the order of the forward pass."""
+        stages = list(
+            zip(self.in_channels, self.out_channels, self.kernel_sizes, self.strides, self.expand_ratios,
+                self.num_block_repeats, strict=True)
+        )  # fmt: skip
+        repeats = [math.ceil(self.depth_coefficient * stage[-1]) for stage in stages]
+        specs = []
+        for (entry, exit, kernel, stride, expand, _), repeat in zip(stages, repeats):
+            for position in range(repeat):
+                width_in = self.round_filters(entry if position == 0 else exit)
+                width_out = self.round_filters(exit)
+                step = stride if position == 0 else 1
+                specs.append(
+                    BlockSpec(
+                        in_channels=width_in,
+                        out_channels=width_out,
+                        kernel_size=kernel,
+                        stride=step,
+                        expand_ratio=expand,
+                        se_channels=max(1, int(self.squeeze_expansion_ratio * width_in)),
+                        drop_rate=self.drop_connect_rate * len(specs) / sum(repeats),
+                        skip=step == 1 and width_in == width_out,
+                        symmetric_padding=len(specs) in self.depthwise_padding,
+                    )
+                )
+        return specs
+
+
+@strict
+class AlignConfig(StrictConfig, transformers.AlignConfig):
+    r"""
+    Configuration of ALIGN. Fields are those of `transformers.AlignConfig` and:
+
+    use_visual_projection (`bool`, *optional*):
+        Whether a Dense layer follows the image tower, as in every original but B7. By default there is one exactly
+        where the tower's width is not `projection_dim`.
+    label_smoothing (`float`, *optional*, defaults to 0.1):
+        Of the contrastive loss; in [0, 1).
+    """
+
+    sub_configs_defaults = {"vision_config": AlignVisionConfig, "text_config": AlignTextConfig}
+
+    use_visual_projection: bool | None = None
+    label_smoothing: float = 0.1
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        same_width = self.vision_config.output_channels == self.projection_dim
+        if self.use_visual_projection is None:
+            self.use_visual_projection = not same_width
+        elif not self.use_visual_projection and not same_width:
+            raise ValueError(
+                f"AlignConfig: use_visual_projection=False needs projection_dim ({self.projection_dim}) to be the width "
+                f"of the image tower ({self.vision_config.output_channels})"
+            )
+
+    @classmethod
+    def mini(cls, **kwargs) -> "AlignConfig":
+        """EfficientNet-B3 and BERT-mini: the original's CC3M model."""
+        return cls._sized("b3", "mini", **kwargs)
+
+    @classmethod
+    def base(cls, **kwargs) -> "AlignConfig":
+        """EfficientNet-B7 and BERT-base: the released COYO-ALIGN-B7-Base."""
+        return cls._sized("b7", "base", **kwargs)
+
+    @classmethod
+    def large(cls, **kwargs) -> "AlignConfig":
+        """EfficientNet-B7 and BERT-large."""
+        return cls._sized("b7", "large", **kwargs)
+
+    @classmethod
+    def _sized(cls, image: str, text: str, **kwargs) -> "AlignConfig":
+        towers = dict(
+            vision_config=AlignVisionConfig.efficientnet(image).to_dict(), text_config=AlignTextConfig.bert(text).to_dict()
+        )
+        return cls(**(towers | kwargs))
+
+
+def _look_up(sizes: dict, size: str, family: str):
+    if size not in sizes:
+        raise ValueError(f"{family} has no size {size!r}; there are {', '.join(sizes)}")
+    return sizes[size]
+
+
+AutoConfig.register("align", AlignConfig, exist_ok=True)
+AutoConfig.register("align_text_model", AlignTextConfig, exist_ok=True)
+AutoConfig.register("align_vision_model", AlignVisionConfig, exist_ok=True)

@@ -1,0 +1,74 @@
+"""What every configuration class shares: a misspelt field is an error, a file from the Hub is not."""
+
+import difflib
+import logging
+from dataclasses import fields
+from typing import ClassVar
+
+from transformers import GenerationConfig, PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+# Names that transformers 4 and 5 themselves write into every config.json, or accept beside the fields of a class.
+# Text-generation settings come on top: transformers 4 stored them all in every sub-configuration.
+_KNOWN_TO_TRANSFORMERS = frozenset(
+    "_attn_implementation_autoset _commit_hash _name_or_path add_cross_attention attn_implementation "
+    "base_model_pp_plan base_model_tp_plan cross_attention_hidden_size experts_implementation finetuning_task "
+    "is_composition is_decoder keys_to_ignore_at_inference model_type name_or_path num_labels output_attentions "
+    "output_hidden_states per_layer_config prefix pruned_heads return_dict sep_token_id decoder_start_token_id "
+    "bos_token_id eos_token_id pad_token_id task_specific_params tf_legacy_loss tie_encoder_decoder "
+    "tie_last_hidden_states tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version "
+    "use_bfloat16 use_cache position_embedding_type".split()
+)
+
+
+class StrictConfig(PreTrainedConfig):
+    """Mixin for configuration classes: an unknown field is a `ValueError` that suggests the right name.
+
+    A file may carry fields this class does not know (other tools leave theirs in config.json): `from_dict`, and so
+    `from_pretrained`, keeps those aside with a warning, unless the name is so close to a real one that it must be
+    a mistake.
+    """
+
+    # Fields of other versions of the class whose value follows from the others; accepted and dropped.
+    _derived_fields: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self, **kwargs):
+        for name in self._derived_fields & kwargs.keys():
+            kwargs.pop(name)
+        for name in self._unknown(kwargs):
+            hint = self._close_to(name)
+            raise ValueError(
+                f"{type(self).__name__} has no field {name!r} (given {kwargs[name]!r})"
+                + (f"; did you mean {hint!r}?" if hint else f". It has: {', '.join(sorted(self._field_names()))}")
+            )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        return super().from_dict(cls._without_foreign_fields(config_dict), **kwargs)
+
+    @classmethod
+    def _without_foreign_fields(cls, values: dict) -> dict:
+        foreign = [name for name in cls._unknown(values) if not cls._close_to(name)]
+        if foreign:
+            logger.warning("%s: ignoring fields it does not know: %s", cls.__name__, ", ".join(sorted(foreign)))
+        kept = {name: value for name, value in values.items() if name not in foreign}
+        for name, part in cls.sub_configs.items():
+            if isinstance(kept.get(name), dict):
+                kept[name] = part._without_foreign_fields(kept[name])
+        return kept
+
+    @classmethod
+    def _field_names(cls) -> set[str]:
+        return {field.name for field in fields(cls)}
+
+    @classmethod
+    def _unknown(cls, values) -> list[str]:
+        known = cls._field_names() | cls._derived_fields | _KNOWN_TO_TRANSFORMERS | cls.attribute_map.keys()
+        names = [name for name in values if name not in known and not name.startswith("_")]
+        return [name for name in names if name not in GenerationConfig._get_default_generation_params()]
+
+    @classmethod
+    def _close_to(cls, name: str) -> str | None:
+        return next(iter(difflib.get_close_matches(name, cls._field_names(), n=1, cutoff=0.8)), None)

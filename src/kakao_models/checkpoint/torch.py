@@ -1,0 +1,84 @@
+"""Loading PyTorch models: transformers' `from_pretrained`, made a bijection."""
+
+import contextlib
+import logging
+import re
+
+from safetensors import SafetensorError
+from transformers import modeling_utils
+
+from kakao_models.checkpoint.hub import resolve
+
+
+class BijectiveLoading:
+    """Mixin for `PreTrainedModel` classes: every tensor of the file is used once, every variable is filled once.
+
+    Class attributes:
+        tensors_elsewhere: patterns of keys that a complete checkpoint has and this class has no use for (the other
+            tower, a head), which it may therefore skip.
+        tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
+    """
+
+    tensors_elsewhere: tuple[str, ...] = ()
+    tensors_replaceable: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As transformers' `from_pretrained` (hub id or folder, `revision`, `subfolder`, `dtype`, `token`, ...), and
+        the name of a checkpoint that ships with this package.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape; the message names each one.
+            OSError: no such checkpoint, no network, or a file that can't be read.
+        """
+        source = resolve(pretrained_model_name_or_path)
+        with_info = kwargs.pop("output_loading_info", False)
+        may_replace = kwargs.pop("ignore_mismatched_sizes", False)
+        try:
+            with _quiet_loading_report():
+                model, info = super().from_pretrained(
+                    source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                )
+        except SafetensorError as error:
+            raise OSError(
+                f"{source}: the weights are no readable safetensors file ({error}). Is the download complete?"
+            ) from error
+        cls._check(info, source, may_replace)
+        return (model, info) if with_info else model
+
+    @classmethod
+    def _check(cls, info: dict, source, may_replace: bool) -> None:
+        replaceable = cls.tensors_replaceable if may_replace else ()
+        missing = _outside(info["missing_keys"], replaceable)
+        unknown = _outside(info["unexpected_keys"], cls.tensors_elsewhere + replaceable)
+        misshaped = [
+            f"{key}: the file has {tuple(got)}, the model wants {tuple(wanted)}"
+            for key, got, wanted in sorted(info["mismatched_keys"])
+            if key in _outside([key], replaceable)
+        ]
+        problems = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in unknown] + misshaped
+        if problems:
+            shown = "\n  ".join(problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20))
+            raise ValueError(
+                f"{source} does not hold the weights of this {cls.__name__}:\n  {shown}\n"
+                "Is this another model or size, or does config.json belong to another checkpoint?"
+            )
+
+
+def _outside(keys, patterns: tuple[str, ...]) -> list[str]:
+    return sorted(key for key in keys if not any(re.match(pattern, key) for pattern in patterns))
+
+
+@contextlib.contextmanager
+def _quiet_loading_report():
+    """transformers logs what did not fit as a warning; here it is an error with the same facts, said once."""
+    report = logging.getLogger(modeling_utils.__name__)
+
+    def drop_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    report.addFilter(drop_report)
+    try:
+        yield
+    finally:
+        report.removeFilter(drop_report)

@@ -1,0 +1,160 @@
+"""Where every tensor lives: rows of a table, kinds of modules, dialects of frameworks.
+
+A table (`align/weights.py`, `vit/weights.py`) has one row per kind of module. A kind names its leaves and their axes
+once, as they are in `model.safetensors`; a dialect says how a framework spells them. From both follow the slots of a
+model: one per tensor, with its name and axes on either side. Moving arrays is one loop, the same in both directions.
+
+Axes: O output  I input  H, W height, width of a kernel  C channels  D width  V rows of a table  1 a single entry
+      (empty: the tensor as it is)
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+# kind -> leaf -> axes, in model.safetensors ("" is a tensor without leaves, such as a parameter of its own)
+KINDS: dict[str, dict[str, str]] = {
+    "dense": {"weight": "OI", "bias": "O"},
+    "conv": {"weight": "OIHW"},
+    "conv_bias": {"weight": "OIHW", "bias": "O"},
+    "depthwise": {"weight": "C1HW"},
+    "norm": {"weight": "D", "bias": "D"},
+    "batchnorm": {"weight": "D", "bias": "D", "running_mean": "D", "running_var": "D"},
+    "embedding": {"weight": "VD"},
+    "array": {"": ""},
+}
+
+# A checkpoint of the original programs. Keys of tables and arrays stand complete in the row, hence no leaf.
+TPU: dict[str, dict[str, tuple[str, str]]] = {
+    "dense": {"weight": ("kernel", "IO"), "bias": ("bias", "O")},
+    "conv": {"weight": ("kernel", "HWIO")},
+    "conv_bias": {"weight": ("kernel", "HWIO"), "bias": ("bias", "O")},
+    "depthwise": {"weight": ("depthwise_kernel", "HWC1")},
+    "norm": {"weight": ("gamma", "D"), "bias": ("beta", "D")},
+    "batchnorm": {
+        "weight": ("gamma", "1111D"),
+        "bias": ("beta", "1111D"),
+        "running_mean": ("moving_mean", "1111D"),
+        "running_var": ("moving_variance", "1111D"),
+    },
+    "embedding": {"weight": ("", "VD")},
+    "array": {"": ("", "")},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of module. `{x}` in a key stands for every member of the index set x."""
+
+    key: str  # the module's name in model.safetensors
+    kind: str
+    tpu: str  # the module's key in a checkpoint of the original program
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor: its name and axes in model.safetensors and in another dialect."""
+
+    key: str
+    axes: str
+    local_key: str
+    local_axes: str
+
+
+class Index(int):
+    """A member of an index set: a number that may also know the numbers of the layers it stands for.
+
+    `"{x}"` is the number itself, `"{x:name}"` the number of its layer `name`.
+    """
+
+    def __new__(cls, number: int, layers: Mapping[str, int] | None = None):
+        index = super().__new__(cls, number)
+        index.layers = dict(layers or {})
+        return index
+
+    def __format__(self, spec: str) -> str:
+        return str(self.layers[spec]) if spec else str(int(self))
+
+
+def tpu_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[Index]]) -> list[Slot]:
+    """The slots of a model against a checkpoint of the original program.
+
+    Args:
+        rows: the rows of the model's table that apply to its configuration.
+        index_sets: the members of each index set that the rows name.
+    """
+    return list(_slots(rows, index_sets, TPU, "/", lambda row: row.tpu))
+
+
+def _slots(
+    rows: Iterable[Row],
+    index_sets: Mapping[str, Iterable[Index]],
+    dialect: Mapping[str, Mapping[str, tuple[str, str]]],
+    separator: str,
+    local: Callable[[Row], str],
+) -> Iterator[Slot]:
+    for row in rows:
+        names = [name for name in index_sets if "{" + name + "}" in row.key]
+        members = index_sets[names[0]] if names else [None]
+        for member in members:
+            fill = {names[0]: member} if names else {}
+            for leaf, axes in KINDS[row.kind].items():
+                local_leaf, local_axes = dialect[row.kind][leaf]
+                yield Slot(
+                    ".".join(filter(None, (row.key.format(**fill), leaf))),
+                    axes,
+                    separator.join(filter(None, (local(row).format(**fill), local_leaf))),
+                    local_axes,
+                )
+
+
+def permute(array: np.ndarray, axes: str, wanted: str) -> np.ndarray:
+    """`array` with axes named `axes`, brought into the order `wanted`. Swapping the two names inverts it.
+
+    Axes of one entry ("1") may differ in number and place.
+
+    Raises:
+        ValueError: the array does not have these axes.
+    """
+    if not axes:
+        return array
+    if array.ndim != len(axes) or any(size != 1 for size, axis in zip(array.shape, axes) if axis == "1"):
+        raise ValueError(f"got shape {array.shape}, wanted axes {axes}")
+    letters = axes.replace("1", "")
+    core = array.reshape([size for size, axis in zip(array.shape, axes) if axis != "1"])
+    core = core.transpose([letters.index(axis) for axis in wanted if axis != "1"])
+    sizes = iter(core.shape)
+    return core.reshape([1 if axis == "1" else next(sizes) for axis in wanted])
+
+
+def to_canonical(slots: Iterable[Slot], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of another dialect, by their names there → arrays as in model.safetensors.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or has other axes than its slot; the message names it.
+    """
+    return _move(arrays, {slot.local_key: (slot.key, slot.local_axes, slot.axes) for slot in slots})
+
+
+def from_canonical(slots: Iterable[Slot], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `to_canonical`."""
+    return _move(arrays, {slot.key: (slot.local_key, slot.axes, slot.local_axes) for slot in slots})
+
+
+def _move(arrays: Mapping[str, np.ndarray], routes: Mapping[str, tuple[str, str, str]]) -> dict[str, np.ndarray]:
+    missing, unknown = sorted(routes.keys() - arrays.keys()), sorted(arrays.keys() - routes.keys())
+    if missing or unknown:
+        listed = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in unknown]
+        shown = "\n  ".join(listed[:20] + [f"... and {len(listed) - 20} more"] * (len(listed) > 20))
+        raise ValueError(
+            f"{len(missing)} of {len(routes)} tensors are missing and {len(unknown)} are unknown:\n  {shown}\n"
+            "Is this another model or size?"
+        )
+    moved = {}
+    for source, (target, axes, wanted) in routes.items():
+        try:
+            moved[target] = permute(arrays[source], axes, wanted)
+        except ValueError as error:
+            raise ValueError(f"{source} (for {target}): {error}. Is this another model or size?") from None
+    return moved

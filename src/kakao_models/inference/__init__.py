@@ -1,0 +1,1 @@
+"""Running a model: embeddings, engines and pipelines."""

@@ -1,0 +1,1 @@
+"""ViT as trained on COYO-Labeled-300M."""
