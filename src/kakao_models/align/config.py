@@ -87,7 +87,9 @@ class AlignVisionConfig(StrictConfig, transformers.AlignVisionConfig):
     def round_filters(self, channels: int) -> int:
         """`channels` scaled by the width, to a multiple of `depth_divisor` that is at most 10 % lower."""
         wanted = channels * self.width_coefficient
-        rounded = max(self.depth_divisor, int(wanted + self.depth_divisor / 2) // self.depth_divisor * self.depth_divisor)
+        rounded = max(
+            self.depth_divisor, int(wanted + self.depth_divisor / 2) // self.depth_divisor * self.depth_divisor
+        )
         return int(rounded + self.depth_divisor if rounded < 0.9 * wanted else rounded)
 
     @property
@@ -174,7 +176,8 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
     @classmethod
     def _sized(cls, image: str, text: str, **kwargs) -> "AlignConfig":
         towers = dict(
-            vision_config=AlignVisionConfig.efficientnet(image).to_dict(), text_config=AlignTextConfig.bert(text).to_dict()
+            vision_config=AlignVisionConfig.efficientnet(image).to_dict(),
+            text_config=AlignTextConfig.bert(text).to_dict(),
         )
         return cls(**(towers | kwargs))
 

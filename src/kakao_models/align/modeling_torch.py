@@ -96,7 +96,14 @@ class AlignBatchNorm(nn.BatchNorm2d):
         groups = x.reshape(batch // n, n * channels, height, width)  # (B/n, n*C, H, W)
         mean, variance = self.running_mean.new_zeros((2, n * channels))
         y = F.batch_norm(
-            groups, mean, variance, self.weight.repeat(n), self.bias.repeat(n), training=True, momentum=1.0, eps=self.eps
+            groups,
+            mean,
+            variance,
+            self.weight.repeat(n),
+            self.bias.repeat(n),
+            training=True,
+            momentum=1.0,
+            eps=self.eps,
         ).reshape(x.shape)  # (B, C, H, W)
         count = batch // n * height * width
         variance = variance * ((count - 1) / count)  # PyTorch stores the unbiased one
@@ -215,11 +222,12 @@ class AlignVisionEncoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(AlignVisionBlock(config, spec) for spec in config.blocks())
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def forward(self, x: torch.Tensor, output_hidden_states: bool):
         states = (x,)
         for block in self.blocks:
-            states += (block(states[-1]),)
-        return states[-1], states
+            x = block(x)
+            states = (*states, x) if output_hidden_states else None  # kept only when asked for: they are large
+        return x, states
 
 
 class AlignTextEmbeddings(nn.Module):
@@ -337,12 +345,13 @@ class AlignTextEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(AlignTextLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: torch.Tensor, attention_mask, output_attentions: bool):
+    def forward(self, x: torch.Tensor, attention_mask, output_attentions: bool, output_hidden_states: bool):
         states, attentions = (x,), ()
         for layer in self.layer:
-            x, weights = layer(states[-1], attention_mask, output_attentions)
-            states, attentions = (*states, x), (*attentions, weights)
-        return states[-1], states, attentions
+            x, weights = layer(x, attention_mask, output_attentions)
+            states = (*states, x) if output_hidden_states else None
+            attentions = (*attentions, weights) if output_attentions else None
+        return x, states, attentions
 
 
 class AlignTextPooler(nn.Module):
@@ -429,15 +438,17 @@ class AlignTextModel(AlignPreTrainedModel):
                 f"{self.config.max_position_embeddings} positions. Truncate them: AlignProcessor does, at 64."
             )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         x = self.embeddings(words, token_type_ids, position_ids)  # (B, L, D)
         mask = self._attention_mask(x, attention_mask, output_attentions)
-        x, states, attentions = self.encoder(x, mask, output_attentions)
+        x, states, attentions = self.encoder(x, mask, output_attentions, output_hidden_states)
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=self.pooler(x) if self.pooler is not None else None,
-            hidden_states=states if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
+            hidden_states=states,
+            attentions=attentions,
         )
         return output if _wants_dict(self, return_dict) else output.to_tuple()
 
@@ -480,13 +491,17 @@ class AlignVisionModel(AlignPreTrainedModel):
     ) -> tuple | BaseModelOutputWithPoolingAndNoAttention:
         if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             got = None if pixel_values is None else tuple(pixel_values.shape)
-            raise ValueError(f"AlignVisionModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}")
-        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        x, states = self.encoder(self.embeddings(pixel_values))  # (B, C, H/32, W/32)
+            raise ValueError(
+                f"AlignVisionModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}"
+            )
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        x, states = self.encoder(self.embeddings(pixel_values), output_hidden_states)  # (B, C, H/32, W/32)
         output = BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=x,
             pooler_output=x.mean((2, 3)) if self.config.pooling_type == "mean" else x.amax((2, 3)),  # (B, C)
-            hidden_states=states if output_hidden_states else None,
+            hidden_states=states,
         )
         return output if _wants_dict(self, return_dict) else output.to_tuple()
 

@@ -1,0 +1,50 @@
+# make help says what there is. Everything happens in .venv; the first target that needs it makes it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+# On Linux plain "torch" brings gigabytes of CUDA; without an NVIDIA card take PyTorch's CPU build instead.
+TORCH_VERSION ?= 2.13.0
+ifeq ($(shell uname -sm):$(shell command -v nvidia-smi),Linux x86_64:)
+TORCH ?= torch==$(TORCH_VERSION)+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
+else
+TORCH ?= torch==$(TORCH_VERSION)
+endif
+
+.PHONY: help demo test test-slow lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.main  ## classify the photographs in examples/photos with align-tiny and draw demo.png
+	$(BIN)/kakao-models classify examples/photos/*.jpg --labels-file examples/photos/labels.txt \
+		--model align-tiny --top-k 3 --picture demo.png
+	@echo "The same as a picture: demo.png"
+
+test: $(VENV)/.test  ## everything but full-size models
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-slow: $(VENV)/.test  ## the tests of full-size models (up to 10 GB of memory)
+	$(BIN)/python -m pytest -m slow -n 1
+
+lint: $(VENV)/.test  ## ruff: style and imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove the virtual environment and what tools left behind
+	rm -rf $(VENV) build .pytest_cache .ruff_cache demo.png
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kakao-models needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.main: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[torch]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.main setup.py
+	$(BIN)/python -m pip install --quiet -e '.[all,test]'
+	touch $@

@@ -1,0 +1,96 @@
+"""One configuration class: strict about names, at home with every config.json of the Hub."""
+
+import json
+import logging
+
+import pytest
+import transformers
+
+from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig
+from kakao_models.align.config import EFFICIENTNET_SIZES
+
+# (width of the last block, blocks): Tan & Le 2019, and 4.3 * 320 for L2
+WIDTHS = dict(
+    b0=(320, 16), b1=(320, 23), b2=(352, 23), b3=(384, 26), b4=(448, 32), b5=(512, 39), b6=(576, 45), b7=(640, 55)
+)
+
+
+@pytest.mark.parametrize("size", WIDTHS)
+def test_published_sizes(size):
+    config = AlignVisionConfig.efficientnet(size)
+    assert (config.output_channels, len(config.blocks())) == WIDTHS[size]
+    assert config.hidden_dim == config.output_channels
+
+
+def test_l2_is_the_paper_s():
+    config = AlignVisionConfig.efficientnet("l2")
+    assert (config.width_coefficient, config.depth_coefficient) == (4.3, 5.3)
+    assert (config.stem_channels, config.output_channels) == (136, 1376)
+
+
+def test_named_constructors():
+    assert AlignConfig.base().text_config.num_hidden_layers == 12
+    assert AlignConfig.large().text_config.hidden_size == 1024
+    assert not AlignConfig.base().use_visual_projection  # B7 is as wide as its embedding
+    assert AlignConfig.mini().use_visual_projection
+    assert AlignConfig.mini(projection_dim=256).projection_dim == 256
+    with pytest.raises(ValueError, match="no size 'b8'; there are b0"):
+        AlignVisionConfig.efficientnet("b8")
+
+
+def test_drop_connect_rates_count_all_blocks():
+    """From the recorded run of B0: block2b 0.025, block6d 0.175."""
+    rates = [spec.drop_rate for spec in AlignVisionConfig.efficientnet("b0").blocks()]
+    assert rates[0] == 0 and rates[2] == pytest.approx(0.025) and rates[14] == pytest.approx(0.175)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: AlignConfig(projection_dimm=3), "did you mean 'projection_dim'"),
+        (lambda: AlignConfig(vision_config={"width_coeficient": 1.0}), "did you mean 'width_coefficient'"),
+        (lambda: AlignTextConfig(flavour=1), "AlignTextConfig has no field 'flavour'"),
+        (lambda: AlignConfig.from_dict({"projection_dimm": 3}), "did you mean 'projection_dim'"),
+        (lambda: AlignConfig.from_dict({"vision_config": {"image_sise": 3}}), "did you mean 'image_size'"),
+        (lambda: AlignConfig(projection_dim=64, use_visual_projection=False), "to be the width"),
+    ],
+)
+def test_a_misspelt_field_is_an_error(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_foreign_fields_of_a_file_are_ignored_aloud(caplog):
+    with caplog.at_level(logging.WARNING):
+        config = AlignConfig.from_dict({"projection_dim": 640, "somebody_else": 1})
+    assert config.projection_dim == 640 and "somebody_else" in caplog.text
+
+
+def test_a_config_of_transformers_4_loads(tmp_path):
+    """Sub-configurations used to carry every text-generation setting, and counts that follow from other fields."""
+    text = dict(hidden_size=768, is_decoder=False, max_length=20, num_beams=1, temperature=1.0, torch_dtype="float32",
+                position_embedding_type="absolute", use_cache=True, transformers_version="4.27.0.dev0")  # fmt: skip
+    vision = dict(
+        width_coefficient=2.0, depth_coefficient=3.1, image_size=289, num_hidden_layers=64, top_k=50, hidden_dim=640
+    )
+    stored = dict(model_type="align", projection_dim=640, text_config=text, vision_config=vision, _commit_hash="1f2")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    config = AlignConfig.from_pretrained(tmp_path)
+    assert len(config.vision_config.blocks()) == 55 and not config.use_visual_projection
+
+
+@pytest.mark.parametrize("size", EFFICIENTNET_SIZES)
+def test_save_and_load(size, tmp_path):
+    vision = AlignVisionConfig.efficientnet(size, virtual_batch_size=None)
+    config = AlignConfig(vision_config=vision.to_dict(), label_smoothing=0.2)
+    config.save_pretrained(tmp_path)
+    again = AlignConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert again.vision_config.virtual_batch_size is None
+    assert again.vision_config.blocks() == config.vision_config.blocks()
+
+
+def test_transformers_reads_ours(tmp_path):
+    AlignConfig.base().save_pretrained(tmp_path)
+    theirs = transformers.models.align.configuration_align.AlignConfig.from_pretrained(tmp_path)
+    assert theirs.vision_config.depth_coefficient == 3.1 and theirs.projection_dim == 640

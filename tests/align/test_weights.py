@@ -1,0 +1,105 @@
+"""The weight table of ALIGN: complete at every size, and the same in both directions."""
+
+import numpy as np
+import pytest
+import torch
+
+from kakao_models import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
+from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES
+from kakao_models.align.weights import align_tpu_slots
+from kakao_models.checkpoint.weightmap import from_canonical, permute, to_canonical
+
+SIZES = [(image, "mini") for image in EFFICIENTNET_SIZES] + [("b0", text) for text in BERT_SIZES]
+
+
+def sized(image: str, text: str) -> AlignConfig:
+    return AlignConfig(
+        vision_config=AlignVisionConfig.efficientnet(image).to_dict(), text_config=AlignTextConfig.bert(text).to_dict()
+    )
+
+
+def canonical_shapes(config: AlignConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = AlignModel(config).state_dict()
+    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("image, text", SIZES)
+def test_every_tensor_of_every_size_has_one_slot(image, text):
+    config = sized(image, text)
+    slots = align_tpu_slots(config)
+    shapes = canonical_shapes(config)
+    assert sorted(slot.key for slot in slots) == sorted(shapes)
+    assert len({slot.local_key for slot in slots}) == len(slots)
+    for slot in slots:
+        assert not slot.axes or len(slot.axes) == len(shapes[slot.key]), slot
+
+
+@pytest.mark.parametrize("image", ["b0", "b7"])
+def test_both_directions_are_bit_exact(image):
+    config = sized(image, "mini")
+    slots = align_tpu_slots(config)
+    random = np.random.default_rng(0)
+    shapes = canonical_shapes(config)
+    arrays = {key: random.standard_normal(shape, dtype=np.float32) for key, shape in shapes.items()}
+    original = from_canonical(slots, arrays)
+    assert original["image_encoder/layer_with_weights-0/layer_with_weights-1/moving_mean"].shape == (
+        1,
+        1,
+        1,
+        1,
+        config.vision_config.stem_channels,
+    )
+    back = to_canonical(slots, original)
+    assert back.keys() == arrays.keys()
+    for key, array in arrays.items():
+        assert back[key].dtype == array.dtype
+        np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+@pytest.fixture
+def small():
+    config = AlignConfig(
+        vision_config=dict(width_coefficient=0.25, depth_coefficient=0.3),
+        text_config=dict(
+            hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64, vocab_size=9
+        ),
+        projection_dim=8,
+    )
+    slots = align_tpu_slots(config)
+    return slots, from_canonical(
+        slots, {key: np.zeros(shape, np.float32) for key, shape in canonical_shapes(config).items()}
+    )
+
+
+STEM = "image_encoder/layer_with_weights-0/layer_with_weights-0/kernel"
+
+
+def test_a_missing_tensor_is_named(small):
+    slots, original = small
+    del original[STEM]
+    with pytest.raises(ValueError, match=f"missing {STEM}"):
+        to_canonical(slots, original)
+
+
+def test_an_unknown_tensor_is_named(small):
+    slots, original = small
+    with pytest.raises(ValueError, match="unknown optimizer/surprise"):
+        to_canonical(slots, original | {"optimizer/surprise": np.zeros(3)})
+
+
+def test_a_misshaped_tensor_is_named(small):
+    slots, original = small
+    with pytest.raises(
+        ValueError, match=rf"{STEM} \(for vision_model.embeddings.convolution.weight\): got shape \(3, 3\)"
+    ):
+        to_canonical(slots, original | {STEM: np.zeros((3, 3))})
+
+
+def test_permute_goes_by_letters():
+    kernel = np.arange(24).reshape(1, 2, 3, 4)  # H W I O
+    assert permute(kernel, "HWIO", "OIHW").shape == (4, 3, 1, 2)
+    np.testing.assert_array_equal(permute(kernel, "HWIO", "OIHW"), kernel.transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(permute(np.arange(3).reshape(1, 1, 1, 1, 3), "1111D", "D"), np.arange(3))
+    with pytest.raises(ValueError, match=r"got shape \(2, 3\), wanted axes 1D"):
+        permute(np.zeros((2, 3)), "1D", "D")
