@@ -27,10 +27,11 @@ setup(
     packages=find_packages("src"),
     package_data={"kakao_models": ["checkpoints/*/*"]},
     install_requires=[
-        "transformers>=5.3,<6",
+        "transformers>=5.16,<6",
         "huggingface_hub>=1.3",
         "safetensors>=0.5",
         "numpy>=1.26",
+        "google-crc32c>=1.5",
         "pillow>=11.1",
         "typer>=0.15",
         "rich>=13.9",

@@ -97,7 +97,7 @@ def test_golden_float64_with_the_original_s_float32_constants(name, golden_folde
 def probes_of(model, inputs) -> tuple[dict, dict]:
     """The outputs that the fixtures probe, (B, H, W, C) or (B, T, C), by their names in the original."""
     image, text, seen = {}, {}, {}
-    vision, bert = model.vision_model, model.text_model
+    vision = model.vision_model
     first = vision.encoder.blocks[0]
     named = {
         "stem_conv": vision.embeddings.convolution,

@@ -19,7 +19,7 @@ SHAPE = dict(text_config=TEXT, vision_config=VISION, projection_dim=160)
 def randomize(model: torch.nn.Module) -> torch.nn.Module:
     """Every tensor its own: on fresh weights, two swapped norms compare equal."""
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in list(model.named_parameters()) + list(model.named_buffers()):
+    for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point():
             low = 0.5 if tensor.ndim == 1 else -0.1
             tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * 0.2 + low)

@@ -1,0 +1,38 @@
+"""Image processor of ViT."""
+
+# Not from the top: up to 5.13 at least, transformers has a placeholder there where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from kakao_models.data.processor import ImageProcessor
+
+from .config import ViTConfig
+
+
+class ViTImageProcessor(ImageProcessor):
+    """Pictures for ViT: resized to a square whatever their shape, in -1..1.
+
+    Reads and writes the `preprocessor_config.json` of transformers' `ViTImageProcessor`, with one field more:
+    `preprocessing="tf"` for the original programs' own resizing (see `ImageProcessor`). That of the fine-tuned models is
+    `ViTImageProcessor(preprocessing="tf", size=384)`; that of the pretrained one
+    `ViTImageProcessor(preprocessing="tf", size={"shortest_edge": 256}, resample=4, do_center_crop=True, crop_size=224)`.
+    The originals also rounded the result to bfloat16, which is left to the model.
+    """
+
+    transformers_type = "ViTImageProcessor"
+
+    size = 224
+
+
+class RegisteredViTImageProcessor(ViTImageProcessor):
+    """The same, under a name of its own for the Auto classes.
+
+    They find registered classes by name too, and a dozen other models' files name `ViTImageProcessor`: those are to go
+    on loading transformers' class, which can use torchvision.
+    """
+
+
+AutoImageProcessor.register(
+    ViTConfig,
+    image_processor_classes={"pil": RegisteredViTImageProcessor, "torchvision": RegisteredViTImageProcessor},
+    exist_ok=True,
+)

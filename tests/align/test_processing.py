@@ -1,0 +1,424 @@
+"""AlignImageProcessor and AlignProcessor: the originals' pixels, transformers' pixels, files, and texts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from goldens import load_arrays
+from pictures import difference, picture, recorded
+from PIL import Image
+from tiny import WORDS, align_config, tokenizer
+from tolerances import TOLERANCE
+from transformers import AutoImageProcessor, AutoProcessor, image_transforms
+
+from kakao_models import AlignImageProcessor, AlignProcessor
+from kakao_models.data.images import ImageError
+
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "cat.jpg"
+LIMIT = TOLERANCE["resized pixels, of 255"]
+
+
+def transformers_pixels(image: np.ndarray, **given) -> np.ndarray:
+    """Transformers' steps for an EfficientNet, one by one from its own functions."""
+    field = {
+        **{"do_resize": True, "size": (346, 346), "resample": 3, "do_center_crop": False, "crop_size": (289, 289)},
+        **{"do_rescale": True, "rescale_factor": 1 / 255, "rescale_offset": False, "do_normalize": True},
+        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "include_top": True},
+        **given,
+    }
+    if field["do_resize"]:
+        image = image_transforms.resize(image, field["size"], field["resample"], input_data_format="channels_last")
+    if field["do_center_crop"]:
+        image = image_transforms.center_crop(image, field["crop_size"], input_data_format="channels_last")
+    if field["do_rescale"]:
+        image = image_transforms.rescale(image, field["rescale_factor"], input_data_format="channels_last")
+        image = image - 1 if field["rescale_offset"] else image
+    if field["do_normalize"]:
+        image = image_transforms.normalize(
+            image, field["image_mean"], field["image_std"], input_data_format="channels_last"
+        )
+    if field["include_top"]:
+        image = image_transforms.normalize(image, 0, field["image_std"], input_data_format="channels_last")
+    return np.moveaxis(image, -1, 0)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("index", "image"), recorded("align"))
+def test_tf_equals_the_original(index, image):
+    pixels = AlignImageProcessor(preprocessing="tf")(image, return_tensors="np").pixel_values
+    assert pixels.shape == (1, 3, 289, 289)
+    assert pixels.dtype == np.float32
+    seen = (pixels[0].transpose(1, 2, 0).astype(np.float64) + 1) * 127.5
+    assert difference(seen, load_arrays("preprocess_align"), str(index)) <= LIMIT
+
+
+def test_tf_rescales_in_float32_as_the_original():
+    every_byte = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    processor = AlignImageProcessor(preprocessing="tf", do_resize=False, do_center_crop=False)
+    expected = every_byte.astype(np.float32) * np.float32(1 / 127.5) + np.float32(-1)
+    np.testing.assert_array_equal(processor(every_byte)["pixel_values"][0], expected.transpose(2, 0, 1))
+
+
+def test_hf_is_not_the_original():
+    index, image = recorded("align")[0]
+    pixels = AlignImageProcessor()(image, return_tensors="np").pixel_values
+    seen = (pixels[0].transpose(1, 2, 0).astype(np.float64) + 1) * 127.5
+    assert difference(seen, load_arrays("preprocess_align"), str(index)) > 10 * LIMIT
+
+
+HUB = {
+    "do_center_crop": True,
+    "do_normalize": False,
+    "include_top": False,
+    "rescale_factor": 1 / 127.5,
+    "rescale_offset": True,
+    "resample": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        HUB,  # the released models
+        {},  # EfficientNet's own: a file that leaves all out
+        {**HUB, "resample": 3, "crop_size": 224, "size": [256, 300]},
+        {**HUB, "resample": 0},
+        {**HUB, "do_resize": False},
+        {**HUB, "do_resize": False, "crop_size": 500},  # padded with zeros
+        {**HUB, "do_rescale": False},
+        {**HUB, "do_rescale": False, "do_normalize": True, "image_mean": [100, 110, 120], "image_std": [1, 2, 3.5]},
+        {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "include_top": False},
+        {"do_normalize": False},
+    ],
+)
+def test_hf_gives_the_pixels_of_transformers(fields, tmp_path):
+    file = {"image_processor_type": "EfficientNetImageProcessor", **fields}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(file))
+    image = picture(430, 365)
+    sizes = {name: value for name, value in fields.items() if name in ("size", "crop_size")}
+    pairs = {name: (value, value) if isinstance(value, int) else value for name, value in sizes.items()}
+    expected = transformers_pixels(image, **{**fields, **pairs})
+    for processor in (AlignImageProcessor.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)):
+        pixels = processor(Image.fromarray(image), return_tensors="np")["pixel_values"]
+        assert pixels.dtype == expected.dtype
+        np.testing.assert_array_equal(pixels[0], expected)
+
+
+def test_hf_shortest_edge():
+    pixels = AlignImageProcessor(size={"shortest_edge": 300}, do_center_crop=False)(picture(400, 613))["pixel_values"]
+    assert pixels[0].shape == (3, 300, 459)  # 459.75, cut off as in transformers
+
+
+def test_decode_size_only_where_resizing_averages():
+    assert AlignImageProcessor().decode_size == (346, 346)
+    assert AlignImageProcessor(size={"shortest_edge": 300}).decode_size == (300, 300)
+    assert AlignImageProcessor(preprocessing="tf").decode_size is None
+    assert AlignImageProcessor(resample=0).decode_size is None
+    assert AlignImageProcessor(do_resize=False).decode_size is None
+
+
+def test_large_jpegs_are_decoded_small_in_hf_and_in_full_in_tf(tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.open(PHOTO).resize((2400, 1600), Image.Resampling.BICUBIC).save(path, quality=95)
+    full = Image.open(path).convert("RGB")
+    for preprocessing, limit in (("hf", TOLERANCE["reduced decoding, mean of 255"] / 127.5), ("tf", 0)):
+        processor = AlignImageProcessor(preprocessing=preprocessing)
+        expected = processor(full, return_tensors="np").pixel_values
+        error = np.abs(processor(path, return_tensors="np").pixel_values - expected)
+        assert error.mean() <= limit
+        assert (error.max() > 0) == (preprocessing == "hf")  # a reduced one was indeed decoded
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def test_sources_of_all_kinds_and_sizes(tmp_path):
+    image = picture(80, 120)
+    path = tmp_path / "a.png"
+    Image.fromarray(image).save(path)
+    processor = AlignImageProcessor()
+    sources = [path, str(path), path.read_bytes(), Image.open(path), image, image.transpose(2, 0, 1)]
+    pixels = processor([*sources, picture(300, 90)], return_tensors="np").pixel_values
+    assert pixels.shape == (7, 3, 289, 289)
+    for row in pixels[1:6]:
+        np.testing.assert_array_equal(row, pixels[0])
+    assert not np.array_equal(pixels[6], pixels[0])
+    stacked = processor(np.stack([image, image[::-1]]), return_tensors="np").pixel_values
+    np.testing.assert_array_equal(stacked[0], pixels[0])
+    nested = processor([[image], [image[::-1]]], return_tensors="np").pixel_values
+    np.testing.assert_array_equal(nested, stacked)
+    as_list = processor([image], return_tensors=None)["pixel_values"]
+    assert isinstance(as_list, list)
+    np.testing.assert_array_equal(as_list[0], pixels[0])
+
+
+def test_torch_tensors_in_and_out():
+    torch = pytest.importorskip("torch")
+    image = picture(80, 120)
+    result = AlignImageProcessor()(torch.from_numpy(image.copy()), return_tensors="pt")
+    assert result.pixel_values.dtype == torch.float32
+    np.testing.assert_array_equal(result.pixel_values.numpy()[0], AlignImageProcessor()(image)["pixel_values"][0])
+    assert result.to("cpu").pixel_values.shape == (1, 3, 289, 289)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "extra"), [("tf", "tensorflow", "tensorflow"), ("jax", "jax.numpy", "flax")]
+)
+def test_other_frameworks_or_what_to_install(kind, module, extra, monkeypatch):
+    import types
+
+    from kakao_models.data import tensors
+
+    def fake(name):
+        assert name == module
+        return types.SimpleNamespace(convert_to_tensor=tuple, asarray=tuple)
+
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    images, texts = picture(40, 40), ["a cat"]
+    processor = AlignProcessor(AlignImageProcessor(), tokenizer())
+    monkeypatch.setattr(tensors.importlib, "import_module", fake)
+    batch = processor(images, texts, return_tensors=kind)
+    assert batch["pixel_values"][0].shape == (3, 289, 289)
+    assert batch["input_ids"][0].dtype == np.int32
+    monkeypatch.setattr(tensors.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=rf"return_tensors='{kind}' needs .*pip install 'kakao-models\[{extra}\]'"):
+        processor(images, return_tensors=kind)
+
+
+def test_fields_can_be_changed_for_one_call():
+    processor, image = AlignImageProcessor(), picture(80, 120)
+    original = processor(image, preprocessing="tf")["pixel_values"][0]
+    np.testing.assert_array_equal(original, AlignImageProcessor(preprocessing="tf")(image)["pixel_values"][0])
+    assert processor(image, size=100, crop_size={"height": 64, "width": 32})["pixel_values"][0].shape == (3, 64, 32)
+    assert processor.preprocessing == "hf"
+    processor.crop_size = 50
+    assert processor(image)["pixel_values"][0].shape == (3, 50, 50)
+    assert processor.size == {"height": 346, "width": 346}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "reason"),
+    [
+        (lambda i: AlignImageProcessor(preprocesing="tf"), ValueError, "no field 'preprocesing'; did you mean 'prep"),
+        (lambda i: AlignImageProcessor(preprocessing="torch"), ValueError, "must be one of .*got 'torch'"),
+        (lambda i: AlignImageProcessor(size={"longest_edge": 3}), ValueError, "size must .*longest_edge"),
+        (lambda i: AlignImageProcessor(crop_size={"shortest_edge": 3}), ValueError, "crop_size must"),
+        (lambda i: AlignImageProcessor(size=0), ValueError, "size must be a positive"),
+        (lambda i: AlignImageProcessor(do_pad=True), ValueError, "does not pad"),
+        (lambda i: AlignImageProcessor()(i, sizes=3), TypeError, "has no option 'sizes'"),
+        (lambda i: AlignImageProcessor()(i, preprocessing="tf", resample=3), ValueError, "resample 2 .* got 3"),
+        (lambda i: AlignImageProcessor(preprocessing="tf", crop_size=400)(i), ValueError, "cannot crop 400 x 400"),
+        (lambda i: AlignImageProcessor()(i, return_tensors="xx"), ValueError, "return_tensors must be None or one of"),
+        (lambda i: AlignImageProcessor()([]), ValueError, "got no images, but an empty list"),
+        (lambda i: AlignImageProcessor()("a photo of a cat"), ImageError, "a photo of a cat: no such file"),
+        (
+            lambda i: AlignImageProcessor(do_resize=False, do_center_crop=False)([i, i[1:]], return_tensors="np"),
+            ValueError,
+            "different sizes .*do not stack",
+        ),
+    ],
+)
+def test_errors(make, error, reason):
+    with pytest.raises(error, match=reason):
+        make(picture(80, 120))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"preprocessing": "tf"}, {"size": {"shortest_edge": 99}, "image_mean": 0.4}])
+def test_files_keep_every_field(fields, tmp_path):
+    processor = AlignImageProcessor(**fields)
+    processor.save_pretrained(tmp_path)
+    again = AlignImageProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == processor.to_dict()
+    assert {name: getattr(again, name) for name in again.fields} == {
+        name: getattr(processor, name) for name in again.fields
+    }
+    assert AlignImageProcessor.from_pretrained(tmp_path, preprocessing="tf").preprocessing == "tf"
+
+
+STRANGER = """
+import sys
+from pathlib import Path
+sys.modules["torch"] = None  # it takes long to import and is not needed
+import numpy as np
+from transformers import AutoImageProcessor, AutoProcessor
+
+root = Path(sys.argv[1])
+image = np.load(root / "image.npy")
+for folder in filter(Path.is_dir, root.iterdir()):
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert type(processor).__module__.startswith("transformers."), type(processor)
+    np.save(folder / "pixels.npy", processor(image, return_tensors="np")["pixel_values"])
+    if folder.name.startswith("whole"):
+        batch = AutoProcessor.from_pretrained(folder)(text=["a cat"], images=image, return_tensors="np")
+        assert batch["input_ids"].shape == (1, 64), batch["input_ids"].shape
+        np.save(folder / "pixels.npy", batch["pixel_values"])
+assert "kakao_models" not in sys.modules
+"""
+
+
+def test_transformers_alone_loads_what_we_save(tmp_path):
+    for preprocessing in ("hf", "tf"):
+        ours = AlignImageProcessor(preprocessing=preprocessing)
+        for part, saved in (("image", ours), ("whole", AlignProcessor(ours, tokenizer()))):
+            saved.save_pretrained(tmp_path / f"{part} {preprocessing}")
+            align_config().save_pretrained(tmp_path / f"{part} {preprocessing}")
+    AlignImageProcessor().save_pretrained(tmp_path / "alone hf")
+    image = picture(120, 160)
+    np.save(tmp_path / "image.npy", image)
+    subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path)], check=True)
+    found = sorted(tmp_path.glob("*/pixels.npy"))
+    assert len(found) == 5
+    for file in found:
+        np.testing.assert_array_equal(np.load(file), AlignImageProcessor()(image, return_tensors="np").pixel_values)
+
+
+def test_the_auto_classes_of_this_program_know_tf(tmp_path):
+    align_config().save_pretrained(tmp_path)
+    AlignProcessor(AlignImageProcessor(preprocessing="tf"), tokenizer()).save_pretrained(tmp_path)
+    found = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(found) is AlignImageProcessor
+    assert found.preprocessing == "tf"
+    whole = AutoProcessor.from_pretrained(tmp_path)
+    image = picture(120, 160)
+    expected = found(image, return_tensors="np").pixel_values
+    np.testing.assert_array_equal(whole(images=image, return_tensors="np")["pixel_values"], expected)
+
+
+# --- AlignProcessor ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processor() -> AlignProcessor:
+    return AlignProcessor(AlignImageProcessor(), tokenizer())
+
+
+def test_texts_are_padded_to_the_longest_and_cut_at_64(processor):
+    short, long = "a cat", " ".join(["cat"] * 90)
+    batch = processor(text=[short, "the big red dog"], return_tensors="np")
+    start, end = processor.tokenizer.cls_token_id, processor.tokenizer.sep_token_id
+    words = {word: processor.tokenizer.vocab[word] for word in WORDS}
+    assert batch["input_ids"].tolist() == [
+        [start, words["a"], words["cat"], end, 0, 0],
+        [start, words["the"], words["big"], words["red"], words["dog"], end],
+    ]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
+    assert batch["token_type_ids"].tolist() == [[0] * 6] * 2
+    assert sorted(batch) == ["attention_mask", "input_ids", "token_type_ids"]
+    batch = processor(text=[short, long], return_tensors="np")
+    assert batch["input_ids"].shape == (2, 64)
+    assert batch["input_ids"][1].tolist() == [start, *[words["cat"]] * 62, end]
+
+
+def test_the_layout_of_transformers_on_request(processor):
+    ids = processor(text=["a cat", "a dog"], padding="max_length", return_tensors="np")["input_ids"]
+    assert ids.shape == (2, 64)
+    assert not ids[:, 4:].any()
+    long = " ".join(["cat"] * 90)
+    assert len(processor(text=long, truncation=False)["input_ids"]) == 92
+    assert len(processor(text=long, max_length=7)["input_ids"]) == 7
+    assert len(processor(text=long, text_kwargs={"max_length": 9})["input_ids"]) == 9
+
+
+def test_one_text_and_one_image(processor):
+    assert processor(text="a cat")["input_ids"][0] == processor.tokenizer.cls_token_id
+    batch = processor(images=picture(50, 50), text="a cat", return_tensors="np")
+    assert batch["input_ids"].shape == (1, 4)
+    assert batch["pixel_values"].shape == (1, 3, 289, 289)
+    assert batch["input_ids"].dtype == np.int64
+
+
+def test_options_find_their_part(processor):
+    batch = processor(
+        [picture(50, 50), picture(70, 40)],
+        ["a cat", "a big dog"],
+        size=64,
+        crop_size=32,
+        padding="max_length",
+        max_length=10,
+        return_tensors="np",
+    )
+    assert batch["pixel_values"].shape == (2, 3, 32, 32)
+    assert batch["input_ids"].shape == (2, 10)
+    again = processor(picture(50, 50), images_kwargs={"size": 64, "crop_size": 32}, return_tensors="np")
+    np.testing.assert_array_equal(again["pixel_values"][0], batch["pixel_values"][0])
+
+
+def test_errors_of_the_processor(processor):
+    with pytest.raises(ValueError, match="needs text, images or both; got neither"):
+        processor()
+    with pytest.raises(TypeError, match="no option 'sise'"):
+        processor(text="a cat", sise=3)
+    for text in ([], [3], 3.0):
+        with pytest.raises(ValueError, match="text must be a string or a list"):
+            processor(text=text)
+
+
+@pytest.mark.parametrize("preprocessing", ["hf", "tf"])
+def test_the_processor_keeps_itself(preprocessing, processor, tmp_path):
+    processor.image_processor.preprocessing = preprocessing
+    processor.save_pretrained(tmp_path / "sub")
+    again = AlignProcessor.from_pretrained(tmp_path, subfolder="sub")
+    assert type(again) is AlignProcessor
+    assert type(again.image_processor) is AlignImageProcessor
+    assert again.image_processor.to_dict() == processor.image_processor.to_dict()
+    image, text = picture(50, 50), ["a photo of the sea"]
+    before, after = (p(image, text, return_tensors="np") for p in (processor, again))
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    assert AlignProcessor.from_pretrained(tmp_path / "sub", size=99).image_processor.size == {"height": 99, "width": 99}
+
+
+def test_a_processor_saved_by_transformers_loads(tmp_path):
+    from transformers.models.align.processing_align import AlignProcessor as TheirProcessor
+
+    align_config().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "EfficientNetImageProcessor", **HUB})
+    )
+    theirs = TheirProcessor(AutoImageProcessor.from_pretrained(tmp_path), tokenizer())
+    theirs.save_pretrained(tmp_path / "saved")
+    image, texts = picture(90, 70), ["a cat", "a big house"]
+    ours = AlignProcessor.from_pretrained(tmp_path / "saved")
+    expected = theirs(images=image, text=texts, return_tensors="np")
+    batch = ours(images=image, text=texts, padding="max_length", return_tensors="np")
+    assert sorted(batch) == sorted(expected)
+    for name in expected:
+        np.testing.assert_array_equal(batch[name], expected[name])
+    taken_over = AlignProcessor(theirs.image_processor, tokenizer())
+    assert type(taken_over.image_processor) is AlignImageProcessor
+    np.testing.assert_array_equal(taken_over(image, return_tensors="np")["pixel_values"], expected["pixel_values"])
+
+
+# --- without any framework --------------------------------------------------------------------------------------------
+
+BARE = """
+import sys
+for name in ("torch", "torchvision", "tensorflow", "jax"):
+    sys.modules[name] = None
+import numpy as np
+from kakao_models import AlignImageProcessor, ViTImageProcessor
+
+image = np.zeros((40, 50, 3), np.uint8)
+assert AlignImageProcessor(preprocessing="tf")(image, return_tensors="np").pixel_values.shape == (1, 3, 289, 289)
+assert ViTImageProcessor()(image, return_tensors="np").pixel_values.min() == -1
+try:
+    AlignImageProcessor()(image, return_tensors="pt")
+except ImportError as error:
+    assert "pip install 'kakao-models[torch]'" in str(error), error
+else:
+    raise AssertionError("torch was imported")
+"""
+
+
+def test_no_framework_is_needed():
+    subprocess.run([sys.executable, "-c", BARE], check=True)
