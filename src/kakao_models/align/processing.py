@@ -1,0 +1,131 @@
+"""Processors of ALIGN: pictures and texts in, what the model takes out."""
+
+from typing import ClassVar
+
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature
+
+# Not from the top: up to 5.13 at least, transformers has a placeholder there where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.processing_utils import ProcessorMixin, TextKwargs
+
+from kakao_models.data.processor import ImageProcessor
+from kakao_models.data.tensors import as_tensors
+
+from .config import AlignConfig
+
+MAX_TOKENS = 64  # what the released models were trained with
+
+
+class AlignImageProcessor(ImageProcessor):
+    """Pictures for ALIGN: resized to 346 x 346 whatever their shape, the central 289 x 289 of that, in -1..1.
+
+    Reads and writes the `preprocessor_config.json` of transformers' `EfficientNetImageProcessor`, with one field more:
+    `preprocessing="tf"` for the original program's own resizing (see `ImageProcessor`). Without arguments it is that
+    of the released models on the Hub.
+    """
+
+    fields = (*ImageProcessor.fields, "rescale_offset", "include_top")
+    transformers_type = "EfficientNetImageProcessor"
+    transformers_defaults: ClassVar[dict] = {
+        "resample": 3,
+        "do_center_crop": False,
+        "rescale_factor": 1 / 255,
+        "rescale_offset": False,
+        "do_normalize": True,
+        "include_top": True,
+    }
+
+    size = 346
+    do_center_crop = True
+    crop_size = 289
+    rescale_factor = 1 / 127.5
+    rescale_offset = True
+    do_normalize = False
+
+
+class AlignProcessor(ProcessorMixin):
+    """An `AlignImageProcessor` and a BERT tokenizer in one, as transformers' `AlignProcessor`.
+
+    Other than there, texts are padded to the longest of a call only, which gives the same embeddings for less work,
+    and cut at 64 tokens. `padding="max_length"` gives transformers' layout. An image processor of transformers is
+    replaced by an `AlignImageProcessor` with the same fields.
+    """
+
+    def __init__(self, image_processor, tokenizer):
+        super().__init__(image_processor, tokenizer)
+        if not isinstance(image_processor, ImageProcessor):
+            self.image_processor = AlignImageProcessor.from_dict(image_processor.to_dict())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """From the Hub or a folder: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision` and
+        `subfolder` as everywhere; other arguments are fields of the image processor."""
+        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        where = {name: kwargs[name] for name in hub if name in kwargs}
+        image_processor = AlignImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return cls(image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where))
+
+    def __call__(
+        self,
+        images=None,
+        text: str | list[str] | None = None,
+        *,
+        return_tensors: str | None = None,
+        text_kwargs: dict | None = None,
+        images_kwargs: dict | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Prepares texts, images or both.
+
+        Args:
+            images: whatever `load_image` reads, or a list of that.
+            text: one text or a list of texts.
+            return_tensors: "np", "pt", "tf" or "jax"; None for lists.
+            text_kwargs, images_kwargs, kwargs: options of the tokenizer and fields of the image processor, together
+                or apart. By default `padding=True, truncation=True, max_length=64`.
+
+        Returns:
+            `input_ids`, `token_type_ids` and `attention_mask`, integers (texts, tokens), if there is text;
+            `pixel_values`, float32 (images, 3, height, width), if there are images.
+        """
+        if images is None and text is None:
+            raise ValueError("AlignProcessor needs text, images or both; got neither")
+        of_images = {
+            **{name: kwargs.pop(name) for name in self._image_options & kwargs.keys()},
+            **(images_kwargs or {}),
+        }
+        if unknown := kwargs.keys() - TextKwargs.__annotations__.keys():
+            raise TypeError(
+                f"AlignProcessor has no option {min(unknown)!r}; it takes those of the tokenizer, and "
+                f"{', '.join(sorted(self._image_options))}"
+            )
+        batch = {}
+        if text is not None:
+            batch |= self._tokens(text, {**kwargs, **(text_kwargs or {})}, return_tensors)
+        if images is not None:
+            batch |= self.image_processor(images, return_tensors=return_tensors, **of_images)
+        return BatchFeature(batch)
+
+    @property
+    def _image_options(self) -> set[str]:
+        return {*self.image_processor.fields, "do_convert_rgb"}
+
+    def _tokens(self, text: str | list[str], options: dict, return_tensors: str | None) -> dict:
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(part, str) for part in texts):
+            raise ValueError(f"text must be a string or a list of at least one string, got {text!r:.200}")
+        options = {"padding": True, "truncation": True, **options}
+        if options["truncation"] or options["padding"] == "max_length":
+            options.setdefault("max_length", min(MAX_TOKENS, self.tokenizer.model_max_length))
+        tokens = self.tokenizer(list(texts), **options)
+        if isinstance(text, str) and return_tensors is None:
+            return {name: value[0] for name, value in tokens.items()}
+        return as_tensors(dict(tokens), return_tensors)
+
+
+AutoImageProcessor.register(
+    AlignConfig,
+    image_processor_classes={"pil": AlignImageProcessor, "torchvision": AlignImageProcessor},
+    exist_ok=True,
+)
+AutoProcessor.register(AlignConfig, AlignProcessor, exist_ok=True)

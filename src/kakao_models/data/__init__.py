@@ -1,0 +1,1 @@
+"""Images and image-text data: reading pictures from anywhere, and the originals' resizing in numpy."""

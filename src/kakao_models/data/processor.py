@@ -1,0 +1,253 @@
+"""What the image processors of ALIGN and ViT share: one picture from anywhere in, one float32 array out."""
+
+import difflib
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import center_crop
+from transformers.processing_utils import ImagesKwargs
+
+from .images import load_image
+from .resize import center_box, resize_area, resize_bilinear, shorter_side_to
+from .tensors import as_tensors
+
+PREPROCESSINGS = ("hf", "tf")
+_TF_RESIZE = {Image.Resampling.BILINEAR: resize_bilinear, Image.Resampling.BOX: resize_area}
+# What transformers writes into, or accepts in, a preprocessor_config.json beside the fields below.
+_FOREIGN = frozenset(ImagesKwargs.__annotations__) | {"image_processor_type", "processor_class", "auto_map"}
+
+
+class ImageProcessorKwargs(ImagesKwargs, total=False):
+    """Fields that may be given to `from_pretrained` and in a call."""
+
+    preprocessing: str
+    rescale_offset: bool
+    include_top: bool
+
+
+class ImageProcessor(BaseImageProcessor):
+    """Resize, centre crop, rescale, normalise; configured as transformers' image processors are.
+
+    `preprocessing` chooses how:
+
+    - "hf": what transformers does, to the same pixel: PIL's antialiased filters, rounded to integers.
+    - "tf": what the original programs do: `tf.image.resize` without antialiasing and without rounding. `resample` is
+      PIL's BILINEAR (2) for bilinear, or BOX (4) for the area method.
+
+    A file without the field is "hf". transformers loads a model's folder with "tf" too, but by itself knows only
+    antialiased resizing; in a program that has imported this module its Auto classes give this class.
+    """
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    valid_kwargs = ImageProcessorKwargs
+    fields: ClassVar[tuple[str, ...]] = (
+        "preprocessing",
+        "do_resize",
+        "size",
+        "resample",
+        "do_center_crop",
+        "crop_size",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+    )
+    # The class of transformers that does the same, and its defaults where ours differ: they hold for a file that
+    # leaves a field out.
+    transformers_type: ClassVar[str]
+    transformers_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    preprocessing = "hf"
+    do_resize = True
+    resample = Image.Resampling.BILINEAR
+    do_center_crop = False
+    crop_size = None
+    do_rescale = True
+    rescale_factor = 1 / 255
+    rescale_offset = False
+    do_normalize = True
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    include_top = False
+
+    def __init__(self, **kwargs):
+        for name in self.fields:
+            value = kwargs.pop(name, None)
+            setattr(self, name, self._checked(name, getattr(type(self), name) if value is None else value))
+        self._refuse_misspelt(kwargs)
+        if kwargs.get("do_pad"):
+            raise ValueError(
+                f"{type(self).__name__} does not pad (do_pad={kwargs['do_pad']!r}); resize or crop instead"
+            )
+        kwargs.pop("image_processor_type", None)
+        super().__init__(**kwargs)
+
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        """(height, width) that `load_image(size_hint=...)` may be given, or None if pictures must be decoded in full.
+
+        Only antialiased resizing averages over all pixels, so that a JPEG decoded at reduced size gives the same
+        result. "tf" resizing takes single pixels of the full picture: from a reduced one it would take others, and
+        being equal to the original program is the point of it.
+        """
+        return self._decode_size(self._options({}))
+
+    def preprocess(self, images, *, return_tensors: str | None = None, **changes) -> BatchFeature:
+        """Prepares one picture, a list of pictures, or a 4-dimensional array of them.
+
+        Args:
+            images: whatever `load_image` reads, in any mixture and of any sizes. Whatever the type of their pixels,
+                pictures become 8-bit RGB first, so without rescaling values lie in 0..255.
+            return_tensors: "np", "pt", "tf" or "jax"; None for a list of numpy arrays.
+            changes: fields of the configuration, for this call.
+
+        Returns:
+            `pixel_values`, float32 (B, 3, height, width).
+        """
+        options = self._options(changes)
+        pictures = [self._one(source, options) for source in _flat(images)]
+        if not pictures:
+            raise ValueError(f"{type(self).__name__} got no images, but an empty {type(images).__name__}")
+        shapes = {picture.shape for picture in pictures}
+        if return_tensors is not None and len(shapes) > 1:
+            raise ValueError(
+                f"pictures of different sizes (channels, height, width) do not stack: {sorted(shapes)}. "
+                "Leave do_resize on, crop, or leave return_tensors out"
+            )
+        return as_tensors({"pixel_values": pictures}, return_tensors)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        given = {name: value for name, value in image_processor_dict.items() if value is not None}
+        return super().from_dict({**cls.transformers_defaults, **given}, **kwargs)
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        del values["image_processor_type"]
+        # transformers looks the class up by this name, and by the model's config.json where there is none. Only the
+        # second way leads to our class (once it is imported), and only "tf" needs ours.
+        if self.preprocessing == "hf":
+            values["image_processor_type"] = self.transformers_type
+        return values
+
+    def _options(self, changes: dict) -> SimpleNamespace:
+        if unknown := changes.keys() - {*self.fields, "do_convert_rgb"}:  # the last is always done
+            name = min(unknown)
+            raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.fields)}")
+        options = SimpleNamespace(rescale_offset=False, include_top=False)
+        for name in self.fields:
+            value = changes.get(name)
+            setattr(options, name, self._checked(name, getattr(self, name) if value is None else value))
+        if options.preprocessing == "tf" and options.do_resize and options.resample not in _TF_RESIZE:
+            raise ValueError(
+                f'preprocessing="tf" resizes with resample 2 (bilinear) or 4 (area), got {options.resample}; '
+                'for PIL\'s other filters use preprocessing="hf"'
+            )
+        if options.do_center_crop and options.crop_size is None:
+            raise ValueError("do_center_crop needs a crop_size")
+        return options
+
+    def _checked(self, name: str, value):
+        if name == "preprocessing" and value not in PREPROCESSINGS:
+            raise ValueError(f"preprocessing must be one of {PREPROCESSINGS}, got {value!r}")
+        if name in ("size", "crop_size") and value is not None:
+            return _size(name, value)
+        if name in ("image_mean", "image_std") and not isinstance(value, (int, float)):
+            return [float(v) for v in value]
+        return int(value) if name == "resample" else value
+
+    def _refuse_misspelt(self, kwargs: dict) -> None:
+        for name in kwargs.keys() - _FOREIGN:
+            if meant := difflib.get_close_matches(name, self.fields, n=1, cutoff=0.8):
+                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {meant[0]!r}?")
+
+    @staticmethod
+    def _decode_size(options: SimpleNamespace) -> tuple[int, int] | None:
+        if options.preprocessing == "tf" or not options.do_resize or options.resample == Image.Resampling.NEAREST:
+            return None
+        shorter = options.size.get("shortest_edge")  # neither side becomes smaller than that
+        return (shorter, shorter) if shorter else (options.size["height"], options.size["width"])
+
+    def _one(self, source, options: SimpleNamespace) -> np.ndarray:
+        picture = load_image(source, size_hint=self._decode_size(options))
+        return self._like_tf(picture, options) if options.preprocessing == "tf" else self._like_hf(picture, options)
+
+    def _like_hf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
+        if options.do_resize:
+            height, width = _resized(options.size, picture.height, picture.width, truncated=True)
+            picture = picture.resize((width, height), options.resample)
+        pixels = np.asarray(picture)
+        if options.do_center_crop:
+            crop = options.crop_size["height"], options.crop_size["width"]
+            pixels = center_crop(pixels, crop, data_format="channels_last", input_data_format="channels_last")
+        # A byte has 256 values: the arithmetic is done once for each of them, per channel.
+        table = _affine(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), options, np.float64)
+        return np.stack([table[channel].take(pixels[:, :, channel]) for channel in range(3)])
+
+    def _like_tf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
+        pixels = np.asarray(picture)
+        height, width = pixels.shape[:2]
+        if options.do_resize:
+            height, width = _resized(options.size, height, width, truncated=False)
+        box = (0, 0, height, width)
+        if options.do_center_crop:
+            box = center_box(height, width, options.crop_size["height"], options.crop_size["width"])
+        if options.do_resize:
+            pixels = _TF_RESIZE[options.resample](pixels, height, width, box)
+        else:
+            top, left, height, width = box
+            pixels = pixels[top : top + height, left : left + width].astype(np.float32)
+        return _affine(np.ascontiguousarray(pixels.transpose(2, 0, 1)), options, np.float32)
+
+
+def _flat(images) -> list:
+    if isinstance(images, (list, tuple)):
+        return [picture for part in images for picture in _flat(part)]
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _size(name: str, value) -> dict[str, int]:
+    """A size in any of transformers' spellings, as height and width, or as shortest_edge."""
+    if isinstance(value, int):
+        value = {"height": value, "width": value}
+    elif isinstance(value, (list, tuple)) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    else:
+        value = {key: side for key, side in dict(value).items() if side is not None}
+    allowed = [{"height", "width"}, {"shortest_edge"}][: 1 if name == "crop_size" else 2]
+    if value.keys() not in allowed or not all(isinstance(side, int) and side > 0 for side in value.values()):
+        raise ValueError(f"{name} must be a positive number of pixels or have the keys {allowed}, got {value}")
+    return value
+
+
+def _resized(size: dict[str, int], height: int, width: int, truncated: bool) -> tuple[int, int]:
+    if "height" in size:
+        return size["height"], size["width"]
+    shorter = size["shortest_edge"]
+    if not truncated:
+        return shorter_side_to(shorter, height, width)
+    longer = int(shorter * max(height, width) / min(height, width))  # transformers' rounding
+    return (longer, shorter) if width <= height else (shorter, longer)
+
+
+def _affine(pixels: np.ndarray, options: SimpleNamespace, precision: type) -> np.ndarray:
+    """Rescaling and normalisation of (3, ...) pixels. The original programs multiply in float32, transformers in float64;
+    all else is float32 in both."""
+    if options.do_rescale:
+        pixels = (pixels * precision(options.rescale_factor)).astype(np.float32, copy=False)
+        if options.rescale_offset:
+            pixels -= 1
+    per_channel = (-1, *[1] * (pixels.ndim - 1))
+    mean = np.float32(options.image_mean).reshape(per_channel)
+    std = np.float32(options.image_std).reshape(per_channel)
+    if options.do_normalize:
+        pixels = (pixels - mean) / std
+    if options.include_top:
+        pixels = pixels / std
+    return pixels
