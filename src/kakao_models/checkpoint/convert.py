@@ -1,0 +1,349 @@
+"""From a checkpoint of an original program to a folder ready for the Hub, with proof, and back."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from kakao_models.checkpoint import hub, proof
+from kakao_models.checkpoint.source import Source, read_source
+from kakao_models.checkpoint.tensorflow import SUFFIX, write_checkpoint
+from kakao_models.checkpoint.weightmap import permute
+
+REPORT = "conversion_report.json"
+_PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    weights: str | None = None,
+    tokenizer: str | None = None,
+    max_shard_size: int = 5 * 10**9,
+    reference: str | Path | None = None,
+    labels: list[str] | None = None,
+    advance: Callable[[str, int, int], None] = lambda step, done, total: None,
+    **overrides,
+) -> dict:
+    """Converts a checkpoint; `output` appears complete and proven, or not at all.
+
+    Args:
+        source: prefix, .index file or folder of a TensorFlow checkpoint.
+        output: folder to make; must not exist, or be empty.
+        weights: "raw" or "average" (default: average where there is one).
+        tokenizer: folder or Hub id whose tokenizer goes beside an ALIGN.
+        max_shard_size: bytes of tensors a file may hold.
+        reference: .npz of inputs and expected logits, see `proof.prove_against`.
+        labels: names of a ViT's classes.
+        advance: told (step, done, total) as the work goes on.
+        overrides: sizes that tensors do not show, see `recognize`.
+
+    Returns:
+        The report, which is also written beside the weights: source, hashes of every tensor and file, versions, and
+        the largest difference at every stage of the proof.
+
+    Raises:
+        ValueError: a broken or unknown checkpoint; `ProofError` if the result does not compute what the source does.
+        OSError: `output` is there already, or can't be written.
+    """
+    read = read_source(source, weights=weights, **overrides)
+    if labels:
+        _name_classes(read, labels)
+    with _unfinished(Path(output)) as folder:
+        tensors = _write_tensors(read, folder, max_shard_size, advance)
+        _write_config(read, folder)
+        _write_processor(read, folder, tokenizer)
+        _check_tensors(read, folder, tensors, advance)
+        advance("proof", 0, 1)
+        stages = proof.prove(read, folder)
+        if reference is not None:
+            stages += proof.prove_against(Path(reference), read.family, folder)
+        advance("proof", 1, 1)
+        report = {
+            "family": read.family,
+            "source": {
+                "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in read.files},
+                "spelling": read.spelling,
+                "weights": read.weights,
+                "moving_averages": read.has_averages,
+                "skipped": read.skipped,
+            },
+            "parameters": sum(int(np.prod(tensor["shape"])) for tensor in tensors.values()),
+            "proof": [asdict(stage) for stage in stages],
+            "tensors": tensors,
+            "versions": {"python": platform.python_version(), **_versions()},
+        }
+        (folder / "README.md").write_text(_card(read, report), encoding="utf-8")
+        report["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+        (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return report
+
+
+def verify(folder: str | Path) -> list[str]:
+    """What is wrong with a converted folder, compared with its report; an empty list if nothing is.
+
+    Raises:
+        OSError: there is no report, or it can't be read.
+        ValueError: the report is broken.
+    """
+    folder = Path(folder)
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        files, tensors = dict(report["files"]), dict(report["tensors"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / REPORT} is no report of a conversion ({error!r})") from error
+    wrong = []
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            wrong.append(f"{name}: missing")
+        elif sha256_of(folder / name) != digest:
+            wrong.append(f"{name}: not the file that was written")
+    try:
+        for key, array in read_tensors(folder):
+            if key not in tensors:
+                wrong.append(f"{key}: a tensor the report does not know")
+            elif _digest(array) != tensors.pop(key)["sha256"]:
+                wrong.append(f"{key}: not the tensor that was written")
+    except Exception as error:  # safetensors raises its own kind of error, and that of the system
+        wrong.append(f"the weights can't be read: {error}")
+    return wrong + [f"{key}: missing" for key in tensors]
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a folder's safetensors files, one at a time."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as tensors:
+            for key in tensors.keys():
+                yield key, tensors.get_tensor(key)
+
+
+def sha256_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.asarray(array, order="C").tobytes()).hexdigest()
+
+
+@contextmanager
+def _unfinished(output: Path) -> Iterator[Path]:
+    """A folder beside `output`, which takes its name once the block is through; what is left of a killed run is cleared."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+    folder = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for path in folder.iterdir():
+            _flush(path)
+        os.replace(folder, output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -> dict[str, dict]:
+    """model.safetensors, or its shards and their index. Returns what the report says of each tensor."""
+    described = {}
+
+    def canonical(slot) -> np.ndarray:
+        array = permute(source.tensors[slot.local_key], slot.local_axes, slot.axes)
+        described[slot.key] = {
+            "sha256": _digest(array),
+            "dtype": str(array.dtype),
+            "shape": list(array.shape),
+            "source": slot.local_key,
+        }
+        advance("tensors", len(described), len(source.slots))
+        return array
+
+    _check_complete(source)
+    hub.write_shards(
+        folder,
+        {slot.key: _shape_of(source, slot) for slot in source.slots},
+        {slot.key: (lambda slot=slot: canonical(slot)) for slot in source.slots},
+        max_shard_size,
+    )
+    return described
+
+
+def _check_complete(source: Source) -> None:
+    wanted = {slot.local_key for slot in source.slots}
+    missing, unknown = sorted(wanted - set(source.tensors)), sorted(set(source.tensors) - wanted)
+    if missing or unknown:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} tensors are missing ({', '.join(missing[:5])}) and {len(unknown)} are "
+            f"unknown ({', '.join(unknown[:5])}). Is this another model or size?"
+        )
+
+
+def _shape_of(source: Source, slot) -> tuple[int, ...]:
+    shape = source.tensors.shape(slot.local_key)
+    try:
+        return permute(np.broadcast_to(np.float32(0), shape), slot.local_axes, slot.axes).shape
+    except ValueError as error:
+        raise ValueError(f"{slot.local_key} (for {slot.key}): {error}. Is this another model or size?") from None
+
+
+def _check_tensors(source: Source, folder: Path, described: Mapping[str, dict], advance) -> None:
+    """Every tensor on disk, turned back, is the source's to the bit."""
+    slots = {slot.key: slot for slot in source.slots}
+    for done, (key, array) in enumerate(read_tensors(folder), 1):
+        slot = slots[key]
+        back = permute(array, slot.axes, slot.local_axes)
+        if back.tobytes() != source.tensors[slot.local_key].tobytes():
+            raise ValueError(f"{key}: what is on disk is not {slot.local_key} of the source. Is the disk faulty?")
+        advance("reading back", done, len(described))
+
+
+def _write_config(source: Source, folder: Path) -> None:
+    classes = {"align": "AlignModel", "vit": "ViTForImageClassification" if source.config.num_labels else "ViTModel"}
+    source.config.architectures = [classes[source.family]]
+    source.config.save_pretrained(folder)
+
+
+def _write_processor(source: Source, folder: Path, tokenizer: str | None) -> None:
+    if source.family == "vit":
+        from kakao_models.vit.processing import ViTImageProcessor
+
+        if source.config.representation_size:  # the pretraining program's evaluation
+            size = source.config.image_size
+            processor = ViTImageProcessor(
+                preprocessing="tf",
+                size={"shortest_edge": round(size * 256 / 224)},
+                resample=4,
+                do_center_crop=True,
+                crop_size=size,
+            )
+        else:
+            processor = ViTImageProcessor(preprocessing="tf", size=source.config.image_size)
+        processor.save_pretrained(folder)
+        return
+    from kakao_models.align.processing import AlignImageProcessor
+
+    crop = source.config.vision_config.image_size
+    AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop).save_pretrained(folder)
+    if tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        words = AutoTokenizer.from_pretrained(hub.resolve(tokenizer))
+        if len(words) > source.config.text_config.vocab_size:
+            raise ValueError(
+                f"the tokenizer {tokenizer} has {len(words)} tokens, the model {source.config.text_config.vocab_size}"
+            )
+        words.save_pretrained(folder)
+
+
+def _name_classes(source: Source, labels: list[str]) -> None:
+    if source.family != "vit" or len(labels) != source.config.num_labels:
+        wanted = source.config.num_labels if source.family == "vit" else "none: an ALIGN has no classes"
+        raise ValueError(f"labels: got {len(labels)} names, wanted {wanted}")
+    source.config.id2label = dict(enumerate(labels))
+    source.config.label2id = {name: index for index, name in enumerate(labels)}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _card(source: Source, report: dict) -> str:
+    tags = {
+        "align": ("zero-shot-image-classification", "AlignModel", "ALIGN"),
+        "vit": ("image-classification", "ViTForImageClassification", "ViT"),
+    }
+    task, loader, name = tags[source.family]
+    if source.family == "vit" and not source.config.num_labels:
+        task, loader = "image-feature-extraction", "ViTModel"
+    worst = max(report["proof"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
+    return f"""---
+library_name: kakao-models
+pipeline_tag: {task}
+license: apache-2.0
+tags:
+- {source.family}
+---
+
+# {name}, converted from the original program's checkpoint
+
+{report["parameters"]:,} parameters. `preprocessor_config.json` asks for the original's own resizing (`"preprocessing": "tf"`).
+
+```python
+from kakao_models import {loader}
+
+model = {loader}.from_pretrained("path/or/name/of/this/folder")
+```
+
+## Conversion
+
+Taken: the {"moving averages of the weights" if source.weights == "average" else "raw weights"}\
+{"; the checkpoint also holds the other" if source.has_averages else ""}. Every tensor on disk, turned back, equals the
+source's to the bit. Run on fixed inputs against an independent forward pass on the source's tensors, the largest difference
+relative to what is allowed is {worst["difference"]:.2g} of {worst["limit"]:.2g}, in {worst["name"]}. `{REPORT}` has every
+stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a folder against it.
+"""
+
+
+def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "model") -> None:
+    """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
+
+    Args:
+        folder: config.json and safetensors files of an ALIGN or a ViT.
+        prefix: the checkpoint's path without suffix, such as `out/model-weights`; its folder is made.
+        spelling: of a ViT's keys, see `TPU_SPELLINGS`: "model" for `model.load_weights`, "manager" for
+            `tf.train.Checkpoint(model=, backbone=)`, "backbone" for `model.backbone.load_weights`.
+
+    Raises:
+        ValueError: the tensors are not those that config.json describes.
+        OSError: a file is missing, or the checkpoint is there already.
+    """
+    from kakao_models.align.config import AlignConfig
+    from kakao_models.align.weights import align_tpu_slots
+    from kakao_models.vit.config import ViTConfig
+    from kakao_models.vit.weights import vit_tpu_slots
+
+    folder, prefix = Path(hub.resolve(folder)), Path(prefix)
+    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if family == "align":
+        slots = align_tpu_slots(AlignConfig.from_pretrained(folder))
+    elif family == "vit":
+        slots = vit_tpu_slots(ViTConfig.from_pretrained(folder), spelling)
+    else:
+        raise ValueError(f"{folder}: model_type is {family!r}, wanted 'align' or 'vit'")
+    homes = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as tensors:
+            homes |= {key: file for key in tensors.keys() if not key.endswith(hub.COUNTER)}
+    missing, unknown = sorted({s.key for s in slots} - homes.keys()), sorted(homes.keys() - {s.key for s in slots})
+    if missing or unknown:
+        raise ValueError(
+            f"{folder}: missing {missing[:5]}, unknown {unknown[:5]}. Is config.json another checkpoint's?"
+        )
+
+    def original(slot) -> np.ndarray:
+        with safe_open(homes[slot.key], "np") as tensors:
+            return permute(tensors.get_tensor(slot.key), slot.axes, slot.local_axes).astype(np.float32, copy=False)
+
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(prefix, {slot.local_key + SUFFIX: (lambda slot=slot: original(slot)) for slot in slots})

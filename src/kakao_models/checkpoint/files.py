@@ -1,0 +1,61 @@
+"""Single files of a checkpoint, wherever it is: a folder, this package, the Hub."""
+
+import os
+from pathlib import Path
+
+from kakao_models.checkpoint.hub import bundled_checkpoints, resolve
+
+
+class HubUnreachable(OSError):
+    """The Hub did not answer, and the file is not in the local cache."""
+
+
+def fetch(
+    name_or_path: str | os.PathLike,
+    filename: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str = "",
+) -> Path:
+    """Path of a file of a checkpoint; from the Hub it is downloaded unless the cache has it.
+
+    One attempt is made to reach the Hub where huggingface_hub makes six, which take 25 seconds to fail.
+
+    Raises:
+        HubUnreachable: no connection, and not in the cache.
+        OSError: no such checkpoint, or it has no such file.
+    """
+    source = resolve(name_or_path)
+    if os.path.isdir(source):
+        path = Path(source, subfolder, filename)
+        if not path.is_file():
+            raise OSError(f"{name_or_path}: the folder {path.parent} has no {filename}. Is it a checkpoint's folder?")
+        return path
+    return _from_hub(source, f"{subfolder}/{filename}".lstrip("/"), revision, token)
+
+
+def _from_hub(repo: str, filename: str, revision: str | None, token: str | bool | None) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    bundled = ", ".join(bundled_checkpoints()) or "none"
+    try:
+        cached = try_to_load_from_cache(repo, filename, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision), token=token)
+        return Path(hf_hub_download(repo, filename, revision=revision, token=token))
+    except HFValidationError:
+        raise OSError(
+            f"{repo}: no such folder, and no name of a checkpoint on the Hub (owner/name) or in this package ({bundled})"
+        ) from None
+    except HfHubHTTPError as error:
+        raise OSError(
+            f"{repo}: the Hub does not give {filename}: {str(error).splitlines()[0]} Is the name right, and "
+            f"revision {revision or 'main'}? A private or gated checkpoint needs a token. In this package: {bundled}"
+        ) from error
+    except Exception as error:  # the HTTP client's own errors, whose module changes with huggingface_hub's version
+        raise HubUnreachable(
+            f"{repo}: no such folder, and the Hugging Face Hub can't be reached to get it from ({error})"
+        ) from error

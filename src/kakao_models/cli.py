@@ -1,0 +1,245 @@
+"""The command `kakao-models`: one short function per verb, no logic of its own.
+
+Exit codes: 0 fine, 1 some inputs failed (listed on stderr), 2 nothing could be done (said on stderr).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kakao_models import __version__
+
+DEFAULT_MODEL = "kakaobrain/align-base"
+BUNDLED_MODEL = "align-tiny"
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings=_CONTEXT,
+    help="Classify and embed images and texts with Kakao Brain's ALIGN and ViT models.",
+    epilog=f"[b]{BUNDLED_MODEL}[/b] is a small model inside this package: with --model {BUNDLED_MODEL} everything works "
+    "without a network.",
+)
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help=f"A Hub id, a folder, or {BUNDLED_MODEL}.", rich_help_panel="Model")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel="Model", show_default=False)
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1, mps: what runs the model.", rich_help_panel="Model")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel="Model")]
+
+
+@app.command(no_args_is_help=True)
+def classify(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, folders of images, URLs.")],
+    labels: Annotated[str | None, typer.Option("--labels", "-l", help="Labels, separated by commas.")] = None,
+    labels_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a label per line.")
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="The sentence made of a label, {} being the label; give several to average over them."),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels are shown.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw the photographs beside bars of their scores, into this .png or .jpg.")
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+) -> None:
+    """Say which label fits each photo.
+
+    Labels are yours to name, if the model is an ALIGN. A ViT with a classifier has its own: leave them out.
+
+    [b]Examples[/b]
+
+      kakao-models classify cat.jpg --labels "a cat,a dog,a red car"
+
+      kakao-models classify holiday/ --labels-file places.txt --template "a photo of {}" --picture scores.png
+
+      kakao-models classify cat.jpg --model kakaobrain/vit-large-patch16-384
+    """
+    names = _labels(labels, labels_file)
+    if not names and model == DEFAULT_MODEL:
+        raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
+    _check_picture(picture)
+    sources = _expanded(photos)
+    _prepare(model, revision)
+    from kakao_models import pipeline
+    from kakao_models.inference.output import print_scores, scores_as_json
+    from kakao_models.inference.picture import draw_files
+
+    task = "zero-shot-image-classification" if names else "image-classification"
+    defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
+    run = pipeline(task, model, revision=revision, device=device, batch_size=batch_size, **_given(defaults))
+    results = run(sources, top_k=top_k, on_error="ignore", progress=None)
+    if as_json:
+        print(scores_as_json(sources, results, run.embedder.failures))
+    else:
+        print_scores(sources, results)
+    if picture:
+        draw_files(picture, sources, results)
+    _finish(run.embedder.failures)
+
+
+@app.command(no_args_is_help=True)
+def embed(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Images, folders of images, URLs; or .txt files, a text per line."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to: a name that ends in .npy or .parquet.")
+    ] = ...,
+    text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be repeated.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A file of any name with a text per line.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+) -> None:
+    """Write embeddings of images or texts, a row each.
+
+    NAME.npy has the names of its rows beside it, in NAME.names.json; .parquet has the columns name and embedding.
+    Images that can't be read are left out and listed.
+
+    [b]Examples[/b]
+
+      kakao-models embed photos/ -o photos.npy
+
+      kakao-models embed captions.txt -o captions.parquet --normalize
+
+      kakao-models embed --text "a cat" --text "a dog" -o two.npy
+    """
+    sentences, sources = _texts_and_images(inputs or [], text or [], texts)
+    if bool(sentences) == bool(sources):
+        raise typer.BadParameter("give images or texts, and not both in one file")
+    from kakao_models.inference.output import check_format, write_embeddings
+
+    check_format(output)
+    _prepare(model, revision)
+    from kakao_models import Embedder
+
+    embedder = Embedder(model, revision=revision, device=device, batch_size=batch_size)
+    if sentences:
+        names, rows = sentences, embedder.texts(sentences, normalize=normalize)
+    else:
+        rows = embedder.images(sources, normalize=normalize, on_error="ignore")
+        failed = {failure.index for failure in embedder.failures}
+        kept = [index for index in range(len(sources)) if index not in failed]
+        names, rows = [sources[index] for index in kept], rows[kept]
+    if len(rows):
+        written = write_embeddings(output, names, rows)
+        print(f"{len(rows)} embeddings of width {embedder.dim} in {' and '.join(map(str, written))}")
+    _finish(embedder.failures)
+
+
+@app.command(no_args_is_help=True)
+def info(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"A Hub id, a folder, or {BUNDLED_MODEL}.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every tensor.")] = False,
+    revision: Revision = None,
+) -> None:
+    """Say what a checkpoint is: towers, sizes, preprocessing, files. Its weights are not loaded.
+
+    [b]Example[/b]
+
+      kakao-models info align-tiny
+    """
+    from kakao_models.checkpoint.info import as_text, describe
+
+    _prepare(model, revision)
+    facts = describe(model, revision=revision)
+    print(json.dumps(facts, indent=1) if as_json else as_text(facts))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and exits. Errors that a user can do something about come as one message, without a traceback."""
+    from kakao_models.checkpoint.files import HubUnreachable
+
+    try:
+        app(arguments, prog_name="kakao-models")
+    except HubUnreachable as error:
+        _give_up(f"{error}\nWithout a network, use the small model inside this package: --model {BUNDLED_MODEL}")
+    except (OSError, ValueError, ImportError) as error:
+        _give_up(str(error))
+
+
+def _give_up(message: str) -> None:
+    print(f"kakao-models: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _finish(failures: list) -> None:
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _given(options: dict) -> dict:
+    return {name: value for name, value in options.items() if value}
+
+
+def _labels(labels: str | None, file: Path | None) -> list[str]:
+    lines = (labels or "").split(",") + (file.read_text(encoding="utf-8").splitlines() if file else [])
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) -> tuple[list[str], list[str]]:
+    files = [Path(name) for name in inputs if name.lower().endswith(".txt")] + ([file] if file else [])
+    lines = [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    return texts + list(filter(None, lines)), _expanded(name for name in inputs if Path(name) not in files)
+
+
+def _expanded(inputs) -> list[str]:
+    from kakao_models.inference.stream import each_source
+
+    return [str(source) for name in inputs for source in each_source(name)]
+
+
+def _prepare(model: str, revision: str | None) -> None:
+    """What has to come before the import of a framework, which takes seconds."""
+    from huggingface_hub.utils import enable_progress_bars
+
+    from kakao_models.checkpoint.files import fetch
+
+    fetch(model, "config.json", revision=revision)  # a wrong name is said at once
+    # What transformers says while it loads helps no user of the command. Downloads keep their progress bars.
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()
+
+
+def _check_picture(path: Path | None) -> None:
+    if path and (path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir()):
+        raise typer.BadParameter(f"--picture {path}: wanted a name that ends in .png or .jpg, in a folder that exists")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""`Embedder`: the one door to a running model for everything that is not training.
+
+Axes: N inputs  D width of an embedding
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from kakao_models.checkpoint.hub import resolve
+from kakao_models.data.images import load_image
+from kakao_models.inference.engines import TorchEngine
+from kakao_models.inference.progress import Progress
+from kakao_models.inference.stream import Failure, ImageBatch, collect, each_source, report, stream_batches
+
+MAX_TOKENS = 64  # ALIGN was trained on texts of at most 64 tokens
+_WINDOW = 16_384  # texts that are tokenised and sorted by length at a time
+
+
+class Embedder:
+    """Images and texts → float32 numpy arrays, from an ALIGN or a ViT.
+
+    After each run `failures` lists the images of that run that could not be read.
+
+    Args:
+        model: a Hub id, a folder, the name of a checkpoint inside this package, or a loaded model (see `TorchEngine`).
+        processor: an `AlignProcessor`, or a `ViTImageProcessor`; by default the checkpoint's own. `image_processor`
+            and `tokenizer` replace one part of it.
+        device: "auto" takes the GPU if there is one.
+        dtype: what the model computes in: "float32" (the default), "bfloat16", "float16". Results are always float32.
+        batch_size: images at a time; as many texts of 64 tokens, and more of shorter ones.
+        num_workers: threads that read and preprocess images; by default one per processor core, at most 8.
+        image_options: further arguments of `kakao_models.data.images.load_image`, such as `max_pixels`.
+        revision, token, subfolder: as of `from_pretrained`.
+
+    Raises:
+        OSError: no such checkpoint, or one of its files can't be read.
+        ValueError: another kind of model, or one that does not go with the processor.
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        processor=None,
+        image_processor=None,
+        tokenizer=None,
+        device: str | int = "auto",
+        dtype: str | None = None,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        image_options: dict | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str = "",
+    ):
+        where = dict(revision=revision, token=token, subfolder=subfolder)
+        if isinstance(model, (str, os.PathLike)):
+            self.name = os.fspath(model)
+            self.engine = TorchEngine.load(model, device=device, dtype=dtype, **where)
+        else:
+            self.name = getattr(model, "name_or_path", "") or type(model).__name__
+            self.engine = TorchEngine(model, device=device, dtype=dtype)
+        texts = self.engine.reads_texts
+        if processor is None and (image_processor is None or (texts and tokenizer is None)):
+            processor = _processor(texts, self.name, where)
+        self.image_processor = image_processor or getattr(processor, "image_processor", processor)
+        self.tokenizer = (tokenizer or getattr(processor, "tokenizer", None)) if texts else None
+        self.batch_size = _positive("batch_size", batch_size)
+        self.num_workers = _positive("num_workers", num_workers or min(8, os.cpu_count() or 1))
+        self.image_options = dict(image_options or {})
+        self.failures: list[Failure] = []
+
+    @property
+    def config(self):
+        """The model's configuration."""
+        return self.engine.config
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.engine.dim
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer texts are cut to this many tokens."""
+        return min(MAX_TOKENS, self.config.text_config.max_position_embeddings)
+
+    def images(
+        self,
+        sources,
+        *,
+        normalize: bool = False,
+        batch_size: int | None = None,
+        on_error: str = "report",
+        progress: bool | None = None,
+    ) -> np.ndarray:
+        """Embeddings (N, D) of images, in the order given.
+
+        Args:
+            sources: a path, URL, PIL image, array (H, W, 3) or bytes; a folder; or any iterable of images, which may
+                be a generator of millions: besides the result only a few batches are in memory.
+            normalize: scale each row to length 1.
+            on_error: an image that can't be read makes a row of NaN, an entry in `failures` and, at the end, one
+                warning that names it ("report"); the first two alone ("ignore"); or it stops the run ("raise").
+            progress: show a progress bar: at once, never, or (None) on a terminal when the run is long.
+
+        Raises:
+            ImageError: an image can't be read, with `on_error="raise"`.
+        """
+        batches = self.iter_images(
+            sources, normalize=normalize, batch_size=batch_size, on_error=on_error, progress=progress
+        )
+        return collect(batches, _length(sources), self.dim)
+
+    def class_logits(
+        self, sources, *, batch_size: int | None = None, on_error: str = "report", progress: bool | None = None
+    ) -> np.ndarray:
+        """What the model's classifier says of images, (N, classes), before any softmax; arguments as of `images`."""
+        batches = self.iter_images(
+            sources, output="logits", batch_size=batch_size, on_error=on_error, progress=progress
+        )
+        return collect(batches, _length(sources), self.config.num_labels)
+
+    def iter_images(
+        self,
+        sources,
+        *,
+        output: str = "features",
+        normalize: bool = False,
+        batch_size: int | None = None,
+        on_error: str = "report",
+        progress: bool | None = False,
+        image_options: dict | None = None,
+        processor_options: dict | None = None,
+    ) -> Iterator[ImageBatch]:
+        """As `images`, in batches as they are done, whatever comes of a batch being forgotten after it is used.
+
+        Args:
+            output: "features" (n, D); "logits" (n, classes) of a model with a classifier; "hidden", the last hidden
+                state of the image tower.
+            image_options, processor_options: further arguments of `load_image` and of the image processor.
+        """
+        run = self._outputs(output)
+        if on_error not in ("report", "ignore", "raise"):
+            raise ValueError(f"on_error: got {on_error!r}, wanted 'report', 'ignore' or 'raise'")
+        size = self.batch_size if batch_size is None else _positive("batch_size", batch_size)
+        prepare = self._preparing(image_options or {}, processor_options or {})
+        return self._run(each_source(sources), prepare, run, normalize, size, on_error, progress)
+
+    def _run(self, sources, prepare, run, normalize, batch_size, on_error, progress) -> Iterator[ImageBatch]:
+        failures = self.failures = []
+        done = 0
+        batches = stream_batches(
+            sources,
+            prepare,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            stop_at_failure=on_error == "raise",
+        )
+        with Progress("images", _length(sources), progress) as bar:
+            for batch in batches:
+                values = run(batch.values) if len(batch.indices) else np.empty((0, 0), np.float32)
+                failures += batch.failures
+                yield batch._replace(values=l2_normalize(values) if normalize else values)
+                steps = len(batch.indices) + len(batch.failures)
+                done += steps
+                bar.advance(steps)
+        if failures and on_error == "report":
+            warnings.warn(report(failures, done), stacklevel=3)
+
+    def _outputs(self, output: str) -> Callable[[np.ndarray], np.ndarray]:
+        known = {"features": self.engine.features, "hidden": self.engine.hidden, "logits": self.engine.logits}
+        if output not in known:
+            raise ValueError(f"output: got {output!r}, wanted one of {', '.join(known)}")
+        if output == "logits" and not self.engine.classifies:
+            raise ValueError(
+                f"{self.name} has no classifier: it is {type(self.engine.model).__name__}. A ViTForImageClassification "
+                "has one; ALIGN needs labels to choose from (--labels, or the zero-shot-image-classification pipeline)"
+            )
+        return known[output]
+
+    def _preparing(self, image_options: dict, processor_options: dict) -> Callable[[Any], np.ndarray]:
+        options = {"size_hint": getattr(self.image_processor, "decode_size", None)} | self.image_options | image_options
+        if processor_options:
+            options["size_hint"] = None  # the processor may now need more pixels than it said
+
+        def prepare(source) -> np.ndarray:
+            image = load_image(source, **options)
+            return self.image_processor(images=image, return_tensors="np", **processor_options)["pixel_values"][0]
+
+        return prepare
+
+    def texts(
+        self,
+        texts: str | Iterable[str],
+        *,
+        normalize: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> np.ndarray:
+        """Embeddings (N, D) of texts, in the order given; equal texts are computed once.
+
+        Texts of like length share a batch, padded to its longest, which gives what padding all to 64 tokens would.
+        Longer texts are cut to `max_tokens`. Arguments as of `images`.
+
+        Raises:
+            ValueError: the model reads no texts, or one of `texts` is no string.
+        """
+        if not self.engine.reads_texts:
+            raise ValueError(f"{self.name} reads no texts: it is a ViT. ALIGN embeds texts.")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"texts[{index}]: wanted a string, got {type(text).__name__} ({text!r:.80})")
+        place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        unique = list(place)
+        budget = MAX_TOKENS * (self.batch_size if batch_size is None else _positive("batch_size", batch_size))
+        embeddings = np.empty((len(unique), self.dim), np.float32)
+        with Progress("texts", len(unique), progress) as bar:
+            for start in range(0, len(unique), _WINDOW):
+                for rows, ids, mask in self._token_batches(unique[start : start + _WINDOW], budget):
+                    embeddings[start + rows] = self.engine.texts(ids, mask)
+                    bar.advance(len(rows))
+        if normalize:
+            embeddings = l2_normalize(embeddings)
+        return embeddings if len(unique) == len(texts) else embeddings[[place[text] for text in texts]]
+
+    def _token_batches(self, texts: list[str], budget: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(rows of `texts`, ids, mask), with at most `budget` tokens in a batch, padding included."""
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        lengths = np.array([len(ids) for ids in tokens])
+        longest_first = np.argsort(-lengths, kind="stable")
+        while len(longest_first):
+            longest = lengths[longest_first[0]]
+            rows, longest_first = np.split(longest_first, [max(1, budget // longest)])
+            ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, np.int64)
+            for line, row in zip(ids, rows):
+                line[: lengths[row]] = tokens[row]
+            yield rows, ids, (np.arange(longest) < lengths[rows, None]).astype(np.int64)
+
+    def similarity(self, image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
+        """Cosine similarity (images, texts) of embeddings, normalised or not."""
+        return l2_normalize(image_embeds) @ l2_normalize(text_embeds).T
+
+    def logits(self, image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
+        """`similarity` divided by the model's temperature: a softmax over the texts gives their scores."""
+        return self.similarity(image_embeds, text_embeds) / np.float32(self.engine.temperature)
+
+
+def l2_normalize(x: np.ndarray) -> np.ndarray:
+    """Rows of `x` scaled to length 1, as the models do it: x / sqrt(max(sum of squares, 1e-12))."""
+    return x / np.sqrt(np.maximum(np.square(x).sum(-1, keepdims=True), 1e-12))
+
+
+def _length(sources) -> int | None:
+    return len(sources) if isinstance(sources, (list, tuple)) else None
+
+
+def _processor(reads_texts: bool, name: str, where: dict):
+    from kakao_models import AlignProcessor, ViTImageProcessor
+
+    return (AlignProcessor if reads_texts else ViTImageProcessor).from_pretrained(resolve(name), **where)
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+    return value

@@ -1,0 +1,93 @@
+"""Results for files and screens."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kakao_models.inference.stream import Failure
+
+FORMATS = (".npy", ".parquet")
+
+
+def write_embeddings(path: str | os.PathLike, names: Sequence[str], rows: np.ndarray) -> list[Path]:
+    """Writes embeddings (N, D) with the N names of what they are of, and returns the files written.
+
+    `out.npy` is the array, with the names in `out.names.json` beside it; `out.parquet` has the columns `name` and
+    `embedding`. Files are complete or not there: they are written under another name first.
+
+    Raises:
+        ValueError: another suffix, or not as many names as rows.
+        ImportError: .parquet without pyarrow.
+    """
+    path = Path(path)
+    check_format(path)
+    if len(names) != len(rows):
+        raise ValueError(f"{path}: got {len(names)} names for {len(rows)} rows")
+    if path.suffix == ".npy":
+        beside = path.with_suffix(".names.json")
+        _write(beside, lambda file: file.write(json.dumps(list(names), ensure_ascii=False, indent=0).encode()))
+        _write(path, lambda file: np.save(file, rows))
+        return [path, beside]
+    import pyarrow
+    import pyarrow.parquet
+
+    values = pyarrow.array(np.ascontiguousarray(rows, np.float32).reshape(-1))
+    table = pyarrow.table(
+        {"name": list(names), "embedding": pyarrow.FixedSizeListArray.from_arrays(values, rows.shape[1])}
+    )
+    _write(path, lambda file: pyarrow.parquet.write_table(table, file))
+    return [path]
+
+
+def check_format(path: str | os.PathLike) -> None:
+    """Raises what `write_embeddings` would raise for this path, before there is anything to write."""
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: wanted a name that ends in {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{path}: .parquet needs pyarrow: pip install pyarrow. Or write .npy") from error
+
+
+def _write(path: Path, write) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            write(file)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def scores_as_json(sources: Sequence[str], results: Sequence[list[dict] | None], failures: Sequence[Failure]) -> str:
+    """`[{"image": ..., "scores": [{"score": ..., "label": ...}, ...]}, ...]`, or "error" instead of "scores"."""
+    reasons = {failure.index: failure.reason for failure in failures}
+    entries = [
+        {"image": source, "error": reasons[index]} if scores is None else {"image": source, "scores": scores}
+        for index, (source, scores) in enumerate(zip(sources, results))
+    ]
+    return json.dumps(entries, indent=1, ensure_ascii=False)
+
+
+def print_scores(sources: Sequence[str], results: Sequence[list[dict] | None]) -> None:
+    """A table on stdout, a line per image that has results."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("photo", box=None, pad_edge=False, header_style="dim")
+    shown = [(source, scores) for source, scores in zip(sources, results) if scores is not None]
+    for place in range(max((len(scores) for _, scores in shown), default=0)):
+        table.add_column("best label" if place == 0 else "", style="bold" if place == 0 else "dim")
+    for source, scores in shown:
+        table.add_row(escape(source), *(f"{escape(entry['label'])} {entry['score']:.1%}" for entry in scores))
+    if shown:
+        Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,253 @@
+"""Pipelines with transformers' arguments and results, over an `Embedder`."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.labels import LabelEmbeddings
+from kakao_models.inference.stream import ImageBatch, is_single
+
+HYPOTHESIS_TEMPLATE = "This is a photo of {}."  # transformers' default
+
+
+class ImagePipeline:
+    """What the pipelines share. What goes in decides what comes out:
+
+    one image gives one result; a list, a tuple or a folder (the images under it, sorted by path) a list of results; a
+    generator, or any other iterable, a generator of results, which reads a few batches ahead.
+
+    Args:
+        embedder: what runs the model.
+        defaults: arguments of `run` that hold unless a call says otherwise.
+    """
+
+    task: str
+
+    def __init__(self, embedder: Embedder, **defaults):
+        known = list(inspect.signature(self.run).parameters)[1:]
+        unknown = sorted(defaults.keys() - set(known))
+        if unknown:
+            raise TypeError(f"pipeline {self.task!r} has no argument {unknown[0]!r}; it has {', '.join(known)}")
+        self.embedder = embedder
+        self._defaults = defaults
+
+    def __call__(self, inputs: Any = None, *, images: Any = None, **arguments) -> Any:
+        """Results for `inputs` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
+        inputs = images if inputs is None else inputs
+        if inputs is None:
+            raise TypeError(f"pipeline {self.task!r}: no images given")
+        given = {name: value for name, value in arguments.items() if value is not None}
+        results = self.run(inputs, **(self._defaults | given))
+        if is_single(inputs):
+            return next(results)
+        return list(results) if isinstance(inputs, (list, tuple, str, os.PathLike)) else results
+
+    def run(self, images: Any, **arguments) -> Iterator[Any]:
+        """A result per image, in order. Arguments are checked at once, images are read as results are taken."""
+        raise NotImplementedError
+
+    def _results(
+        self,
+        images,
+        output: str,
+        finish: Callable[[np.ndarray], list],
+        *,
+        timeout: float | None,
+        batch_size: int | None,
+        on_error: str,
+        progress: bool | None,
+        processor_options: dict | None = None,
+    ) -> Iterator[Any]:
+        batches = self.embedder.iter_images(
+            images,
+            output=output,
+            batch_size=batch_size,
+            on_error=on_error,
+            progress=progress,
+            image_options={} if timeout is None else {"timeout": timeout},
+            processor_options=processor_options,
+        )
+        return _in_order(batches, finish)
+
+
+class ZeroShotImageClassification(ImagePipeline):
+    """Which of the labels you name fits an image.
+
+    Labels are embedded once and kept, so the model's weights must not change while the pipeline is in use.
+    """
+
+    task = "zero-shot-image-classification"
+
+    def __init__(self, embedder: Embedder, **defaults):
+        if not embedder.engine.reads_texts:
+            raise ValueError(f"{embedder.name} is a ViT: it reads no texts, so it can't compare images with labels")
+        super().__init__(embedder, **defaults)
+        self._label_embeddings = LabelEmbeddings(embedder)
+
+    def __call__(
+        self, image: Any = None, candidate_labels: Iterable[str] | None = None, *, images: Any = None, **arguments
+    ) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
+        """Results for `image` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
+        return super().__call__(image, images=images, candidate_labels=candidate_labels, **arguments)
+
+    def run(
+        self,
+        images: Any,
+        candidate_labels: Iterable[str] = (),
+        hypothesis_template: str | Iterable[str] = HYPOTHESIS_TEMPLATE,
+        top_k: int | None = None,
+        timeout: float | None = None,
+        batch_size: int | None = None,
+        on_error: str = "raise",
+        progress: bool | None = False,
+    ) -> Iterator[list[dict] | None]:
+        """For each image `[{"score": 0.97, "label": "cat"}, ...]`, the best label first.
+
+        Args:
+            images: whatever `Embedder.images` takes.
+            candidate_labels: strings; the scores are a softmax over them.
+            hypothesis_template: the sentence made of a label; of several, the embeddings are averaged.
+            top_k: only that many labels.
+            timeout: seconds for fetching one URL.
+            batch_size, progress: as of `Embedder.images`.
+            on_error: "raise" stops at an image that can't be read; "report" gives `None` for it, and a warning at the
+                end names all; "ignore" only gives `None`.
+        """
+        labels = candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels)
+        label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
+
+        def finish(image_embeds: np.ndarray) -> list[list[dict]]:
+            logits = self.embedder.logits(image_embeds, label_embeds)
+            return [_ranked(scores, labels, top_k) for scores in _softmax(logits)]
+
+        options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
+        return self._results(images, "features", finish, **options)
+
+
+class ImageClassification(ImagePipeline):
+    """What a model's own classifier says."""
+
+    task = "image-classification"
+
+    def run(
+        self,
+        images: Any,
+        top_k: int = 5,
+        function_to_apply: str | None = None,
+        timeout: float | None = None,
+        batch_size: int | None = None,
+        on_error: str = "raise",
+        progress: bool | None = False,
+    ) -> Iterator[list[dict] | None]:
+        """For each image `[{"label": "tabby", "score": 0.97}, ...]`, the best class first.
+
+        Args:
+            top_k: how many classes.
+            function_to_apply: from logits to scores: "softmax", "sigmoid" or "none"; by default what the
+                configuration's `problem_type` asks for, and without one softmax, or sigmoid of a single class.
+            images, timeout, batch_size, on_error, progress: as of the zero-shot pipeline.
+        """
+        config = self.embedder.config
+        functions = {"softmax": _softmax, "sigmoid": _sigmoid, "none": np.asarray}
+        function = functions.get((function_to_apply or _usual_function(config)).lower())
+        if function is None:
+            raise ValueError(f"function_to_apply: got {function_to_apply!r}, wanted one of {', '.join(functions)}")
+        labels = [config.id2label[index] for index in range(config.num_labels)]
+
+        def finish(logits: np.ndarray) -> list[list[dict]]:
+            return [_ranked(scores, labels, top_k) for scores in function(logits)]
+
+        options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
+        return self._results(images, "logits", finish, **options)
+
+
+class ImageFeatureExtraction(ImagePipeline):
+    """Hidden states or features of images."""
+
+    task = "image-feature-extraction"
+
+    def run(
+        self,
+        images: Any,
+        pool: bool = False,
+        return_tensors: bool = False,
+        image_processor_kwargs: dict | None = None,
+        timeout: float | None = None,
+        batch_size: int | None = None,
+        on_error: str = "raise",
+        progress: bool | None = False,
+    ) -> Iterator[Any]:
+        """For each image the last hidden state (1, ...), as nested lists of floats.
+
+        Args:
+            pool: instead the features (1, D), as `Embedder.images` gives them.
+            return_tensors: PyTorch tensors instead of lists.
+            image_processor_kwargs: further arguments of the image processor.
+            images, timeout, batch_size, on_error, progress: as of the zero-shot pipeline.
+        """
+
+        def finish(values: np.ndarray) -> list:
+            if not return_tensors:
+                return [row.tolist() for row in values[:, None]]
+            import torch
+
+            return list(torch.from_numpy(values[:, None]))
+
+        options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
+        return self._results(
+            images, "features" if pool else "hidden", finish, processor_options=image_processor_kwargs, **options
+        )
+
+
+_TASKS = {cls.task: cls for cls in (ZeroShotImageClassification, ImageClassification, ImageFeatureExtraction)}
+
+
+def pipeline(task: str, model: Any, **kwargs) -> ImagePipeline:
+    """A pipeline that is called like transformers' of the same name.
+
+    Args:
+        task: "zero-shot-image-classification", "image-classification" or "image-feature-extraction".
+        model: an `Embedder`, or the first argument of one: a Hub id, a folder, a bundled checkpoint, a loaded model.
+        kwargs: arguments of `Embedder` (`device`, `dtype`, `batch_size`, `image_processor`, `tokenizer`, `revision`,
+            ...) and defaults for arguments of a call (`candidate_labels`, `top_k`, ...).
+    """
+    if task not in _TASKS:
+        raise ValueError(f"task: got {task!r}, wanted one of {', '.join(_TASKS)}")
+    if not isinstance(model, Embedder):
+        names = inspect.signature(Embedder).parameters
+        model = Embedder(model, **{name: kwargs.pop(name) for name in list(kwargs) if name in names})
+    return _TASKS[task](model, **kwargs)
+
+
+def _in_order(batches: Iterable[ImageBatch], finish: Callable[[np.ndarray], list]) -> Iterator[Any]:
+    for indices, values, failures in batches:
+        results = dict(zip(indices.tolist(), finish(values) if len(indices) else ()))
+        results.update((failure.index, None) for failure in failures)
+        yield from (results[index] for index in sorted(results))
+
+
+def _ranked(scores: np.ndarray, labels: list[str], top_k: int | None) -> list[dict]:
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"score": score, "label": labels[index]} for score, index in zip(scores[best].tolist(), best)]
+
+
+def _usual_function(config) -> str:
+    known = {
+        "regression": "none",
+        "multi_label_classification": "sigmoid",
+        "single_label_classification": "softmax",
+    }
+    return known.get(config.problem_type) or ("sigmoid" if config.num_labels == 1 else "softmax")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))

@@ -1,0 +1,134 @@
+"""Images in, batches of pixel values out: reading and preprocessing run in threads, beside the model."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kakao_models.data.images import list_images
+
+_LISTED = 10  # failures that a report names
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read."""
+
+    index: int  # its place among the sources
+    source: str  # its name
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+class ImageBatch(NamedTuple):
+    """Consecutive images, in the order of the sources."""
+
+    indices: np.ndarray  # (n,) int64, places of the readable ones among the sources
+    values: np.ndarray  # (n, ...) float32, a row per readable image
+    failures: list[Failure]  # the others
+
+
+def is_single(source: Any) -> bool:
+    """Whether this is one image rather than several: a path, URL, bytes, PIL image or array of two or three axes."""
+    if isinstance(source, (str, os.PathLike)):
+        return not os.path.isdir(source)
+    return isinstance(source, (bytes, bytearray, memoryview, Image.Image)) or getattr(source, "ndim", None) in (2, 3)
+
+
+def each_source(sources: Any) -> Iterable[Any]:
+    """One image, a folder (the images under it, sorted) or an iterable, as an iterable of images."""
+    if is_single(sources):
+        return [sources]
+    if isinstance(sources, (str, os.PathLike)):
+        found = list_images(sources)
+        if not found:
+            raise ValueError(f"{os.fspath(sources)}: there are no images in this folder")
+        return found
+    if not (hasattr(sources, "__iter__") or hasattr(sources, "__getitem__")):
+        raise ValueError(
+            f"images are given as a path, URL, folder, PIL image, array, bytes or an iterable of these, "
+            f"got {type(sources).__name__}"
+        )
+    return sources
+
+
+def stream_batches(
+    sources: Iterable[Any],
+    prepare: Callable[[Any], np.ndarray],
+    *,
+    batch_size: int,
+    num_workers: int,
+    stop_at_failure: bool,
+) -> Iterator[ImageBatch]:
+    """Batches of `prepare(source)` for all sources, in order; at most three batches are held at any time.
+
+    Args:
+        prepare: one image → (C, H, W); a `ValueError` or `OSError` it raises makes a `Failure`.
+        stop_at_failure: raise that error instead.
+    """
+    remaining = enumerate(sources)
+    waiting: deque[tuple[int, Any, Future]] = deque()  # in the order of the sources
+
+    def top_up() -> None:
+        while len(waiting) < 2 * batch_size and (item := next(remaining, None)):
+            index, source = item
+            future = None
+            if isinstance(source, Image.Image):  # two threads must not decode one lazily opened file
+                future = next((future for _, other, future in waiting if other is source), None)
+            elif isinstance(source, np.ndarray):  # a generator may refill its buffer before a thread gets to it
+                source = source.copy()
+            waiting.append((index, source, future or pool.submit(prepare, source)))
+
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="kakao-models-images")
+    try:
+        top_up()
+        while waiting:
+            indices, values, failures = [], [], []
+            for index, source, future in [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]:
+                try:
+                    values.append(future.result())
+                    indices.append(index)
+                except (ValueError, OSError) as error:
+                    if stop_at_failure:
+                        raise
+                    failures.append(Failure(index, _name(source, index), getattr(error, "reason", str(error))))
+            top_up()  # so that the threads have work while the model runs
+            yield ImageBatch(np.array(indices, np.int64), np.stack(values) if values else np.empty(0), failures)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def collect(batches: Iterable[ImageBatch], expected: int | None, width: int) -> np.ndarray:
+    """Batches as one array (N, width), with rows of NaN for failures; without `expected` rows it grows as they come."""
+    rows = np.empty((1024 if expected is None else expected, width), np.float32)
+    end = 0
+    for indices, values, failures in batches:
+        start, end = end, end + len(indices) + len(failures)
+        if end > len(rows):
+            rows.resize((max(end, len(rows) * 3 // 2), width), refcheck=False)
+        rows[start:end] = np.nan
+        rows[indices] = values.reshape(len(indices), width)
+    rows.resize((end, width), refcheck=False)
+    return rows
+
+
+def report(failures: list[Failure], total: int) -> str:
+    """One message for all failures of a run."""
+    lines = [f"{len(failures)} of {total} images could not be read:"]
+    lines += [f"  {failure}" for failure in failures[:_LISTED]]
+    if len(failures) > _LISTED:
+        lines.append(f"  and {len(failures) - _LISTED} more: see Embedder.failures")
+    return "\n".join(lines)
+
+
+def _name(source: Any, index: int) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return getattr(source, "filename", None) or f"image {index} ({type(source).__name__})"

@@ -1,0 +1,240 @@
+"""Conversion of the small checkpoints that the original programs wrote, judged by their recorded outputs."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import goldens
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tolerances import TOLERANCE
+
+from kakao_models import AlignModel, ViTForImageClassification, ViTModel
+from kakao_models.checkpoint import convert as converting
+from kakao_models.checkpoint.convert import REPORT, convert, convert_back, verify
+from kakao_models.checkpoint.proof import ProofError
+from kakao_models.checkpoint.tensorflow import open_checkpoint
+
+CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
+HEADS = dict(num_attention_heads=2)  # their heads are narrower than any published model's
+
+
+def converted(name: str, folder: Path, **options) -> dict:
+    return convert(CHECKPOINTS / name, folder / "out", **(HEADS | options))
+
+
+def vit_outputs(folder: Path, golden) -> tuple[np.ndarray, np.ndarray | None]:
+    pixels = torch.from_numpy((golden.images.astype(np.float32) - 127.5) / 127.5).permute(0, 3, 1, 2)
+    classifies = "ForImageClassification" in json.loads((folder / "config.json").read_text())["architectures"][0]
+    model = (ViTForImageClassification if classifies else ViTModel).from_pretrained(folder)
+    with torch.no_grad():
+        output = model.base_model(pixels)
+        features = output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
+        return features.numpy(), model(pixels).logits.numpy() if classifies else None
+
+
+def test_align(tmp_path):
+    report = converted("align_nano", tmp_path)
+    golden = goldens.load("align_nano")
+    model = AlignModel.from_pretrained(tmp_path / "out")
+    tokens = {
+        key: torch.from_numpy(golden.arrays[key]).long() for key in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    pixels = torch.from_numpy(golden.images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = model(pixel_values=pixels, **tokens).logits_per_image.numpy()
+    np.testing.assert_allclose(logits, golden.arrays["logits_per_image"], rtol=0, atol=TOLERANCE["logits_per_image"])
+    assert report["source"]["skipped"] == {"metric": 6, "object_graph": 1}
+    assert report["source"]["weights"] == "raw" and len(report["tensors"]) == 196
+    assert {"stem", "block 0", "image features", "pooler", "text features", "temperature"} <= {
+        stage["name"] for stage in report["proof"]
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_nano_ckpt", "vit_nano_model_weights", "vit_nano_backbone_weights", "vit_nano_adamw_ckpt"]
+)
+def test_vit_in_its_three_spellings(name, tmp_path):
+    converted(name, tmp_path)
+    golden = goldens.load(name)
+    features, logits = vit_outputs(tmp_path / "out", golden)
+    np.testing.assert_allclose(features, golden.arrays["pre_logits"], rtol=0, atol=TOLERANCE["vit pre_logits"])
+    assert (logits is None) == (name == "vit_nano_backbone_weights")
+    if logits is not None:
+        np.testing.assert_allclose(logits, golden.arrays["logits"], rtol=0, atol=TOLERANCE["vit logits"])
+
+
+@pytest.mark.parametrize(
+    "weights, recorded", [("raw", "logits"), ("average", "logits_average"), (None, "logits_average")]
+)
+def test_moving_averages(weights, recorded, tmp_path):
+    report = converted("vit_nano_ema_ckpt", tmp_path, weights=weights)
+    golden = goldens.load("vit_nano_ema_ckpt")
+    _, logits = vit_outputs(tmp_path / "out", golden)
+    np.testing.assert_allclose(logits, golden.arrays[recorded], rtol=0, atol=TOLERANCE["vit logits"])
+    assert np.abs(golden.arrays["logits"] - golden.arrays["logits_average"]).max() > 100 * TOLERANCE["vit logits"]
+    assert report["source"]["moving_averages"] and report["source"]["weights"] == (weights or "average")
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("vit_nano_ckpt", dict(weights="average"), "holds no moving averages"),
+        ("vit_nano_ckpt", dict(image_size=224), "image_size: you say 224, the tensors say 64"),
+        ("align_nano", dict(projection_dim=640), "projection_dim: you say 640, the tensors say 48"),
+        ("vit_nano_ckpt", dict(labels=["one", "two"]), "got 2 names, wanted 10"),
+    ],
+)
+def test_what_contradicts_the_tensors_is_an_error(name, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        converted(name, tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_table_is_caught_by_the_proof(tmp_path, monkeypatch):
+    """Two tensors of one shape, swapped: nothing but running the model can tell."""
+    read = converting.read_source
+
+    def swapped(*args, **kwargs):
+        source = read(*args, **kwargs)
+        places = {slot.key: i for i, slot in enumerate(source.slots)}
+        a, b = (places[f"text_model.encoder.layer.0.attention.self.{name}.weight"] for name in ("query", "value"))
+        slots = list(source.slots)
+        slots[a], slots[b] = (
+            replace(slots[a], local_key=slots[b].local_key),
+            replace(slots[b], local_key=slots[a].local_key),
+        )
+        return replace(source, slots=slots)
+
+    monkeypatch.setattr(converting, "read_source", swapped)
+    with pytest.raises(ProofError, match="first in layer 0.*Nothing was written"):
+        converted("align_nano", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_of_somebody_else(tmp_path):
+    golden = goldens.load("vit_nano_ckpt")
+    np.savez(tmp_path / "good.npz", images=golden.images, logits=golden.arrays["logits"])
+    np.savez(tmp_path / "bad.npz", images=golden.images, logits=golden.arrays["logits"][::-1])
+    np.savez(tmp_path / "other.npz", images=golden.images)
+    report = converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "good.npz")
+    assert report["proof"][-1]["name"] == "logits of good.npz" and report["proof"][-1]["difference"] < 1e-4
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(ProofError, match="logits of bad.npz"):
+        converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "bad.npz")
+    with pytest.raises(ValueError, match="wanted the arrays"):
+        converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "other.npz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_hold_the_same(tmp_path):
+    converted("vit_nano_ckpt", tmp_path)
+    convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "sharded", max_shard_size=50_000, **HEADS)
+    files = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(files) > 2 and not (tmp_path / "sharded" / "model.safetensors").exists()
+    together = {key: value for file in files for key, value in load_file(file).items()}
+    whole = load_file(tmp_path / "out" / "model.safetensors")
+    assert together.keys() == whole.keys()
+    assert all(np.array_equal(together[key], whole[key]) for key in whole)
+    assert verify(tmp_path / "sharded") == []
+
+
+@pytest.mark.parametrize(
+    "name, spelling", [("align_nano", "model"), ("vit_nano_ckpt", "manager"), ("vit_nano_model_weights", "model")]
+)
+def test_out_and_in_again_is_bit_exact(name, spelling, tmp_path):
+    converted(name, tmp_path)
+    convert_back(tmp_path / "out", tmp_path / "tpu" / "weights", spelling=spelling)
+    before, after = open_checkpoint(CHECKPOINTS / name), open_checkpoint(tmp_path / "tpu")
+    weights = [key for key in after.entries if key != "_CHECKPOINTABLE_OBJECT_GRAPH"]
+    assert len(weights) == len(json.loads((tmp_path / "out" / REPORT).read_text())["tensors"])
+    for key in weights:
+        assert before.read(key).tobytes() == after.read(key).tobytes(), key
+        assert before.entries[key].shape == after.entries[key].shape, key
+    again = convert(tmp_path / "tpu", tmp_path / "again", **HEADS)
+    first = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert {k: t["sha256"] for k, t in again["tensors"].items()} == {
+        k: t["sha256"] for k, t in first["tensors"].items()
+    }
+
+
+def test_verify_sees_every_change(tmp_path):
+    converted("vit_nano_ckpt", tmp_path)
+    folder = tmp_path / "out"
+    assert verify(folder) == []
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert any("not the tensor" in line for line in verify(folder))
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    assert any("can't be read" in line for line in verify(folder))
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors: missing" in verify(folder)
+    (folder / REPORT).write_text("{}")
+    with pytest.raises(ValueError, match="no report of a conversion"):
+        verify(folder)
+
+
+def test_a_damaged_source_is_refused_by_name(tmp_path):
+    shutil.copytree(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "source")
+    data = next((tmp_path / "source").glob("*.data-*"))
+    content = bytearray(data.read_bytes())
+    content[5000] ^= 64
+    data.chmod(0o644)
+    data.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{data.name}: backbone/embedding/kernel.*the file is damaged"):
+        convert(tmp_path / "source", tmp_path / "out", **HEADS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(FileExistsError, match="is there already"):
+        converted("vit_nano_ckpt", tmp_path)
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+
+
+SLOW_PROOF = """
+import sys, time
+from kakao_models.checkpoint import convert as converting
+converting.proof.prove = lambda *args: (print("proving", flush=True), time.sleep(60))
+converting.convert(sys.argv[1], sys.argv[2], num_attention_heads=2)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_before_the_proof_there_is_no_folder(how, tmp_path):
+    arguments = [sys.executable, "-c", SLOW_PROOF, str(CHECKPOINTS / "vit_nano_ckpt"), str(tmp_path / "out")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout.readline() == "proving\n"
+        time.sleep(0.2)
+        process.send_signal(how)
+        assert process.wait(timeout=30) != 0
+    assert not (tmp_path / "out").exists()
+    converted("vit_nano_ckpt", tmp_path)  # what is left of the killed run is in nobody's way
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_processors_are_the_originals(tmp_path):
+    from kakao_models import AlignImageProcessor, ViTImageProcessor
+
+    converted("align_nano", tmp_path)
+    align = AlignImageProcessor.from_pretrained(tmp_path / "out")
+    assert (align.preprocessing, align.size, align.crop_size) == (
+        "tf",
+        {"height": 346, "width": 346},
+        {"height": 289, "width": 289},
+    )
+    convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "pretrained", **HEADS)
+    vit = ViTImageProcessor.from_pretrained(tmp_path / "pretrained")
+    assert (vit.preprocessing, vit.resample, vit.crop_size) == ("tf", 4, {"height": 64, "width": 64})
+    convert(CHECKPOINTS / "vit_nano_ema_ckpt", tmp_path / "tuned", **HEADS)
+    vit = ViTImageProcessor.from_pretrained(tmp_path / "tuned")
+    assert (vit.preprocessing, vit.resample, vit.size) == ("tf", 2, {"height": 96, "width": 96})

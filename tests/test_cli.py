@@ -1,0 +1,194 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from kakao_models import AlignModel, Embedder, pipeline
+from kakao_models.cli import app, main
+
+
+@pytest.fixture(scope="module")
+def align(tmp_path_factory) -> str:
+    return tiny.align_folder(tmp_path_factory.mktemp("align"))
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory) -> str:
+    return tiny.vit_folder(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> list[str]:
+    return [str(path) for path in tiny.picture_folder(tmp_path_factory.mktemp("photos"), 3)]
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `kakao-models` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_help_teaches():
+    for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-tiny"}.items():
+        result = CliRunner().invoke(app, [verb, "--help"])
+        assert result.exit_code == 0 and words in result.output and f"kakao-models {verb}" in result.output
+
+
+def test_classify_as_json_is_the_pipelines_output(command, align, photos, tmp_path):
+    code, out, err = command("classify", *photos, "--labels", "cat, dog,sea,cat", "--model", align, "--json", "-k", 2)
+    expected = pipeline("zero-shot-image-classification", align)(photos, ["cat", "dog", "sea"], top_k=2)
+    assert code == 0 and err == ""
+    assert json.loads(out) == [{"image": path, "scores": scores} for path, scores in zip(photos, expected)]
+
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\n\ndog\nsea\n")
+    templates = ["the {}", "a small {}"]
+    options = ["--labels-file", labels, *(word for template in templates for word in ("--template", template))]
+    code, out, _ = command("classify", photos[0], *options, "--model", align, "--json")
+    run = pipeline("zero-shot-image-classification", align)
+    assert json.loads(out)[0]["scores"] == run(photos[0], ["cat", "dog", "sea"], hypothesis_template=templates)
+
+
+def test_classify_prints_a_table_and_draws_a_picture(command, align, photos, tmp_path):
+    picture = tmp_path / "scores.png"
+    folder = Path(photos[0]).parent
+    code, out, _ = command("classify", folder, "--labels", "cat,[red] house", "--model", align, "--picture", picture)
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 4 and all(path in line for path, line in zip(photos, lines[1:]))
+    assert all("[red] house" in line and line.count("%") == 2 for line in lines[1:])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_classify_with_a_models_own_classes(command, vit, photos):
+    code, out, _ = command("classify", photos[0], "--model", vit, "--json")
+    assert code == 0
+    assert json.loads(out)[0]["scores"] == pipeline("image-classification", vit)(photos[0])
+
+
+def test_inputs_that_fail_are_listed_and_the_others_done(command, align, photos, tmp_path):
+    sources = [photos[0], tmp_path / "absent.png", photos[1]]
+    code, out, err = command("classify", *sources, "--labels", "cat,dog", "--model", align, "--json")
+    entries = json.loads(out)
+    assert code == 1 and f"failed: {tmp_path / 'absent.png'}: no such file" in err
+    assert len(entries[0]["scores"]) == len(entries[2]["scores"]) == 2
+    assert "no such file" in entries[1]["error"]
+    code, out, err = command("embed", *sources, "-o", tmp_path / "out.npy", "--model", align)
+    assert code == 1 and "absent.png" in err and "2 embeddings" in out
+    assert json.loads((tmp_path / "out.names.json").read_text()) == [photos[0], photos[1]]
+    assert np.load(tmp_path / "out.npy").shape == (2, 16)
+
+
+def test_embed_writes_what_the_embedder_gives(command, align, photos, tmp_path):
+    embedder = Embedder(align)
+    code, _, err = command("embed", Path(photos[0]).parent, "-o", tmp_path / "images.npy", "--model", align)
+    assert code == 0 and err == ""
+    assert np.array_equal(np.load(tmp_path / "images.npy"), embedder.images(photos))
+    assert json.loads((tmp_path / "images.names.json").read_text()) == photos
+
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a cat\na dog and a bird\n\n", encoding="utf-8")
+    expected = embedder.texts(["a cat", "a dog and a bird"], normalize=True)
+    for inputs in ([captions], ["--texts", captions], ["--text", "a cat", "--text", "a dog and a bird"]):
+        command("embed", *inputs, "-o", tmp_path / "texts.npy", "--normalize", "--model", align)
+        assert np.array_equal(np.load(tmp_path / "texts.npy"), expected)
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_embed_writes_parquet(command, align, photos, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    command("embed", *photos, "-o", tmp_path / "out.parquet", "--model", align)
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["name"].to_pylist() == photos
+    assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float32), Embedder(align).images(photos))
+
+
+def test_info_counts_without_loading(command, align, monkeypatch):
+    model = AlignModel.from_pretrained(align)
+    monkeypatch.setattr(AlignModel, "from_pretrained", None)
+    code, out, _ = command("info", align, "--json")
+    facts = json.loads(out)
+    weights = Path(align, "model.safetensors")
+    assert code == 0
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert facts["towers"]["text"]["parameters"] == sum(
+        parameter.numel() for name, parameter in model.named_parameters() if name.startswith("text_")
+    )
+    assert {name: tensor["shape"] for name, tensor in facts["tensors"].items()} == {
+        name: list(tensor.shape) for name, tensor in model.state_dict().items()
+    }
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert facts["files"] == [{"name": weights.name, "bytes": weights.stat().st_size, "sha256": digest}]
+    assert facts["preprocessing"]["crop_size"] == {"height": 32, "width": 32}
+    code, out, _ = command("info", align)
+    assert f"{facts['parameters']:,} parameters" in out and "resize to 40 x 40 (bilinear), crop 32 x 32" in out
+
+
+def test_info_of_a_vit_and_of_a_broken_file(command, vit, tmp_path):
+    _, out, _ = command("info", vit)
+    assert "ViT: image_size 32, patch 8, layers 2, width 32" in out and "classes 7" in out
+    (tmp_path / "config.json").write_text(Path(vit, "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    code, _, err = command("info", tmp_path)
+    assert code == 2 and "no safetensors file" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "a.jpg"], "--labels"),
+        (["classify", "a.jpg", "--labels", "a,b", "--labels-file", "absent.txt"], "absent.txt"),
+        (["classify", "a.jpg", "--labels", "a,b", "--picture", "out.xyz"], "out.xyz"),
+        (["classify", "a.jpg", "--labels", "a,b", "-m", "{align}", "--template", "no label"], "hypothesis_template"),
+        (["classify", "a.jpg", "-m", "{align}"], "needs labels"),
+        (["classify", "a.jpg", "--labels", "a,b", "-m", "{vit}"], "reads no texts"),
+        (["classify", "a.jpg", "--labels", "a,b", "-m", "no/such/model/here"], "no such folder"),
+        (["embed", "a.jpg", "-o", "out.csv", "-m", "{align}"], ".npy or .parquet"),
+        (["embed", "a.jpg", "-o", "absent/out.npy", "-m", "{align}"], "no folder absent"),
+        (["embed", "a.jpg", "--text", "cat", "-o", "out.npy"], "not both"),
+        (["embed", "-o", "out.npy"], "give images or texts"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_bad_usage_is_one_clear_message(command, align, vit, arguments, message):
+    code, out, err = command(*(argument.format(align=align, vit=vit) for argument in arguments))
+    assert code == 2 and out == ""
+    assert message in err and "Traceback" not in err
+
+
+def test_without_a_network_the_bundled_model_is_named(tmp_path):
+    nowhere = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    result = subprocess.run(
+        [sys.executable, "-m", "kakao_models.cli", "classify", "a.jpg", "--labels", "a,b"],
+        env=os.environ | nowhere,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2 and result.stdout == ""
+    assert "kakaobrain/align-base" in result.stderr and "can't be reached" in result.stderr
+    assert "--model align-tiny" in result.stderr and len(result.stderr.splitlines()) == 2
+
+
+@pytest.mark.hub
+def test_info_of_the_released_checkpoint(command):
+    code, out, err = command("info", "kakaobrain/align-base", "--json")
+    if "can't be reached" in err:
+        pytest.skip("no connection to the Hub")
+    facts = json.loads(out)
+    assert code == 0 and facts["embedding_dim"] == 640
+    assert facts["towers"]["image"]["size"] == "b7" and facts["towers"]["text"]["size"] == "base"
+    assert facts["tensors"]["text_projection.weight"]["shape"] == [640, 768]
+    assert all(len(file["sha256"]) == 64 for file in facts["files"])

@@ -1,0 +1,133 @@
+"""Small checkpoints with random weights, and pictures, for tests that need a whole folder.
+
+Every tensor is random, biases and moving averages too: on a freshly initialised model many mistakes go unseen.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import BertTokenizer
+
+from kakao_models import (
+    AlignConfig,
+    AlignImageProcessor,
+    AlignModel,
+    AlignProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+WORDS = (
+    "a an the this is of photo picture small big red green blue cat dog bird car tree house sea and with in on".split()
+)
+IMAGE_SIZE = 32
+
+
+def fill(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random numbers in every tensor, of a size that keeps activations near 1; in evaluation mode."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point() or name == "temperature":
+                continue
+            noise = torch.randn(tensor.shape, generator=random)
+            if name.endswith("running_var"):
+                tensor.copy_(noise.square() + 0.5)
+            elif tensor.ndim > 1 and "embeddings.weight" not in name:
+                tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5)
+            else:  # norms' scales around 1; biases, means and tables around 0
+                tensor.copy_(0.2 * noise + (1.0 if _is_scale(name, model) else 0.0))
+    return model.eval()
+
+
+def _is_scale(name: str, model: nn.Module) -> bool:
+    module = model.get_submodule(name.rpartition(".")[0])
+    return name.endswith("weight") and isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))
+
+
+def align_config(**kwargs) -> AlignConfig:
+    """Three stages of EfficientNet at a quarter of its width, two layers of BERT, 16 dimensions."""
+    vision = {
+        "image_size": IMAGE_SIZE,
+        "width_coefficient": 0.25,
+        "depth_coefficient": 1.0,
+        "kernel_sizes": [3, 3, 5],
+        "in_channels": [32, 16, 24],
+        "out_channels": [16, 24, 40],
+        "strides": [1, 2, 2],
+        "num_block_repeats": [1, 2, 2],
+        "expand_ratios": [1, 6, 6],
+        "depthwise_padding": [],
+        "hidden_dim": 16,
+    }
+    text = {
+        "vocab_size": len(vocabulary()),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 80,
+    }
+    sizes = {"vision_config": vision, "text_config": text, "projection_dim": 16, "temperature_init_value": 0.01}
+    return AlignConfig(**(sizes | kwargs))
+
+
+def vit_config(**kwargs) -> ViTConfig:
+    """Two layers, 32 wide, patches of 8, seven classes."""
+    sizes = {
+        "image_size": IMAGE_SIZE,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "id2label": dict(enumerate(["cat", "dog", "bird", "car", "tree", "house", "sea"])),
+    }
+    return ViTConfig(**(sizes | kwargs))
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", *letters, *(f"##{letter}" for letter in letters)]
+    return {piece: index for index, piece in enumerate(dict.fromkeys(pieces + WORDS))}
+
+
+def tokenizer() -> BertTokenizer:
+    """WordPiece over `WORDS`, and single letters for all others."""
+    return BertTokenizer(vocab=vocabulary())
+
+
+def align_folder(folder: Path, seed: int = 0, **image_processor) -> str:
+    """Writes a complete ALIGN checkpoint (by default with Hugging Face's preprocessing) and returns its path."""
+    fill(AlignModel(align_config()), seed).save_pretrained(folder)
+    sizes = {"size": 40, "crop_size": IMAGE_SIZE}
+    AlignProcessor(AlignImageProcessor(**(sizes | image_processor)), tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def vit_folder(folder: Path, seed: int = 0, **config) -> str:
+    """Writes a complete ViT classifier and returns its path."""
+    fill(ViTForImageClassification(vit_config(**config)), seed).save_pretrained(folder)
+    ViTImageProcessor(size=IMAGE_SIZE).save_pretrained(folder)
+    return str(folder)
+
+
+def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
+    """Smooth random colours."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def picture_folder(folder: Path, count: int) -> list[Path]:
+    """Writes `count` pictures as PNG: 000.png, 001.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:03}.png" for index in range(count)]
+    for index, path in enumerate(paths):
+        picture(index).save(path)
+    return paths
