@@ -192,3 +192,38 @@ def test_info_of_the_released_checkpoint(command):
     assert facts["towers"]["image"]["size"] == "b7" and facts["towers"]["text"]["size"] == "base"
     assert facts["tensors"]["text_projection.weight"]["shape"] == [640, 768]
     assert all(len(file["sha256"]) == 64 for file in facts["files"])
+
+
+CHECKPOINTS = Path(__file__).parent / "golden" / "checkpoints"
+
+
+def test_convert_verify_and_back(command, tmp_path):
+    folder = tmp_path / "vit"
+    code, out, _ = command("convert", CHECKPOINTS / "vit_nano_ckpt", folder, "--heads", 2, "--max-shard-size", "50KB")
+    assert code == 0 and "layer 1" in out and "written, and proven" in out
+    assert command("verify", folder)[:2] == (0, f"{folder}: every file and tensor as reported\n")
+    code, out, _ = command("convert", folder, tmp_path / "back" / "weights", "--to", "tpu")
+    assert code == 0 and (tmp_path / "back" / "weights.index").exists()
+    (folder / "config.json").write_text("{}")
+    assert command("verify", folder)[:2] == (1, "config.json: not the file that was written\n")
+
+
+def test_convert_uploads_only_what_is_proven(command, tmp_path):
+    arguments = ["convert", CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit", "--heads", 2]
+    code, out, _ = command(*arguments, "--push-to-hub", "me/vit", "--dry-run")
+    assert code == 0 and "to me/vit would go" in out and "model.safetensors" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--family", "align"], "wanted 'align'"),
+        (["--weights", "average"], "holds no moving averages"),
+        (["--to", "keras"], "wanted hub or tpu"),
+        (["--max-shard-size", "5"], "such as 5GB"),
+    ],
+)
+def test_convert_refuses(arguments, message, command, tmp_path):
+    code, _, err = command("convert", CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit", "--heads", 2, *arguments)
+    assert code == 2 and message in " ".join(err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings=_CONTEXT,
-    help="Classify and embed images and texts with Kakao Brain's ALIGN and ViT models.",
+    help="Classify and embed images and texts with Kakao Brain's ALIGN and ViT models; convert their checkpoints.",
     epilog=f"[b]{BUNDLED_MODEL}[/b] is a small model inside this package: with --model {BUNDLED_MODEL} everything works "
     "without a network.",
 )
@@ -169,6 +169,105 @@ def info(
     print(json.dumps(facts, indent=1) if as_json else as_text(facts))
 
 
+@app.command(no_args_is_help=True)
+def convert(
+    source: Annotated[str, typer.Argument(help="A TensorFlow checkpoint: its prefix, .index file or folder.")],
+    output: Annotated[Path, typer.Argument(help="The folder to make (with --to tpu: the checkpoint's prefix).")],
+    to: Annotated[
+        str, typer.Option(help="hub, or tpu for the way back: SOURCE is then a Hub folder.", show_default=True)
+    ] = "hub",
+    family: Annotated[str | None, typer.Option(help="align or vit: refuse anything else.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="raw or average; by default moving averages where there are any.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the tokenizer that goes beside an ALIGN.")
+    ] = None,
+    labels_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Names of a ViT's classes, one per line.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help=".npz of inputs and expected logits.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Of an ALIGN, which no tensor shows.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, of an unpublished width.")] = None,
+    spelling: Annotated[str, typer.Option(help="Of a ViT's keys with --to tpu: model, manager or backbone.")] = "model",
+    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 5GB.")] = "5GB",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload the folder once it is proven.", rich_help_panel="Upload")
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Make a private repository.", rich_help_panel="Upload")] = False,
+    create_pr: Annotated[bool, typer.Option(help="Upload as a pull request.", rich_help_panel="Upload")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only list what would be uploaded.", rich_help_panel="Upload")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
+) -> None:
+    """Turn a checkpoint of the original programs into a folder for the Hub, and prove it.
+
+    The model's family and sizes are recognised. The result is run against an independent forward pass on the source's
+    tensors; nothing is written unless they agree. conversion_report.json says what was done.
+
+    [b]Examples[/b]
+
+      kakao-models convert coyo-align-b7-base/ align-base/ --tokenizer bert-base-uncased
+
+      kakao-models convert vit/ckpt-20000 vit-large-patch16-512/ --weights average --labels-file imagenet.txt
+
+      kakao-models convert align-base/ original/model-weights --to tpu
+    """
+    _quiet()
+    from kakao_models.checkpoint import convert as conversion
+    from kakao_models.checkpoint.report import summary
+    from kakao_models.checkpoint.upload import push
+    from kakao_models.inference.progress import steps
+
+    if to not in ("hub", "tpu"):
+        raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
+    if to == "tpu":
+        conversion.convert_back(source, output, spelling=spelling)
+        print(f"{output}: a checkpoint for the original program")
+        return
+    with steps() as advance:
+        report = conversion.convert(
+            source,
+            output,
+            family=family,
+            weights=weights,
+            tokenizer=tokenizer,
+            max_shard_size=_bytes(max_shard_size),
+            reference=reference,
+            labels=_labels(None, labels_file),
+            advance=advance,
+            image_size=image_size,
+            num_attention_heads=heads,
+        )
+    print(json.dumps(report, indent=1) if as_json else f"{summary(report)}\n{output}: written, and proven")
+    if push_to_hub:
+        print(push(output, push_to_hub, private=private, create_pr=create_pr, dry_run=dry_run))
+
+
+@app.command(no_args_is_help=True)
+def verify(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder that convert made.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
+) -> None:
+    """Check a converted folder against its report: every file and every tensor, by SHA-256.
+
+    Exit code 1 if anything differs.
+
+    [b]Example[/b]
+
+      kakao-models verify align-base/
+    """
+    from kakao_models.checkpoint.report import verify as check
+
+    wrong = check(folder)
+    print(
+        json.dumps(wrong, indent=1) if as_json else "\n".join(wrong) or f"{folder}: every file and tensor as reported"
+    )
+    if wrong:
+        raise typer.Exit(1)
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -178,7 +277,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits. Errors that a user can do something about come as one message, without a traceback."""
-    from kakao_models.checkpoint.files import HubUnreachable
+    from kakao_models.checkpoint.hub import HubUnreachable
 
     try:
         app(arguments, prog_name="kakao-models")
@@ -209,6 +308,14 @@ def _labels(labels: str | None, file: Path | None) -> list[str]:
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
+def _bytes(size: str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = size[:-2], size[-2:].upper()
+    if unit not in units or not number.isdigit() or number == "0":
+        raise typer.BadParameter(f"--max-shard-size {size}: wanted a number of KB, MB or GB, such as 5GB")
+    return int(number) * units[unit]
+
+
 def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) -> tuple[list[str], list[str]]:
     files = [Path(name) for name in inputs if name.lower().endswith(".txt")] + ([file] if file else [])
     lines = [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()]
@@ -223,12 +330,15 @@ def _expanded(inputs) -> list[str]:
 
 def _prepare(model: str, revision: str | None) -> None:
     """What has to come before the import of a framework, which takes seconds."""
-    from huggingface_hub.utils import enable_progress_bars
-
-    from kakao_models.checkpoint.files import fetch
+    from kakao_models.checkpoint.hub import fetch
 
     fetch(model, "config.json", revision=revision)  # a wrong name is said at once
-    # What transformers says while it loads helps no user of the command. Downloads keep their progress bars.
+    _quiet()
+
+
+def _quiet() -> None:
+    """What transformers says while it loads helps no user of the command. Downloads keep their progress bars."""
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()

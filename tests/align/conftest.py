@@ -6,7 +6,7 @@ import pytest
 
 from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
-from kakao_models.checkpoint.hub import write_safetensors
+from kakao_models.checkpoint.shards import write_safetensors
 from kakao_models.checkpoint.weightmap import to_canonical
 
 

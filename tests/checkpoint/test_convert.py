@@ -18,8 +18,9 @@ from tolerances import TOLERANCE
 
 from kakao_models import AlignModel, ViTForImageClassification, ViTModel
 from kakao_models.checkpoint import convert as converting
-from kakao_models.checkpoint.convert import REPORT, convert, convert_back, verify
+from kakao_models.checkpoint.convert import convert, convert_back
 from kakao_models.checkpoint.proof import ProofError
+from kakao_models.checkpoint.report import REPORT, verify
 from kakao_models.checkpoint.tensorflow import open_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -87,6 +88,7 @@ def test_moving_averages(weights, recorded, tmp_path):
     "name, options, message",
     [
         ("vit_nano_ckpt", dict(weights="average"), "holds no moving averages"),
+        ("vit_nano_ckpt", dict(family="align"), "holds a model of family 'vit', wanted 'align'"),
         ("vit_nano_ckpt", dict(image_size=224), "image_size: you say 224, the tensors say 64"),
         ("align_nano", dict(projection_dim=640), "projection_dim: you say 640, the tensors say 48"),
         ("vit_nano_ckpt", dict(labels=["one", "two"]), "got 2 names, wanted 10"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kakao_models import ViTConfig
-from kakao_models.checkpoint.hub import write_safetensors
+from kakao_models.checkpoint.shards import write_safetensors
 from kakao_models.checkpoint.weightmap import to_canonical
 from kakao_models.vit.weights import vit_tpu_slots
 

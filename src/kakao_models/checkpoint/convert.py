@@ -1,32 +1,29 @@
 """From a checkpoint of an original program to a folder ready for the Hub, with proof, and back."""
 
-import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
 from kakao_models.checkpoint import hub, proof
+from kakao_models.checkpoint.report import REPORT, digest_of, model_card, sha256_of, versions
+from kakao_models.checkpoint.shards import COUNTER, read_tensors, write_shards
 from kakao_models.checkpoint.source import Source, read_source
 from kakao_models.checkpoint.tensorflow import SUFFIX, write_checkpoint
 from kakao_models.checkpoint.weightmap import permute
-
-REPORT = "conversion_report.json"
-_PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
 
 
 def convert(
     source: str | Path,
     output: str | Path,
     *,
+    family: str | None = None,
     weights: str | None = None,
     tokenizer: str | None = None,
     max_shard_size: int = 5 * 10**9,
@@ -40,6 +37,7 @@ def convert(
     Args:
         source: prefix, .index file or folder of a TensorFlow checkpoint.
         output: folder to make; must not exist, or be empty.
+        family: "align" or "vit" refuses the other; by default whichever it is.
         weights: "raw" or "average" (default: average where there is one).
         tokenizer: folder or Hub id whose tokenizer goes beside an ALIGN.
         max_shard_size: bytes of tensors a file may hold.
@@ -56,7 +54,7 @@ def convert(
         ValueError: a broken or unknown checkpoint; `ProofError` if the result does not compute what the source does.
         OSError: `output` is there already, or can't be written.
     """
-    read = read_source(source, weights=weights, **overrides)
+    read = read_source(source, weights=weights, wanted=family, **overrides)
     if labels:
         _name_classes(read, labels)
     with _unfinished(Path(output)) as folder:
@@ -81,59 +79,12 @@ def convert(
             "parameters": sum(int(np.prod(tensor["shape"])) for tensor in tensors.values()),
             "proof": [asdict(stage) for stage in stages],
             "tensors": tensors,
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": versions(),
         }
-        (folder / "README.md").write_text(_card(read, report), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(read, report), encoding="utf-8")
         report["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
         (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
-
-
-def verify(folder: str | Path) -> list[str]:
-    """What is wrong with a converted folder, compared with its report; an empty list if nothing is.
-
-    Raises:
-        OSError: there is no report, or it can't be read.
-        ValueError: the report is broken.
-    """
-    folder = Path(folder)
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        files, tensors = dict(report["files"]), dict(report["tensors"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / REPORT} is no report of a conversion ({error!r})") from error
-    wrong = []
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            wrong.append(f"{name}: missing")
-        elif sha256_of(folder / name) != digest:
-            wrong.append(f"{name}: not the file that was written")
-    try:
-        for key, array in read_tensors(folder):
-            if key not in tensors:
-                wrong.append(f"{key}: a tensor the report does not know")
-            elif _digest(array) != tensors.pop(key)["sha256"]:
-                wrong.append(f"{key}: not the tensor that was written")
-    except Exception as error:  # safetensors raises its own kind of error, and that of the system
-        wrong.append(f"the weights can't be read: {error}")
-    return wrong + [f"{key}: missing" for key in tensors]
-
-
-def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a folder's safetensors files, one at a time."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "np") as tensors:
-            for key in tensors.keys():
-                yield key, tensors.get_tensor(key)
-
-
-def sha256_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.asarray(array, order="C").tobytes()).hexdigest()
 
 
 @contextmanager
@@ -165,7 +116,7 @@ def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -
     def canonical(slot) -> np.ndarray:
         array = permute(source.tensors[slot.local_key], slot.local_axes, slot.axes)
         described[slot.key] = {
-            "sha256": _digest(array),
+            "sha256": digest_of(array),
             "dtype": str(array.dtype),
             "shape": list(array.shape),
             "source": slot.local_key,
@@ -174,7 +125,7 @@ def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -
         return array
 
     _check_complete(source)
-    hub.write_shards(
+    write_shards(
         folder,
         {slot.key: _shape_of(source, slot) for slot in source.slots},
         {slot.key: (lambda slot=slot: canonical(slot)) for slot in source.slots},
@@ -258,53 +209,6 @@ def _name_classes(source: Source, labels: list[str]) -> None:
     source.config.label2id = {name: index for index, name in enumerate(labels)}
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _card(source: Source, report: dict) -> str:
-    tags = {
-        "align": ("zero-shot-image-classification", "AlignModel", "ALIGN"),
-        "vit": ("image-classification", "ViTForImageClassification", "ViT"),
-    }
-    task, loader, name = tags[source.family]
-    if source.family == "vit" and not source.config.num_labels:
-        task, loader = "image-feature-extraction", "ViTModel"
-    worst = max(report["proof"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
-    return f"""---
-library_name: kakao-models
-pipeline_tag: {task}
-license: apache-2.0
-tags:
-- {source.family}
----
-
-# {name}, converted from the original program's checkpoint
-
-{report["parameters"]:,} parameters. `preprocessor_config.json` asks for the original's own resizing (`"preprocessing": "tf"`).
-
-```python
-from kakao_models import {loader}
-
-model = {loader}.from_pretrained("path/or/name/of/this/folder")
-```
-
-## Conversion
-
-Taken: the {"moving averages of the weights" if source.weights == "average" else "raw weights"}\
-{"; the checkpoint also holds the other" if source.has_averages else ""}. Every tensor on disk, turned back, equals the
-source's to the bit. Run on fixed inputs against an independent forward pass on the source's tensors, the largest difference
-relative to what is allowed is {worst["difference"]:.2g} of {worst["limit"]:.2g}, in {worst["name"]}. `{REPORT}` has every
-stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a folder against it.
-"""
-
-
 def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "model") -> None:
     """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
 
@@ -334,7 +238,7 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
     homes = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as tensors:
-            homes |= {key: file for key in tensors.keys() if not key.endswith(hub.COUNTER)}
+            homes |= {key: file for key in tensors.keys() if not key.endswith(COUNTER)}
     missing, unknown = sorted({s.key for s in slots} - homes.keys()), sorted(homes.keys() - {s.key for s in slots})
     if missing or unknown:
         raise ValueError(

@@ -1,15 +1,8 @@
-"""Checkpoints as folders: where they are found (the Hub, a path, inside this package) and how they are written."""
+"""Where checkpoints are found: the Hub, a folder, inside this package."""
 
-import json
-import math
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
-COUNTER = "num_batches_tracked"  # PyTorch's batch norm counts its steps; no other framework, and no result, knows of it
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
@@ -29,47 +22,56 @@ def resolve(name_or_path: str | os.PathLike) -> str:
     return name
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes canonical arrays to `path`, under another name first: the file is there complete or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        # safetensors writes an array's memory as it lies, whatever its strides
-        contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        save_file(contiguous, unfinished, metadata={"format": "pt"})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+class HubUnreachable(OSError):
+    """The Hub did not answer, and the file is not in the local cache."""
 
 
-def write_shards(
-    folder: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    arrays: Mapping[str, Callable[[], np.ndarray]],
-    max_shard_size: int,
-) -> None:
-    """model.safetensors, or model-00001-of-0000N.safetensors and their index where that would be too large.
+def fetch(
+    name_or_path: str | os.PathLike,
+    filename: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str = "",
+) -> Path:
+    """Path of a file of a checkpoint; from the Hub it is downloaded unless the cache has it.
 
-    Args:
-        shapes: of every tensor, float32; they decide what goes into which shard.
-        arrays: the tensors, called for when their shard is written: one shard is in memory at a time.
-        max_shard_size: bytes of tensors in a file; a larger tensor has one for itself.
+    One attempt is made to reach the Hub where huggingface_hub makes six, which take 25 seconds to fail.
+
+    Raises:
+        HubUnreachable: no connection, and not in the cache.
+        OSError: no such checkpoint, or it has no such file.
     """
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for key, shape in shapes.items():
-        size = 4 * math.prod(shape)
-        if shards[-1] and filled + size > max_shard_size:
-            shards.append([])
-            filled = 0
-        shards[-1].append(key)
-        filled += size
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", {key: arrays[key]() for key in shards[0]})
-        return
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, keys in zip(names, shards):
-        write_safetensors(folder / name, {key: arrays[key]() for key in keys})
-    total = sum(4 * math.prod(shape) for shape in shapes.values())
-    places = {key: name for name, keys in zip(names, shards) for key in keys}
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    source = resolve(name_or_path)
+    if os.path.isdir(source):
+        path = Path(source, subfolder, filename)
+        if not path.is_file():
+            raise OSError(f"{name_or_path}: the folder {path.parent} has no {filename}. Is it a checkpoint's folder?")
+        return path
+    return _from_hub(source, f"{subfolder}/{filename}".lstrip("/"), revision, token)
+
+
+def _from_hub(repo: str, filename: str, revision: str | None, token: str | bool | None) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    bundled = ", ".join(bundled_checkpoints()) or "none"
+    try:
+        cached = try_to_load_from_cache(repo, filename, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision), token=token)
+        return Path(hf_hub_download(repo, filename, revision=revision, token=token))
+    except HFValidationError:
+        raise OSError(
+            f"{repo}: no such folder, and no name of a checkpoint on the Hub (owner/name) or in this package ({bundled})"
+        ) from None
+    except HfHubHTTPError as error:
+        raise OSError(
+            f"{repo}: the Hub does not give {filename}: {str(error).splitlines()[0]} Is the name right, and "
+            f"revision {revision or 'main'}? A private or gated checkpoint needs a token. In this package: {bundled}"
+        ) from error
+    except Exception as error:  # the HTTP client's own errors, whose module changes with huggingface_hub's version
+        raise HubUnreachable(
+            f"{repo}: no such folder, and the Hugging Face Hub can't be reached to get it from ({error})"
+        ) from error

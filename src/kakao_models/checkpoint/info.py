@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from kakao_models.checkpoint.files import fetch
+from kakao_models.checkpoint.hub import fetch
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
 

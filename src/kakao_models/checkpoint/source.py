@@ -53,11 +53,12 @@ class Source:
     files: list[Path] = field(default_factory=list)
 
 
-def read_source(path: str | Path, *, weights: str | None = None, **overrides) -> Source:
+def read_source(path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides) -> Source:
     """Recognises the checkpoint at `path`: a prefix, an .index file, or a folder.
 
     Args:
         weights: "raw" or "average"; by default the moving averages where there are any, as the original evaluated.
+        wanted: "align" or "vit"; by default whichever it is.
         overrides: sizes that tensors do not show, see `recognize`.
 
     Raises:
@@ -80,6 +81,8 @@ def read_source(path: str | Path, *, weights: str | None = None, **overrides) ->
     tensors = LazyTensors(checkpoint, averages if taken == "average" else raw)
     shapes = {key: tensors.shape(key) for key in tensors}
     family, spelling = family_of(shapes), None
+    if wanted not in (None, family):
+        raise ValueError(f"{path} holds a model of family {family!r}, wanted {wanted!r}")
     if family == "align":
         config = align_config(shapes, **overrides)
         slots = align_tpu_slots(config)

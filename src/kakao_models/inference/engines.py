@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kakao_models.checkpoint.files import fetch
+from kakao_models.checkpoint.hub import fetch
 
 
 class TorchEngine:

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PATIENCE = 2.0  # seconds before a bar appears by itself
 
@@ -44,3 +46,25 @@ class Progress:
     def __exit__(self, *error) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that is told (step, done, total): one bar after the other."""
+    current = {}
+
+    def advance(step: str, done: int, total: int) -> None:
+        if step not in current:
+            close()
+            current[step] = Progress(step, total, None)
+        current[step].advance(1 if done else 0)
+
+    def close() -> None:
+        for bar in current.values():
+            bar.__exit__()
+        current.clear()
+
+    try:
+        yield advance
+    finally:
+        close()

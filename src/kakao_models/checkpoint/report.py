@@ -1,0 +1,114 @@
+"""What a conversion says of itself: its report, the check of a folder against it, the model card, a table."""
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from kakao_models.checkpoint.shards import read_tensors
+from kakao_models.checkpoint.source import Source
+
+REPORT = "conversion_report.json"
+_PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
+
+
+def verify(folder: str | Path) -> list[str]:
+    """What is wrong with a converted folder, compared with its report; an empty list if nothing is.
+
+    Raises:
+        OSError: there is no report, or it can't be read.
+        ValueError: the report is broken.
+    """
+    folder = Path(folder)
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        files, tensors = dict(report["files"]), dict(report["tensors"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / REPORT} is no report of a conversion ({error!r})") from error
+    wrong = []
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            wrong.append(f"{name}: missing")
+        elif sha256_of(folder / name) != digest:
+            wrong.append(f"{name}: not the file that was written")
+    try:
+        for key, array in read_tensors(folder):
+            if key not in tensors:
+                wrong.append(f"{key}: a tensor the report does not know")
+            elif digest_of(array) != tensors.pop(key)["sha256"]:
+                wrong.append(f"{key}: not the tensor that was written")
+    except Exception as error:  # safetensors raises its own kind of error, and that of the system
+        wrong.append(f"the weights can't be read: {error}")
+    return wrong + [f"{key}: missing" for key in tensors]
+
+
+def summary(report: dict) -> str:
+    """The report for people: what was read, and how far the result is from it at every stage."""
+    source = report["source"]
+    skipped = ", ".join(f"{count} {kind}" for kind, count in source["skipped"].items())
+    lines = [
+        f"{report['family']}: {len(report['tensors'])} tensors, {report['parameters']:,} parameters, "
+        f"{source['weights']} weights" + (f"; left out: {skipped}" if skipped else ""),
+        f"{'stage':<20}{'difference':>12}{'allowed':>12}",
+    ]
+    lines += [f"{s['name']:<20}{s['difference']:>12.2e}{s['limit']:>12.2e}" for s in report["proof"]]
+    return "\n".join(lines)
+
+
+def sha256_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of(array: np.ndarray) -> str:
+    return hashlib.sha256(np.asarray(array, order="C").tobytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def model_card(source: Source, report: dict) -> str:
+    tags = {
+        "align": ("zero-shot-image-classification", "AlignModel", "ALIGN"),
+        "vit": ("image-classification", "ViTForImageClassification", "ViT"),
+    }
+    task, loader, name = tags[source.family]
+    if source.family == "vit" and not source.config.num_labels:
+        task, loader = "image-feature-extraction", "ViTModel"
+    worst = max(report["proof"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
+    return f"""---
+library_name: kakao-models
+pipeline_tag: {task}
+license: apache-2.0
+tags:
+- {source.family}
+---
+
+# {name}, converted from the original program's checkpoint
+
+{report["parameters"]:,} parameters. `preprocessor_config.json` asks for the original's own resizing (`"preprocessing": "tf"`).
+
+```python
+from kakao_models import {loader}
+
+model = {loader}.from_pretrained("path/or/name/of/this/folder")
+```
+
+## Conversion
+
+Taken: the {"moving averages of the weights" if source.weights == "average" else "raw weights"}\
+{"; the checkpoint also holds the other" if source.has_averages else ""}. Every tensor on disk, turned back, equals the
+source's to the bit. Run on fixed inputs against an independent forward pass on the source's tensors, the largest difference
+relative to what is allowed is {worst["difference"]:.2g} of {worst["limit"]:.2g}, in {worst["name"]}. `{REPORT}` has every
+stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a folder against it.
+"""
