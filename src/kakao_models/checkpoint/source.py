@@ -1,8 +1,9 @@
 """What a conversion reads: the checkpoint of an original program, recognised, with each tensor read when asked for."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from kakao_models.align.config import AlignConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.recognize import align_config, family_of, vit_config
-from kakao_models.checkpoint.tensorflow import SUFFIX, TensorFlowCheckpoint, kind_of, open_checkpoint
+from kakao_models.checkpoint.tensorflow import SUFFIX, kind_of, open_checkpoint
 from kakao_models.checkpoint.weightmap import Slot
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.weights import vit_tpu_slots
@@ -19,23 +20,26 @@ _AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
 
 
 class LazyTensors(Mapping):
-    """key without suffix → array, read from the checkpoint each time it is asked for."""
+    """key → array, read each time it is asked for; shapes are known beforehand.
 
-    def __init__(self, checkpoint: TensorFlowCheckpoint, stored: dict[str, str]):
-        self._checkpoint = checkpoint
-        self._stored = stored  # key without suffix → key of the checkpoint
+    Args:
+        entries: key → (shape, function that reads the tensor).
+    """
+
+    def __init__(self, entries: Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]):
+        self._entries = dict(entries)
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._checkpoint.read(self._stored[key])
+        return self._entries[key][1]()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._entries)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._checkpoint.entries[self._stored[key]].shape
+        return self._entries[key][0]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,10 @@ def read_source(path: str | Path, *, weights: str | None = None, wanted: str | N
         differing = sorted(averages.keys() ^ raw.keys())
         raise ValueError(f"{path}: moving averages are there for some weights only; they differ in {differing[:5]}")
     taken = weights or ("average" if averages else "raw")
-    tensors = LazyTensors(checkpoint, averages if taken == "average" else raw)
+    stored = averages if taken == "average" else raw
+    tensors = LazyTensors(
+        {key: (checkpoint.entries[name].shape, partial(checkpoint.read, name)) for key, name in stored.items()}
+    )
     shapes = {key: tensors.shape(key) for key in tensors}
     family, spelling = family_of(shapes), None
     if wanted not in (None, family):
