@@ -17,7 +17,11 @@ import numpy as np
 from golden import inputs as input_formula
 from golden import weights as weight_formula
 
-from kakao_models import ViTConfig
+from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig, ViTConfig
+from kakao_models.align.weights import align_tpu_slots
+from kakao_models.checkpoint.shards import write_safetensors
+from kakao_models.checkpoint.weightmap import to_canonical
+from kakao_models.vit.weights import vit_tpu_slots
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -112,6 +116,34 @@ def probe(array: np.ndarray, channels: int = 16) -> np.ndarray:
         2: [(0,), (1,), (-1,)],
     }[array.ndim]
     return np.stack([array[place][:channels] for place in places])
+
+
+def write_folder(name: str, folder: Path) -> Path:
+    """A Hub folder with the configuration and weights of a recorded run, through the weight table."""
+    golden = load(name)
+    if name.startswith("align"):
+        config = align_config(golden.config)
+        slots = align_tpu_slots(config)
+    else:
+        config = vit_config(golden.config)
+        slots = vit_tpu_slots(config, vit_spelling(name))
+    config.save_pretrained(folder)
+    write_safetensors(folder / "model.safetensors", to_canonical(slots, golden.original))
+    return folder
+
+
+def align_config(original: dict) -> AlignConfig:
+    """Our configuration for that of a recorded ALIGN."""
+    image, text = (original[name].split("-")[1] for name in ("img_encoder_name", "txt_encoder_name"))
+    widths = {name: original[name] for name in ("width_coefficient", "depth_coefficient") if name in original}
+    names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
+    sizes = {name: original[name] for name in names.split() if name in original}
+    return AlignConfig(
+        vision_config=AlignVisionConfig.efficientnet(image, **widths).to_dict(),
+        text_config=AlignTextConfig.bert(text, **sizes).to_dict(),
+        projection_dim=original["embed_dim"],
+        use_visual_projection=image != "b7",
+    )
 
 
 def vit_config(original: dict) -> ViTConfig:
