@@ -46,5 +46,5 @@ $(VENV)/.main: setup.py | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.main setup.py
-	$(BIN)/python -m pip install --quiet -e '.[all,test]'
+	$(BIN)/python -m pip install --quiet -e '.[torch,convert,test]'
 	touch $@

@@ -34,6 +34,10 @@ def test_named_constructors():
     assert not AlignConfig.base().use_visual_projection  # B7 is as wide as its embedding
     assert AlignConfig.mini().use_visual_projection
     assert AlignConfig.mini(projection_dim=256).projection_dim == 256
+    changed = AlignConfig.mini(vision_config={"virtual_batch_size": None}, text_config={"vocab_size": 99})
+    assert (changed.vision_config.virtual_batch_size, changed.vision_config.depth_coefficient) == (None, 1.4)
+    assert (changed.text_config.vocab_size, changed.text_config.hidden_size) == (99, 256)
+    assert AlignConfig.base(vision_config=AlignVisionConfig.efficientnet("b0")).vision_config.depth_coefficient == 1.0
     with pytest.raises(ValueError, match="no size 'b8'; there are b0"):
         AlignVisionConfig.efficientnet("b8")
 
@@ -50,6 +54,7 @@ def test_drop_connect_rates_count_all_blocks():
         (lambda: AlignConfig(projection_dimm=3), "did you mean 'projection_dim'"),
         (lambda: AlignConfig(vision_config={"width_coeficient": 1.0}), "did you mean 'width_coefficient'"),
         (lambda: AlignTextConfig(flavour=1), "AlignTextConfig has no field 'flavour'"),
+        (lambda: AlignConfig(temperature=0.01), "AlignConfig has no field 'temperature'"),  # known to text generation
         (lambda: AlignConfig.from_dict({"projection_dimm": 3}), "did you mean 'projection_dim'"),
         (lambda: AlignConfig.from_dict({"vision_config": {"image_sise": 3}}), "did you mean 'image_size'"),
         (lambda: AlignConfig(projection_dim=64, use_visual_projection=False), "to be the width"),
@@ -77,6 +82,7 @@ def test_a_config_of_transformers_4_loads(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     config = AlignConfig.from_pretrained(tmp_path)
     assert len(config.vision_config.blocks()) == 55 and not config.use_visual_projection
+    assert not hasattr(config.text_config, "num_beams")
 
 
 @pytest.mark.parametrize("size", EFFICIENTNET_SIZES)
@@ -94,3 +100,16 @@ def test_transformers_reads_ours(tmp_path):
     AlignConfig.base().save_pretrained(tmp_path)
     theirs = transformers.models.align.configuration_align.AlignConfig.from_pretrained(tmp_path)
     assert theirs.vision_config.depth_coefficient == 3.1 and theirs.projection_dim == 640
+
+
+def test_towers_may_be_configured_by_transformers_classes():
+    theirs = transformers.models.align.configuration_align
+    text, vision = theirs.AlignTextConfig(hidden_size=48), theirs.AlignVisionConfig(width_coefficient=1.0)
+    config = AlignConfig(text_config=text, vision_config=vision)
+    assert type(config.text_config) is AlignTextConfig and config.text_config.hidden_size == 48
+    assert type(config.vision_config) is AlignVisionConfig and config.vision_config.output_channels == 320
+    assert config.use_visual_projection
+
+
+def test_bundled_checkpoints_go_by_their_name():
+    assert AlignConfig.from_pretrained("align-tiny").model_type == "align"

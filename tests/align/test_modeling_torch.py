@@ -307,6 +307,16 @@ def test_batch_norm_groups(batch, layout):
     )
 
 
+@pytest.mark.parametrize("norm", [1e-2, 1.0, 2000.0])
+def test_half_precision_vectors_of_any_norm_are_normalised(norm):
+    """The sum of their squares overflows float16 from a norm of 256 on, and 1e-12 is zero there."""
+    x = torch.full((2, 640), norm / 640**0.5, dtype=torch.float16)
+    x[1] = 0
+    got = modeling_torch.l2_normalize(x)
+    assert got.dtype == torch.float16 and got[0].float().norm().item() == pytest.approx(1, abs=2e-3)
+    assert not got[1].any()
+
+
 def test_drop_connect_drops_whole_samples(align_a):
     block = next(b for b in align_a.train().vision_model.encoder.blocks if b.skip)
     block.drop_rate = 0.25

@@ -191,6 +191,23 @@ def test_broken_files_are_named(theirs, tmp_path):
         AlignModel.from_pretrained(tmp_path)
 
 
+def test_weights_without_a_file(ours):
+    """`from_pretrained(None, config=, state_dict=)`: a bijection too."""
+    again = AlignModel.from_pretrained(None, config=ours.config, state_dict=ours.state_dict())
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in ours.state_dict().items())
+    with pytest.raises(ValueError, match=r"state_dict does not hold(.|\n)*missing temperature"):
+        state = {key: value for key, value in ours.state_dict().items() if key != "temperature"}
+        AlignModel.from_pretrained(None, config=ours.config, state_dict=state)
+
+
+def test_a_configuration_of_transformers_is_taken(theirs, ours):
+    config = type(theirs[0].config).from_pretrained(theirs[1])
+    model = AlignModel.from_pretrained(theirs[1], config=config)
+    assert type(model.config) is AlignConfig
+    with torch.no_grad():
+        assert torch.equal(model(**inputs(97)).logits_per_image, ours(**inputs(97)).logits_per_image)
+
+
 def test_auto_classes_find_ours(theirs):
     config = AlignConfig.from_pretrained(theirs[1])
     for auto in (transformers.AutoModel, transformers.AutoModelForZeroShotImageClassification):

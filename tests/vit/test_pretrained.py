@@ -119,6 +119,17 @@ def theirs_last(model) -> torch.Tensor:
     return model(pixels(64), output_hidden_states=True).hidden_states[-1]
 
 
+def test_configurations_and_weights_from_elsewhere(theirs):
+    """A configuration of transformers' class, and weights without a file."""
+    model, folder = theirs
+    ours = ViTForImageClassification.from_pretrained(folder, config=model.config)
+    assert type(ours.config) is ViTConfig
+    again = ViTForImageClassification.from_pretrained(None, config=ours.config, state_dict=ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(pixels()).logits, ours(pixels()).logits)
+        assert_same(ours(pixels()).logits, model(pixels()).logits)
+
+
 # --- parts of a file
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import transformers
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from kakao_models.checkpoint.config import StrictConfig
 
@@ -148,6 +148,9 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
     label_smoothing: float = 0.1
 
     def __post_init__(self, **kwargs):
+        for name, kind in self.sub_configs.items():  # a tower's configuration may be one of transformers
+            if isinstance(tower := getattr(self, name), PreTrainedConfig):
+                setattr(self, name, kind.from_config(tower))
         super().__post_init__(**kwargs)
         same_width = self.vision_config.output_channels == self.projection_dim
         if self.use_visual_projection is None:
@@ -175,11 +178,13 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
 
     @classmethod
     def _sized(cls, image: str, text: str, **kwargs) -> "AlignConfig":
-        towers = dict(
-            vision_config=AlignVisionConfig.efficientnet(image).to_dict(),
-            text_config=AlignTextConfig.bert(text).to_dict(),
-        )
-        return cls(**(towers | kwargs))
+        for name, build, size in (
+            ("vision_config", AlignVisionConfig.efficientnet, image),
+            ("text_config", AlignTextConfig.bert, text),
+        ):
+            given = kwargs.get(name) or {}  # fields of a tower change that tower and leave it its size
+            kwargs[name] = build(size, **given) if isinstance(given, dict) else given
+        return cls(**kwargs)
 
 
 def _look_up(sizes: dict, size: str, family: str):

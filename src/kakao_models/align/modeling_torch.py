@@ -56,8 +56,9 @@ def contrastive_loss(logits_per_image: torch.Tensor, label_smoothing: float) -> 
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
-    """x / sqrt(max(sum of squares, 1e-12)) along the last axis, as in the original."""
-    return x * x.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+    """x / sqrt(max(sum of squares, 1e-12)) along the last axis, as in the original; computed in at least float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # in float16 the squares overflow from a norm of 256 on
+    return (wide * wide.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()).to(x.dtype)
 
 
 class AlignBatchNorm(nn.BatchNorm2d):
@@ -65,7 +66,7 @@ class AlignBatchNorm(nn.BatchNorm2d):
 
     With n = B // virtual_batch_size groups, group j is the samples j, j + n, j + 2n, ... Variances are biased, also in
     the moving average, which takes the mean over the groups once a step. The original refuses a batch that is no
-    multiple of `virtual_batch_size`; here some of its groups are one sample larger, and a smaller one is one group.
+    multiple of `virtual_batch_size`; here its n groups differ by at most one sample (31 samples are one group).
     """
 
     def __init__(self, channels: int, config: AlignVisionConfig):

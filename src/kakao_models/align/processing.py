@@ -3,11 +3,10 @@
 from typing import ClassVar
 
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
-
-# Not from the top: up to 5.13 at least, transformers has a placeholder there where torchvision is missing.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
+from kakao_models.checkpoint.hub import resolve
 from kakao_models.data.processor import ImageProcessor
 from kakao_models.data.tensors import as_tensors
 
@@ -60,10 +59,11 @@ class AlignProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """From the Hub or a folder: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision` and
         `subfolder` as everywhere; other arguments are fields of the image processor."""
+        source = resolve(pretrained_model_name_or_path)
         hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         where = {name: kwargs[name] for name in hub if name in kwargs}
-        image_processor = AlignImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        return cls(image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where))
+        image_processor = AlignImageProcessor.from_pretrained(source, **kwargs)
+        return cls(image_processor, AutoTokenizer.from_pretrained(source, **where))
 
     def __call__(
         self,
@@ -123,9 +123,6 @@ class AlignProcessor(ProcessorMixin):
         return as_tensors(dict(tokens), return_tensors)
 
 
-AutoImageProcessor.register(
-    AlignConfig,
-    image_processor_classes={"pil": AlignImageProcessor, "torchvision": AlignImageProcessor},
-    exist_ok=True,
-)
+# Not AutoImageProcessor.register: that loads transformers' class, which without torchvision complains.
+IMAGE_PROCESSOR_MAPPING.register(AlignConfig, dict.fromkeys(("pil", "torchvision"), AlignImageProcessor), exist_ok=True)
 AutoProcessor.register(AlignConfig, AlignProcessor, exist_ok=True)

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 from transformers import GenerationConfig, PreTrainedConfig
 
+from kakao_models.checkpoint.hub import resolve
+
 logger = logging.getLogger(__name__)
 
-# Names that transformers 4 and 5 themselves write into every config.json, or accept beside the fields of a class.
-# Text-generation settings come on top: transformers 4 stored them all in every sub-configuration.
+# Names that transformers 4 and 5 themselves write into every config.json, or accept beside the fields of a class,
+# other than those with an underscore in front.
 _KNOWN_TO_TRANSFORMERS = frozenset(
-    "_attn_implementation_autoset _commit_hash _name_or_path add_cross_attention attn_implementation "
+    "add_cross_attention attn_implementation "
     "base_model_pp_plan base_model_tp_plan cross_attention_hidden_size experts_implementation finetuning_task "
     "is_composition is_decoder keys_to_ignore_at_inference model_type name_or_path num_labels output_attentions "
     "output_hidden_states per_layer_config prefix pruned_heads return_dict sep_token_id decoder_start_token_id "
@@ -45,15 +47,29 @@ class StrictConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> "StrictConfig":
+        """`config`, or this class's with the values of `config` where that is transformers' class for the same model."""
+        if isinstance(config, cls) or config.model_type != cls.model_type:
+            return config
+        return cls.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         return super().from_dict(cls._without_foreign_fields(config_dict), **kwargs)
 
     @classmethod
     def _without_foreign_fields(cls, values: dict) -> dict:
-        foreign = [name for name in cls._unknown(values) if not cls._close_to(name)]
-        if foreign:
+        # transformers 4 stored every setting of text generation in every sub-configuration.
+        settings = GenerationConfig._get_default_generation_params().keys()
+        dropped = {name for name in cls._unknown(values) if name in settings or not cls._close_to(name)}
+        if foreign := dropped - settings:
             logger.warning("%s: ignoring fields it does not know: %s", cls.__name__, ", ".join(sorted(foreign)))
-        kept = {name: value for name, value in values.items() if name not in foreign}
+        kept = {name: value for name, value in values.items() if name not in dropped}
         for name, part in cls.sub_configs.items():
             if isinstance(kept.get(name), dict):
                 kept[name] = part._without_foreign_fields(kept[name])
@@ -66,8 +82,7 @@ class StrictConfig(PreTrainedConfig):
     @classmethod
     def _unknown(cls, values) -> list[str]:
         known = cls._field_names() | cls._derived_fields | _KNOWN_TO_TRANSFORMERS | cls.attribute_map.keys()
-        names = [name for name in values if name not in known and not name.startswith("_")]
-        return [name for name in names if name not in GenerationConfig._get_default_generation_params()]
+        return [name for name in values if name not in known and not name.startswith("_")]
 
     @classmethod
     def _close_to(cls, name: str) -> str | None:

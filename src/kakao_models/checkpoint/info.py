@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from kakao_models.checkpoint.hub import fetch
+from kakao_models.checkpoint.hub import described_by, fetch, read_config
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
 
@@ -21,8 +21,8 @@ def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, to
         OSError: no such checkpoint.
         ValueError: another kind of model, or a broken file.
     """
-    folder = fetch(name_or_path, "config.json", revision=revision, token=token).parent
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    file = fetch(name_or_path, "config.json", revision=revision, token=token)
+    folder, config = file.parent, read_config(file)
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or os.path.isdir(name_or_path):
         files, tensors = _local_files(folder)
     else:
@@ -32,11 +32,13 @@ def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, to
     facts = {"align": _align, "vit": _vit}.get(config.get("model_type"))
     if facts is None:
         raise ValueError(f"{name_or_path}: model_type is {config.get('model_type')!r}, wanted 'align' or 'vit'")
+    with described_by(file):
+        towers = facts(config, parameters)
     return {
         "name": os.fspath(name_or_path),
         "folder": folder and str(folder),
         "model_type": config["model_type"],
-        **facts(config, parameters),
+        **towers,
         "parameters": sum(parameters.values()),
         "preprocessing": _preprocessing(name_or_path, revision, token),
         "files": files,
@@ -67,13 +69,15 @@ def as_text(info: dict) -> str:
 
 
 def _align(config: dict, parameters: dict[str, int]) -> dict:
-    from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES, AlignConfig
+    from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES, AlignConfig, AlignVisionConfig
 
     config = AlignConfig.from_dict(config)
     vision, text = config.vision_config, config.text_config
     image_tower = {
         "kind": "EfficientNet",
-        "size": _published(EFFICIENTNET_SIZES, (vision.width_coefficient, vision.depth_coefficient)),
+        "size": next(
+            (n for n in EFFICIENTNET_SIZES if AlignVisionConfig.efficientnet(n).blocks() == vision.blocks()), None
+        ),
         "image_size": vision.image_size,
         "blocks": len(vision.blocks()),
         "width": vision.output_channels,
@@ -150,7 +154,9 @@ def _side(size: dict | int) -> str:
         return str(size)
     if "shortest_edge" in size:
         return f"{size['shortest_edge']} along the shorter side"
-    return f"{size['height']} x {size['width']}"
+    if size.keys() >= {"height", "width"}:
+        return f"{size['height']} x {size['width']}"
+    return ", ".join(f"{name} {value}" for name, value in size.items())
 
 
 def _local_files(folder: Path) -> tuple[list[dict], dict[str, dict]]:
@@ -172,10 +178,16 @@ def _header(path: Path) -> dict[str, dict]:
             if length > path.stat().st_size:
                 raise ValueError(f"its header is said to be {length} bytes long")
             header = json.loads(file.read(length))
-    except ValueError as error:
+        header.pop("__metadata__", None)
+        described = {name: {"dtype": entry["dtype"], "shape": entry["shape"]} for name, entry in header.items()}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is no safetensors file: {error}. Is the download complete?") from error
-    header.pop("__metadata__", None)
-    return {name: {"dtype": entry["dtype"], "shape": entry["shape"]} for name, entry in header.items()}
+    if end != path.stat().st_size:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, its header says {end:,}. Is the download complete?"
+        )
+    return described
 
 
 def _hub_files(repo: str, revision: str | None, token: str | bool | None) -> tuple[list[dict], dict[str, dict]]:

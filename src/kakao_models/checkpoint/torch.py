@@ -5,7 +5,7 @@ import logging
 import re
 
 from safetensors import SafetensorError
-from transformers import modeling_utils
+from transformers import PreTrainedConfig, modeling_utils
 
 from kakao_models.checkpoint.hub import resolve
 
@@ -31,7 +31,11 @@ class BijectiveLoading:
             ValueError: a tensor is missing, unknown or of another shape; the message names each one.
             OSError: no such checkpoint, no network, or a file that can't be read.
         """
-        source = resolve(pretrained_model_name_or_path)
+        source = pretrained_model_name_or_path  # None: the weights are in `state_dict`
+        if source is not None:
+            source = resolve(source)
+        if isinstance(kwargs.get("config"), PreTrainedConfig):
+            kwargs["config"] = cls.config_class.from_config(kwargs["config"])
         with_info = kwargs.pop("output_loading_info", False)
         may_replace = kwargs.pop("ignore_mismatched_sizes", False)
         try:
@@ -60,7 +64,7 @@ class BijectiveLoading:
         if problems:
             shown = "\n  ".join(problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20))
             raise ValueError(
-                f"{source} does not hold the weights of this {cls.__name__}:\n  {shown}\n"
+                f"{source or 'state_dict'} does not hold the weights of this {cls.__name__}:\n  {shown}\n"
                 "Is this another model or size, or does config.json belong to another checkpoint?"
             )
 

@@ -12,7 +12,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import center_crop
 from transformers.processing_utils import ImagesKwargs
 
-from .images import load_image
+from kakao_models.checkpoint.hub import resolve
+
+from .images import MAX_PIXELS, load_image
 from .resize import center_box, resize_area, resize_bilinear, shorter_side_to
 from .tensors import as_tensors
 
@@ -123,6 +125,11 @@ class ImageProcessor(BaseImageProcessor):
         return as_tensors({"pixel_values": pictures}, return_tensors)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
         given = {name: value for name, value in image_processor_dict.items() if value is not None}
         return super().from_dict({**cls.transformers_defaults, **given}, **kwargs)
@@ -181,6 +188,11 @@ class ImageProcessor(BaseImageProcessor):
     def _like_hf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
         if options.do_resize:
             height, width = _resized(options.size, picture.height, picture.width, truncated=True)
+            if height * width > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
+                raise ValueError(
+                    f"a picture of {picture.width} x {picture.height} becomes {width} x {height} at size {options.size}, "
+                    f"more than {MAX_PIXELS} pixels: give size as height and width, or leave this picture out"
+                )
             picture = picture.resize((width, height), options.resample)
         pixels = np.asarray(picture)
         if options.do_center_crop:

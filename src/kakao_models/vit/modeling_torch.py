@@ -105,8 +105,9 @@ class _FollowFile:
     def from_pretrained(cls, source, *model_args, config=None, image_size=None, **kwargs):
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
-            wanted, config.image_size = config.image_size, cls._stored_image_size(source, config, kwargs)
-            image_size = wanted if image_size is None else image_size
+            if source is not None:
+                wanted, config.image_size = config.image_size, cls._stored_image_size(source, config, kwargs)
+                image_size = wanted if image_size is None else image_size
         pooler_by_file = issubclass(cls, ViTModel) and not model_args and kwargs.get("add_pooling_layer") is None
         if pooler_by_file:
             kwargs["add_pooling_layer"] = True

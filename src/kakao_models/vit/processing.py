@@ -1,7 +1,6 @@
 """Image processor of ViT."""
 
-# Not from the top: up to 5.13 at least, transformers has a placeholder there where torchvision is missing.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from kakao_models.data.processor import ImageProcessor
 
@@ -31,8 +30,7 @@ class RegisteredViTImageProcessor(ViTImageProcessor):
     """
 
 
-AutoImageProcessor.register(
-    ViTConfig,
-    image_processor_classes={"pil": RegisteredViTImageProcessor, "torchvision": RegisteredViTImageProcessor},
-    exist_ok=True,
+# Not AutoImageProcessor.register: that loads transformers' class, which without torchvision complains.
+IMAGE_PROCESSOR_MAPPING.register(
+    ViTConfig, dict.fromkeys(("pil", "torchvision"), RegisteredViTImageProcessor), exist_ok=True
 )
