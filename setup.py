@@ -21,7 +21,7 @@ EXTRAS = {
     "evaluate": ["scikit-learn>=1.6"],
     "demo": ["gradio>=6.7"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0"],
-    "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "pyarrow>=18", "scipy>=1.14"],
+    "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "pyarrow>=18", "scipy>=1.14", "h5py>=3.11", "msgpack>=1.1"],
 }
 EXTRAS["all"] = sorted({requirement for name in EXTRAS if name != "test" for requirement in EXTRAS[name]})
 

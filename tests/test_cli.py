@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,53 @@ def test_convert_refuses(arguments, message, command, tmp_path):
     code, _, err = command("convert", CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit", "--heads", 2, *arguments)
     assert code == 2 and message in " ".join(err.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_lines(command, align, photos, tmp_path):
+    """A byte order mark and Windows' line ends are no part of a label, and only line ends separate texts."""
+    labels, captions, latin = tmp_path / "labels.txt", tmp_path / "captions.txt", tmp_path / "latin.txt"
+    labels.write_bytes(b"\xef\xbb\xbfcat\r\n\r\ndog\r\n")
+    _, out, _ = command("classify", photos[0], "--labels-file", labels, "--model", align, "--json")
+    assert {entry["label"] for entry in json.loads(out)[0]["scores"]} == {"cat", "dog"}
+    captions.write_text("a cat\u2028and a dog\nthe sea\x85\n", encoding="utf-8")
+    command("embed", captions, "-o", tmp_path / "out.npy", "--model", align)
+    assert json.loads((tmp_path / "out.names.json").read_text(encoding="utf-8")) == ["a cat\u2028and a dog", "the sea"]
+    latin.write_bytes(b"caf\xe9\n")
+    code, _, err = command("embed", latin, "-o", tmp_path / "out.npy", "--model", align)
+    assert code == 2 and f"{latin} is no UTF-8 text" in err
+
+
+def test_convert_takes_equal_class_names_and_prints_nothing_but_the_report(command, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("crane\ncrane\n" + "\n".join("abcdefgh") + "\n")
+    arguments = ["--heads", 2, "--labels-file", labels, "--json", "--push-to-hub", "me/vit", "--dry-run"]
+    code, out, err = command("convert", CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit", *arguments)
+    assert code == 0 and json.loads(out)["family"] == "vit" and "to me/vit would go" in err
+    names = json.loads((tmp_path / "vit" / "config.json").read_text())["id2label"]
+    assert list(names.values()) == ["crane", "crane", *"abcdefgh"]
+
+
+@pytest.mark.parametrize("config", ["[]", "{", '{"model_type": ["vit"]}', '{"model_type": "vit", "hidden_size": "x"}'])
+def test_a_broken_config_is_one_message(command, photos, tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    for arguments in (["info", tmp_path], ["classify", photos[0], "--model", tmp_path]):
+        code, out, err = command(*arguments)
+        assert code == 2 and out == "" and "config.json" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"{}", None])
+def test_info_of_a_broken_safetensors_file(command, vit, tmp_path, header):
+    (tmp_path / "config.json").write_text(Path(vit, "config.json").read_text())
+    weights = Path(vit, "model.safetensors").read_bytes()[:-4]  # a download that stopped
+    content = weights if header is None else len(header).to_bytes(8, "little") + header + b"more"
+    (tmp_path / "model.safetensors").write_bytes(content)
+    code, out, err = command("info", tmp_path)
+    assert code == 2 and out == "" and "Is the download complete?" in err
+
+
+def test_info_of_a_size_of_another_kind(command, vit, tmp_path):
+    shutil.copytree(vit, tmp_path / "vit")
+    preprocessor = tmp_path / "vit" / "preprocessor_config.json"
+    preprocessor.write_text(json.dumps(json.loads(preprocessor.read_text()) | {"size": {"longest_edge": 50}}))
+    code, out, _ = command("info", tmp_path / "vit")
+    assert code == 0 and "resize to longest_edge 50" in out

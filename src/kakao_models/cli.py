@@ -171,12 +171,18 @@ def info(
 
 @app.command(no_args_is_help=True)
 def convert(
-    source: Annotated[str, typer.Argument(help="A TensorFlow checkpoint: its prefix, .index file or folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A TensorFlow checkpoint (prefix, .index file or folder), a Hub folder of older transformers, "
+            "Google's ViT .npz or Keras' EfficientNet .h5."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="The folder to make (with --to tpu: the checkpoint's prefix).")],
     to: Annotated[
         str, typer.Option(help="hub, or tpu for the way back: SOURCE is then a Hub folder.", show_default=True)
     ] = "hub",
-    family: Annotated[str | None, typer.Option(help="align or vit: refuse anything else.")] = None,
+    family: Annotated[str | None, typer.Option(help="align, vit or efficientnet: refuse anything else.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="raw or average; by default moving averages where there are any.")
     ] = None,
@@ -189,7 +195,7 @@ def convert(
     reference: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help=".npz of inputs and expected logits.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Of an ALIGN, which no tensor shows.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Of an image tower, which no tensor shows.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, of an unpublished width.")] = None,
     spelling: Annotated[str, typer.Option(help="Of a ViT's keys with --to tpu: model, manager or backbone.")] = "model",
     max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 5GB.")] = "5GB",
@@ -235,14 +241,15 @@ def convert(
             tokenizer=tokenizer,
             max_shard_size=_bytes(max_shard_size),
             reference=reference,
-            labels=_labels(None, labels_file),
+            labels=_lines(labels_file) if labels_file else None,  # two classes may share a name
             advance=advance,
             image_size=image_size,
             num_attention_heads=heads,
         )
     print(json.dumps(report, indent=1) if as_json else f"{summary(report)}\n{output}: written, and proven")
     if push_to_hub:
-        print(push(output, push_to_hub, private=private, create_pr=create_pr, dry_run=dry_run))
+        pushed = push(output, push_to_hub, private=private, create_pr=create_pr, dry_run=dry_run)
+        print(pushed, file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command(no_args_is_help=True)
@@ -304,8 +311,17 @@ def _given(options: dict) -> dict:
 
 
 def _labels(labels: str | None, file: Path | None) -> list[str]:
-    lines = (labels or "").split(",") + (file.read_text(encoding="utf-8").splitlines() if file else [])
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    names = [name.strip() for name in (labels or "").split(",")] + (_lines(file) if file else [])
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file that are not blank. Only line feeds end a line: U+2028 may stand within a caption."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
+    return list(filter(None, map(str.strip, text.split("\n"))))
 
 
 def _bytes(size: str) -> int:
@@ -318,8 +334,8 @@ def _bytes(size: str) -> int:
 
 def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) -> tuple[list[str], list[str]]:
     files = [Path(name) for name in inputs if name.lower().endswith(".txt")] + ([file] if file else [])
-    lines = [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    return texts + list(filter(None, lines)), _expanded(name for name in inputs if Path(name) not in files)
+    lines = [line for path in files for line in _lines(path)]
+    return texts + lines, _expanded(name for name in inputs if Path(name) not in files)
 
 
 def _expanded(inputs) -> list[str]:

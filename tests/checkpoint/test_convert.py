@@ -240,3 +240,61 @@ def test_processors_are_the_originals(tmp_path):
     convert(CHECKPOINTS / "vit_nano_ema_ckpt", tmp_path / "tuned", **HEADS)
     vit = ViTImageProcessor.from_pretrained(tmp_path / "tuned")
     assert (vit.preprocessing, vit.resample, vit.size) == ("tf", 2, {"height": 96, "width": 96})
+
+
+def test_where_a_finished_folder_could_not_be_put(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "link", **HEADS)
+    assert verify(tmp_path / "elsewhere") == []
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FileExistsError, match="Name a folder in it"):
+        convert(CHECKPOINTS / "vit_nano_ckpt", ".", **HEADS)
+
+
+def test_two_conversions_to_one_folder_do_not_meet(tmp_path, monkeypatch):
+    prove = converting.proof.prove
+
+    def meanwhile(*args):
+        with pytest.raises(FileExistsError, match="being written by another conversion"):
+            converted("vit_nano_adamw_ckpt", tmp_path)
+        return prove(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(converting.proof, "prove", meanwhile)
+        converted("vit_nano_ckpt", tmp_path)
+    assert verify(tmp_path / "out") == [] and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_classes_may_share_a_name(tmp_path):
+    labels = ["crane", "crane", *"abcdefgh"]  # ImageNet has the bird and the machine
+    converted("vit_nano_ckpt", tmp_path, labels=labels)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config["id2label"].values()) == labels
+    assert config["label2id"] == {label: index for index, label in enumerate(labels)}
+
+
+def test_a_tokenizer_that_is_not_there_is_known_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(converting, "_write_tensors", None)
+    with pytest.raises(OSError):
+        converted("align_nano", tmp_path, tokenizer=str(tmp_path / "absent"))
+
+
+def test_verify_sees_what_was_added(tmp_path):
+    converted("vit_nano_ckpt", tmp_path)
+    (tmp_path / "out" / ".gitattributes").write_text("")
+    assert verify(tmp_path / "out") == []
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    assert verify(tmp_path / "out") == ["adapter_config.json: not there when the report was written"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_goes_back_as_float32(tmp_path, dtype):
+    converted("vit_nano_ckpt", tmp_path)
+    ViTForImageClassification.from_pretrained(tmp_path / "out", dtype=dtype).save_pretrained(tmp_path / "half")
+    convert_back(tmp_path / "half", tmp_path / "tpu" / "weights")
+    before, after = open_checkpoint(CHECKPOINTS / "vit_nano_ckpt"), open_checkpoint(tmp_path / "tpu")
+    theirs = before.read("backbone/class_emb/.ATTRIBUTES/VARIABLE_VALUE")
+    ours = after.read(next(key for key in after.entries if "class_emb" in key))
+    assert ours.dtype == np.float32 and np.array_equal(ours, torch.from_numpy(theirs).to(dtype).float().numpy())

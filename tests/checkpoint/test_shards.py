@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from kakao_models.checkpoint import shards
 
@@ -30,3 +30,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space"):
         shards.write_safetensors(path, {"a": np.zeros(3)})
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_full_disk_is_a_system_error(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(shards, "save_file", full)
+    with pytest.raises(OSError, match="model.safetensors can't be written.*No space left"):
+        shards.write_safetensors(tmp_path / "model.safetensors", {"a": np.zeros(1, np.float32)})

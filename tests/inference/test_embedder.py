@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from tolerances import TOLERANCE
 
 from kakao_models import AlignModel, AlignProcessor, Embedder, ViTForImageClassification, ViTImageProcessor
@@ -246,3 +246,36 @@ def test_wrong_arguments_are_named(embedder, align, photos, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(ValueError, match="'clip'"):
         Embedder(tmp_path)
+
+
+def test_frames_that_a_generator_replaces_are_not_mixed_up(embedder, expected, photos, tmp_path):
+    pictures = [Image.open(path).convert("RGB") for path in photos]
+    pictures[0].save(tmp_path / "frames.png", save_all=True, append_images=pictures[1:])
+    animation = Image.open(tmp_path / "frames.png")
+    assert close(embedder.images(ImageSequence.Iterator(animation)), expected)  # one object, again and again
+
+    def painted():
+        canvas = Image.new("RGB", pictures[0].size)
+        for picture in pictures:
+            canvas.paste(picture)
+            yield canvas
+
+    def refilled():
+        buffer = torch.empty(48, 60, 3, dtype=torch.uint8)
+        for picture in pictures:
+            buffer[:] = torch.from_numpy(np.array(picture))
+            yield buffer
+
+    assert close(embedder.images(painted()), expected)
+    assert close(embedder.images(refilled()), expected)
+
+
+def test_a_text_that_is_no_unicode_is_named(embedder):
+    with pytest.raises(ValueError, match=r"texts\[1\].*no valid Unicode"):
+        embedder.texts(["cat", "caf\udce9"])
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_a_clear_error(align, device):
+    with pytest.raises(ValueError, match=f"device '{device}' can't be used"):
+        Embedder(align, device=device)

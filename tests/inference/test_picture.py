@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tiny
-from PIL import ImageColor
+from PIL import ImageColor, ImageDraw, ImageFont
 
 from kakao_models.inference import picture
 from kakao_models.inference.picture import draw_files, draw_scores
@@ -50,3 +50,15 @@ def test_files_without_results_are_left_out(tmp_path):
     assert not (tmp_path / "none.png").exists()
     with pytest.raises(ValueError, match="no photographs"):
         draw_scores([])
+
+
+def test_texts_that_do_not_fit_a_line(monkeypatch):
+    drawn, measured = [], []
+    getlength = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(
+        ImageFont.FreeTypeFont, "getlength", lambda self, text: measured.append(len(text)) or getlength(self, text)
+    )
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **kwargs: drawn.append(text))
+    draw_scores([("two\nlines", tiny.picture(0), [{"score": 0.5, "label": "x" * 100_000}])])
+    assert drawn[0] == "two lines" and drawn[1].endswith("x...") and len(drawn[1]) < 100
+    assert max(measured) < 1000  # each letter less is measured again

@@ -234,3 +234,11 @@ def test_wrong_arguments_are_named(zero_shot, align, vit, photos):
         pipeline("image-classification", align)(photos)
     with pytest.raises(ValueError, match="function_to_apply"):
         pipeline("image-classification", vit)(photos, function_to_apply="tanh")
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5])
+def test_top_k_is_a_number_of_labels(zero_shot, vit, photos, top_k):
+    with pytest.raises(ValueError, match="top_k"):
+        zero_shot(photos[0], candidate_labels=["cat", "dog", "sea"], top_k=top_k)
+    with pytest.raises(ValueError, match="top_k"):
+        pipeline("image-classification", vit)(photos[0], top_k=top_k)

@@ -77,6 +77,9 @@ def text_stages(
         "embeddings", "layer 0", ... (B, L, D), "pooler" (B, D), and "text features" (B, P), not normalised.
     """
     text = config.text_config
+    activation = {"gelu": gelu, "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu}.get(text.hidden_act)
+    if activation is None:
+        raise ValueError(f"text_config: hidden_act is {text.hidden_act!r}; a proof in numpy knows gelu and gelu_new")
 
     def get(key: str) -> np.ndarray:
         return original[key].astype(dtype)
@@ -106,7 +109,7 @@ def text_stages(
         x = layer_norm(
             dense(attended, f"{key}/attention/dense_output/dense") + x, f"{key}/attention/dense_output/LayerNorm"
         )
-        inner = gelu(dense(x, f"{key}/intermediate/dense"))
+        inner = activation(dense(x, f"{key}/intermediate/dense"))
         x = layer_norm(dense(inner, f"{key}/bert_output/dense") + x, f"{key}/bert_output/LayerNorm")
         stages[f"layer {position}"] = x
     stages["pooler"] = np.tanh(dense(x[:, 0], _TEXT + "pooler/dense"))  # stored, and used by nothing
@@ -125,6 +128,11 @@ def gelu(x: np.ndarray) -> np.ndarray:
     """The exact GELU, x * Phi(x)."""
     erf = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(x.dtype)
     return x * (1 + erf) / 2
+
+
+def tanh_gelu(x: np.ndarray) -> np.ndarray:
+    """GELU in the approximation of Hendrycks & Gimpel 2016."""
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,11 @@ from kakao_models.checkpoint.source import Source, read_source
 from kakao_models.checkpoint.tensorflow import SUFFIX, write_checkpoint
 from kakao_models.checkpoint.weightmap import permute
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: two conversions into one folder are not told apart
+    fcntl = None
+
 
 def convert(
     source: str | Path,
@@ -35,9 +40,9 @@ def convert(
     """Converts a checkpoint; `output` appears complete and proven, or not at all.
 
     Args:
-        source: prefix, .index file or folder of a TensorFlow checkpoint.
+        source: any of the sources that `read_source` knows.
         output: folder to make; must not exist, or be empty.
-        family: "align" or "vit" refuses the other; by default whichever it is.
+        family: "align", "vit" or "efficientnet" refuses the others; by default whichever it is.
         weights: "raw" or "average" (default: average where there is one).
         tokenizer: folder or Hub id whose tokenizer goes beside an ALIGN.
         max_shard_size: bytes of tensors a file may hold.
@@ -58,9 +63,9 @@ def convert(
     if labels:
         _name_classes(read, labels)
     with _unfinished(Path(output)) as folder:
-        tensors = _write_tensors(read, folder, max_shard_size, advance)
         _write_config(read, folder)
-        _write_processor(read, folder, tokenizer)
+        _write_processor(read, folder, tokenizer)  # first: a tokenizer that can't be had is known before hours of work
+        tensors = _write_tensors(read, folder, max_shard_size, advance)
         _check_tensors(read, folder, tensors, advance)
         advance("proof", 0, 1)
         stages = proof.prove(read, folder)
@@ -70,6 +75,7 @@ def convert(
         report = {
             "family": read.family,
             "source": {
+                "kind": read.kind,
                 "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in read.files},
                 "spelling": read.spelling,
                 "weights": read.weights,
@@ -90,18 +96,47 @@ def convert(
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
     """A folder beside `output`, which takes its name once the block is through; what is left of a killed run is cleared."""
+    named, output = output, output.resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+        raise FileExistsError(f"{named} is there already. Choose another name, or remove it first.")
+    if output == Path.cwd() or os.path.ismount(output):
+        raise FileExistsError(f"{named} can't be replaced by the finished folder. Name a folder in it instead.")
     folder = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder, named)
     try:
+        _clear(folder)
         yield folder
         for path in folder.iterdir():
             _flush(path)
         os.replace(folder, output)
-    finally:
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path, output: Path) -> int:
+    """A lock on the folder, which goes with this process however it ends; a second run must not write into it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        moved = not folder.exists() or not os.path.samestat(os.fstat(lock), os.stat(folder))
+    except BlockingIOError:
+        moved = True
+    except OSError:  # a file system without locks
+        moved = False
+    if moved:
+        os.close(lock)
+        raise FileExistsError(f"{output} is being written by another conversion, in {folder}. Wait for it, or end it.")
+    return lock
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _flush(path: Path) -> None:
@@ -119,7 +154,7 @@ def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -
             "sha256": digest_of(array),
             "dtype": str(array.dtype),
             "shape": list(array.shape),
-            "source": slot.local_key,
+            "source": source.names.get(slot.local_key, slot.local_key),
         }
         advance("tensors", len(described), len(source.slots))
         return array
@@ -164,13 +199,18 @@ def _check_tensors(source: Source, folder: Path, described: Mapping[str, dict], 
 
 
 def _write_config(source: Source, folder: Path) -> None:
-    classes = {"align": "AlignModel", "vit": "ViTForImageClassification" if source.config.num_labels else "ViTModel"}
+    vit = "ViTForImageClassification" if source.config.num_labels else "ViTModel"
+    classes = {"align": "AlignModel", "vit": vit, "efficientnet": "AlignVisionModel"}
     source.config.architectures = [classes[source.family]]
     source.config.save_pretrained(folder)
 
 
 def _write_processor(source: Source, folder: Path, tokenizer: str | None) -> None:
-    if source.family == "vit":
+    if source.write_processor is not None:
+        source.write_processor(folder)
+        if tokenizer is not None and any(folder.glob("tokenizer*.json")):
+            raise ValueError("the source has a tokenizer of its own, which is taken over: leave --tokenizer out")
+    elif source.family == "vit":
         from kakao_models.vit.processing import ViTImageProcessor
 
         if source.config.representation_size:  # the pretraining program's evaluation
@@ -185,12 +225,12 @@ def _write_processor(source: Source, folder: Path, tokenizer: str | None) -> Non
         else:
             processor = ViTImageProcessor(preprocessing="tf", size=source.config.image_size)
         processor.save_pretrained(folder)
-        return
-    from kakao_models.align.processing import AlignImageProcessor
+    else:
+        from kakao_models.align.processing import AlignImageProcessor
 
-    crop = source.config.vision_config.image_size
-    AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop).save_pretrained(folder)
-    if tokenizer is not None:
+        crop = source.config.vision_config.image_size
+        AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop).save_pretrained(folder)
+    if source.family == "align" and tokenizer is not None:
         from transformers import AutoTokenizer
 
         words = AutoTokenizer.from_pretrained(hub.resolve(tokenizer))
@@ -246,8 +286,8 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
         )
 
     def original(slot) -> np.ndarray:
-        with safe_open(homes[slot.key], "np") as tensors:
-            return permute(tensors.get_tensor(slot.key), slot.axes, slot.local_axes).astype(np.float32, copy=False)
+        with safe_open(homes[slot.key], "pt") as tensors:  # numpy knows no bfloat16
+            return permute(tensors.get_tensor(slot.key).float().numpy(), slot.axes, slot.local_axes)
 
     prefix.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(prefix, {slot.local_key + SUFFIX: (lambda slot=slot: original(slot)) for slot in slots})

@@ -1,6 +1,9 @@
 """Where checkpoints are found: the Hub, a folder, inside this package."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -49,6 +52,32 @@ def fetch(
             raise OSError(f"{name_or_path}: the folder {path.parent} has no {filename}. Is it a checkpoint's folder?")
         return path
     return _from_hub(source, f"{subfolder}/{filename}".lstrip("/"), revision, token)
+
+
+def read_config(file: Path) -> dict:
+    """The content of a config.json.
+
+    Raises:
+        ValueError: it is no JSON object, or its `model_type` is no string.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON file ({error}). Is the download complete?") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
+        raise ValueError(f"{file}: wanted an object that says of itself which model_type it describes")
+    return config
+
+
+@contextmanager
+def described_by(file: Path) -> Iterator[None]:
+    """Turns what huggingface_hub raises of a value of a wrong type into a ValueError that names the config.json."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"{file} describes no model: {' '.join(str(error).split())}") from error
 
 
 def _from_hub(repo: str, filename: str, revision: str | None, token: str | bool | None) -> Path:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from kakao_models.align import reference as align_reference
+from kakao_models.align.config import AlignConfig
 from kakao_models.checkpoint.source import Source
 from kakao_models.vit import reference as vit_reference
+from kakao_models.vit.config import as_pair
 from kakao_models.vit.weights import TPU_SPELLINGS
 
 # Of the root mean square of a stage. Two float32 programs differ by 1e-4 at the very most after 55 blocks (the original
@@ -53,7 +55,7 @@ def prove(source: Source, folder: Path) -> list[Stage]:
     Raises:
         ProofError: some stage differs by more than `LIMIT`.
     """
-    compute = _align_stages if source.family == "align" else _vit_stages
+    compute = {"align": _align_stages, "vit": _vit_stages, "efficientnet": _tower_stages}[source.family]
     stages = [_compare(name, got, wanted) for name, got, wanted in compute(source, folder)]
     if not all(stage.holds for stage in stages):
         raise ProofError(stages)
@@ -65,7 +67,8 @@ def prove_against(reference: Path, family: str, folder: Path) -> list[Stage]:
 
     Args:
         reference: an .npz with `images`, uint8 (B, H, W, 3), or `pixel_values`, float32 (B, 3, H, W); for ALIGN
-            `input_ids` and `attention_mask`; and what was expected: `logits`, for ALIGN `logits_per_image`.
+            `input_ids` and `attention_mask`; and what was expected: `logits`, for ALIGN `logits_per_image`; of a
+            model without a head `pooler_output` or `last_hidden_state`. A tower of Keras' wants `pixel_values`.
 
     Raises:
         ProofError: they differ by more than `REFERENCE_LIMIT`.
@@ -75,9 +78,15 @@ def prove_against(reference: Path, family: str, folder: Path) -> list[Stage]:
 
     with np.load(reference, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    expected = "logits_per_image" if family == "align" else "logits"
+    outputs = {
+        "align": ("logits_per_image",),
+        "vit": ("logits", "pooler_output", "last_hidden_state"),
+        "efficientnet": ("pooler_output",),
+    }[family]
+    expected = next((name for name in outputs if name in arrays), outputs[0])
     needed = {expected} | ({"input_ids", "attention_mask"} if family == "align" else set())
-    if not (needed <= arrays.keys() and {"images", "pixel_values"} & arrays.keys()):
+    pictures = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
+    if not (needed <= arrays.keys() and pictures & arrays.keys()):
         raise ValueError(
             f"{reference}: wanted the arrays {sorted(needed)} and images or pixel_values, got {sorted(arrays)}"
         )
@@ -89,11 +98,16 @@ def prove_against(reference: Path, family: str, folder: Path) -> list[Stage]:
         if family == "align" and name in arrays:
             inputs[name] = torch.from_numpy(arrays[name].astype(np.int64))
     with torch.inference_mode():
-        got = _load(family, folder)(**inputs)[expected].numpy()
+        output = _load(family, folder)(**inputs)
+        if output.get(expected) is None:
+            raise ValueError(f"{reference}: the model has no {expected}; it gives {', '.join(output)}")
+        got = output[expected].numpy()
     if got.shape != arrays[expected].shape:
         raise ValueError(f"{reference}: {expected} has shape {arrays[expected].shape}, the model gives {got.shape}")
     difference = float(np.abs(got - arrays[expected]).max())
-    stage = Stage(f"{expected} of {reference.name}", difference, _rms(arrays[expected]), REFERENCE_LIMIT)
+    scale = _rms(arrays[expected])
+    limit = REFERENCE_LIMIT * (1 if expected.startswith("logits") else max(1, scale))  # features have any scale
+    stage = Stage(f"{expected} of {reference.name}", difference, scale, limit)
     if not stage.holds:
         raise ProofError([stage])
     return [stage]
@@ -111,6 +125,8 @@ def _rms(values: np.ndarray) -> float:
 def _load(family: str, folder: Path):
     if family == "align":
         from kakao_models.align.modeling_torch import AlignModel as Model
+    elif family == "efficientnet":
+        from kakao_models.align.modeling_torch import AlignVisionModel as Model
     else:
         from kakao_models.vit.modeling_torch import ViTForImageClassification, ViTModel
 
@@ -143,20 +159,14 @@ def fixed_tokens(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
 def _align_stages(source: Source, folder: Path):
     import torch
 
-    size = source.config.vision_config.image_size
-    pixels = fixed_pixels(size, size)
+    pixels = fixed_pixels(*as_pair(source.config.vision_config.image_size))
     ids, mask = fixed_tokens(source.config.text_config.vocab_size)
     model = _load("align", folder)
     with torch.inference_mode():
         image = model.get_image_features(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
         tower = model.text_model(torch.from_numpy(ids), torch.from_numpy(mask), output_hidden_states=True)
         features = model.text_projection(tower.last_hidden_state[:, 0])
-    maps = [state.permute(0, 2, 3, 1) for state in image.hidden_states]
-    yield from _pairs(
-        ["stem", *(f"block {i}" for i in range(len(maps) - 1)), "image features"],
-        [*maps, image.pooler_output],
-        align_reference.image_stages(source.tensors, source.config, pixels),
-    )
+    yield from _image_pairs(image, source.tensors, source.config, pixels)
     layers = [f"layer {i}" for i in range(len(tower.hidden_states) - 1)]
     # padding takes part in no other output, and the originals' large negative mask leaves it undefined in ours
     visible = [state * torch.from_numpy(mask)[..., None] for state in tower.hidden_states]
@@ -169,11 +179,31 @@ def _align_stages(source: Source, folder: Path):
     yield "temperature", temperature, source.tensors["temperature"]
 
 
+def _tower_stages(source: Source, folder: Path):
+    import torch
+
+    pixels = fixed_pixels(*as_pair(source.config.image_size))
+    with torch.inference_mode():
+        inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        image = _load("efficientnet", folder)(inputs, output_hidden_states=True)
+    width = source.config.output_channels  # no Dense layer where both widths are the same
+    both = AlignConfig(vision_config=source.config.to_dict(), projection_dim=width)
+    yield from _image_pairs(image, source.tensors, both, pixels)
+
+
+def _image_pairs(image, original: Mapping[str, np.ndarray], config: AlignConfig, pixels: np.ndarray):
+    maps = [state.permute(0, 2, 3, 1) for state in image.hidden_states]
+    yield from _pairs(
+        ["stem", *(f"block {i}" for i in range(len(maps) - 1)), "image features"],
+        [*maps, image.pooler_output],
+        align_reference.image_stages(original, config, pixels),
+    )
+
+
 def _vit_stages(source: Source, folder: Path):
     import torch
 
-    size = source.config.image_size
-    pixels = fixed_pixels(size, size)
+    pixels = fixed_pixels(*as_pair(source.config.image_size))
     prefix, head = TPU_SPELLINGS[source.spelling]
     model = _load("vit", folder)
     with torch.inference_mode():

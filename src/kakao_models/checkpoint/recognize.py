@@ -15,7 +15,7 @@ from kakao_models.vit.weights import TPU_SPELLINGS
 Shapes = Mapping[str, tuple[int, ...]]  # key without TensorFlow's suffix → shape
 
 _HEAD_WIDTH = 64  # of BERT and ViT alike, at every published size
-_IMAGE = "image_encoder/layer_with_weights-0/layer_with_weights-"
+IMAGE_TOWER = "image_encoder/layer_with_weights-0/layer_with_weights-"
 _TEXT = "text_encoder/layer_with_weights-0/bert/"
 
 
@@ -25,7 +25,7 @@ def family_of(keys) -> str:
     Raises:
         ValueError: neither.
     """
-    if any(key.startswith(_IMAGE) for key in keys):
+    if any(key.startswith(IMAGE_TOWER) for key in keys):
         return "align"
     if any(key.endswith("class_emb") for key in keys):
         return "vit"
@@ -56,7 +56,7 @@ def align_config(shapes: Shapes, **overrides) -> AlignConfig:
         max_position_embeddings=_shape(shapes, _TEXT + "embeddings/embeddings")[0],
         type_vocab_size=_shape(shapes, _TEXT + "embeddings/token_type_embeddings")[0],
     )
-    vision = _efficientnet(shapes)
+    vision = efficientnet_config(shapes)
     vision.image_size = overrides.pop("image_size", None) or 289
     config = AlignConfig(
         text_config=text.to_dict(),
@@ -103,7 +103,7 @@ def vit_config(shapes: Shapes, **overrides) -> tuple[ViTConfig, str]:
     return config, spelling
 
 
-def _efficientnet(shapes: Shapes) -> AlignVisionConfig:
+def efficientnet_config(shapes: Shapes) -> AlignVisionConfig:
     """The published size with this very tower; else the smallest scaling that gives it."""
     seen = _tower(shapes)
     fine = [step / 20 for step in range(1, 121)]  # coefficients up to 6, in twentieths
@@ -131,14 +131,17 @@ def _blocks(width: float, depth: float) -> list[tuple[int, ...]]:
 
 def _tower(shapes: Shapes) -> list[tuple[int, ...]]:
     """(stem channels,), then (input, expanded, squeezed, output channels, kernel) of each block, in order."""
-    number, end = 2, 1 + max(int(key[len(_IMAGE) :].split("/")[0]) for key in shapes if key.startswith(_IMAGE))
-    seen = [(_shape(shapes, f"{_IMAGE}0/kernel")[-1],)]
+    number, end = (
+        2,
+        1 + max(int(key[len(IMAGE_TOWER) :].split("/")[0]) for key in shapes if key.startswith(IMAGE_TOWER)),
+    )
+    seen = [(_shape(shapes, f"{IMAGE_TOWER}0/kernel")[-1],)]
     while number < end:
-        if f"{_IMAGE}{number}/depthwise_kernel" not in shapes:
+        if f"{IMAGE_TOWER}{number}/depthwise_kernel" not in shapes:
             number += 2  # the expansion and its batch norm
-        kernel, _, channels, _ = _shape(shapes, f"{_IMAGE}{number}/depthwise_kernel")
-        squeezed = _shape(shapes, f"{_IMAGE}{number + 2}/kernel")[-1]
-        output = _shape(shapes, f"{_IMAGE}{number + 4}/kernel")[-1]
+        kernel, _, channels, _ = _shape(shapes, f"{IMAGE_TOWER}{number}/depthwise_kernel")
+        squeezed = _shape(shapes, f"{IMAGE_TOWER}{number + 2}/kernel")[-1]
+        output = _shape(shapes, f"{IMAGE_TOWER}{number + 4}/kernel")[-1]
         entry = seen[-1][3] if len(seen) > 1 else seen[0][0]
         seen.append((entry, channels, squeezed, output, kernel))
         number += 6

@@ -34,6 +34,9 @@ def verify(folder: str | Path) -> list[str]:
             wrong.append(f"{name}: missing")
         elif sha256_of(folder / name) != digest:
             wrong.append(f"{name}: not the file that was written")
+    for path in sorted(folder.iterdir()):
+        if path.name not in files and path.name != REPORT and not path.name.startswith("."):
+            wrong.append(f"{path.name}: not there when the report was written")
     try:
         for key, array in read_tensors(folder):
             if key not in tensors:
@@ -50,7 +53,7 @@ def summary(report: dict) -> str:
     source = report["source"]
     skipped = ", ".join(f"{count} {kind}" for kind, count in source["skipped"].items())
     lines = [
-        f"{report['family']}: {len(report['tensors'])} tensors, {report['parameters']:,} parameters, "
+        f"{report['family']} from {source['kind']}: {len(report['tensors'])} tensors, {report['parameters']:,} parameters, "
         f"{source['weights']} weights" + (f"; left out: {skipped}" if skipped else ""),
         f"{'stage':<20}{'difference':>12}{'allowed':>12}",
     ]
@@ -81,10 +84,14 @@ def model_card(source: Source, report: dict) -> str:
     tags = {
         "align": ("zero-shot-image-classification", "AlignModel", "ALIGN"),
         "vit": ("image-classification", "ViTForImageClassification", "ViT"),
+        "efficientnet": ("image-feature-extraction", "AlignVisionModel", "EfficientNet"),
     }
     task, loader, name = tags[source.family]
     if source.family == "vit" and not source.config.num_labels:
         task, loader = "image-feature-extraction", "ViTModel"
+    resizing = "Preprocessing and tokenizer files are those of the source, where it has them."
+    if not source.kind.endswith("Hub folder"):
+        resizing = '`preprocessor_config.json` asks for the original\'s own resizing (`"preprocessing": "tf"`).'
     worst = max(report["proof"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
     return f"""---
 library_name: kakao-models
@@ -94,9 +101,9 @@ tags:
 - {source.family}
 ---
 
-# {name}, converted from the original program's checkpoint
+# {name}, converted from {source.kind}
 
-{report["parameters"]:,} parameters. `preprocessor_config.json` asks for the original's own resizing (`"preprocessing": "tf"`).
+{report["parameters"]:,} parameters. {resizing}
 
 ```python
 from kakao_models import {loader}

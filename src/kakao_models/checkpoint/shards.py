@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 COUNTER = "num_batches_tracked"  # PyTorch's batch norm counts its steps; no other framework, and no result, knows of it
@@ -27,7 +27,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         # safetensors writes an array's memory as it lies, whatever its strides
         contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        save_file(contiguous, unfinished, metadata={"format": "pt"})
+        try:
+            save_file(contiguous, unfinished, metadata={"format": "pt"})
+        except SafetensorError as error:  # its own kind of error for what the system says, such as a full disk
+            raise OSError(f"{path} can't be written: {error}") from error
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

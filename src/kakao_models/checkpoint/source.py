@@ -1,15 +1,15 @@
 """What a conversion reads: the checkpoint of an original program, recognised, with each tensor read when asked for."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from kakao_models.align.config import AlignConfig
+from kakao_models.align.config import AlignConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
+from kakao_models.checkpoint.lazy import LazyTensors
 from kakao_models.checkpoint.recognize import align_config, family_of, vit_config
 from kakao_models.checkpoint.tensorflow import SUFFIX, kind_of, open_checkpoint
 from kakao_models.checkpoint.weightmap import Slot
@@ -19,35 +19,12 @@ from kakao_models.vit.weights import vit_tpu_slots
 _AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
 
 
-class LazyTensors(Mapping):
-    """key → array, read each time it is asked for; shapes are known beforehand.
-
-    Args:
-        entries: key → (shape, function that reads the tensor).
-    """
-
-    def __init__(self, entries: Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]):
-        self._entries = dict(entries)
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        return self._entries[key][1]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._entries[key][0]
-
-
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint of an original program."""
+    """A checkpoint of an original program, or one that is presented as such: by the keys and in the layout of theirs."""
 
-    family: str  # "align" or "vit"
-    config: AlignConfig | ViTConfig
+    family: str  # "align", "vit", or "efficientnet" for ALIGN's image tower alone
+    config: AlignConfig | ViTConfig | AlignVisionConfig
     slots: list[Slot]
     tensors: LazyTensors
     spelling: str | None  # of ViT's keys, see TPU_SPELLINGS
@@ -55,27 +32,67 @@ class Source:
     has_averages: bool
     skipped: dict[str, int] = field(default_factory=dict)  # kind of key → how many were left out
     files: list[Path] = field(default_factory=list)
+    kind: str = "the original program's checkpoint"
+    names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
+    write_processor: Callable[[Path], None] | None = None  # what goes beside the weights; by default the originals'
 
 
 def read_source(path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides) -> Source:
-    """Recognises the checkpoint at `path`: a prefix, an .index file, or a folder.
+    """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
+    transformers, Google's ViT (.npz), or Keras' EfficientNet (.h5).
 
     Args:
         weights: "raw" or "average"; by default the moving averages where there are any, as the original evaluated.
-        wanted: "align" or "vit"; by default whichever it is.
+        wanted: "align", "vit" or "efficientnet"; by default whichever it is.
         overrides: sizes that tensors do not show, see `recognize`.
 
     Raises:
         ValueError: a broken file, a key of unknown kind, tensors of no known model, or averages that are not there.
+        ImportError: a package that reads this format is missing.
     """
+    if weights not in (None, "raw", "average"):
+        raise ValueError(f"weights: got {weights!r}, wanted 'raw' or 'average'")
+    read = _reader(Path(path))
+    if read is None:
+        return _read_tensorflow(path, weights, wanted, **overrides)
+    if weights == "average":
+        raise ValueError(f"{path} holds no moving averages; its weights are the raw ones")
+    source = read(Path(path), **overrides)
+    if wanted not in (None, source.family):
+        raise ValueError(f"{path} holds a model of family {source.family!r}, wanted {wanted!r}")
+    return source
+
+
+def _reader(path: Path) -> Callable[..., Source] | None:
+    """The function that reads what is at `path`; None for a TensorFlow checkpoint."""
+    if os.path.isfile(path / "config.json") and not os.path.exists(path / "checkpoint"):
+        from kakao_models.checkpoint.folder import read_folder
+
+        return read_folder
+    if not os.path.isfile(path):  # False where pathlib raises, as for names that are too long
+        return None
+    if path.name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):
+        raise ValueError(
+            f"{path} is a part of a Hub folder. Give the folder, {path.parent}, which has its config.json too"
+        )
+    if path.suffix == ".npz":
+        from kakao_models.checkpoint.google import read_npz
+
+        return read_npz
+    if path.suffix == ".h5":
+        from kakao_models.checkpoint.keras import read_efficientnet
+
+        return read_efficientnet
+    return None
+
+
+def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, **overrides) -> Source:
     checkpoint = open_checkpoint(path)
     kinds = {key: kind_of(key) for key in checkpoint.entries}
     raw = {key.removesuffix(SUFFIX): key for key, kind in kinds.items() if kind == "weight"}
     averages = {
         key.removesuffix(SUFFIX).removesuffix(_AVERAGE): key for key in kinds if key.endswith(_AVERAGE + SUFFIX)
     }
-    if weights not in (None, "raw", "average"):
-        raise ValueError(f"weights: got {weights!r}, wanted 'raw' or 'average'")
     if weights == "average" and not averages:
         raise ValueError(f"{path} holds no moving averages (keys that end in {_AVERAGE}); its weights are the raw ones")
     if averages and averages.keys() != raw.keys():

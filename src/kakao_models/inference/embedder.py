@@ -216,6 +216,8 @@ class Embedder:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"texts[{index}]: wanted a string, got {type(text).__name__} ({text!r:.80})")
+            if not text.isascii():
+                _check_unicode(index, text)
         place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         unique = list(place)
         budget = MAX_TOKENS * (self.batch_size if batch_size is None else _positive("batch_size", batch_size))
@@ -266,7 +268,16 @@ def _processor(reads_texts: bool, name: str, where: dict):
     return (AlignProcessor if reads_texts else ViTImageProcessor).from_pretrained(resolve(name), **where)
 
 
+def _check_unicode(index: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"texts[{index}]: {text!r:.80} is no valid Unicode ({error.reason}). Was it read in the wrong encoding?"
+        ) from error
+
+
 def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
     return value

@@ -4,7 +4,6 @@ Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kakao_models.checkpoint.hub import fetch
+from kakao_models.checkpoint.hub import described_by, fetch, read_config
 
 
 class TorchEngine:
@@ -49,9 +48,9 @@ class TorchEngine:
             ValueError: a checkpoint of another kind of model.
         """
         config_file = fetch(name_or_path, "config.json", **{name: value for name, value in where.items() if value})
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        model_class = _model_class(config, name_or_path)
-        model = model_class.from_pretrained(name_or_path, dtype=_dtype(dtype or "float32"), **where)
+        with described_by(config_file):
+            model_class = _model_class(read_config(config_file), name_or_path)
+            model = model_class.from_pretrained(name_or_path, dtype=_dtype(dtype or "float32"), **where)
         return cls(model.eval(), device=str(_device(device)))
 
     @property
@@ -146,11 +145,16 @@ def _device(name: str | int) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if isinstance(name, int):  # transformers' pipelines count CUDA devices, and -1 is the processor
-        return torch.device("cuda", name) if name >= 0 else torch.device("cpu")
+        name = f"cuda:{name}" if name >= 0 else "cpu"
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r}: wanted 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ...") from error
+        device = torch.device(name)
+        torch.empty(1, device=device)  # AssertionError where PyTorch is built without it
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device {name!r} can't be used ({reason}): wanted 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ..."
+        ) from error
+    return device
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -29,17 +30,17 @@ def write_embeddings(path: str | os.PathLike, names: Sequence[str], rows: np.nda
         raise ValueError(f"{path}: got {len(names)} names for {len(rows)} rows")
     if path.suffix == ".npy":
         beside = path.with_suffix(".names.json")
-        _write(beside, lambda file: file.write(json.dumps(list(names), ensure_ascii=False, indent=0).encode()))
-        _write(path, lambda file: np.save(file, rows))
+        listed = _json(list(names), 0).encode()
+        _write({path: lambda file: np.save(file, rows), beside: lambda file: file.write(listed)})
         return [path, beside]
     import pyarrow
     import pyarrow.parquet
 
+    # Parquet holds UTF-8; of a file name in another encoding the odd bytes become \xe9
+    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
     values = pyarrow.array(np.ascontiguousarray(rows, np.float32).reshape(-1))
-    table = pyarrow.table(
-        {"name": list(names), "embedding": pyarrow.FixedSizeListArray.from_arrays(values, rows.shape[1])}
-    )
-    _write(path, lambda file: pyarrow.parquet.write_table(table, file))
+    table = pyarrow.table({"name": names, "embedding": pyarrow.FixedSizeListArray.from_arrays(values, rows.shape[1])})
+    _write({path: lambda file: pyarrow.parquet.write_table(table, file)})
     return [path]
 
 
@@ -50,6 +51,8 @@ def check_format(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: wanted a name that ends in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path}: {'is a folder' if path.is_dir() else f'{path.parent} is not writable'}")
     if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
@@ -57,14 +60,30 @@ def check_format(path: str | os.PathLike) -> None:
             raise ImportError(f"{path}: .parquet needs pyarrow: pip install pyarrow. Or write .npy") from error
 
 
-def _write(path: Path, write) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
+def _write(files: dict[Path, Callable[[BinaryIO], object]]) -> None:
+    """Writes all files under other names before the first one takes its place: old rows never stand by new names."""
+    unfinished = {path: path.with_name(path.name + ".unfinished") for path in files}
     try:
-        with open(unfinished, "wb") as file:
-            write(file)
-        os.replace(unfinished, path)
+        for path, write in files.items():
+            with open(unfinished[path], "wb") as file:
+                write(file)
+        for path, complete in unfinished.items():
+            os.replace(complete, path)
+    except OSError as error:  # numpy and the system do not always say which file
+        raise OSError(f"{path} can't be written: {error}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        for part in unfinished.values():
+            part.unlink(missing_ok=True)
+
+
+def _json(value: object, indent: int) -> str:
+    """Readable JSON; in ASCII if a file name is not in UTF-8, which Python holds as lone surrogates."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def scores_as_json(sources: Sequence[str], results: Sequence[list[dict] | None], failures: Sequence[Failure]) -> str:
@@ -74,7 +93,12 @@ def scores_as_json(sources: Sequence[str], results: Sequence[list[dict] | None],
         {"image": source, "error": reasons[index]} if scores is None else {"image": source, "scores": scores}
         for index, (source, scores) in enumerate(zip(sources, results))
     ]
-    return json.dumps(entries, indent=1, ensure_ascii=False)
+    return _json(entries, 1)
+
+
+def _printable(text: str) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_scores(sources: Sequence[str], results: Sequence[list[dict] | None]) -> None:
@@ -88,6 +112,10 @@ def print_scores(sources: Sequence[str], results: Sequence[list[dict] | None]) -
     for place in range(max((len(scores) for _, scores in shown), default=0)):
         table.add_column("best label" if place == 0 else "", style="bold" if place == 0 else "dim")
     for source, scores in shown:
-        table.add_row(escape(source), *(f"{escape(entry['label'])} {entry['score']:.1%}" for entry in scores))
+        table.add_row(
+            escape(_printable(source)),
+            *(f"{escape(_printable(entry['label']))} {entry['score']:.1%}" for entry in scores),
+        )
     if shown:
-        Console(width=None if sys.stdout.isatty() else 200).print(table)
+        # labels and names are shown as they are: no :cat: becomes a picture
+        Console(width=None if sys.stdout.isatty() else 200, emoji=False).print(table)

@@ -25,6 +25,7 @@ BARS = 320  # width of the part beside it
 PAD = 20
 ROW = 44  # a label and its bar
 SCALE = 2  # drawn larger and reduced at the end, for smooth edges
+LONGEST = 300  # characters of a text that can be drawn at all
 MOST_PHOTOS = 30  # in one picture
 
 # PIL's own font has ASCII only. For other labels, a font of the system that has their letters, if there is one.
@@ -109,6 +110,7 @@ def _text(draw: ImageDraw.ImageDraw, at, text: str, size: int, color: str, room:
     if font is None:  # without accents the usual font may do
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
         font = _font(size)
+    text = " ".join(text[:LONGEST].split("\n"))
     if font.getlength(text) > SCALE * room:
         while text and font.getlength(text + "...") > SCALE * room:
             text = text[:-1]

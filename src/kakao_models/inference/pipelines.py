@@ -118,6 +118,7 @@ class ZeroShotImageClassification(ImagePipeline):
                 end names all; "ignore" only gives `None`.
         """
         labels = candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels)
+        _check_top_k(top_k)
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
 
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:
@@ -151,6 +152,7 @@ class ImageClassification(ImagePipeline):
                 configuration's `problem_type` asks for, and without one softmax, or sigmoid of a single class.
             images, timeout, batch_size, on_error, progress: as of the zero-shot pipeline.
         """
+        _check_top_k(top_k)
         config = self.embedder.config
         functions = {"softmax": _softmax, "sigmoid": _sigmoid, "none": np.asarray}
         function = functions.get((function_to_apply or _usual_function(config)).lower())
@@ -233,6 +235,11 @@ def _in_order(batches: Iterable[ImageBatch], finish: Callable[[np.ndarray], list
 def _ranked(scores: np.ndarray, labels: list[str], top_k: int | None) -> list[dict]:
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [{"score": score, "label": labels[index]} for score, index in zip(scores[best].tolist(), best)]
+
+
+def _check_top_k(top_k: int | None) -> None:
+    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
+        raise ValueError(f"top_k: got {top_k!r}, wanted a whole number of at least 1")
 
 
 def _usual_function(config) -> str:

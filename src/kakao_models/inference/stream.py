@@ -1,5 +1,6 @@
 """Images in, batches of pixel values out: reading and preprocessing run in threads, beside the model."""
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kakao_models.data.images import list_images
 
@@ -74,17 +75,16 @@ def stream_batches(
         stop_at_failure: raise that error instead.
     """
     remaining = enumerate(sources)
+    listed = isinstance(sources, (list, tuple))  # anything else may change what it gave before a thread gets to it
     waiting: deque[tuple[int, Any, Future]] = deque()  # in the order of the sources
 
     def top_up() -> None:
         while len(waiting) < 2 * batch_size and (item := next(remaining, None)):
             index, source = item
-            future = None
-            if isinstance(source, Image.Image):  # two threads must not decode one lazily opened file
-                future = next((future for _, other, future in waiting if other is source), None)
-            elif isinstance(source, np.ndarray):  # a generator may refill its buffer before a thread gets to it
-                source = source.copy()
-            waiting.append((index, source, future or pool.submit(prepare, source)))
+            future, given = None, source if listed else _unchanging(source)
+            if isinstance(given, Image.Image):  # two threads must not decode one lazily opened file
+                future = next((future for _, other, future in waiting if other is given), None)
+            waiting.append((index, source, future or pool.submit(prepare, given)))
 
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="kakao-models-images")
     try:
@@ -103,6 +103,20 @@ def stream_batches(
             yield ImageBatch(np.array(indices, np.int64), np.stack(values) if values else np.empty(0), failures)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _unchanging(source: Any) -> Any:
+    """`source`, or a copy of one whose content a generator may replace: a buffer, the current frame of an animation."""
+    if isinstance(source, np.ndarray):
+        return source.copy()
+    if hasattr(source, "clone"):  # a PyTorch tensor
+        return source.clone()
+    if isinstance(source, Image.Image) and (
+        not isinstance(source, ImageFile.ImageFile) or getattr(source, "is_animated", False)
+    ):
+        with contextlib.suppress(Exception):  # a broken or closed one is reported when it is its turn
+            return source.copy()
+    return source
 
 
 def collect(batches: Iterable[ImageBatch], expected: int | None, width: int) -> np.ndarray:

@@ -7,7 +7,7 @@ Axes: B batch  H, W rows, columns  L tokens  D width  N heads  K width per head
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -43,6 +43,7 @@ def image_stages(
     def heads(x: np.ndarray) -> np.ndarray:
         return x.reshape(*x.shape[:2], config.num_attention_heads, -1).swapaxes(1, 2)  # (B, N, L, K)
 
+    activation = activation_named(config.hidden_act)
     batch, height, width, channels = pixels.shape
     (rows, columns), (tall, wide) = config.grid, as_pair(config.patch_size)
     patches = pixels[:, : rows * tall, : columns * wide].reshape(batch, rows, tall, columns, wide, channels)
@@ -59,7 +60,7 @@ def image_stages(
         scores = q @ k.swapaxes(2, 3) / dtype(math.sqrt(q.shape[-1]))  # (B, N, L, L)
         attended = (_softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
         x = x + dense(attended, f"{key}/att/combine_heads")
-        y = _tanh_gelu(dense(layer_norm(x, f"{key}/layernorm2"), f"{key}/mlp/layer_with_weights-0"))
+        y = activation(dense(layer_norm(x, f"{key}/layernorm2"), f"{key}/mlp/layer_with_weights-0"))
         x = stages[f"layer {position}"] = x + dense(y, f"{key}/mlp/layer_with_weights-1")
     x = stages["norm"] = layer_norm(x, prefix + "norm")
     features = x[:, 0]
@@ -72,6 +73,24 @@ def image_stages(
 def _softmax(x: np.ndarray) -> np.ndarray:
     x = np.exp(x - x.max(-1, keepdims=True))
     return x / x.sum(-1, keepdims=True)
+
+
+def activation_named(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that transformers calls so.
+
+    Raises:
+        ValueError: one that is not here.
+    """
+    known = {"gelu": _gelu, "gelu_new": _tanh_gelu, "gelu_pytorch_tanh": _tanh_gelu, "relu": lambda x: np.maximum(x, 0)}
+    if name not in known:
+        raise ValueError(f"hidden_act is {name!r}; a proof in numpy knows {', '.join(known)}")
+    return known[name]
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """The exact GELU, x * Phi(x)."""
+    erf = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(x.dtype)
+    return x * (1 + erf) / 2
 
 
 def _tanh_gelu(x: np.ndarray) -> np.ndarray:

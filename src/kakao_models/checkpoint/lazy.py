@@ -1,0 +1,55 @@
+"""Tensors of a file, read when asked for."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+Entry = tuple[tuple[int, ...], Callable[[], np.ndarray]]  # shape, function that reads the tensor
+
+
+class LazyTensors(Mapping):
+    """key → array, read each time it is asked for; shapes are known beforehand.
+
+    Args:
+        entries: key → (shape, function that reads the tensor).
+    """
+
+    def __init__(self, entries: Mapping[str, Entry]):
+        self._entries = dict(entries)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._entries[key][1]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._entries[key][0]
+
+
+def float32(array: np.ndarray, name: str) -> np.ndarray:
+    """`array` in float32, if no digit is lost by that.
+
+    Raises:
+        ValueError: another dtype than float32 and float16.
+    """
+    if array.dtype not in (np.float32, np.float16):
+        raise ValueError(f"{name} is {array.dtype}, wanted float32 (or float16, which float32 holds exactly)")
+    return array.astype(np.float32, copy=False)
+
+
+def check_keys(wanted, found, where) -> None:
+    """Every key once.
+
+    Raises:
+        ValueError: a key is missing or unknown; the message names them.
+    """
+    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: {len(missing)} of {len(set(wanted))} tensors are missing ({', '.join(missing[:5])}) and "
+            f"{len(unknown)} are unknown ({', '.join(unknown[:5])}). Is this another model or size?"
+        )
