@@ -221,6 +221,7 @@ def test_convert_uploads_only_what_is_proven(command, tmp_path):
         (["--family", "align"], "wanted 'align'"),
         (["--weights", "average"], "holds no moving averages"),
         (["--to", "keras"], "wanted hub or tpu"),
+        (["--to", "tpu", "--weights", "raw"], "--to tpu takes --spelling alone"),
         (["--max-shard-size", "5"], "such as 5GB"),
     ],
 )

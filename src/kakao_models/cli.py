@@ -91,7 +91,9 @@ def classify(
     else:
         print_scores(sources, results)
     if picture:
-        draw_files(picture, sources, results)
+        drawn = draw_files(picture, sources, results)
+        if drawn < len(sources):
+            print(f"{picture} shows {drawn} of {len(sources)} photographs", file=sys.stderr)
     _finish(run.embedder.failures)
 
 
@@ -229,6 +231,8 @@ def convert(
     if to not in ("hub", "tpu"):
         raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
     if to == "tpu":
+        if weights or tokenizer or labels_file or reference or push_to_hub:
+            raise typer.BadParameter("--to tpu takes --spelling alone: the other options are of the way to the Hub")
         conversion.convert_back(source, output, spelling=spelling)
         print(f"{output}: a checkpoint for the original program")
         return
@@ -289,7 +293,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="kakao-models")
     except HubUnreachable as error:
-        _give_up(f"{error}\nWithout a network, use the small model inside this package: --model {BUNDLED_MODEL}")
+        hint = f"--model {BUNDLED_MODEL} (or kakao-models info {BUNDLED_MODEL})"
+        _give_up(f"{error}\nWithout a network, use the small model inside this package: {hint}")
     except (OSError, ValueError, ImportError) as error:
         _give_up(str(error))
 

@@ -131,6 +131,9 @@ def test_a_reference_of_somebody_else(tmp_path):
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(ProofError, match="logits of bad.npz"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "bad.npz")
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-50])
+    with pytest.raises(ValueError, match="broken.npz is no .npz of arrays"):
+        converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "broken.npz")
     with pytest.raises(ValueError, match="wanted the arrays"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "other.npz")
     assert not (tmp_path / "out").exists()
@@ -165,6 +168,21 @@ def test_out_and_in_again_is_bit_exact(name, spelling, tmp_path):
     assert {k: t["sha256"] for k, t in again["tensors"].items()} == {
         k: t["sha256"] for k, t in first["tensors"].items()
     }
+
+
+def test_back_from_a_lying_config_is_refused(tmp_path):
+    converted("vit_nano_ckpt", tmp_path)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
+    with pytest.raises(ValueError, match="intermediate|mlp"):
+        convert_back(tmp_path / "out", tmp_path / "tpu" / "weights", spelling="manager")
+    assert not (tmp_path / "tpu").exists()
+
+
+def test_back_is_for_models_the_original_has(tmp_path):
+    with pytest.raises(ValueError, match="the image tower is no EfficientNet"):
+        convert_back("align-tiny", tmp_path / "weights")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_verify_sees_every_change(tmp_path):

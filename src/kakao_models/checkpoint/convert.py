@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import numpy as np
 from safetensors import safe_open
 
 from kakao_models.checkpoint import hub, proof
+from kakao_models.checkpoint.proof import load_model
 from kakao_models.checkpoint.report import REPORT, digest_of, model_card, sha256_of, versions
 from kakao_models.checkpoint.shards import COUNTER, read_tensors, write_shards
 from kakao_models.checkpoint.source import Source, read_source
@@ -62,6 +64,9 @@ def convert(
     read = read_source(source, weights=weights, wanted=family, **overrides)
     if labels:
         _name_classes(read, labels)
+    if reference is not None:
+        recorded = proof.read_reference(Path(reference), read.family)
+    start = time.perf_counter()
     with _unfinished(Path(output)) as folder:
         _write_config(read, folder)
         _write_processor(read, folder, tokenizer)  # first: a tokenizer that can't be had is known before hours of work
@@ -70,7 +75,7 @@ def convert(
         advance("proof", 0, 1)
         stages = proof.prove(read, folder)
         if reference is not None:
-            stages += proof.prove_against(Path(reference), read.family, folder)
+            stages += proof.prove_against(recorded, Path(reference).name, read.family, folder)
         advance("proof", 1, 1)
         report = {
             "family": read.family,
@@ -83,6 +88,7 @@ def convert(
                 "skipped": read.skipped,
             },
             "parameters": sum(int(np.prod(tensor["shape"])) for tensor in tensors.values()),
+            "seconds": round(time.perf_counter() - start, 3),
             "proof": [asdict(stage) for stage in stages],
             "tensors": tensors,
             "versions": versions(),
@@ -252,6 +258,8 @@ def _name_classes(source: Source, labels: list[str]) -> None:
 def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "model") -> None:
     """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
 
+    The checkpoint is then read and proven against the folder, as `convert` does it; if that fails it is removed.
+
     Args:
         folder: config.json and safetensors files of an ALIGN or a ViT.
         prefix: the checkpoint's path without suffix, such as `out/model-weights`; its folder is made.
@@ -259,7 +267,8 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
             `tf.train.Checkpoint(model=, backbone=)`, "backbone" for `model.backbone.load_weights`.
 
     Raises:
-        ValueError: the tensors are not those that config.json describes.
+        ValueError: the tensors are not those that config.json describes, or of a model that the original program does
+            not have.
         OSError: a file is missing, or the checkpoint is there already.
     """
     from kakao_models.align.config import AlignConfig
@@ -270,9 +279,11 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
     folder, prefix = Path(hub.resolve(folder)), Path(prefix)
     family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if family == "align":
-        slots = align_tpu_slots(AlignConfig.from_pretrained(folder))
+        config = AlignConfig.from_pretrained(folder)
+        slots = align_tpu_slots(config)
     elif family == "vit":
-        slots = vit_tpu_slots(ViTConfig.from_pretrained(folder), spelling)
+        config = ViTConfig.from_pretrained(folder)
+        slots = vit_tpu_slots(config, spelling)
     else:
         raise ValueError(f"{folder}: model_type is {family!r}, wanted 'align' or 'vit'")
     homes = {}
@@ -289,5 +300,15 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
         with safe_open(homes[slot.key], "pt") as tensors:  # numpy knows no bfloat16
             return permute(tensors.get_tensor(slot.key).float().numpy(), slot.axes, slot.local_axes)
 
+    load_model(family, folder)  # compares every shape with config.json
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(prefix, {slot.local_key + SUFFIX: (lambda slot=slot: original(slot)) for slot in slots})
+    written = write_checkpoint(prefix, {slot.local_key + SUFFIX: (lambda slot=slot: original(slot)) for slot in slots})
+    try:
+        shown = {"num_attention_heads": (config.text_config if family == "align" else config).num_attention_heads}
+        if family == "align":
+            shown["image_size"] = config.vision_config.image_size
+        proof.prove(read_source(written.files[0], **shown), folder)
+    except BaseException:
+        for file in (*written.files, prefix.with_name("checkpoint")):
+            file.unlink(missing_ok=True)
+        raise

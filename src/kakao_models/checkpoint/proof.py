@@ -6,6 +6,7 @@ The two share neither code nor weight table. Every stage is compared, so that a 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -62,8 +63,8 @@ def prove(source: Source, folder: Path) -> list[Stage]:
     return stages
 
 
-def prove_against(reference: Path, family: str, folder: Path) -> list[Stage]:
-    """Runs the model in `folder` on recorded inputs and compares with the recorded logits.
+def read_reference(reference: Path, family: str) -> dict[str, np.ndarray]:
+    """Recorded inputs and outputs for `prove_against`.
 
     Args:
         reference: an .npz with `images`, uint8 (B, H, W, 3), or `pixel_values`, float32 (B, 3, H, W); for ALIGN
@@ -71,43 +72,64 @@ def prove_against(reference: Path, family: str, folder: Path) -> list[Stage]:
             model without a head `pooler_output` or `last_hidden_state`. A tower of Keras' wants `pixel_values`.
 
     Raises:
-        ProofError: they differ by more than `REFERENCE_LIMIT`.
-        ValueError: the file lacks one of these arrays.
+        ValueError: it is no such file, or lacks one of these arrays.
     """
-    import torch
-
-    with np.load(reference, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    outputs = {
-        "align": ("logits_per_image",),
-        "vit": ("logits", "pooler_output", "last_hidden_state"),
-        "efficientnet": ("pooler_output",),
-    }[family]
-    expected = next((name for name in outputs if name in arrays), outputs[0])
+    try:
+        with np.load(reference, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, BadZipFile, AttributeError, TypeError) as error:  # also a single .npy
+        raise ValueError(f"{reference} is no .npz of arrays ({error})") from error
+    expected = _expected(arrays, family)
     needed = {expected} | ({"input_ids", "attention_mask"} if family == "align" else set())
     pictures = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
     if not (needed <= arrays.keys() and pictures & arrays.keys()):
         raise ValueError(
             f"{reference}: wanted the arrays {sorted(needed)} and images or pixel_values, got {sorted(arrays)}"
         )
+    return arrays
+
+
+def _expected(arrays: Mapping[str, np.ndarray], family: str) -> str:
+    outputs = {
+        "align": ("logits_per_image",),
+        "vit": ("logits", "pooler_output", "last_hidden_state"),
+        "efficientnet": ("pooler_output",),
+    }[family]
+    return next((name for name in outputs if name in arrays), outputs[0])
+
+
+def prove_against(arrays: Mapping[str, np.ndarray], name: str, family: str, folder: Path) -> list[Stage]:
+    """Runs the model in `folder` on recorded inputs and compares with the recorded outputs.
+
+    Args:
+        arrays: what `read_reference` gave.
+        name: of the file, for the report.
+
+    Raises:
+        ProofError: they differ by more than `REFERENCE_LIMIT`.
+        ValueError: the model does not give such outputs.
+    """
+    import torch
+
+    expected = _expected(arrays, family)
     pixels = arrays.get("pixel_values")
     if pixels is None:
         pixels = arrays["images"].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
     inputs = {"pixel_values": torch.from_numpy(np.ascontiguousarray(pixels))}
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
-        if family == "align" and name in arrays:
-            inputs[name] = torch.from_numpy(arrays[name].astype(np.int64))
+    for key in ("input_ids", "attention_mask", "token_type_ids"):
+        if family == "align" and key in arrays:
+            inputs[key] = torch.from_numpy(arrays[key].astype(np.int64))
     with torch.inference_mode():
-        output = _load(family, folder)(**inputs)
+        output = load_model(family, folder)(**inputs)
         if output.get(expected) is None:
-            raise ValueError(f"{reference}: the model has no {expected}; it gives {', '.join(output)}")
+            raise ValueError(f"{name}: the model has no {expected}; it gives {', '.join(output)}")
         got = output[expected].numpy()
     if got.shape != arrays[expected].shape:
-        raise ValueError(f"{reference}: {expected} has shape {arrays[expected].shape}, the model gives {got.shape}")
+        raise ValueError(f"{name}: {expected} has shape {arrays[expected].shape}, the model gives {got.shape}")
     difference = float(np.abs(got - arrays[expected]).max())
     scale = _rms(arrays[expected])
     limit = REFERENCE_LIMIT * (1 if expected.startswith("logits") else max(1, scale))  # features have any scale
-    stage = Stage(f"{expected} of {reference.name}", difference, scale, limit)
+    stage = Stage(f"{expected} of {name}", difference, scale, limit)
     if not stage.holds:
         raise ProofError([stage])
     return [stage]
@@ -122,7 +144,8 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
-def _load(family: str, folder: Path):
+def load_model(family: str, folder: Path):
+    """The model in `folder`, in PyTorch, through the loader that users go through."""
     if family == "align":
         from kakao_models.align.modeling_torch import AlignModel as Model
     elif family == "efficientnet":
@@ -131,7 +154,7 @@ def _load(family: str, folder: Path):
         from kakao_models.vit.modeling_torch import ViTForImageClassification, ViTModel
 
         Model = ViTForImageClassification if _has_head(folder) else ViTModel
-    return Model.from_pretrained(folder)
+    return Model.from_pretrained(folder, dtype="float32")
 
 
 def _has_head(folder: Path) -> bool:
@@ -161,7 +184,7 @@ def _align_stages(source: Source, folder: Path):
 
     pixels = fixed_pixels(*as_pair(source.config.vision_config.image_size))
     ids, mask = fixed_tokens(source.config.text_config.vocab_size)
-    model = _load("align", folder)
+    model = load_model("align", folder)
     with torch.inference_mode():
         image = model.get_image_features(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
         tower = model.text_model(torch.from_numpy(ids), torch.from_numpy(mask), output_hidden_states=True)
@@ -185,7 +208,7 @@ def _tower_stages(source: Source, folder: Path):
     pixels = fixed_pixels(*as_pair(source.config.image_size))
     with torch.inference_mode():
         inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        image = _load("efficientnet", folder)(inputs, output_hidden_states=True)
+        image = load_model("efficientnet", folder)(inputs, output_hidden_states=True)
     width = source.config.output_channels  # no Dense layer where both widths are the same
     both = AlignConfig(vision_config=source.config.to_dict(), projection_dim=width)
     yield from _image_pairs(image, source.tensors, both, pixels)
@@ -205,7 +228,7 @@ def _vit_stages(source: Source, folder: Path):
 
     pixels = fixed_pixels(*as_pair(source.config.image_size))
     prefix, head = TPU_SPELLINGS[source.spelling]
-    model = _load("vit", folder)
+    model = load_model("vit", folder)
     with torch.inference_mode():
         inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         backbone = model.base_model(inputs, output_hidden_states=True)

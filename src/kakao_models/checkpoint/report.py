@@ -58,6 +58,8 @@ def summary(report: dict) -> str:
         f"{'stage':<20}{'difference':>12}{'allowed':>12}",
     ]
     lines += [f"{s['name']:<20}{s['difference']:>12.2e}{s['limit']:>12.2e}" for s in report["proof"]]
+    size = sum(file["bytes"] for file in source["files"].values()) / 1e6
+    lines.append(f"{size:,.0f} MB in {report['seconds']:.1f} s: {size / report['seconds']:,.0f} MB/s, proof included")
     return "\n".join(lines)
 
 

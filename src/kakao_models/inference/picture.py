@@ -66,13 +66,20 @@ def draw_scores(photos: Sequence[tuple[str, Image.Image, Result]], columns: int 
     return canvas.resize((canvas.width // SCALE, canvas.height // SCALE), Image.Resampling.LANCZOS)
 
 
-def draw_files(path: str | os.PathLike, sources: Sequence[str], results: Sequence[Result | None]) -> None:
-    """Writes the picture of those images that have results; none at all if there are none."""
+def draw_files(path: str | os.PathLike, sources: Sequence[str], results: Sequence[Result | None]) -> int:
+    """Writes the picture of those images that have results, and says how many of them are in it."""
     shown = [(source, scores) for source, scores in zip(sources, results) if scores is not None][:MOST_PHOTOS]
     hint = (SCALE * PHOTO, SCALE * PHOTO)
     photos = [(Path(source).name, load_image(source, size_hint=hint), scores) for source, scores in shown]
     if photos:
-        draw_scores(photos).save(path)
+        path = Path(path)
+        unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
+        try:
+            draw_scores(photos).save(unfinished)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return len(photos)
 
 
 def _draw_card(canvas: Image.Image, corner, size, name: str, photo: Image.Image, result: Result) -> None:
