@@ -100,7 +100,8 @@ def test_the_loss_is_the_sum_of_both_directions(theirs, ours):
     x["pixel_values"] = torch.cat([x["pixel_values"], x["pixel_values"][:1] * 0.5])
     with torch.no_grad():
         a, b = (model(**x, return_loss=True).loss for model in (theirs[0], ours))
-    torch.testing.assert_close(b, 2 * a)  # transformers takes the mean
+    # transformers takes the mean; two float32 programs agree on logits of 100 to a few units in the last place
+    torch.testing.assert_close(b, 2 * a, rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="got 3 images and 4 texts"):
         ours(**inputs(97), return_loss=True)
 
