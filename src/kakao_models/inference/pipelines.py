@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from kakao_models.inference.stream import ImageBatch, is_single
 HYPOTHESIS_TEMPLATE = "This is a photo of {}."  # transformers' default
 
 
-class ImagePipeline:
+class ImagePipeline(ABC):
     """What the pipelines share. What goes in decides what comes out:
 
     one image gives one result; a list, a tuple or a folder (the images under it, sorted by path) a list of results; a
@@ -46,9 +47,9 @@ class ImagePipeline:
             return next(results)
         return list(results) if isinstance(inputs, (list, tuple, str, os.PathLike)) else results
 
+    @abstractmethod
     def run(self, images: Any, **arguments) -> Iterator[Any]:
         """A result per image, in order. Arguments are checked at once, images are read as results are taken."""
-        raise NotImplementedError
 
     def _results(
         self,
