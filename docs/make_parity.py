@@ -37,7 +37,7 @@ WHAT = {
 HEAD = """# Parity
 
 Largest absolute difference from the recorded outputs of the original programs (TensorFlow 2.4.1 for ALIGN, 2.8.0 for ViT), on
-weights that are random everywhere. Written by `python docs/make_parity.py --full`; the tests hold every model to the limits of
+weights that are random everywhere. Written by `python docs/make_parity.py` (`--full`: B7 and L/16 too); the tests hold every model to the limits of
 `tests/tolerances.py`, block by block.
 
 In float64 what is left of ALIGN comes from two constants that the original rounds to float32, 1/127.5 and the root of 2; with
@@ -90,8 +90,9 @@ def main() -> None:
     rows = []
     for name in sorted(names):
         for dtype in (torch.float32, torch.float64):
-            rows += filter(None, [row(name, dtype)])
-            print(rows[-1], flush=True)
+            if line := row(name, dtype):
+                rows.append(line)
+                print(line, flush=True)
     (ROOT / "docs" / "parity.md").write_text(HEAD + "\n".join(rows) + "\n")
 
 
