@@ -319,9 +319,7 @@ def train_stage(number: int, model: AlignModel, average: AlignModel, tokenizer, 
     parts = dict(model=model, average=average, optimizer=optimizer, schedule=schedule)
     first, state_file = 0, args.work / f"stage{number}.pt"
     if state_file.exists():
-        state = torch.load(
-            state_file, weights_only=False
-        )  # its own file: it holds the state of random, which is no tensor
+        state = torch.load(state_file, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         first, batches.queue = state["step"], state["queue"]
