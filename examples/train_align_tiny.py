@@ -3,7 +3,8 @@
     python examples/train_align_tiny.py --captioned flickr8k/train.parquet --labelled cifar10/train.parquet \
         --dev flickr8k/dev.parquet --test cifar10/test.parquet --output align-tiny
 
-About 50 minutes on two cores of a server CPU with AVX-512 and nothing else to do. Expected on the data of align-tiny's
+An estimated 50 minutes on two cores of a server CPU with AVX-512 and nothing else to do: the shipped checkpoint came of
+several interrupted runs of these stages, so this gives its recipe and not its bits. Expected on the data of align-tiny's
 model card: R@10 of 16 to 17 % both ways, 44 % of the concepts, 57 % of the classes.
 
 Sources are parquet files, as `datasets` writes them: a column `image` (encoded bytes, or a struct with `bytes`) and

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import safe_open
 
 from kakao_models.checkpoint import hub, proof
+from kakao_models.checkpoint.lazy import check_keys
 from kakao_models.checkpoint.proof import load_model
 from kakao_models.checkpoint.report import REPORT, digest_of, model_card, sha256_of, versions
 from kakao_models.checkpoint.shards import COUNTER, read_tensors, write_shards
@@ -165,7 +166,7 @@ def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -
         advance("tensors", len(described), len(source.slots))
         return array
 
-    _check_complete(source)
+    check_keys([slot.local_key for slot in source.slots], source.tensors, source.files[0])
     write_shards(
         folder,
         {slot.key: _shape_of(source, slot) for slot in source.slots},
@@ -173,16 +174,6 @@ def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -
         max_shard_size,
     )
     return described
-
-
-def _check_complete(source: Source) -> None:
-    wanted = {slot.local_key for slot in source.slots}
-    missing, unknown = sorted(wanted - set(source.tensors)), sorted(set(source.tensors) - wanted)
-    if missing or unknown:
-        raise ValueError(
-            f"{len(missing)} of {len(wanted)} tensors are missing ({', '.join(missing[:5])}) and {len(unknown)} are "
-            f"unknown ({', '.join(unknown[:5])}). Is this another model or size?"
-        )
 
 
 def _shape_of(source: Source, slot) -> tuple[int, ...]:
@@ -290,11 +281,7 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as tensors:
             homes |= {key: file for key in tensors.keys() if not key.endswith(COUNTER)}
-    missing, unknown = sorted({s.key for s in slots} - homes.keys()), sorted(homes.keys() - {s.key for s in slots})
-    if missing or unknown:
-        raise ValueError(
-            f"{folder}: missing {missing[:5]}, unknown {unknown[:5]}. Is config.json another checkpoint's?"
-        )
+    check_keys([slot.key for slot in slots], homes, folder)
 
     def original(slot) -> np.ndarray:
         with safe_open(homes[slot.key], "pt") as tensors:  # numpy knows no bfloat16
