@@ -288,3 +288,11 @@ def test_the_released_checkpoint_on_the_cats():
     with torch.no_grad():
         logits = model(**batch).logits_per_image
     torch.testing.assert_close(logits, torch.tensor([[9.7093, 3.4679]]), rtol=0, atol=1e-3)
+
+
+def test_a_configuration_of_transformers_builds_our_model():
+    model = AlignModel(transformers.AlignConfig(**SHAPE))
+    assert type(model.config) is AlignConfig
+    assert model.config.text_config.hidden_size == TEXT["hidden_size"]
+    assert len(AlignTextModel(transformers.AlignTextConfig(**TEXT)).encoder.layer) == TEXT["num_hidden_layers"]
+    assert AlignVisionModel(transformers.AlignVisionConfig(**VISION)).embeddings.convolution.out_channels == 16

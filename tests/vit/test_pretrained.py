@@ -320,3 +320,17 @@ def test_the_released_checkpoint_on_the_cats():
     values, classes = scores.topk(4)
     assert [model.config.id2label[index].split(",")[0] for index in classes.tolist()] == list(wanted)
     assert values.tolist() == pytest.approx(list(wanted.values()), abs=TOLERANCE["published probabilities"])
+
+
+def test_a_configuration_of_transformers_builds_our_model():
+    config = transformers.ViTConfig(**SHAPE, image_size=64, num_labels=11)
+    assert type(ViTModel(config).config) is ViTConfig
+    model = ViTForImageClassification(config)
+    assert type(model.config) is ViTConfig and model.classifier.out_features == 11
+
+
+def test_attentions_of_flex_attention_are_refused():
+    model = ViTForImageClassification(tiny.vit_config())
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="set_attn_implementation"):
+        model(pixels(model.config.image_size), output_attentions=True)

@@ -406,6 +406,7 @@ class AlignTextModel(AlignPreTrainedModel):
     tensors_elsewhere = (r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.embeddings = AlignTextEmbeddings(config)
         self.encoder = AlignTextEncoder(config)
@@ -473,6 +474,7 @@ class AlignVisionModel(AlignPreTrainedModel):
     tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
 
     def __init__(self, config: AlignVisionConfig):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         if config.pooling_type not in ("mean", "max"):
             raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
@@ -514,6 +516,7 @@ class AlignModel(AlignPreTrainedModel):
     config_class = AlignConfig
 
     def __init__(self, config: AlignConfig):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.text_model = AlignTextModel(config.text_config)
         self.vision_model = AlignVisionModel(config.vision_config)

@@ -66,6 +66,11 @@ class ViTEmbeddings(base.ViTEmbeddings):
 
 def eager_attention(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
     """Attention that also returns its weights; the softmax runs in at least float32 (transformers': in float32)."""
+    if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
+        raise ValueError(
+            "ViT: flex attention does not know its weights, and its block mask means nothing to eager attention. For "
+            "output_attentions call model.set_attn_implementation('eager') first."
+        )
     scores = query @ key.transpose(2, 3) * scaling  # (B, N, L, L)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -176,6 +181,7 @@ class ViTModel(ViTPreTrainedModel, base.ViTModel):
     tensors_elsewhere = (r"classifier\.", r"pooler\.")  # a pooler is only left over with add_pooling_layer=False
 
     def __init__(self, config: ViTConfig, add_pooling_layer: bool | None = None, use_mask_token: bool = False):
+        config = self.config_class.from_config(config)
         PreTrainedModel.__init__(self, config)  # not transformers' ViTModel, which would build its own layers
         if add_pooling_layer is None:
             add_pooling_layer = config.representation_size is not None
@@ -196,6 +202,7 @@ class ViTForImageClassification(ViTPreTrainedModel, base.ViTForImageClassificati
     tensors_replaceable = (r"classifier\.", r"(vit\.)?pooler\.")
 
     def __init__(self, config: ViTConfig):
+        config = self.config_class.from_config(config)
         PreTrainedModel.__init__(self, config)  # not transformers' class, which has no pre-logits
         self.num_labels = config.num_labels
         self.vit = ViTModel(config)
