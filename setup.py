@@ -15,10 +15,10 @@ EXTRAS = {
     "tensorflow": ["tensorflow>=2.18", "keras>=3.11.3"],  # older releases of Keras have holes in their loading
     "flax": ["jax>=0.5", "flax>=0.10", "optax>=0.2.4"],
     "convert": [*TORCH, "h5py>=3.11", "msgpack>=1.1"],
-    "train": [*TORCH, "accelerate>=1.3", "datasets>=3.2", "tensorboard>=2.18"],
+    "train": [*TORCH, "accelerate>=1.3", "datasets>=3.2", "pyarrow>=18", "tensorboard>=2.18", "matplotlib>=3.9"],
     "data": ["datasets>=3.2", "duckdb>=1.1", "ibis-framework[duckdb]>=10", "img2dataset>=1.46"],
     "search": ["pymilvus>=2.5", "milvus-lite>=3.2"],
-    "evaluate": ["scikit-learn>=1.6"],
+    "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18"],
     "demo": ["gradio>=6.7"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0"],
     "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "pyarrow>=18", "scipy>=1.14", "h5py>=3.11", "msgpack>=1.1"],

@@ -302,6 +302,10 @@ def test_the_auto_classes_of_this_program_know_tf(tmp_path):
     found = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(found) is AlignImageProcessor
     assert found.preprocessing == "tf"
+    (tmp_path / "tower").mkdir()
+    align_config().vision_config.save_pretrained(tmp_path / "tower")
+    found.save_pretrained(tmp_path / "tower")
+    assert type(AutoImageProcessor.from_pretrained(tmp_path / "tower")) is AlignImageProcessor
     whole = AutoProcessor.from_pretrained(tmp_path)
     image = picture(120, 160)
     expected = found(image, return_tensors="np").pixel_values

@@ -19,9 +19,9 @@ from tolerances import TOLERANCE
 from kakao_models import AlignModel, ViTForImageClassification, ViTModel
 from kakao_models.checkpoint import convert as converting
 from kakao_models.checkpoint.convert import convert, convert_back
-from kakao_models.checkpoint.proof import ProofError
+from kakao_models.checkpoint.proof import ProofError, compare
 from kakao_models.checkpoint.report import REPORT, verify
-from kakao_models.checkpoint.tensorflow import open_checkpoint
+from kakao_models.checkpoint.tensorflow import open_checkpoint, write_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
 HEADS = dict(num_attention_heads=2)  # their heads are narrower than any published model's
@@ -316,3 +316,66 @@ def test_half_precision_goes_back_as_float32(tmp_path, dtype):
     theirs = before.read("backbone/class_emb/.ATTRIBUTES/VARIABLE_VALUE")
     ours = after.read(next(key for key in after.entries if "class_emb" in key))
     assert ours.dtype == np.float32 and np.array_equal(ours, torch.from_numpy(theirs).to(dtype).float().numpy())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pages stay until the file is closed")
+@pytest.mark.parametrize("name", ["align_nano", "vit_nano_ckpt"])
+def test_the_proof_lets_go_of_every_block_and_of_the_files(name, tmp_path, monkeypatch):
+    forgotten, prove, seen = [], converting.proof.prove, []
+    monkeypatch.setattr(converting.proof, "forget_pages", lambda files: forgotten.append([f.name for f in files]))
+
+    def maps() -> list[str]:
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if ".unfinished" in line]
+
+    def mapped(source, model):
+        stages = prove(source, model)
+        seen.extend(maps())
+        return stages
+
+    monkeypatch.setattr(converting.proof, "prove", mapped)
+    report = converted(name, tmp_path, max_shard_size=50_000)
+    blocks = sum(stage["name"].startswith(("block", "layer")) for stage in report["proof"])
+    assert len(forgotten) > blocks > 1  # the embeddings too
+    assert all(len(files) > 1 and files == sorted(files) for files in forgotten)
+    assert seen and not maps()  # nothing is copied, and nothing held when the folder is renamed
+
+
+def test_a_source_of_wider_numbers_is_refused(tmp_path):
+    checkpoint = open_checkpoint(CHECKPOINTS / "vit_nano_ckpt")
+    tensors = {key: checkpoint.read(key) for key in checkpoint.entries if key != "_CHECKPOINTABLE_OBJECT_GRAPH"}
+    key = "backbone/class_emb/.ATTRIBUTES/VARIABLE_VALUE"
+    write_checkpoint(tmp_path / "wide", tensors | {key: tensors[key].astype(np.float64)})
+    with pytest.raises(ValueError, match="backbone/class_emb is float64, wanted float32"):
+        convert(tmp_path / "wide", tmp_path / "out", **HEADS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_disk_changed_is_seen(tmp_path, monkeypatch):
+    write = converting.write_shards
+
+    def faulty(folder, *args):
+        written = write(folder, *args)
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+        return written
+
+    monkeypatch.setattr(converting, "write_shards", faulty)
+    with pytest.raises(ValueError, match="vit.pooler.dense.weight: what is on disk is not what was written"):
+        converted("vit_nano_ckpt", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_loaded_once_on_the_way_back(tmp_path, monkeypatch):
+    converted("vit_nano_ckpt", tmp_path)
+    load, loaded = converting.proof.load_model, []
+    monkeypatch.setattr(converting.proof, "load_model", lambda *args: loaded.append(args) or load(*args))
+    convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
+    assert len(loaded) == 1
+
+
+def test_overflow_is_no_agreement():
+    huge = np.full((2, 3), 3e38, np.float32)
+    with np.errstate(all="ignore"):
+        assert not compare("stage", huge, huge * 10).holds
+    assert compare("stage", huge, huge).holds and not compare("stage", huge, huge[:1]).holds

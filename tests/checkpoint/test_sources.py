@@ -20,6 +20,7 @@ from tolerances import TOLERANCE
 
 from kakao_models import AlignImageProcessor, AlignModel, AlignVisionModel, ViTForImageClassification, ViTImageProcessor
 from kakao_models.checkpoint.convert import convert
+from kakao_models.checkpoint.info import as_text, describe
 from kakao_models.checkpoint.report import verify
 from kakao_models.checkpoint.tensorflow import SUFFIX, open_checkpoint
 
@@ -399,6 +400,11 @@ def test_keras_tower(keras, tmp_path):
     assert model.config.depthwise_padding == [3, 7]  # 40, 20, 10, 5 and 3 pixels: where Keras pads otherwise
     assert report["source"]["skipped"] == {"normalization": 3, "top_conv": 1, "top_bn": 4}
     assert report["family"] == "efficientnet" and verify(tmp_path / "out") == []
+    facts = describe(tmp_path / "out")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert facts["parameters"] == facts["towers"]["image"]["parameters"] == parameters
+    assert facts["embedding_dim"] == features.shape[1] and facts["towers"].keys() == {"image"}
+    assert f"EfficientNet: image_size 40, blocks {len(model.config.blocks())}, width" in as_text(facts)
 
 
 @pytest.mark.parametrize(

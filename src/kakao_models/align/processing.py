@@ -10,7 +10,7 @@ from kakao_models.checkpoint.hub import resolve
 from kakao_models.data.processor import ImageProcessor
 from kakao_models.data.tensors import as_tensors
 
-from .config import AlignConfig
+from .config import AlignConfig, AlignVisionConfig
 
 MAX_TOKENS = 64  # what the released models were trained with
 
@@ -124,5 +124,6 @@ class AlignProcessor(ProcessorMixin):
 
 
 # Not AutoImageProcessor.register: that loads transformers' class, which without torchvision complains.
-IMAGE_PROCESSOR_MAPPING.register(AlignConfig, dict.fromkeys(("pil", "torchvision"), AlignImageProcessor), exist_ok=True)
+for _config in (AlignConfig, AlignVisionConfig):
+    IMAGE_PROCESSOR_MAPPING.register(_config, dict.fromkeys(("pil", "torchvision"), AlignImageProcessor), exist_ok=True)
 AutoProcessor.register(AlignConfig, AlignProcessor, exist_ok=True)

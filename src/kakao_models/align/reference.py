@@ -7,7 +7,7 @@ Axes: B batch  H, W rows, columns  C channels  L tokens  D width  N heads  K wid
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -16,65 +16,73 @@ from kakao_models.align.config import AlignConfig
 _IMAGE = "image_encoder/layer_with_weights-0/layer_with_weights-{}/"
 _TEXT = "text_encoder/layer_with_weights-0/bert/"
 Tensors = Mapping[str, np.ndarray]
+Stages = Iterator[tuple[str, np.ndarray]]  # name of a stage, its output
 
 
-def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Outputs of the stem, of every block, and the image features.
+def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> Stages:
+    """Outputs of the stem, of every block, and the image features, each as it is computed: no more than one is held.
 
     Args:
         original: key (without the suffix of TensorFlow) → array.
         pixels: (B, H, W, 3) in [-1, 1]; its dtype is that of the computation.
 
-    Returns:
-        "stem", "block 0", ... (B, H, W, C), and "image features" (B, P), not normalised.
+    Yields:
+        "stem", "block 0", ... (B, H, W, C), and "image features" (B, P), not normalised; with their names.
     """
     vision = config.vision_config
     number = iter(range(10_000))
 
     def layer() -> Callable[[str], np.ndarray]:
         prefix = _IMAGE.format(next(number))
-        return lambda leaf: original[prefix + leaf].astype(pixels.dtype)
+        return lambda leaf: original[prefix + leaf].astype(pixels.dtype, copy=False)
 
     def batch_norm(x: np.ndarray) -> np.ndarray:
         get = layer()
         gamma, beta, mean, variance = (
             get(leaf).reshape(-1) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
         )
-        return (x - mean) / np.sqrt(variance + vision.batch_norm_eps) * gamma + beta
+        x -= mean  # in place: the maps are large, and every one is made for this alone
+        x *= gamma / np.sqrt(variance + vision.batch_norm_eps)
+        x += beta
+        return x
 
     def conv_1x1(x: np.ndarray, bias: bool) -> np.ndarray:
         get = layer()
-        x = x @ get("kernel")[0, 0]
+        x = times(x, get("kernel")[0, 0])
         return x + get("bias") if bias else x
 
     x = swish(batch_norm(_stem(pixels, layer()("kernel"))))
-    stages = {"stem": x}
+    yield "stem", x
     for position, spec in enumerate(vision.blocks()):
         y = x
         if spec.expand_ratio != 1:
             y = swish(batch_norm(conv_1x1(y, bias=False)))
         y = swish(batch_norm(_depthwise(y, layer()("depthwise_kernel"), spec.stride, spec.symmetric_padding)))
         scale = swish(conv_1x1(y.mean((1, 2), keepdims=True), bias=True))
-        y = y * sigmoid(conv_1x1(scale, bias=True))
+        y *= sigmoid(conv_1x1(scale, bias=True))
         y = batch_norm(conv_1x1(y, bias=False))
-        x = stages[f"block {position}"] = x + y if spec.skip else y
+        x = x + y if spec.skip else y
+        yield f"block {position}", x
     features = x.mean((1, 2))
     if config.use_visual_projection:
-        kernel, bias = (original[f"image_encoder/layer_with_weights-1/{leaf}"] for leaf in ("kernel", "bias"))
-        features = features @ kernel.astype(pixels.dtype) + bias.astype(pixels.dtype)
-    return stages | {"image features": features}
+        kernel, bias = (
+            original[f"image_encoder/layer_with_weights-1/{leaf}"].astype(pixels.dtype) for leaf in ("kernel", "bias")
+        )
+        features = features @ kernel + bias
+    yield "image features", features
 
 
 def text_stages(
     original: Tensors, config: AlignConfig, input_ids: np.ndarray, attention_mask: np.ndarray, dtype=np.float32
-) -> dict[str, np.ndarray]:
-    """Outputs of the embeddings, of every layer, and the text features.
+) -> Stages:
+    """Outputs of the embeddings, of every layer, and the text features, each as it is computed.
 
     Args:
         input_ids, attention_mask: (B, L); token types are all zero, as in the original's pipeline.
 
-    Returns:
-        "embeddings", "layer 0", ... (B, L, D), "pooler" (B, D), and "text features" (B, P), not normalised.
+    Yields:
+        "embeddings", "layer 0", ... (B, L, D), "pooler" (B, D), and "text features" (B, P), not normalised; with their
+        names.
     """
     text = config.text_config
     activation = {"gelu": gelu, "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu}.get(text.hidden_act)
@@ -82,10 +90,10 @@ def text_stages(
         raise ValueError(f"text_config: hidden_act is {text.hidden_act!r}; a proof in numpy knows gelu and gelu_new")
 
     def get(key: str) -> np.ndarray:
-        return original[key].astype(dtype)
+        return original[key].astype(dtype, copy=False)
 
     def dense(x: np.ndarray, key: str) -> np.ndarray:
-        return x @ get(key + "/kernel") + get(key + "/bias")
+        return times(x, get(key + "/kernel")) + get(key + "/bias")
 
     def layer_norm(x: np.ndarray, key: str) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
@@ -99,7 +107,7 @@ def text_stages(
     x = x + get(_TEXT + "embeddings/embeddings")[: input_ids.shape[1]]
     x = x + get(_TEXT + "embeddings/token_type_embeddings")[0]
     x = layer_norm(x, _TEXT + "embeddings/LayerNorm")
-    stages = {"embeddings": x}
+    yield "embeddings", x
     mask = np.where(attention_mask[:, None, None] == 0, -10000, 0).astype(dtype)  # (B, 1, 1, L), as the original masks
     for position in range(text.num_hidden_layers):
         key = f"{_TEXT}encoder/layer/{position}"
@@ -111,9 +119,14 @@ def text_stages(
         )
         inner = activation(dense(x, f"{key}/intermediate/dense"))
         x = layer_norm(dense(inner, f"{key}/bert_output/dense") + x, f"{key}/bert_output/LayerNorm")
-        stages[f"layer {position}"] = x
-    stages["pooler"] = np.tanh(dense(x[:, 0], _TEXT + "pooler/dense"))  # stored, and used by nothing
-    return stages | {"text features": dense(x[:, 0], "text_encoder/layer_with_weights-1")}
+        yield f"layer {position}", x
+    yield "pooler", np.tanh(dense(x[:, 0], _TEXT + "pooler/dense"))  # stored, and used by nothing
+    yield "text features", dense(x[:, 0], "text_encoder/layer_with_weights-1")
+
+
+def times(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """`x @ kernel` as one product; numpy itself makes one of every row of a map, and fetches the kernel for each."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -121,7 +134,11 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def swish(x: np.ndarray) -> np.ndarray:
-    return x * sigmoid(x)
+    """x * sigmoid(x), with room for one more map."""
+    y = np.negative(x)
+    np.exp(y, out=y)
+    y += 1
+    return np.divide(x, y, out=y)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -136,21 +153,27 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
+    x = x - x.max(-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(-1, keepdims=True)
+    return x
 
 
 def _stem(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     x, (height, width) = _padded(pixels, 3, stride=2, symmetric=False)
     taps = ((i, j) for i in range(3) for j in range(3))
-    return sum(x[:, i::2, j::2][:, :height, :width] @ kernel[i, j] for i, j in taps)
+    return sum(times(x[:, i::2, j::2][:, :height, :width], kernel[i, j]) for i, j in taps)
 
 
 def _depthwise(x: np.ndarray, kernel: np.ndarray, stride: int, symmetric: bool) -> np.ndarray:
     size = len(kernel)
     x, (height, width) = _padded(x, size, stride, symmetric)
-    taps = ((i, j) for i in range(size) for j in range(size))
-    return sum(x[:, i::stride, j::stride][:, :height, :width] * kernel[i, j, :, 0] for i, j in taps)
+    taps = [(i, j) for i in range(size) for j in range(size)]
+    y = np.empty((len(x), height, width, x.shape[-1]), x.dtype)
+    for row in range(height):  # one at a time stays in the processor's cache
+        rows = x[:, row * stride :]
+        y[:, row] = sum(rows[:, i, j::stride][:, :width] * kernel[i, j, :, 0] for i, j in taps)
+    return y
 
 
 def _padded(x: np.ndarray, size: int, stride: int, symmetric: bool) -> tuple[np.ndarray, tuple[int, int]]:

@@ -1,30 +1,25 @@
 """From a checkpoint of an original program to a folder ready for the Hub, with proof, and back."""
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
-from safetensors import safe_open
 
-from kakao_models.checkpoint import hub, proof
-from kakao_models.checkpoint.lazy import check_keys
-from kakao_models.checkpoint.proof import load_model
-from kakao_models.checkpoint.report import REPORT, digest_of, model_card, sha256_of, versions
-from kakao_models.checkpoint.shards import COUNTER, read_tensors, write_shards
+from kakao_models.checkpoint import hub, proof, recorded
+from kakao_models.checkpoint.atomic import unfinished
+from kakao_models.checkpoint.formats import read_safetensors
+from kakao_models.checkpoint.lazy import LazyTensors, check_keys, float32
+from kakao_models.checkpoint.report import REPORT, model_card, sha256_of, versions
+from kakao_models.checkpoint.shards import COUNTER, Written, bytes_of, read_tensors, write_shards
 from kakao_models.checkpoint.source import Source, read_source
 from kakao_models.checkpoint.tensorflow import SUFFIX, write_checkpoint
 from kakao_models.checkpoint.weightmap import permute
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows: two conversions into one folder are not told apart
-    fcntl = None
 
 
 def convert(
@@ -65,24 +60,36 @@ def convert(
     read = read_source(source, weights=weights, wanted=family, **overrides)
     if labels:
         _name_classes(read, labels)
+    expected = None
     if reference is not None:
-        recorded = proof.read_reference(Path(reference), read.family)
+        expected = recorded.read_reference(Path(reference), read.family)
     start = time.perf_counter()
-    with _unfinished(Path(output)) as folder:
+    with unfinished(Path(output)) as folder:
         _write_config(read, folder)
         _write_processor(read, folder, tokenizer)  # first: a tokenizer that can't be had is known before hours of work
-        tensors = _write_tensors(read, folder, max_shard_size, advance)
-        _check_tensors(read, folder, tensors, advance)
+        written = _write_tensors(read, folder, max_shard_size, advance)
         advance("proof", 0, 1)
-        stages = proof.prove(read, folder)
-        if reference is not None:
-            stages += proof.prove_against(recorded, Path(reference).name, read.family, folder)
+        with ThreadPoolExecutor(1) as pool:  # hashing takes a processor for itself, and about as long
+            files = {file: pool.submit(sha256_of, file) for file in read.files}
+            stages = _prove(read, folder, expected, Path(reference or "").name)
         advance("proof", 1, 1)
+        tensors = {
+            slot.key: {
+                "sha256": written.tensors[slot.key],
+                "dtype": "float32",
+                "shape": list(_shape_of(read, slot)),
+                "source": read.names.get(slot.local_key, slot.local_key),
+            }
+            for slot in read.slots
+        }
         report = {
             "family": read.family,
             "source": {
                 "kind": read.kind,
-                "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in read.files},
+                "files": {
+                    file.name: {"bytes": file.stat().st_size, "sha256": digest.result()}
+                    for file, digest in files.items()
+                },
                 "spelling": read.spelling,
                 "weights": read.weights,
                 "moving_averages": read.has_averages,
@@ -95,85 +102,45 @@ def convert(
             "versions": versions(),
         }
         (folder / "README.md").write_text(model_card(read, report), encoding="utf-8")
-        report["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+        report["files"] = {
+            path.name: written.files.get(path.name) or sha256_of(path) for path in sorted(folder.iterdir())
+        }
         (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 
 
-@contextmanager
-def _unfinished(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, which takes its name once the block is through; what is left of a killed run is cleared."""
-    named, output = output, output.resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{named} is there already. Choose another name, or remove it first.")
-    if output == Path.cwd() or os.path.ismount(output):
-        raise FileExistsError(f"{named} can't be replaced by the finished folder. Name a folder in it instead.")
-    folder = output.with_name(f".{output.name}.unfinished")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _locked(folder, named)
-    try:
-        _clear(folder)
-        yield folder
-        for path in folder.iterdir():
-            _flush(path)
-        os.replace(folder, output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
-
-
-def _locked(folder: Path, output: Path) -> int:
-    """A lock on the folder, which goes with this process however it ends; a second run must not write into it."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        moved = not folder.exists() or not os.path.samestat(os.fstat(lock), os.stat(folder))
-    except BlockingIOError:
-        moved = True
-    except OSError:  # a file system without locks
-        moved = False
-    if moved:
-        os.close(lock)
-        raise FileExistsError(f"{output} is being written by another conversion, in {folder}. Wait for it, or end it.")
-    return lock
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -> dict[str, dict]:
-    """model.safetensors, or its shards and their index. Returns what the report says of each tensor."""
-    described = {}
+def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -> Written:
+    """model.safetensors, or its shards and their index, read back and found to be the source's to the bit."""
+    check_keys([slot.local_key for slot in source.slots], source.tensors, source.files[0])
+    sums: dict[str, int] = {}
 
     def canonical(slot) -> np.ndarray:
-        array = permute(source.tensors[slot.local_key], slot.local_axes, slot.axes)
-        described[slot.key] = {
-            "sha256": digest_of(array),
-            "dtype": str(array.dtype),
-            "shape": list(array.shape),
-            "source": source.names.get(slot.local_key, slot.local_key),
-        }
-        advance("tensors", len(described), len(source.slots))
+        local = float32(source.tensors[slot.local_key], f"{source.files[0]}: {slot.local_key}")
+        array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
+        back = permute(array, slot.axes, slot.local_axes)
+        if not np.array_equal(back.view(np.uint32), local.view(np.uint32)):  # bits: NaN is equal to nothing
+            raise ValueError(f"{slot.key}: turned back, it is not {slot.local_key} of the source")
+        sums[slot.key] = google_crc32c.value(bytes_of(array))
+        advance("tensors", len(sums), len(source.slots))
         return array
 
-    check_keys([slot.local_key for slot in source.slots], source.tensors, source.files[0])
-    write_shards(
-        folder,
-        {slot.key: _shape_of(source, slot) for slot in source.slots},
-        {slot.key: (lambda slot=slot: canonical(slot)) for slot in source.slots},
-        max_shard_size,
-    )
-    return described
+    entries = {slot.key: (_shape_of(source, slot), partial(canonical, slot)) for slot in source.slots}
+    written = write_shards(folder, LazyTensors(entries), max_shard_size)
+    for done, (key, array) in enumerate(read_tensors(folder), 1):
+        if google_crc32c.value(bytes_of(array)) != sums.pop(key):
+            raise ValueError(f"{key}: what is on disk is not what was written. Is the disk faulty?")
+        advance("reading back", done, len(source.slots))
+    check_keys([], sums, folder)
+    return written
+
+
+def _prove(source: Source, folder: Path, expected: Mapping[str, np.ndarray] | None, name: str) -> list[proof.Stage]:
+    """The model is gone when this returns: on Windows nobody can rename a folder whose files are mapped."""
+    model = proof.load_model(source.family, folder)
+    stages = proof.prove(source, model)
+    if expected is not None:
+        stages += recorded.prove_against(expected, name, source.family, model)
+    return stages
 
 
 def _shape_of(source: Source, slot) -> tuple[int, ...]:
@@ -182,17 +149,6 @@ def _shape_of(source: Source, slot) -> tuple[int, ...]:
         return permute(np.broadcast_to(np.float32(0), shape), slot.local_axes, slot.axes).shape
     except ValueError as error:
         raise ValueError(f"{slot.local_key} (for {slot.key}): {error}. Is this another model or size?") from None
-
-
-def _check_tensors(source: Source, folder: Path, described: Mapping[str, dict], advance) -> None:
-    """Every tensor on disk, turned back, is the source's to the bit."""
-    slots = {slot.key: slot for slot in source.slots}
-    for done, (key, array) in enumerate(read_tensors(folder), 1):
-        slot = slots[key]
-        back = permute(array, slot.axes, slot.local_axes)
-        if back.tobytes() != source.tensors[slot.local_key].tobytes():
-            raise ValueError(f"{key}: what is on disk is not {slot.local_key} of the source. Is the disk faulty?")
-        advance("reading back", done, len(described))
 
 
 def _write_config(source: Source, folder: Path) -> None:
@@ -277,24 +233,23 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
         slots = vit_tpu_slots(config, spelling)
     else:
         raise ValueError(f"{folder}: model_type is {family!r}, wanted 'align' or 'vit'")
-    homes = {}
+    entries = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "np") as tensors:
-            homes |= {key: file for key in tensors.keys() if not key.endswith(COUNTER)}
-    check_keys([slot.key for slot in slots], homes, folder)
+        entries |= read_safetensors(file)
+    tensors = LazyTensors({key: entry for key, entry in entries.items() if not key.endswith(COUNTER)})
+    check_keys([slot.key for slot in slots], tensors, folder)
 
     def original(slot) -> np.ndarray:
-        with safe_open(homes[slot.key], "pt") as tensors:  # numpy knows no bfloat16
-            return permute(tensors.get_tensor(slot.key).float().numpy(), slot.axes, slot.local_axes)
+        return permute(tensors[slot.key], slot.axes, slot.local_axes)
 
-    load_model(family, folder)  # compares every shape with config.json
+    model = proof.load_model(family, folder)  # compares every shape with config.json
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    written = write_checkpoint(prefix, {slot.local_key + SUFFIX: (lambda slot=slot: original(slot)) for slot in slots})
+    written = write_checkpoint(prefix, {slot.local_key + SUFFIX: partial(original, slot) for slot in slots})
     try:
         shown = {"num_attention_heads": (config.text_config if family == "align" else config).num_attention_heads}
         if family == "align":
             shown["image_size"] = config.vision_config.image_size
-        proof.prove(read_source(written.files[0], **shown), folder)
+        proof.prove(read_source(written.files[0], **shown), model)
     except BaseException:
         for file in (*written.files, prefix.with_name("checkpoint")):
             file.unlink(missing_ok=True)

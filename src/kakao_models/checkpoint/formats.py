@@ -7,6 +7,7 @@ import math
 import mmap
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,23 +15,22 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kakao_models.checkpoint.lazy import Entry, float32
+from kakao_models.checkpoint.mapped import MappedFile
 
 
 def read_safetensors(file: Path) -> dict[str, Entry]:
     """Of transformers since 2023."""
     try:
-        with safe_open(file, "pt") as tensors:
-            return {
-                key: (tuple(tensors.get_slice(key).get_shape()), partial(_read_safetensor, file, key))
-                for key in tensors.keys()
-            }
+        tensors = safe_open(file, "pt")  # not "np", which knows no bfloat16
+        keys = list(tensors.keys())
+        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
     except SafetensorError as error:
         raise ValueError(f"{file} can't be read: {error}. Is the download complete?") from error
-
-
-def _read_safetensor(file: Path, key: str) -> np.ndarray:
-    with safe_open(file, "pt") as tensors:  # not "np", which knows no bfloat16
-        return _from_torch(tensors.get_tensor(key), f"{file}: {key}")
+    mapped = MappedFile(file)
+    return {
+        key: (shapes[key], partial(_from_torch, partial(tensors.get_tensor, key), f"{file}: {key}", mapped))
+        for key in keys
+    }
 
 
 def read_pickle(file: Path) -> dict[str, Entry]:
@@ -55,7 +55,11 @@ def read_pickle(file: Path) -> dict[str, Entry]:
             raise ValueError(f"{file}: {key} is no dense tensor, but {type(tensor).__name__}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{file}: {key} claims {tuple(tensor.shape)}, more than the file holds of it")
-    return {key: (tuple(tensor.shape), partial(_from_torch, tensor, f"{file}: {key}")) for key, tensor in state.items()}
+    mapped = MappedFile(file)
+    return {
+        key: (tuple(tensor.shape), partial(_from_torch, lambda tensor=tensor: tensor, f"{file}: {key}", mapped))
+        for key, tensor in state.items()
+    }
 
 
 def _check_sums(file: Path) -> None:
@@ -69,9 +73,11 @@ def _check_sums(file: Path) -> None:
         raise ValueError(f"{file}: the bytes of {damaged} are not those that were written; the file is damaged")
 
 
-def _from_torch(tensor, name: str) -> np.ndarray:
+def _from_torch(read: Callable, name: str, mapped: MappedFile) -> np.ndarray:
     import torch
 
+    tensor = read()
+    mapped.looked_at(tensor.nbytes)
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"{name} is {tensor.dtype}, wanted float32, float16 or bfloat16")
     return tensor.float().numpy()

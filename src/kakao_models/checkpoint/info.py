@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
@@ -29,9 +30,11 @@ def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, to
         files, tensors = _hub_files(os.fspath(name_or_path), revision, token)
         folder = None
     parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(_BUFFERS)}
-    facts = {"align": _align, "vit": _vit}.get(config.get("model_type"))
+    facts = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}.get(config.get("model_type"))
     if facts is None:
-        raise ValueError(f"{name_or_path}: model_type is {config.get('model_type')!r}, wanted 'align' or 'vit'")
+        raise ValueError(
+            f"{name_or_path}: model_type is {config.get('model_type')!r}, wanted 'align', 'align_vision_model' or 'vit'"
+        )
     with described_by(file):
         towers = facts(config, parameters)
     return {
@@ -69,20 +72,11 @@ def as_text(info: dict) -> str:
 
 
 def _align(config: dict, parameters: dict[str, int]) -> dict:
-    from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES, AlignConfig, AlignVisionConfig
+    from kakao_models.align.config import BERT_SIZES, AlignConfig
 
     config = AlignConfig.from_dict(config)
-    vision, text = config.vision_config, config.text_config
-    image_tower = {
-        "kind": "EfficientNet",
-        "size": next(
-            (n for n in EFFICIENTNET_SIZES if AlignVisionConfig.efficientnet(n).blocks() == vision.blocks()), None
-        ),
-        "image_size": vision.image_size,
-        "blocks": len(vision.blocks()),
-        "width": vision.output_channels,
-        "parameters": _count(parameters, ("vision_model.", "visual_projection.")),
-    }
+    text = config.text_config
+    image_tower = _efficientnet(config.vision_config, _count(parameters, ("vision_model.", "visual_projection.")))
     text_tower = {
         "kind": "BERT",
         "size": _published(BERT_SIZES, (text.num_hidden_layers, text.hidden_size)),
@@ -93,6 +87,34 @@ def _align(config: dict, parameters: dict[str, int]) -> dict:
         "parameters": _count(parameters, ("text_model.", "text_projection.")),
     }
     return {"embedding_dim": config.projection_dim, "towers": {"image": image_tower, "text": text_tower}}
+
+
+def _align_vision(config: dict, parameters: dict[str, int]) -> dict:
+    from kakao_models.align.config import AlignVisionConfig
+
+    config = AlignVisionConfig.from_dict(config)
+    return {
+        "embedding_dim": config.output_channels,
+        "towers": {"image": _efficientnet(config, sum(parameters.values()))},
+    }
+
+
+def _efficientnet(vision, parameters: int) -> dict:
+    from kakao_models.align.config import EFFICIENTNET_SIZES, AlignVisionConfig
+
+    def blocks(config: AlignVisionConfig) -> list:
+        """Without their padding, which goes with the image's size and not with the network's."""
+        return [replace(block, symmetric_padding=False) for block in config.blocks()]
+
+    published = (name for name in EFFICIENTNET_SIZES if blocks(AlignVisionConfig.efficientnet(name)) == blocks(vision))
+    return {
+        "kind": "EfficientNet",
+        "size": next(published, None),
+        "image_size": vision.image_size,
+        "blocks": len(vision.blocks()),
+        "width": vision.output_channels,
+        "parameters": parameters,
+    }
 
 
 def _vit(config: dict, parameters: dict[str, int]) -> dict:

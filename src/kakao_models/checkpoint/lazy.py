@@ -1,6 +1,6 @@
 """Tensors of a file, read when asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -28,6 +28,10 @@ class LazyTensors(Mapping):
 
     def shape(self, key: str) -> tuple[int, ...]:
         return self._entries[key][0]
+
+    def only(self, keys: Iterable[str]) -> "LazyTensors":
+        """These of the tensors."""
+        return LazyTensors({key: self._entries[key] for key in keys})
 
 
 def float32(array: np.ndarray, name: str) -> np.ndarray:

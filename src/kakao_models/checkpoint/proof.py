@@ -1,17 +1,22 @@
 """Proof of a conversion: the written model, run by PyTorch, against numpy on the tensors of the source.
 
-The two share neither code nor weight table. Every stage is compared, so that a failure names the block.
+The two share neither code nor weight table. Every stage is compared, so that a failure names the block. They go side by side,
+and each reads the weights of a stage when it comes to it: neither model is ever in memory.
 """
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
+import torch
+from torch import nn
 
 from kakao_models.align import reference as align_reference
 from kakao_models.align.config import AlignConfig
+from kakao_models.checkpoint.mapped import forget_pages
 from kakao_models.checkpoint.source import Source
 from kakao_models.vit import reference as vit_reference
 from kakao_models.vit.config import as_pair
@@ -20,7 +25,8 @@ from kakao_models.vit.weights import TPU_SPELLINGS
 # Of the root mean square of a stage. Two float32 programs differ by 1e-4 at the very most after 55 blocks (the original
 # from itself in float64: 7e-5); the mildest mistake, a wrong epsilon of LayerNorm, costs more at the features.
 LIMIT = 5e-4
-REFERENCE_LIMIT = 1e-3  # absolute, of logits that somebody else recorded
+
+Outputs = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Stage:
 
     @property
     def holds(self) -> bool:
-        return self.difference <= self.limit  # False for NaN
+        return self.difference <= self.limit < math.inf  # False for NaN
 
 
 class ProofError(ValueError):
@@ -50,102 +56,27 @@ class ProofError(ValueError):
         self.stages = stages
 
 
-def prove(source: Source, folder: Path) -> list[Stage]:
-    """Runs the model in `folder` and the numpy reference on fixed inputs.
+def prove(source: Source, model: nn.Module) -> list[Stage]:
+    """Runs the converted model and the numpy reference on fixed inputs.
+
+    Args:
+        model: what `load_model` gave.
 
     Raises:
         ProofError: some stage differs by more than `LIMIT`.
     """
-    compute = {"align": _align_stages, "vit": _vit_stages, "efficientnet": _tower_stages}[source.family]
-    stages = [_compare(name, got, wanted) for name, got, wanted in compute(source, folder)]
+    compare = {"align": _align_stages, "vit": _vit_stages, "efficientnet": _tower_stages}[source.family]
+    with torch.inference_mode():
+        stages = compare(source, model)
     if not all(stage.holds for stage in stages):
         raise ProofError(stages)
     return stages
 
 
-def read_reference(reference: Path, family: str) -> dict[str, np.ndarray]:
-    """Recorded inputs and outputs for `prove_against`.
-
-    Args:
-        reference: an .npz with `images`, uint8 (B, H, W, 3), or `pixel_values`, float32 (B, 3, H, W); for ALIGN
-            `input_ids` and `attention_mask`; and what was expected: `logits`, for ALIGN `logits_per_image`; of a
-            model without a head `pooler_output` or `last_hidden_state`. A tower of Keras' wants `pixel_values`.
-
-    Raises:
-        ValueError: it is no such file, or lacks one of these arrays.
-    """
-    try:
-        with np.load(reference, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, BadZipFile, AttributeError, TypeError) as error:  # also a single .npy
-        raise ValueError(f"{reference} is no .npz of arrays ({error})") from error
-    expected = _expected(arrays, family)
-    needed = {expected} | ({"input_ids", "attention_mask"} if family == "align" else set())
-    pictures = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
-    if not (needed <= arrays.keys() and pictures & arrays.keys()):
-        raise ValueError(
-            f"{reference}: wanted the arrays {sorted(needed)} and images or pixel_values, got {sorted(arrays)}"
-        )
-    return arrays
-
-
-def _expected(arrays: Mapping[str, np.ndarray], family: str) -> str:
-    outputs = {
-        "align": ("logits_per_image",),
-        "vit": ("logits", "pooler_output", "last_hidden_state"),
-        "efficientnet": ("pooler_output",),
-    }[family]
-    return next((name for name in outputs if name in arrays), outputs[0])
-
-
-def prove_against(arrays: Mapping[str, np.ndarray], name: str, family: str, folder: Path) -> list[Stage]:
-    """Runs the model in `folder` on recorded inputs and compares with the recorded outputs.
-
-    Args:
-        arrays: what `read_reference` gave.
-        name: of the file, for the report.
-
-    Raises:
-        ProofError: they differ by more than `REFERENCE_LIMIT`.
-        ValueError: the model does not give such outputs.
-    """
-    import torch
-
-    expected = _expected(arrays, family)
-    pixels = arrays.get("pixel_values")
-    if pixels is None:
-        pixels = arrays["images"].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
-    inputs = {"pixel_values": torch.from_numpy(np.ascontiguousarray(pixels))}
-    for key in ("input_ids", "attention_mask", "token_type_ids"):
-        if family == "align" and key in arrays:
-            inputs[key] = torch.from_numpy(arrays[key].astype(np.int64))
-    with torch.inference_mode():
-        output = load_model(family, folder)(**inputs)
-        if output.get(expected) is None:
-            raise ValueError(f"{name}: the model has no {expected}; it gives {', '.join(output)}")
-        got = output[expected].numpy()
-    if got.shape != arrays[expected].shape:
-        raise ValueError(f"{name}: {expected} has shape {arrays[expected].shape}, the model gives {got.shape}")
-    difference = float(np.abs(got - arrays[expected]).max())
-    scale = _rms(arrays[expected])
-    limit = REFERENCE_LIMIT * (1 if expected.startswith("logits") else max(1, scale))  # features have any scale
-    stage = Stage(f"{expected} of {name}", difference, scale, limit)
-    if not stage.holds:
-        raise ProofError([stage])
-    return [stage]
-
-
-def _compare(name: str, got: np.ndarray, wanted: np.ndarray) -> Stage:
-    scale = _rms(wanted)
-    return Stage(name, float(np.abs(got - wanted).max()), scale, LIMIT * scale)
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
-
-
 def load_model(family: str, folder: Path):
-    """The model in `folder`, in PyTorch, through the loader that users go through."""
+    """The model in `folder`, in PyTorch, through the loader that users go through. Its weights stay on disk, mapped; of
+    those that a forward touches, no more than a block's stay in memory.
+    """
     if family == "align":
         from kakao_models.align.modeling_torch import AlignModel as Model
     elif family == "efficientnet":
@@ -154,12 +85,15 @@ def load_model(family: str, folder: Path):
         from kakao_models.vit.modeling_torch import ViTForImageClassification, ViTModel
 
         Model = ViTForImageClassification if _has_head(folder) else ViTModel
-    return Model.from_pretrained(folder, dtype="float32")
+    model = Model.from_pretrained(folder, dtype="float32")
+    files = sorted(Path(folder).glob("*.safetensors"))
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            module.register_forward_hook(lambda *_: forget_pages(files))
+    return model
 
 
 def _has_head(folder: Path) -> bool:
-    import json
-
     return "ViTForImageClassification" in json.loads((folder / "config.json").read_text())["architectures"]
 
 
@@ -179,70 +113,117 @@ def fixed_tokens(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     return np.random.Generator(np.random.Philox(11)).integers(1, vocabulary, (3, 12)) * mask, mask
 
 
-def _align_stages(source: Source, folder: Path):
-    import torch
+def _align_stages(source: Source, model: nn.Module) -> list[Stage]:
+    config, original = source.config, source.tensors
+    pixels = fixed_pixels(*as_pair(config.vision_config.image_size))
+    wanted = align_reference.image_stages(original, config, pixels)
+    stages = _image_stages(model.vision_model, model.get_image_features, wanted, pixels)
 
-    pixels = fixed_pixels(*as_pair(source.config.vision_config.image_size))
-    ids, mask = fixed_tokens(source.config.text_config.vocab_size)
-    model = load_model("align", folder)
-    with torch.inference_mode():
-        image = model.get_image_features(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
-        tower = model.text_model(torch.from_numpy(ids), torch.from_numpy(mask), output_hidden_states=True)
-        features = model.text_projection(tower.last_hidden_state[:, 0])
-    yield from _image_pairs(image, source.tensors, source.config, pixels)
-    layers = [f"layer {i}" for i in range(len(tower.hidden_states) - 1)]
-    # padding takes part in no other output, and the originals' large negative mask leaves it undefined in ours
-    visible = [state * torch.from_numpy(mask)[..., None] for state in tower.hidden_states]
-    wanted = align_reference.text_stages(source.tensors, source.config, ids, mask)
-    wanted = {name: value * mask[..., None] if value.ndim == 3 else value for name, value in wanted.items()}
-    yield from _pairs(
-        ["embeddings", *layers, "pooler", "text features"], [*visible, tower.pooler_output, features], wanted
-    )
-    temperature = model.temperature.detach().numpy()
-    yield "temperature", temperature, source.tensors["temperature"]
+    ids, mask = fixed_tokens(config.text_config.vocab_size)
+
+    def visible(values: np.ndarray) -> np.ndarray:
+        """Padding takes part in no other output, and the originals' large negative mask leaves it undefined in ours."""
+        return values * mask[..., None].astype(values.dtype) if values.ndim == 3 else values
+
+    def run() -> Outputs:
+        output = model.get_text_features(torch.from_numpy(ids), torch.from_numpy(mask))
+        return {"text features": output.pooler_output}
+
+    text = model.text_model
+    modules = {"embeddings": text.embeddings, **_numbered("layer", text.encoder.layer), "pooler": text.pooler}
+    wanted = ((name, visible(values)) for name, values in align_reference.text_stages(original, config, ids, mask))
+    stages += _side_by_side(modules, run, wanted, visible)
+    return [*stages, compare("temperature", model.temperature.detach().numpy(), original["temperature"])]
 
 
-def _tower_stages(source: Source, folder: Path):
-    import torch
-
+def _tower_stages(source: Source, model: nn.Module) -> list[Stage]:
     pixels = fixed_pixels(*as_pair(source.config.image_size))
-    with torch.inference_mode():
-        inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        image = load_model("efficientnet", folder)(inputs, output_hidden_states=True)
     width = source.config.output_channels  # no Dense layer where both widths are the same
     both = AlignConfig(vision_config=source.config.to_dict(), projection_dim=width)
-    yield from _image_pairs(image, source.tensors, both, pixels)
+    return _image_stages(model, model, align_reference.image_stages(source.tensors, both, pixels), pixels)
 
 
-def _image_pairs(image, original: Mapping[str, np.ndarray], config: AlignConfig, pixels: np.ndarray):
-    maps = [state.permute(0, 2, 3, 1) for state in image.hidden_states]
-    yield from _pairs(
-        ["stem", *(f"block {i}" for i in range(len(maps) - 1)), "image features"],
-        [*maps, image.pooler_output],
-        align_reference.image_stages(original, config, pixels),
+def _image_stages(tower: nn.Module, run: Callable, wanted: Iterator, pixels: np.ndarray) -> list[Stage]:
+    return _side_by_side(
+        {"stem": tower.embeddings, **_numbered("block", tower.encoder.blocks)},
+        lambda: {"image features": run(_channels_first(pixels)).pooler_output},
+        wanted,
+        lambda values: values.transpose(0, 2, 3, 1) if values.ndim == 4 else values,
     )
 
 
-def _vit_stages(source: Source, folder: Path):
-    import torch
-
+def _vit_stages(source: Source, model: nn.Module) -> list[Stage]:
     pixels = fixed_pixels(*as_pair(source.config.image_size))
     prefix, head = TPU_SPELLINGS[source.spelling]
-    model = load_model("vit", folder)
-    with torch.inference_mode():
-        inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        backbone = model.base_model(inputs, output_hidden_states=True)
-        features = backbone.pooler_output if source.config.representation_size else backbone.last_hidden_state[:, 0]
-        outputs = [*backbone.hidden_states, backbone.last_hidden_state, features]
-        outputs += [model.classifier(features)] if head else []
-    names = ["embeddings", *(f"layer {i}" for i in range(source.config.num_hidden_layers)), "norm", "features"]
-    yield from _pairs(
-        names + ["logits"] * bool(head),
-        outputs,
-        vit_reference.image_stages(source.tensors, source.config, pixels, prefix, head),
-    )
+    backbone = model.base_model
+
+    def run() -> Outputs:
+        output = backbone(_channels_first(pixels))
+        features = output.pooler_output if source.config.representation_size else output.last_hidden_state[:, 0]
+        return {"features": features} | ({"logits": model.classifier(features)} if head else {})
+
+    modules = {"embeddings": backbone.embeddings, **_numbered("layer", backbone.layers), "norm": backbone.layernorm}
+    wanted = vit_reference.image_stages(source.tensors, source.config, pixels, prefix, head)
+    return _side_by_side(modules, run, wanted, lambda values: values)
 
 
-def _pairs(names: list[str], outputs: list, wanted: Mapping[str, np.ndarray]):
-    for name, output in zip(names, outputs, strict=True):
-        yield name, output.numpy(), wanted[name]
+def _channels_first(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _numbered(name: str, modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
+    return {f"{name} {number}": module for number, module in enumerate(modules)}
+
+
+def _side_by_side(
+    modules: Mapping[str, nn.Module],
+    run: Callable[[], Outputs],
+    wanted: Iterator[tuple[str, np.ndarray]],
+    turned: Callable[[np.ndarray], np.ndarray],
+) -> list[Stage]:
+    """A stage of the converted model, then the same of the reference, and their comparison; then the next.
+
+    Args:
+        modules: by the stage's name, the module that gives it.
+        run: runs the model; returns the stages that no module of these gives.
+        wanted: the reference's stages.
+        turned: brings a stage of the converted model into the axes of the reference.
+    """
+    stages = []
+
+    def take(name: str, got) -> None:
+        got = got[0] if isinstance(got, tuple) else got
+        stage, expected = next(wanted, ("its end", None))
+        if stage != name:
+            raise RuntimeError(f"the converted model is at {name}, the reference at {stage}")
+        stages.append(compare(name, turned(got.numpy()), expected))
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: take(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        for name, got in run().items():
+            take(name, got)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if rest := [name for name, _ in wanted]:
+        raise RuntimeError(f"the converted model is at its end, the reference at {rest[0]}")
+    return stages
+
+
+def compare(name: str, got: np.ndarray, wanted: np.ndarray) -> Stage:
+    """How far `got` is from `wanted`, and whether by more than `LIMIT` allows."""
+    scale = root_mean_square(wanted)
+    if got.shape != wanted.shape:
+        return Stage(name, math.inf, scale, 0.0)
+    difference = got - wanted
+    return Stage(name, float(np.abs(difference, out=np.asarray(difference)).max()), scale, LIMIT * scale)
+
+
+def root_mean_square(values: np.ndarray) -> float:
+    """In float64, of which a piece at a time is made."""
+    flat, step = values.reshape(-1), 1_000_000
+    squares = (np.square(flat[start : start + step], dtype=np.float64).sum() for start in range(0, flat.size, step))
+    return math.sqrt(sum(squares) / flat.size)

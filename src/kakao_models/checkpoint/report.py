@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kakao_models.checkpoint.shards import read_tensors
+from kakao_models.checkpoint.shards import bytes_of, read_tensors
 from kakao_models.checkpoint.source import Source
 
 REPORT = "conversion_report.json"
@@ -69,7 +69,7 @@ def sha256_of(file: Path) -> str:
 
 
 def digest_of(array: np.ndarray) -> str:
-    return hashlib.sha256(np.asarray(array, order="C").tobytes()).hexdigest()
+    return hashlib.sha256(bytes_of(array)).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -1,70 +1,145 @@
-"""Canonical arrays on disk: safetensors files, one or several."""
+"""Canonical arrays on disk: safetensors files, one or several, written and read tensor by tensor."""
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
+
+from kakao_models.checkpoint.lazy import LazyTensors
+from kakao_models.checkpoint.mapped import MappedFile
 
 COUNTER = "num_batches_tracked"  # PyTorch's batch norm counts its steps; no other framework, and no result, knows of it
+
+# numpy's name → that of the format, https://github.com/huggingface/safetensors#format
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+_DTYPES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)} | {
+    f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)
+}
+
+
+@dataclass
+class Written:
+    """SHA-256 of what was written: by name of the file, and by name of the tensor."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a folder's safetensors files, one at a time."""
     for file in sorted(folder.glob("*.safetensors")):
+        mapped = MappedFile(file)
         with safe_open(file, "np") as tensors:
             for key in tensors.keys():
-                yield key, tensors.get_tensor(key)
+                array = tensors.get_tensor(key)
+                mapped.looked_at(array.nbytes)
+                yield key, array
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes canonical arrays to `path`, under another name first: the file is there complete or not at all."""
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
+    """Writes canonical arrays to `path`, under another name first: the file is there complete or not at all.
+
+    Args:
+        arrays: by key. Of `LazyTensors`, which must give float32, one at a time is in memory.
+
+    Raises:
+        OSError: the file can't be written.
+        ValueError: a dtype that safetensors files do not have, or an array that is not of the shape it said.
+    """
+    lazy = isinstance(arrays, LazyTensors)
+    kinds = {key: ("float32", arrays.shape(key)) if lazy else (array_kind(arrays[key])) for key in arrays}
+    for key, (dtype, _) in kinds.items():
+        if dtype not in _DTYPES:
+            raise ValueError(f"{key}: dtype {dtype}, wanted one of {', '.join(_DTYPES)}")
+    keys = sorted(kinds, key=lambda key: (-_width(kinds[key][0]), key))  # widest first keeps every tensor aligned
     unfinished = path.with_name(path.name + ".unfinished")
+    written, whole = Written(), hashlib.sha256()
     try:
-        # safetensors writes an array's memory as it lies, whatever its strides
-        contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        try:
-            save_file(contiguous, unfinished, metadata={"format": "pt"})
-        except SafetensorError as error:  # its own kind of error for what the system says, such as a full disk
-            raise OSError(f"{path} can't be written: {error}") from error
+        with ThreadPoolExecutor(2) as pool, open(unfinished, "wb") as stream:
+            header = _header({key: kinds[key] for key in keys})
+            whole.update(header)
+            stream.write(header)
+            for key in keys:
+                array = arrays[key]
+                if array_kind(array) != kinds[key]:
+                    raise ValueError(f"{key}: got {array.dtype} {array.shape}, wanted {' '.join(map(str, kinds[key]))}")
+                part, data = hashlib.sha256(), bytes_of(array)
+                hashing = [pool.submit(digest.update, data) for digest in (part, whole)]
+                stream.write(data)
+                for job in hashing:
+                    job.result()
+                written.tensors[key] = part.hexdigest()
+                del array, data, hashing, job  # before the next is read
         os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} can't be written: {error.strerror or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+    written.files[path.name] = whole.hexdigest()
+    return written
 
 
-def write_shards(
-    folder: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    arrays: Mapping[str, Callable[[], np.ndarray]],
-    max_shard_size: int,
-) -> None:
+def array_kind(array: np.ndarray) -> tuple[str, tuple[int, ...]]:
+    """Name of the dtype, and shape."""
+    return array.dtype.name, tuple(array.shape)
+
+
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array in C order, little-endian as in a file; a view where it lies so already."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _width(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize  # bfloat16 is another package's
+
+
+def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """Length and JSON, padded with spaces so that tensors begin at a multiple of 8."""
+    entries, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, (dtype, shape) in kinds.items():
+        start, end = end, end + _width(dtype) * math.prod(shape)
+        entries[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shards(folder: Path, tensors: LazyTensors, max_shard_size: int) -> Written:
     """model.safetensors, or model-00001-of-0000N.safetensors and their index where that would be too large.
 
     Args:
-        shapes: of every tensor, float32; they decide what goes into which shard.
-        arrays: the tensors, called for when their shard is written: one shard is in memory at a time.
+        tensors: of float32, each read when it is written.
         max_shard_size: bytes of tensors in a file; a larger tensor has one for itself.
     """
     shards: list[list[str]] = [[]]
     filled = 0
-    for key, shape in shapes.items():
-        size = 4 * math.prod(shape)
+    for key in tensors:
+        size = 4 * math.prod(tensors.shape(key))
         if shards[-1] and filled + size > max_shard_size:
             shards.append([])
             filled = 0
         shards[-1].append(key)
         filled += size
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", {key: arrays[key]() for key in shards[0]})
-        return
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    written = Written()
     for name, keys in zip(names, shards):
-        write_safetensors(folder / name, {key: arrays[key]() for key in keys})
-    total = sum(4 * math.prod(shape) for shape in shapes.values())
-    places = {key: name for name, keys in zip(names, shards) for key in keys}
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        shard = write_safetensors(folder / name, tensors.only(keys))
+        written.files |= shard.files
+        written.tensors |= shard.tensors
+    if len(shards) > 1:
+        total = sum(4 * math.prod(tensors.shape(key)) for key in tensors)
+        places = {key: name for name, keys in zip(names, shards) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return written

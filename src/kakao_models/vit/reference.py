@@ -7,7 +7,7 @@ Axes: B batch  H, W rows, columns  L tokens  D width  N heads  K width per head
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -16,24 +16,27 @@ from kakao_models.vit.config import ViTConfig, as_pair
 
 def image_stages(
     original: Mapping[str, np.ndarray], config: ViTConfig, pixels: np.ndarray, prefix: str, head: str | None
-) -> dict[str, np.ndarray]:
-    """Outputs of the embeddings and of every layer, the features, and the logits where there is a head.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Outputs of the embeddings and of every layer, the features, and the logits where there is a head, each as it is
+    computed: no more than one is held.
 
     Args:
         original: key (without the suffix of TensorFlow) → array.
         pixels: (B, H, W, 3) in [-1, 1], of the configured size; its dtype is that of the computation.
         prefix, head: what stands before the backbone's keys, and the key of the head (see `TPU_SPELLINGS`).
 
-    Returns:
-        "embeddings", "layer 0", ..., "norm" (B, L, D), "features" (B, D or representation_size), "logits" (B, classes).
+    Yields:
+        "embeddings", "layer 0", ..., "norm" (B, L, D), "features" (B, D or representation_size), "logits" (B, classes);
+        with their names.
     """
     dtype = pixels.dtype.type
 
     def get(key: str) -> np.ndarray:
-        return original[key].astype(dtype)
+        return original[key].astype(dtype, copy=False)
 
     def dense(x: np.ndarray, key: str) -> np.ndarray:
-        return x @ get(key + "/kernel") + get(key + "/bias")
+        rows = x.reshape(-1, x.shape[-1])  # as one product, not one for every image
+        return (rows @ get(key + "/kernel")).reshape(*x.shape[:-1], -1) + get(key + "/bias")
 
     def layer_norm(x: np.ndarray, key: str) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
@@ -52,7 +55,7 @@ def image_stages(
     x = patches @ kernel + get(prefix + "embedding/bias")
     x = np.concatenate([np.broadcast_to(get(prefix + "class_emb"), (batch, 1, x.shape[-1])), x], axis=1)
     x = x + get(prefix + "pos_emb")
-    stages = {"embeddings": x}
+    yield "embeddings", x
     for position in range(config.num_hidden_layers):
         key = f"{prefix}enc_layers/{position}"
         y = layer_norm(x, f"{key}/layernorm1")
@@ -61,18 +64,23 @@ def image_stages(
         attended = (_softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
         x = x + dense(attended, f"{key}/att/combine_heads")
         y = activation(dense(layer_norm(x, f"{key}/layernorm2"), f"{key}/mlp/layer_with_weights-0"))
-        x = stages[f"layer {position}"] = x + dense(y, f"{key}/mlp/layer_with_weights-1")
-    x = stages["norm"] = layer_norm(x, prefix + "norm")
+        x = x + dense(y, f"{key}/mlp/layer_with_weights-1")
+        yield f"layer {position}", x
+    x = layer_norm(x, prefix + "norm")
+    yield "norm", x
     features = x[:, 0]
     if config.representation_size:
         features = np.tanh(dense(features, prefix + "representation"))
-    stages["features"] = features
-    return stages | {"logits": dense(features, head)} if head else stages
+    yield "features", features
+    if head:
+        yield "logits", dense(features, head)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
+    x = x - x.max(-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(-1, keepdims=True)
+    return x
 
 
 def activation_named(name: str) -> Callable[[np.ndarray], np.ndarray]:
