@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from kakao_models import __version__
+from kakao_models.evaluate.cli import app as evaluate_app
+from kakao_models.train.cli import app as train_app
 
 DEFAULT_MODEL = "kakaobrain/align-base"
 BUNDLED_MODEL = "align-tiny"
@@ -27,6 +29,9 @@ app = typer.Typer(
     "without a network.",
 )
 
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(train_app, name="train")
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help=f"A Hub id, a folder, or {BUNDLED_MODEL}.", rich_help_panel="Model")
 ]
@@ -35,6 +40,14 @@ Revision = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1, mps: what runs the model.", rich_help_panel="Model")
+]
+Framework = Annotated[
+    str | None,
+    typer.Option(
+        help="torch, tf or flax: what runs the model; by default the first that is installed.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel="Model")]
 
@@ -58,6 +71,7 @@ def classify(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     device: Device = "auto",
+    framework: Framework = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Say which label fits each photo.
@@ -84,7 +98,9 @@ def classify(
 
     task = "zero-shot-image-classification" if names else "image-classification"
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
-    run = pipeline(task, model, revision=revision, device=device, batch_size=batch_size, **_given(defaults))
+    run = pipeline(
+        task, model, revision=revision, device=device, framework=framework, batch_size=batch_size, **_given(defaults)
+    )
     results = run(sources, top_k=top_k, on_error="ignore", progress=None)
     if as_json:
         print(scores_as_json(sources, results, run.embedder.failures))
@@ -114,6 +130,7 @@ def embed(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     device: Device = "auto",
+    framework: Framework = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Write embeddings of images or texts, a row each.
@@ -138,7 +155,7 @@ def embed(
     _prepare(model, revision)
     from kakao_models import Embedder
 
-    embedder = Embedder(model, revision=revision, device=device, batch_size=batch_size)
+    embedder = Embedder(model, revision=revision, device=device, framework=framework, batch_size=batch_size)
     if sentences:
         names, rows = sentences, embedder.texts(sentences, normalize=normalize)
     else:
@@ -197,6 +214,10 @@ def convert(
     reference: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help=".npz of inputs and expected logits.")
     ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="What kakao-models evaluate wrote of it, for the model card."),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Of an image tower, which no tensor shows.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, of an unpublished width.")] = None,
     spelling: Annotated[str, typer.Option(help="Of a ViT's keys with --to tpu: model, manager or backbone.")] = "model",
@@ -231,11 +252,16 @@ def convert(
     if to not in ("hub", "tpu"):
         raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
     if to == "tpu":
-        if weights or tokenizer or labels_file or reference or push_to_hub:
+        hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
+        if any(hub) or private or create_pr or dry_run:
             raise typer.BadParameter("--to tpu takes --spelling alone: the other options are of the way to the Hub")
-        conversion.convert_back(source, output, spelling=spelling)
+        conversion.convert_back(source, output, family=family, spelling=spelling)
         print(f"{output}: a checkpoint for the original program")
         return
+    if spelling != "model":
+        raise typer.BadParameter("--spelling goes with --to tpu; that of a SOURCE is recognised")
+    if (private or create_pr or dry_run) and not push_to_hub:
+        raise typer.BadParameter("--private, --create-pr and --dry-run go with --push-to-hub REPO")
     with steps() as advance:
         report = conversion.convert(
             source,
@@ -246,6 +272,7 @@ def convert(
             max_shard_size=_bytes(max_shard_size),
             reference=reference,
             labels=_lines(labels_file) if labels_file else None,  # two classes may share a name
+            evaluation=evaluation or (),
             advance=advance,
             image_size=image_size,
             num_attention_heads=heads,

@@ -1,6 +1,7 @@
 """Conversion of the small checkpoints that the original programs wrote, judged by their recorded outputs."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import goldens
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+import yaml
+from safetensors.numpy import load_file, save_file
 from tolerances import TOLERANCE
 
 from kakao_models import AlignModel, ViTForImageClassification, ViTModel
@@ -22,6 +24,9 @@ from kakao_models.checkpoint.convert import convert, convert_back
 from kakao_models.checkpoint.proof import ProofError, compare
 from kakao_models.checkpoint.report import REPORT, verify
 from kakao_models.checkpoint.tensorflow import open_checkpoint, write_checkpoint
+from kakao_models.checkpoint.upload import push
+from kakao_models.checkpoint.weightmap import permute
+from kakao_models.cli import main
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
 HEADS = dict(num_attention_heads=2)  # their heads are narrower than any published model's
@@ -100,14 +105,27 @@ def test_what_contradicts_the_tensors_is_an_error(name, options, message, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_table_is_caught_by_the_proof(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, swap, stage",
+    [
+        (
+            "align_nano",
+            [f"text_model.encoder.layer.0.attention.self.{name}.weight" for name in ("query", "value")],
+            "layer 0",
+        ),
+        ("align_nano", [f"text_model.encoder.layer.{i}.attention.self.key.bias" for i in (0, 1)], "keys 0"),
+        ("vit_nano_ckpt", [f"vit.encoder.layer.{i}.attention.attention.key.bias" for i in (0, 1)], "keys 0"),
+        ("vit_nano_ckpt", [f"vit.encoder.layer.1.layernorm_{x}.bias" for x in ("before", "after")], "keys 1"),
+    ],
+)
+def test_a_wrong_table_is_caught_by_the_proof(name, swap, stage, tmp_path, monkeypatch):
     """Two tensors of one shape, swapped: nothing but running the model can tell."""
     read = converting.read_source
 
     def swapped(*args, **kwargs):
         source = read(*args, **kwargs)
         places = {slot.key: i for i, slot in enumerate(source.slots)}
-        a, b = (places[f"text_model.encoder.layer.0.attention.self.{name}.weight"] for name in ("query", "value"))
+        a, b = (places[key] for key in swap)
         slots = list(source.slots)
         slots[a], slots[b] = (
             replace(slots[a], local_key=slots[b].local_key),
@@ -116,8 +134,8 @@ def test_a_wrong_table_is_caught_by_the_proof(tmp_path, monkeypatch):
         return replace(source, slots=slots)
 
     monkeypatch.setattr(converting, "read_source", swapped)
-    with pytest.raises(ProofError, match="first in layer 0.*Nothing was written"):
-        converted("align_nano", tmp_path)
+    with pytest.raises(ProofError, match=f"first in ({stage}): .*Nothing was written"):
+        converted(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,6 +167,14 @@ def test_shards_hold_the_same(tmp_path):
     assert together.keys() == whole.keys()
     assert all(np.array_equal(together[key], whole[key]) for key in whole)
     assert verify(tmp_path / "sharded") == []
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
+    assert {key: file.name for file in files for key in load_file(file)} == index["weight_map"]
+    (tmp_path / "sharded" / files[0].name).unlink()
+    assert {line for line in verify(tmp_path / "sharded")} == {
+        f"{name}: missing"
+        for name in [files[0].name, *(k for k, v in index["weight_map"].items() if v == files[0].name)]
+    }
 
 
 @pytest.mark.parametrize(
@@ -192,6 +218,10 @@ def test_verify_sees_every_change(tmp_path):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert any("not the tensor" in line for line in verify(folder))
+    with pytest.raises(ValueError, match="not what was proven, nothing is uploaded: model.safetensors"):
+        push(folder, "me/vit", dry_run=True)
+    save_file(load_file(folder / "model.safetensors") | {"more": np.zeros(3, np.float32)}, folder / "model.safetensors")
+    assert "more: a tensor the report does not know" in verify(folder)
     (folder / "model.safetensors").write_bytes(weights[:-100])
     assert any("can't be read" in line for line in verify(folder))
     (folder / "model.safetensors").unlink()
@@ -255,6 +285,7 @@ def test_processors_are_the_originals(tmp_path):
     convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "pretrained", **HEADS)
     vit = ViTImageProcessor.from_pretrained(tmp_path / "pretrained")
     assert (vit.preprocessing, vit.resample, vit.crop_size) == ("tf", 4, {"height": 64, "width": 64})
+    assert vit.size == {"shortest_edge": 73}  # 256 / 224 of the crop, as the pretraining program evaluates
     convert(CHECKPOINTS / "vit_nano_ema_ckpt", tmp_path / "tuned", **HEADS)
     vit = ViTImageProcessor.from_pretrained(tmp_path / "tuned")
     assert (vit.preprocessing, vit.resample, vit.size) == ("tf", 2, {"height": 96, "width": 96})
@@ -379,3 +410,176 @@ def test_overflow_is_no_agreement():
     with np.errstate(all="ignore"):
         assert not compare("stage", huge, huge * 10).holds
     assert compare("stage", huge, huge).holds and not compare("stage", huge, huge[:1]).holds
+
+
+def test_what_is_left_beside_the_folder_is_cleared_and_nothing_else(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "x").write_text("x")
+    (tmp_path / ".out.unfinished").symlink_to(tmp_path / "precious")
+    converted("vit_nano_ckpt", tmp_path)
+    assert (tmp_path / "precious" / "x").read_text() == "x" and not (tmp_path / "out").is_symlink()
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / ".out.unfinished").write_text("x")
+    converted("vit_nano_ckpt", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "precious"]
+
+
+@pytest.mark.parametrize("size", [0, 500, 5000])  # of the first two the system names no file
+def test_a_full_disk_leaves_nothing_and_is_told_by_name(size, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OSError, match="out.* can't be written: File too large"):
+            converted("vit_nano_ckpt", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_back_appears_when_it_is_proven(tmp_path, monkeypatch):
+    converted("vit_nano_ckpt", tmp_path)
+    (tmp_path / "tpu").mkdir()
+    (tmp_path / "tpu" / "checkpoint").write_text("of another checkpoint")
+    prove, seen = converting.proof.prove, []
+
+    def visible() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "tpu").iterdir() if not path.name.startswith("."))
+
+    def failing(source, model):
+        seen.append(visible())
+        proof = prove(source, model)
+        raise ProofError([replace(proof[0], difference=1.0)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(converting.proof, "prove", failing)
+        with pytest.raises(ProofError):
+            convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
+    assert seen == [["checkpoint"]]
+    assert (tmp_path / "tpu" / "checkpoint").read_text() == "of another checkpoint"
+    assert [path.name for path in (tmp_path / "tpu").iterdir()] == ["checkpoint"]
+    convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
+    assert [*map(str, visible())] == ["checkpoint", "weights.data-00000-of-00001", "weights.index"]
+    assert "weights" in (tmp_path / "tpu" / "checkpoint").read_text()
+    with pytest.raises(FileExistsError, match="weights.index exists"):
+        convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
+
+
+def test_back_from_a_folder_of_two_minds_is_refused(tmp_path):
+    converted("vit_nano_ckpt", tmp_path)
+    with pytest.raises(ValueError, match="model_type is 'vit', wanted align"):
+        convert_back(tmp_path / "out", tmp_path / "tpu", family="align")
+    shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "out" / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors: .* is in another file of"):
+        convert_back(tmp_path / "out", tmp_path / "tpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_figures_of_an_evaluation_go_into_the_card(tmp_path):
+    measured = {"task": "zero-shot", "model": "here", "dataset": "photographs", "metrics": {"top1": 0.25}}
+    (tmp_path / "results.json").write_text(json.dumps(measured))
+    converted("vit_nano_ckpt", tmp_path, evaluation=[tmp_path / "results.json"])
+    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    (entry,) = front["model-index"]
+    assert entry["name"] == "out" and entry["results"][0]["metrics"][0]["value"] == 25.0
+    assert front["tags"] == ["vit"] and verify(tmp_path / "out") == []
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="results.json is no result of kakao-models evaluate"):
+        convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "other", evaluation=[tmp_path / "results.json"], **HEADS)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--dry-run"], "--dry-run go with --push-to-hub"),
+        (["--spelling", "manager"], "--spelling goes with --to tpu"),
+        (["--to", "tpu", "--heads", "2"], "--to tpu takes --spelling alone"),
+        (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes --spelling alone"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", str(CHECKPOINTS / "vit_nano_ckpt"), str(tmp_path / "out"), *arguments])
+    assert stopped.value.code == 2 and message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_s_family_holds_on_the_way_back(tmp_path, capsys):
+    converted("vit_nano_ckpt", tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", str(tmp_path / "out"), str(tmp_path / "tpu"), "--to", "tpu", "--family", "align"])
+    assert stopped.value.code == 2 and "model_type is 'vit', wanted align" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, kind, eps, stage",
+    [
+        ("vit_nano_ckpt", torch.nn.LayerNorm, 1e-12, r"(features|norm|keys \d|layer \d)"),
+        ("align_nano", torch.nn.LayerNorm, 1e-5, r"(embeddings|keys \d|layer \d)"),
+        ("align_nano", torch.nn.BatchNorm2d, 1e-5, r"(stem|block \d)"),
+    ],
+)
+def test_a_mild_mistake_is_caught_by_the_proof(name, kind, eps, stage, tmp_path, monkeypatch):
+    load = converting.proof.load_model
+
+    def mistaken(*args):
+        model = load(*args)
+        for module in model.modules():
+            if isinstance(module, kind):
+                module.eps = eps
+        return model
+
+    monkeypatch.setattr(converting.proof, "load_model", mistaken)
+    with pytest.raises(ProofError, match=f"first in {stage}:"):
+        converted(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bit_that_moving_changed_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(converting, "permute", lambda *args: np.nextafter(permute(*args), np.float32(9)))
+    with pytest.raises(ValueError, match="classifier.bias: turned back, it is not model/"):
+        converted("vit_nano_ckpt", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_that_the_disk_lost_is_missed(tmp_path, monkeypatch):
+    read = converting.read_tensors
+    monkeypatch.setattr(converting, "read_tensors", lambda folder: list(read(folder))[:-1])
+    with pytest.raises(ValueError, match="1 are unknown|1 of 42 tensors are missing"):
+        converted("vit_nano_ckpt", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "lost, found, message",
+    [
+        ("backbone/norm/beta", None, r"1 of 42 tensors are missing \(backbone/norm/beta\)"),
+        (None, "backbone/gate/kernel", r"1 are unknown \(backbone/gate/kernel\)"),
+    ],
+)
+def test_every_tensor_is_there_and_no_other(lost, found, message, tmp_path):
+    checkpoint, suffix = open_checkpoint(CHECKPOINTS / "vit_nano_ckpt"), "/.ATTRIBUTES/VARIABLE_VALUE"
+    tensors = {key: checkpoint.read(key) for key in checkpoint.entries if key.endswith(suffix)}
+    tensors = {key: value for key, value in tensors.items() if key != f"{lost}{suffix}"}
+    (tmp_path / "source").mkdir()
+    write_checkpoint(tmp_path / "source" / "w", tensors | ({found + suffix: np.ones(3, np.float32)} if found else {}))
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "source", tmp_path / "out", **HEADS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the tokenizer align-tiny has \d+ tokens, the model \d+"):
+        converted("align_nano", tmp_path, tokenizer="align-tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_for_a_model_without_a_head(tmp_path):
+    golden = goldens.load("vit_nano_backbone_weights")
+    expected = golden.arrays["pre_logits"]
+    np.savez(tmp_path / "good.npz", images=golden.images, pooler_output=expected)
+    np.savez(tmp_path / "bad.npz", images=golden.images, pooler_output=expected + 2e-3)
+    report = converted("vit_nano_backbone_weights", tmp_path, reference=tmp_path / "good.npz")
+    assert report["proof"][-1]["name"] == "pooler_output of good.npz"
+    with pytest.raises(ProofError, match="pooler_output of bad.npz"):
+        convert(CHECKPOINTS / "vit_nano_backbone_weights", tmp_path / "other", reference=tmp_path / "bad.npz", **HEADS)

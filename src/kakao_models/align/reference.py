@@ -81,7 +81,7 @@ def text_stages(
         input_ids, attention_mask: (B, L); token types are all zero, as in the original's pipeline.
 
     Yields:
-        "embeddings", "layer 0", ... (B, L, D), "pooler" (B, D), and "text features" (B, P), not normalised; with their
+        "embeddings", "keys 0", "layer 0", "keys 1", ... (B, L, D), "pooler" (B, D), and "text features" (B, P), not normalised; with their
         names.
     """
     text = config.text_config
@@ -111,7 +111,9 @@ def text_stages(
     mask = np.where(attention_mask[:, None, None] == 0, -10000, 0).astype(dtype)  # (B, 1, 1, L), as the original masks
     for position in range(text.num_hidden_layers):
         key = f"{_TEXT}encoder/layer/{position}"
-        q, k, v = (heads(dense(x, f"{key}/attention/self_attention/{name}")) for name in ("query", "key", "value"))
+        q, k, v = (dense(x, f"{key}/attention/self_attention/{name}") for name in ("query", "key", "value"))
+        yield f"keys {position}", k  # softmax takes what their bias adds away again: later stages don't show it
+        q, k, v = map(heads, (q, k, v))
         scores = q @ k.swapaxes(2, 3) / dtype(math.sqrt(q.shape[-1])) + mask  # (B, N, L, L)
         attended = (softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
         x = layer_norm(

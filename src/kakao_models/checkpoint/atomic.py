@@ -15,25 +15,45 @@ def unfinished(output: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `output` is there and not empty, can't be replaced, or is being written by another process.
+        OSError: the disk is full, or the like.
     """
     named, output = output, output.resolve()
-    folder = output.with_name(f".{output.name}.unfinished")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(output.with_name(f".{output.name}.lock"), named):
+    with workplace(output, named) as folder:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{named} is there already. Choose another name, or remove it first.")
         if output == Path.cwd() or os.path.ismount(output):
             raise FileExistsError(f"{named} can't be replaced by the finished folder. Name a folder in it instead.")
-        try:
-            folder.mkdir(exist_ok=True)
-            _clear(folder)
-            yield folder
-            for path in folder.iterdir():
-                _flush(path)
-            os.replace(folder, output)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        yield folder
+        for path in folder.iterdir():
+            flush(path)
+        os.replace(folder, output)
+
+
+@contextmanager
+def workplace(output: Path, named: Path) -> Iterator[Path]:
+    """An empty folder beside `output` that no other process has; it goes when the block is left, unless it was renamed.
+
+    Args:
+        named: what errors call `output`.
+
+    Raises:
+        FileExistsError: another process works there.
+        OSError: the disk is full, or the like.
+    """
+    folder = output.with_name(f".{output.name}.unfinished")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(output.with_name(f".{output.name}.lock"), named):
+            try:
+                _clear(folder)
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        if error.filename is None and error.errno is not None and error.strerror == os.strerror(error.errno):
+            raise OSError(error.errno, f"{named} can't be written: {error.strerror}") from error  # where, at least
+        raise
 
 
 @contextmanager
@@ -56,10 +76,14 @@ def _locked(path: Path, output: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """What is left of a killed run; a link goes itself, and not what it leads to."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """What was written to a file is on the disk when this returns."""
     with open(path, "r+b") as file:
         os.fsync(file.fileno())

@@ -1,8 +1,9 @@
 """From a checkpoint of an original program to a folder ready for the Hub, with proof, and back."""
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +13,7 @@ import google_crc32c
 import numpy as np
 
 from kakao_models.checkpoint import hub, proof, recorded
-from kakao_models.checkpoint.atomic import unfinished
+from kakao_models.checkpoint.atomic import flush, unfinished, workplace
 from kakao_models.checkpoint.formats import read_safetensors
 from kakao_models.checkpoint.lazy import LazyTensors, check_keys, float32
 from kakao_models.checkpoint.report import REPORT, model_card, sha256_of, versions
@@ -32,6 +33,7 @@ def convert(
     max_shard_size: int = 5 * 10**9,
     reference: str | Path | None = None,
     labels: list[str] | None = None,
+    evaluation: Sequence[str | Path] = (),
     advance: Callable[[str, int, int], None] = lambda step, done, total: None,
     **overrides,
 ) -> dict:
@@ -46,6 +48,7 @@ def convert(
         max_shard_size: bytes of tensors a file may hold.
         reference: .npz of inputs and expected logits, see `proof.prove_against`.
         labels: names of a ViT's classes.
+        evaluation: files that `kakao-models evaluate` wrote of this model; their figures go into the model card.
         advance: told (step, done, total) as the work goes on.
         overrides: sizes that tensors do not show, see `recognize`.
 
@@ -63,6 +66,7 @@ def convert(
     expected = None
     if reference is not None:
         expected = recorded.read_reference(Path(reference), read.family)
+    measured = _read_evaluation(evaluation, Path(output).resolve().name)
     start = time.perf_counter()
     with unfinished(Path(output)) as folder:
         _write_config(read, folder)
@@ -101,7 +105,7 @@ def convert(
             "tensors": tensors,
             "versions": versions(),
         }
-        (folder / "README.md").write_text(model_card(read, report), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(read, report, measured), encoding="utf-8")
         report["files"] = {
             path.name: written.files.get(path.name) or sha256_of(path) for path in sorted(folder.iterdir())
         }
@@ -194,6 +198,15 @@ def _write_processor(source: Source, folder: Path, tokenizer: str | None) -> Non
         words.save_pretrained(folder)
 
 
+def _read_evaluation(files: Sequence[str | Path], name: str) -> str:
+    """The `model-index` of a model card, or nothing."""
+    if not files:
+        return ""
+    from kakao_models.evaluate import Result, model_index
+
+    return model_index([Result.read(Path(file)) for file in files], name)
+
+
 def _name_classes(source: Source, labels: list[str]) -> None:
     if source.family != "vit" or len(labels) != source.config.num_labels:
         wanted = source.config.num_labels if source.family == "vit" else "none: an ALIGN has no classes"
@@ -202,14 +215,15 @@ def _name_classes(source: Source, labels: list[str]) -> None:
     source.config.label2id = {name: index for index, name in enumerate(labels)}
 
 
-def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "model") -> None:
+def convert_back(folder: str | Path, prefix: str | Path, *, family: str | None = None, spelling: str = "model") -> None:
     """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
 
-    The checkpoint is then read and proven against the folder, as `convert` does it; if that fails it is removed.
+    The checkpoint is read and proven against the folder, as `convert` does it, before it appears under its name.
 
     Args:
         folder: config.json and safetensors files of an ALIGN or a ViT.
         prefix: the checkpoint's path without suffix, such as `out/model-weights`; its folder is made.
+        family: "align" or "vit" refuses the other.
         spelling: of a ViT's keys, see `TPU_SPELLINGS`: "model" for `model.load_weights`, "manager" for
             `tf.train.Checkpoint(model=, backbone=)`, "backbone" for `model.backbone.load_weights`.
 
@@ -224,33 +238,36 @@ def convert_back(folder: str | Path, prefix: str | Path, *, spelling: str = "mod
     from kakao_models.vit.weights import vit_tpu_slots
 
     folder, prefix = Path(hub.resolve(folder)), Path(prefix)
-    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if family == "align":
-        config = AlignConfig.from_pretrained(folder)
-        slots = align_tpu_slots(config)
-    elif family == "vit":
-        config = ViTConfig.from_pretrained(folder)
-        slots = vit_tpu_slots(config, spelling)
-    else:
-        raise ValueError(f"{folder}: model_type is {family!r}, wanted 'align' or 'vit'")
+    found = hub.read_config(folder / "config.json").get("model_type")
+    if found not in ("align", "vit") or family not in (None, found):
+        raise ValueError(f"{folder}: model_type is {found!r}, wanted {family or 'align or vit'}")
+    with hub.described_by(folder / "config.json"):
+        config = (AlignConfig if found == "align" else ViTConfig).from_pretrained(folder)
+    slots = align_tpu_slots(config) if found == "align" else vit_tpu_slots(config, spelling)
     entries = {}
     for file in sorted(folder.glob("*.safetensors")):
-        entries |= read_safetensors(file)
+        of_file = read_safetensors(file)
+        if twice := entries.keys() & of_file.keys():
+            raise ValueError(f"{file}: {min(twice)} is in another file of {folder} too. Remove the one that is not its")
+        entries |= of_file
     tensors = LazyTensors({key: entry for key, entry in entries.items() if not key.endswith(COUNTER)})
     check_keys([slot.key for slot in slots], tensors, folder)
 
     def original(slot) -> np.ndarray:
         return permute(tensors[slot.key], slot.axes, slot.local_axes)
 
-    model = proof.load_model(family, folder)  # compares every shape with config.json
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    written = write_checkpoint(prefix, {slot.local_key + SUFFIX: partial(original, slot) for slot in slots})
-    try:
-        shown = {"num_attention_heads": (config.text_config if family == "align" else config).num_attention_heads}
-        if family == "align":
-            shown["image_size"] = config.vision_config.image_size
+    model = proof.load_model(found, folder)  # compares every shape with config.json
+    shown = {"num_attention_heads": (config.text_config if found == "align" else config).num_attention_heads}
+    if found == "align":
+        shown["image_size"] = config.vision_config.image_size
+    with workplace(prefix, prefix) as place:
+        if (index := prefix.with_name(f"{prefix.name}.index")).exists():
+            raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
+        tensors_of = {slot.local_key + SUFFIX: partial(original, slot) for slot in slots}
+        written = write_checkpoint(place / prefix.name, tensors_of)
         proof.prove(read_source(written.files[0], **shown), model)
-    except BaseException:
-        for file in (*written.files, prefix.with_name("checkpoint")):
-            file.unlink(missing_ok=True)
-        raise
+        files = [*reversed(written.files), place / "checkpoint"]  # without its index a checkpoint is none
+        for file in files:
+            flush(file)
+        for file in files:
+            os.replace(file, prefix.with_name(file.name))

@@ -131,6 +131,7 @@ def _align_stages(source: Source, model: nn.Module) -> list[Stage]:
 
     text = model.text_model
     modules = {"embeddings": text.embeddings, **_numbered("layer", text.encoder.layer), "pooler": text.pooler}
+    modules |= _numbered("keys", (layer.attention.self.key for layer in text.encoder.layer))
     wanted = ((name, visible(values)) for name, values in align_reference.text_stages(original, config, ids, mask))
     stages += _side_by_side(modules, run, wanted, visible)
     return [*stages, compare("temperature", model.temperature.detach().numpy(), original["temperature"])]
@@ -163,6 +164,9 @@ def _vit_stages(source: Source, model: nn.Module) -> list[Stage]:
         return {"features": features} | ({"logits": model.classifier(features)} if head else {})
 
     modules = {"embeddings": backbone.embeddings, **_numbered("layer", backbone.layers), "norm": backbone.layernorm}
+    modules |= _numbered(
+        "keys", (layer.attention.k_proj for layer in backbone.layers)
+    )  # no output depends on their bias
     wanted = vit_reference.image_stages(source.tensors, source.config, pixels, prefix, head)
     return _side_by_side(modules, run, wanted, lambda values: values)
 

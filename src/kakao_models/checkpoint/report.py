@@ -82,7 +82,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def model_card(source: Source, report: dict) -> str:
+def model_card(source: Source, report: dict, measured: str = "") -> str:
+    """The folder's README.md.
+
+    Args:
+        measured: the `model-index` of an evaluation, YAML; no figure of a model's quality comes from elsewhere.
+    """
     tags = {
         "align": ("zero-shot-image-classification", "AlignModel", "ALIGN"),
         "vit": ("image-classification", "ViTForImageClassification", "ViT"),
@@ -101,7 +106,7 @@ pipeline_tag: {task}
 license: apache-2.0
 tags:
 - {source.family}
----
+{measured}---
 
 # {name}, converted from {source.kind}
 

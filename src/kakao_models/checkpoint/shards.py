@@ -15,6 +15,8 @@ from safetensors import safe_open
 from kakao_models.checkpoint.lazy import LazyTensors
 from kakao_models.checkpoint.mapped import MappedFile
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 COUNTER = "num_batches_tracked"  # PyTorch's batch norm counts its steps; no other framework, and no result, knows of it
 
 # numpy's name → that of the format, https://github.com/huggingface/safetensors#format
@@ -120,26 +122,48 @@ def write_shards(folder: Path, tensors: LazyTensors, max_shard_size: int) -> Wri
         tensors: of float32, each read when it is written.
         max_shard_size: bytes of tensors in a file; a larger tensor has one for itself.
     """
+    sizes = {key: 4 * math.prod(tensors.shape(key)) for key in tensors}
+    shards = split(sizes, max_shard_size)
+    written = Written()
+    for name, keys in shards.items():
+        shard = write_safetensors(folder / name, tensors.only(keys))
+        written.files |= shard.files
+        written.tensors |= shard.tensors
+    write_index(folder, shards, sizes)
+    return written
+
+
+def split(sizes: Mapping[str, int], max_shard_size: int) -> dict[str, list[str]]:
+    """Keys in their order, by name of the file that is to hold them.
+
+    Args:
+        sizes: bytes of each tensor.
+        max_shard_size: bytes of tensors in a file; a larger tensor has one for itself.
+    """
     shards: list[list[str]] = [[]]
     filled = 0
-    for key in tensors:
-        size = 4 * math.prod(tensors.shape(key))
+    for key, size in sizes.items():
         if shards[-1] and filled + size > max_shard_size:
             shards.append([])
             filled = 0
         shards[-1].append(key)
         filled += size
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
-        names = ["model.safetensors"]
-    written = Written()
-    for name, keys in zip(names, shards):
-        shard = write_safetensors(folder / name, tensors.only(keys))
-        written.files |= shard.files
-        written.tensors |= shard.tensors
+        return {WEIGHTS: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": keys for i, keys in enumerate(shards, 1)}
+
+
+def write_index(folder: Path, shards: Mapping[str, list[str]], sizes: Mapping[str, int]) -> None:
+    """The index of several files, and no file of an older checkpoint beside them, now that these are complete."""
+    index = folder / INDEX
     if len(shards) > 1:
-        total = sum(4 * math.prod(tensors.shape(key)) for key in tensors)
-        places = {key: name for name, keys in zip(names, shards) for key in keys}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    return written
+        places = {key: name for name, keys in shards.items() for key in keys}
+        content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        unfinished = index.with_name(INDEX + ".unfinished")
+        unfinished.write_text(json.dumps(content, indent=1))
+        os.replace(unfinished, index)
+    else:
+        index.unlink(missing_ok=True)
+    for old in folder.glob("model*.safetensors"):
+        if old.name not in shards:
+            old.unlink()

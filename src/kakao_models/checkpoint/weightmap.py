@@ -16,6 +16,7 @@ import numpy as np
 # kind -> leaf -> axes, in model.safetensors ("" is a tensor without leaves, such as a parameter of its own)
 KINDS: dict[str, dict[str, str]] = {
     "dense": {"weight": "OI", "bias": "O"},
+    "matrix": {"weight": "OI"},
     "conv": {"weight": "OIHW"},
     "conv_bias": {"weight": "OIHW", "bias": "O"},
     "depthwise": {"weight": "C1HW"},
@@ -28,6 +29,7 @@ KINDS: dict[str, dict[str, str]] = {
 # A checkpoint of the original programs. Keys of tables and arrays stand complete in the row, hence no leaf.
 TPU: dict[str, dict[str, tuple[str, str]]] = {
     "dense": {"weight": ("kernel", "IO"), "bias": ("bias", "O")},
+    "matrix": {"weight": ("kernel", "IO")},
     "conv": {"weight": ("kernel", "HWIO")},
     "conv_bias": {"weight": ("kernel", "HWIO"), "bias": ("bias", "O")},
     "depthwise": {"weight": ("depthwise_kernel", "HWC1")},
@@ -42,6 +44,41 @@ TPU: dict[str, dict[str, tuple[str, str]]] = {
     "array": {"": ("", "")},
 }
 
+# Attributes of our classes in Keras 3 and in Flax NNX
+KERAS: dict[str, dict[str, tuple[str, str]]] = {
+    "dense": {"weight": ("kernel", "IO"), "bias": ("bias", "O")},
+    "matrix": {"weight": ("kernel", "IO")},
+    "conv": {"weight": ("kernel", "HWIO")},
+    "conv_bias": {"weight": ("kernel", "HWIO"), "bias": ("bias", "O")},
+    "depthwise": {"weight": ("kernel", "HWC1")},
+    "norm": {"weight": ("gamma", "D"), "bias": ("beta", "D")},
+    "batchnorm": {
+        "weight": ("gamma", "D"),
+        "bias": ("beta", "D"),
+        "running_mean": ("moving_mean", "D"),
+        "running_var": ("moving_variance", "D"),
+    },
+    "embedding": {"weight": ("embeddings", "VD")},
+    "array": {"": ("", "")},
+}
+NNX: dict[str, dict[str, tuple[str, str]]] = {
+    "dense": {"weight": ("kernel", "IO"), "bias": ("bias", "O")},
+    "matrix": {"weight": ("kernel", "IO")},
+    "conv": {"weight": ("kernel", "HWIO")},
+    "conv_bias": {"weight": ("kernel", "HWIO"), "bias": ("bias", "O")},
+    "depthwise": {"weight": ("kernel", "HW1C")},
+    "norm": {"weight": ("scale", "D"), "bias": ("bias", "D")},
+    "batchnorm": {
+        "weight": ("scale", "D"),
+        "bias": ("bias", "D"),
+        "running_mean": ("mean", "D"),
+        "running_var": ("var", "D"),
+    },
+    "embedding": {"weight": ("embedding", "VD")},
+    "array": {"": ("", "")},
+}
+FRAMEWORKS = {"keras": KERAS, "nnx": NNX}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -49,6 +86,7 @@ class Row:
 
     key: str  # the module's name in model.safetensors
     kind: str
+    path: str  # the attribute path in our Keras and NNX classes
     tpu: str  # the module's key in a checkpoint of the original program
 
 
@@ -85,6 +123,16 @@ def tpu_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[Index]]) ->
         index_sets: the members of each index set that the rows name.
     """
     return list(_slots(rows, index_sets, TPU, "/", lambda row: row.tpu))
+
+
+def framework_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[Index]], dialect: str) -> list[Slot]:
+    """The slots of a model against our class in a framework: a local key is the attribute path of a variable.
+
+    Args:
+        rows, index_sets: as for `tpu_slots`.
+        dialect: "keras" or "nnx".
+    """
+    return list(_slots(rows, index_sets, FRAMEWORKS[dialect], ".", lambda row: row.path))
 
 
 def _slots(

@@ -26,7 +26,7 @@ def image_stages(
         prefix, head: what stands before the backbone's keys, and the key of the head (see `TPU_SPELLINGS`).
 
     Yields:
-        "embeddings", "layer 0", ..., "norm" (B, L, D), "features" (B, D or representation_size), "logits" (B, classes);
+        "embeddings", "keys 0", "layer 0", "keys 1", ..., "norm" (B, L, D), "features" (B, D or representation_size), "logits" (B, classes);
         with their names.
     """
     dtype = pixels.dtype.type
@@ -59,7 +59,9 @@ def image_stages(
     for position in range(config.num_hidden_layers):
         key = f"{prefix}enc_layers/{position}"
         y = layer_norm(x, f"{key}/layernorm1")
-        q, k, v = (heads(dense(y, f"{key}/att/{name}_dense")) for name in ("query", "key", "value"))
+        q, k, v = (dense(y, f"{key}/att/{name}_dense") for name in ("query", "key", "value"))
+        yield f"keys {position}", k  # softmax takes what their bias adds away again: later stages don't show it
+        q, k, v = map(heads, (q, k, v))
         scores = q @ k.swapaxes(2, 3) / dtype(math.sqrt(q.shape[-1]))  # (B, N, L, L)
         attended = (_softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
         x = x + dense(attended, f"{key}/att/combine_heads")

@@ -1,0 +1,202 @@
+"""What the Flax NNX models share: loading and saving, outputs that are pytrees, placing on a mesh of devices."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from transformers import PreTrainedConfig
+
+from kakao_models.checkpoint.pretrained import PretrainedLoading
+
+# Activations by transformers' names
+ACT2FN = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def wide_dtype(x: jax.Array) -> jnp.dtype:
+    """The type of x, but at least float32: what sums and exponentials are computed in."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+# --- outputs
+
+
+def output_class(cls: type) -> type:
+    """Decorator: a dataclass that is a pytree, and stays one through `jax.export`."""
+    cls = jax.tree_util.register_dataclass(dataclasses.dataclass(cls))
+    export.register_pytree_node_serialization(
+        cls,
+        serialized_name=f"kakao_models.{cls.__name__}",
+        serialize_auxdata=lambda aux: b"",  # the fields are the class's
+        deserialize_auxdata=lambda data: (),
+    )
+    return cls
+
+
+class FlaxModelOutput:
+    """Access as of transformers' `ModelOutput`: by attribute, by name, by position; fields that are None are left out."""
+
+    def keys(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+
+    def values(self) -> list[Any]:
+        return [getattr(self, name) for name in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        return list(zip(self.keys(), self.values()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.keys()
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self:
+            raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self.keys())}")
+        return getattr(self, key)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, FlaxModelOutput) else value for value in self.values())
+
+
+@output_class
+class FlaxBaseModelOutputWithPooling(FlaxModelOutput):
+    """Of a tower: `last_hidden_state`, `pooler_output`; when asked for, `hidden_states` (the embeddings' and each
+    layer's) and `attentions` (each layer's)."""
+
+    last_hidden_state: jax.Array | None = None
+    pooler_output: jax.Array | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+# --- layers
+
+
+def run_layer(encoder: nnx.Module, layer: nnx.Module, *inputs):
+    """`layer(*inputs)`; with `encoder.gradient_checkpointing` backward computes it again instead of keeping it."""
+    if not encoder.gradient_checkpointing:
+        return layer(*inputs)
+    return nnx.remat(lambda layer, *inputs: layer(*inputs))(layer, *inputs)
+
+
+# --- models
+
+
+class _Config:
+    """A configuration as an attribute that takes part in a jit's cache key: equal where it was written equal."""
+
+    def __init__(self, config: PreTrainedConfig):
+        self.value = config
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Config) and (self.value is other.value or self._text() == other._text())
+
+    def __hash__(self) -> int:
+        return hash(type(self.value))
+
+    def _text(self) -> str:
+        return self.value.to_json_string(use_diff=False)
+
+
+class FlaxLoading(PretrainedLoading, nnx.Module):
+    """Base of the Flax models: `from_pretrained` gives a model in evaluation mode, as in PyTorch."""
+
+    tensor_parallel_columns: ClassVar[tuple[str, ...]] = ()
+    tensor_parallel_rows: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: PreTrainedConfig):
+        self._config = _Config(config)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self._config.value
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+    @classmethod
+    def _build(cls, config: PreTrainedConfig, dtype: str | None, *, rngs: nnx.Rngs | None = None, **options) -> Self:
+        rngs = rngs or nnx.Rngs(0)
+        model = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), **options))  # no time and no memory for values
+        model._config = _Config(config)
+        for variable in model._variables().values():
+            if dtype is not None:
+                variable.set_value(jax.ShapeDtypeStruct(variable.shape, dtype))
+        for _, variable in nnx.to_flat_state(nnx.state(model, nnx.RngState)):  # of dropout
+            variable.set_value(rngs.dropout() if isinstance(variable, nnx.RngKey) else jnp.zeros((), jnp.uint32))
+        return model.eval() or model
+
+    def _variables(self) -> dict[str, nnx.Variable]:
+        state = nnx.state(self, (nnx.Param, nnx.BatchStat))
+        return {".".join(str(name) for name in path): variable for path, variable in nnx.to_flat_state(state)}
+
+    def _fill(self, variable: nnx.Variable, array: np.ndarray) -> None:
+        variable.set_value(jnp.array(array))
+
+    def _load(self, *arguments) -> None:
+        super()._load(*arguments)
+        new = {path: v for path, v in self._variables().items() if isinstance(v.get_value(), jax.ShapeDtypeStruct)}
+        if new:  # a head that starts anew
+            fresh = type(self)(self.config, rngs=nnx.Rngs(0))._variables()
+            for path, variable in new.items():
+                variable.set_value(fresh[path][...].astype(variable.dtype))
+
+    def gradient_checkpointing_enable(self, enable: bool = True) -> None:
+        """In training, activations inside a block or layer are computed again in backward instead of being kept."""
+        self.set_attributes(gradient_checkpointing=enable)
+
+    def partition_specs(self, axis: str = "tensor") -> nnx.State:
+        """A `PartitionSpec` for every variable (nested as `nnx.state(model)`), by the kind of its layer.
+
+        Dense layers into attention and into the inner layer are split by their columns, those out of them by their
+        rows (Shoeybi et al. 2019, Megatron-LM), so that XLA needs two all-reduces a layer; all else is on every device.
+        The axis' size must divide the number of heads and the widths.
+
+        Args:
+            axis: the mesh's axis for tensors. Data go over another axis, by the sharding of the batch.
+        """
+
+        def spec(path: tuple) -> PartitionSpec:
+            module, leaf = ".".join(str(name) for name in path[:-1]), path[-1]
+            if any(re.fullmatch(pattern, module) for pattern in self.tensor_parallel_columns):
+                return PartitionSpec(None, axis) if leaf == "kernel" else PartitionSpec(axis)
+            if any(re.fullmatch(pattern, module) for pattern in self.tensor_parallel_rows):
+                return PartitionSpec(axis, None) if leaf == "kernel" else PartitionSpec()
+            return PartitionSpec()
+
+        paths = [path for path, _ in nnx.to_flat_state(nnx.state(self))]
+        return nnx.from_flat_state([(path, spec(path)) for path in paths])
+
+    def shard(self, mesh: Mesh, axis: str = "tensor") -> None:
+        """Places the variables on a mesh: split by `partition_specs` where the mesh has that axis, else on every device."""
+        state = nnx.state(self)
+        if axis in mesh.axis_names:
+            shardings = jax.tree.map(
+                partial(NamedSharding, mesh), self.partition_specs(axis), is_leaf=lambda x: isinstance(x, PartitionSpec)
+            )
+        else:
+            shardings = NamedSharding(mesh, PartitionSpec())
+        nnx.update(self, jax.device_put(state, shardings))

@@ -1,0 +1,224 @@
+"""What our Keras 3 models have in common: loading and saving, the policy of their numbers, and the form of their outputs."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kakao_models.checkpoint.pretrained import PretrainedLoading, find_variable
+
+
+class ModelOutput(dict):
+    """Base of what a model returns: fields by name (`output.logits`, None where absent, or `output["logits"]`) and, of
+    those that are there, by place (`output[0]`).
+
+    A dictionary, so it passes through `tf.function`, `jax.jit` and `model.predict`. A subclass lists its fields as
+    annotations, in their order.
+    """
+
+    fields: tuple[str, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.fields = tuple(cls.__annotations__)
+        _register(cls)
+
+    def __init__(self, *args, **values: Any):
+        super().__init__(*args)
+        self.update({name: values[name] for name in self.fields if values.get(name) is not None})
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in type(self).fields:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self.fields)}")
+        return self.get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        values = [self[name] for name in self.fields if name in self]
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in values)
+
+
+def _register(cls: type[ModelOutput]) -> None:
+    """Makes a class of outputs a tree for Keras, and where its backend is JAX for that."""
+
+    def flatten(output: ModelOutput) -> tuple[tuple, tuple[str, ...]]:
+        names = tuple(name for name in cls.fields if name in output)
+        return tuple(output[name] for name in names), names
+
+    def unflatten(names: tuple[str, ...], values: tuple) -> ModelOutput:
+        return cls(zip(names, values))
+
+    if keras.backend.backend() != "torch":
+        import optree
+
+        optree.register_pytree_node(cls, flatten, unflatten, namespace="keras")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
+
+class TFBaseModelOutputWithPooling(ModelOutput):
+    last_hidden_state: Any
+    pooler_output: Any
+    hidden_states: tuple
+    attentions: tuple
+
+
+class Layer(keras.layers.Layer):
+    """A layer that has made all its variables by the end of its constructor."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.built = True
+
+
+class TFPreTrainedModel(PretrainedLoading, keras.Model):
+    """Base of the Keras models. Their variables are made by the constructor, in the global dtype policy
+    (`keras.config.set_dtype_policy("mixed_bfloat16")`) or in the `dtype` of `from_pretrained`.
+    """
+
+    def __init__(self, config, **kwargs):
+        keras.Model.__init__(self, **kwargs)
+        self.config = config
+        self.built = True
+
+    @classmethod
+    def _build(cls, config, dtype: str | None, **options):
+        policy = keras.config.dtype_policy()
+        try:
+            if dtype is not None:
+                keras.config.set_dtype_policy(dtype)
+            return cls(config, **options)
+        finally:
+            keras.config.set_dtype_policy(policy)
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        named = {slot.local_key: find_variable(self, slot.local_key) for slot in self._slots()}
+        seen = {id(variable) for variable in named.values()}
+        return named | {variable.path: variable for variable in self.weights if id(variable) not in seen}
+
+    def _fill(self, variable: keras.Variable, array: np.ndarray) -> None:
+        variable.assign(array)
+
+    def get_config(self) -> dict:
+        return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name}
+
+    @classmethod
+    def from_config(cls, values: dict, custom_objects=None):
+        return cls._build(cls.config_class.from_dict(values["config"]), values["dtype"])
+
+    def export(self, filepath, format: str = "tf_saved_model", **kwargs) -> None:
+        """Writes the model for use without this package.
+
+        Args:
+            format: "tf_saved_model", a folder with the signatures of `signatures()`; "litert", a .tflite file with the
+                same; or another that `keras.Model.export` knows.
+        """
+        if format not in ("tf_saved_model", "litert"):
+            return super().export(filepath, format, **kwargs)
+        from kakao_models.export import saved_model
+
+        write = saved_model.export_saved_model if format == "tf_saved_model" else saved_model.export_litert
+        write(self, filepath, **kwargs)
+
+    def signatures(self) -> dict[str, tuple]:
+        """name → (function of keyword arguments that returns a dict, {argument: (shape, dtype)}) of `export`."""
+        raise NotImplementedError
+
+
+def dense(inputs: int, outputs: int, std: float | None = 0.02, bias: bool = True) -> keras.layers.Dense:
+    """(..., inputs) → (..., outputs). `std` of the normal distribution it starts from, None for Glorot's uniform."""
+    start = "glorot_uniform" if std is None else keras.initializers.RandomNormal(stddev=std)
+    layer = keras.layers.Dense(outputs, use_bias=bias, kernel_initializer=start)
+    layer.build((None, inputs))
+    return layer
+
+
+def convolution(
+    inputs: int, outputs: int, kernel_size: int | tuple[int, int], stride=1, bias: bool = True, start=None
+) -> keras.layers.Conv2D:
+    """(B, H, W, inputs) → (B, H', W', outputs), without padding."""
+    layer = keras.layers.Conv2D(
+        outputs, kernel_size, strides=stride, use_bias=bias, data_format="channels_last",
+        kernel_initializer=start or FAN_OUT,
+    )  # fmt: skip
+    layer.build((None, None, None, inputs))
+    return layer
+
+
+# EfficientNet's initialiser
+FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+
+
+def layer_norm(width: int, eps: float) -> keras.layers.LayerNormalization:
+    layer = keras.layers.LayerNormalization(epsilon=eps)
+    layer.build((None, width))
+    return layer
+
+
+def embedding(rows: int, width: int, std: float) -> keras.layers.Embedding:
+    layer = keras.layers.Embedding(rows, width, embeddings_initializer=keras.initializers.RandomNormal(stddev=std))
+    layer.build((None,))
+    return layer
+
+
+def gelu(x):
+    return 0.5 * x * (1 + ops.erf(x * 0.5**0.5))  # TensorFlow's own rounds the root to float32, in float64 too
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + ops.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+
+
+_ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": ops.relu,
+    "sigmoid": ops.sigmoid,
+    "silu": ops.silu,
+    "swish": ops.silu,
+    "tanh": ops.tanh,
+}
+
+
+def activation(name: str):
+    """The function of an activation's name in config.json."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown here; there are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def at_least_float32(x):
+    return ops.cast(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
+
+
+def gather_replicas(x) -> tuple[Any, Any]:
+    """(B, ...) → the rows of all replicas of a tf.distribute step (global B, ...), and where this replica's begin.
+
+    Gradients flow back to the replica that a row is from.
+    """
+    if count_replicas() == 1:
+        return x, 0
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    sizes = context.all_gather(tf.shape(x)[:1], axis=0)
+    return context.all_gather(x, axis=0), ops.sum(sizes[: context.replica_id_in_sync_group])
+
+
+def count_replicas() -> int:
+    """Of the tf.distribute step that is running; else 1."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync

@@ -1,0 +1,290 @@
+"""Loading and saving of the Keras and NNX models: model.safetensors to variables and back, by the weight table.
+
+Numpy alone: no framework is imported here, nor those parts of transformers that need one.
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import ml_dtypes  # noqa: F401  gives numpy the type bfloat16
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+
+from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
+from kakao_models.checkpoint.shards import COUNTER, INDEX, WEIGHTS, split, write_index, write_safetensors
+from kakao_models.checkpoint.upload import upload
+from kakao_models.checkpoint.weightmap import Slot, permute
+
+_OLDER = ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin.index.json")
+# What is no weight: batch norm's counter, and tables of numbers that some releases of transformers stored
+_BUFFERS = (COUNTER, "embeddings.position_ids", "embeddings.token_type_ids")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+Stored = Mapping[str, tuple[Path, tuple[int, ...]]]  # key → the file that holds it, its shape there
+
+
+class PretrainedLoading:
+    """Mixin of our Keras and NNX models: `from_pretrained`, `save_pretrained`, `push_to_hub`.
+
+    Loading is a bijection: every tensor of the file is used once, every variable is filled once. The base class of a
+    framework implements the hooks `_build`, `_variables`, `_fill`; a model class implements `_slots`.
+
+    Class attributes:
+        config_class: of the model's configuration.
+        key_prefix: what stands before the keys of the base model ("vit.") in a checkpoint of the whole, and does not in
+            one of the base model alone.
+        is_base: whether this class is that base model.
+        tensors_elsewhere: patterns of keys that a complete checkpoint has and this class has no use for (the other
+            tower, a head), which it may therefore skip.
+        tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
+    """
+
+    config_class: ClassVar[type]
+    key_prefix: ClassVar[str] = ""
+    is_base: ClassVar[bool] = False
+    tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
+    tensors_replaceable: ClassVar[tuple[str, ...]] = ()
+
+    # --- hooks
+
+    @classmethod
+    def _build(cls, config: PreTrainedConfig, dtype: str | None, **options) -> Self:
+        """A model with all its variables; `options` are arguments of its constructor. dtype None is the framework's."""
+        raise NotImplementedError
+
+    def _slots(self) -> list[Slot]:
+        """The slots of this model's tensors; their local keys are attribute paths."""
+        raise NotImplementedError
+
+    def _variables(self) -> dict[str, Any]:
+        """attribute path → variable (with `shape` and `dtype`, readable by numpy), of every weight of the model."""
+        raise NotImplementedError
+
+    def _fill(self, variable: Any, array: np.ndarray) -> None:
+        """Gives a variable of `_variables` a value of its shape and dtype."""
+        raise NotImplementedError
+
+    @classmethod
+    def _options_of(cls, config: PreTrainedConfig, stored: Stored, options: dict) -> dict:
+        """The arguments of `_build`, where the file has a say in them."""
+        return options
+
+    # --- loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str = "",
+        dtype: Any = None,
+        config: PreTrainedConfig | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **overrides,
+    ) -> Self:
+        """The model of a folder, of a name on the Hub, or of a checkpoint that ships with this package.
+
+        Args:
+            revision, token, subfolder: of a checkpoint on the Hub, as in transformers.
+            dtype: type of the variables ("bfloat16", ...); by default what config.json says, where that is another than
+                float32, else the framework's own.
+            config: instead of the checkpoint's config.json.
+            ignore_mismatched_sizes: whether `tensors_replaceable` (a head) may start anew where they don't fit.
+            overrides: fields of the configuration to change, and arguments of the constructor.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape; the message names each one.
+            OSError: no such checkpoint, no network, or a file that can't be read.
+        """
+        where = dict(revision=revision, token=token, subfolder=subfolder)
+        config, options = cls._configure(name_or_path, where, config, overrides)
+        stored = _stored(name_or_path, where)
+        prefix = cls.key_prefix
+        if prefix and not any(key.startswith(prefix) for key in stored):
+            stored = {prefix + key: place for key, place in stored.items()}  # the base model was saved alone
+        else:
+            prefix = ""
+        options = cls._options_of(config, stored, options)
+        model = cls._build(config, _dtype(dtype, config), **options)
+        model._load(stored, prefix, name_or_path, ignore_mismatched_sizes)
+        return model
+
+    @classmethod
+    def _configure(cls, name_or_path, where: dict, config, overrides: dict) -> tuple[PreTrainedConfig, dict]:
+        """The configuration, and those of `overrides` that are no fields of it."""
+        if config is not None:
+            config = cls.config_class.from_config(config)
+            config = cls.config_class.from_dict(config.to_dict())  # the caller's own is left as it is
+            for name in [name for name in overrides if hasattr(config, name)]:
+                setattr(config, name, overrides.pop(name))
+            return config, overrides
+        return cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
+
+    def _load(self, stored: Stored, added: str, source, may_replace: bool) -> None:
+        slots, variables = self._slots(), self._variables()
+        if unnamed := variables.keys() ^ {slot.local_key for slot in slots}:
+            raise ValueError(f"{type(self).__name__}: the weight table and the variables differ: {sorted(unnamed)}")
+        replaceable = self.tensors_replaceable if may_replace else ()
+        wanted = {slot.key: slot for slot in slots}
+        problems = [f"missing {key}" for key in _outside(wanted.keys() - stored.keys(), replaceable)]
+        unknown = _outside(stored.keys() - wanted.keys(), self.tensors_elsewhere + replaceable)
+        problems += [f"unknown {key}" for key in unknown]
+        by_file: dict[Path, list[Slot]] = {}
+        for key in sorted(wanted.keys() & stored.keys()):
+            slot, (file, shape) = wanted[key], stored[key]
+            fits = _shape(tuple(variables[slot.local_key].shape), slot.local_axes, slot.axes)
+            if shape == fits:
+                by_file.setdefault(file, []).append(slot)
+            elif _outside([key], replaceable):
+                problems.append(f"{key}: the file has {shape}, the model wants {fits}")
+        if problems:
+            shown = "\n  ".join(problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20))
+            raise ValueError(
+                f"{source} does not hold the weights of this {type(self).__name__}:\n  {shown}\n"
+                "Is this another model or size, or does config.json belong to another checkpoint?"
+            )
+        for file, slots in by_file.items():
+            with safe_open(file, "np") as tensors:
+                for slot in slots:
+                    variable = variables[slot.local_key]
+                    array = permute(tensors.get_tensor(slot.key.removeprefix(added)), slot.axes, slot.local_axes)
+                    self._fill(variable, np.asarray(array, _numpy_type(variable.dtype)))
+
+    # --- saving
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        *,
+        max_shard_size: int | str = "50GB",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **upload_options,
+    ) -> None:
+        """Writes config.json and model.safetensors, as our PyTorch class would: it reads them, and so does transformers.
+
+        Args:
+            max_shard_size: bytes of tensors in a file, or text such as "5GB"; more become several files and an index.
+            push_to_hub: whether to upload the folder, to `repo_id` or else to the folder's name.
+            upload_options: `token`, `private`, `create_pr`, `commit_message` of the upload.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        variables = self._variables()
+        strip = self.key_prefix if self.is_base else ""
+        tensors = {slot.key.removeprefix(strip): (variables[slot.local_key], slot) for slot in self._slots()}
+        types = {_numpy_type(variable.dtype).name for variable in variables.values()}
+        config = self.config_class.from_dict(self.config.to_dict())
+        config.architectures = [re.sub("^(TF|Flax)", "", type(self).__name__)]
+        config.dtype = types.pop() if len(types) == 1 else "float32"
+        _write(folder, tensors, _bytes(max_shard_size))
+        config.save_pretrained(folder)
+        if push_to_hub:
+            upload(folder, repo_id or folder.resolve().name, **upload_options)
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **upload_options) -> str:
+        """Saves the model and uploads it to `repo_id` ("owner/name"); returns the address. Arguments as above."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return upload(Path(folder), repo_id, **upload_options)
+
+
+def find_variable(model: Any, path: str) -> Any:
+    """What stands at an attribute path; numbers in it are places in a list."""
+    for name in path.split("."):
+        model = model[int(name)] if name.isdigit() else getattr(model, name)
+    return model
+
+
+def _stored(name_or_path, where: dict) -> Stored:
+    """The tensors of a checkpoint's safetensors files, without what is no weight."""
+    try:
+        files = [fetch(name_or_path, WEIGHTS, **where)]
+    except HubUnreachable:
+        raise
+    except OSError as error:
+        files = _shards(name_or_path, where, error)
+    stored = {}
+    for file in files:
+        try:
+            with safe_open(file, "np") as tensors:
+                shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+        except SafetensorError as error:
+            raise OSError(
+                f"{name_or_path}: the weights are no readable safetensors file ({error}). Is the download complete?"
+            ) from error
+        if twice := shapes.keys() & stored.keys():
+            raise ValueError(f"{file}: {sorted(twice)[0]} is in another file of {name_or_path} too")
+        stored |= {key: (file, shape) for key, shape in shapes.items() if not key.endswith(_BUFFERS)}
+    return stored
+
+
+def _shards(name_or_path, where: dict, error: OSError) -> list[Path]:
+    try:
+        index = fetch(name_or_path, INDEX, **where)
+    except OSError:
+        folder = Path(resolve(name_or_path), where["subfolder"])
+        if older := [name for name in _OLDER if (folder / name).is_file()]:
+            raise OSError(
+                f"{name_or_path} has no {WEIGHTS} but {older[0]}. Convert it once: "
+                f"kakao-models convert {name_or_path} NEW_FOLDER"
+            ) from None
+        raise error from None
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        wrong = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise OSError(f"{index} is no index of weights ({problem!r}). Is the download complete?") from problem
+    if wrong:
+        raise OSError(f"{index} names {wrong[0]!r}, which is no name of a file beside it")
+    return [fetch(name_or_path, name, **where) for name in names]
+
+
+def _outside(keys: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+    return sorted(key for key in keys if not any(re.match(pattern, key) for pattern in patterns))
+
+
+def _shape(shape: tuple[int, ...], axes: str, wanted: str) -> tuple[int, ...]:
+    return permute(np.broadcast_to(np.int8(0), shape), axes, wanted).shape
+
+
+def _write(folder: Path, tensors: Mapping[str, tuple[Any, Slot]], limit: int) -> None:
+    """model.safetensors, or files of at most `limit` bytes of tensors and their index."""
+    sizes = {key: math.prod(v.shape) * _numpy_type(v.dtype).itemsize for key, (v, _) in sorted(tensors.items())}
+    shards = split(sizes, limit)
+    for name, keys in shards.items():
+        arrays = {key: (np.asarray(tensors[key][0]), tensors[key][1]) for key in keys}
+        arrays = {key: permute(array, slot.local_axes, slot.axes) for key, (array, slot) in arrays.items()}
+        write_safetensors(folder / name, arrays)
+    write_index(folder, shards, sizes)
+
+
+def _numpy_type(dtype: Any) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch.")) if not isinstance(dtype, np.dtype) else dtype
+
+
+def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:
+    """The name of the variables' type, None for the framework's own."""
+    if dtype in (None, "auto"):
+        stored = str(config.dtype or "float32").removeprefix("torch.")
+        return None if stored == "float32" else stored
+    name = str(dtype).removeprefix("torch.")
+    return name if isinstance(dtype, str) or name != str(dtype) else np.dtype(dtype).name
+
+
+def _bytes(size: int | str) -> int:
+    if isinstance(size, int):
+        return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", size.strip().upper())
+    if not match:
+        raise ValueError(f"max_shard_size: got {size!r}, wanted a number of bytes or text such as '5GB'")
+    return math.floor(float(match[1]) * _UNITS[match[2]])

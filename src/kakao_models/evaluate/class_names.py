@@ -1,0 +1,77 @@
+"""What classes are called, and where they are among a classifier's outputs."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .templates import imagenet_class_names
+
+
+def read_class_names(path: str | os.PathLike, keys: Sequence[str]) -> list[str]:
+    """The names of the classes `keys`, from a file.
+
+    Args:
+        path: .txt with a name per line, in the order of the labels; .txt with a key and a name per line (as ImageNet's
+            LOC_synset_mapping.txt: the first name is taken); .json with a list, with {key: name}, or
+            imagenet_class_index.json ({"0": ["n01440764", "tench"], ...}). "clip": CLIP's names of ImageNet's classes.
+        keys: of the data: of a subset such as ImageNet-R, the names of its folders say which classes there are.
+
+    Raises:
+        ValueError: not a name for every key; says which are missing.
+    """
+    if os.fspath(path) == "clip":
+        named = imagenet_class_names()
+    else:
+        named = _read_names(Path(path), set(keys))
+    if isinstance(named, list):
+        if len(named) == len(keys):
+            return named
+        numbers = [int(key) for key in keys if key.isdigit()]
+        if len(numbers) < len(keys) or max(numbers) >= len(named):
+            hint = "" if len(named) != 1000 else (
+                ". For a part of ImageNet's classes give a file that names them by folder, such as "
+                "imagenet_class_index.json or LOC_synset_mapping.txt"
+            )  # fmt: skip
+            raise ValueError(
+                f"{path}: got {len(named)} class names for {len(keys)} classes of the data ({_some(keys)}){hint}"
+            )
+        return [named[number] for number in numbers]
+    missing = [key for key in keys if key not in named]
+    if missing:
+        raise ValueError(f"{path} has no name for {len(missing)} of {len(keys)} classes: {_some(missing)}")
+    return [named[key] for key in keys]
+
+
+def read_class_index(path: str | os.PathLike) -> dict[str, int]:
+    """Folder name → place among a classifier's outputs, from imagenet_class_index.json or LOC_synset_mapping.txt."""
+    path = Path(path)
+    if path.suffix == ".json":
+        found = {entry[0]: int(number) for number, entry in json.loads(path.read_text()).items()}
+    else:
+        found = {line.split()[0]: number for number, line in enumerate(_lines(path))}
+    return found
+
+
+def _read_names(path: Path, keys: set[str]) -> list[str] | dict[str, str]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file of class names")
+    if path.suffix == ".json":
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(value, dict):
+            pairs = [entry if isinstance(entry, list) else (key, entry) for key, entry in value.items()]
+            value = {str(key): str(name).replace("_", " ") for key, name in pairs}
+        return value
+    lines = _lines(path)
+    split = [line.split(maxsplit=1) for line in lines]
+    if split and all(len(parts) == 2 for parts in split) and keys & {parts[0] for parts in split}:
+        return {key: name.partition(",")[0].strip() for key, name in split}
+    return lines
+
+
+def _lines(path: Path) -> list[str]:
+    return list(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").split("\n"))))
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,78 @@
+"""What an evaluation found, as a file: results.json."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import kakao_models
+
+TASKS = (
+    "zero-shot",
+    "classify",
+    "retrieval",
+    "knn",
+    "linear-probe",
+    "similarity",
+    "robustness",
+    "calibration",
+)
+
+_TEXTS, _MAPS = ("model", "dataset", "version"), ("metrics", "counts", "settings", "details", "fingerprints")
+_KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_MAPS, dict)
+_SPOKEN = {str: "text", dict: "JSON object"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task, one model, one data set.
+
+    Shares, correlations and errors are as computed, not in percent. `metrics` is what tables show; `details` what is
+    too long for them; `fingerprints` SHA-256 of the model and of the data, so that two results can be told apart.
+    """
+
+    task: str
+    model: str
+    dataset: str
+    metrics: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    details: dict = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    version: str = kakao_models.__version__
+
+    def to_json(self) -> str:
+        """Raises ValueError for a number that JSON does not have."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes the file under another name first: it is complete or not there."""
+        path = Path(path)
+        unfinished = path.with_name(path.name + ".unfinished")
+        try:
+            unfinished.write_text(self.to_json() + "\n", encoding="utf-8")
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> "Result":
+        """Raises ValueError if the file is no result."""
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file ({error})") from error
+        wanted = {"task", "model", "dataset", "metrics"}
+        fields = set(cls.__dataclass_fields__)
+        if not isinstance(value, dict) or not wanted <= set(value) <= fields or value["task"] not in TASKS:
+            raise ValueError(
+                f"{path} is no result of kakao-models evaluate: wanted the fields {', '.join(sorted(wanted))}"
+            )
+        for name, kind in _KINDS.items():
+            if not isinstance(value.get(name, kind()), kind):
+                raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, wanted a {_SPOKEN[kind]}")
+        for name, number in value["metrics"].items():
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+                raise ValueError(f"{path}: the metric {name} is {number!r}, wanted a number")
+        return cls(**value)

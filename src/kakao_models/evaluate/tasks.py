@@ -1,0 +1,266 @@
+"""The tasks: a model and data in, a `Result` out. Scores come from the modules named like them."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .cache import CachedEmbedder
+from .calibration import Calibration, calibration_scores
+from .classify import Classification, classification_scores, multilabel_scores, real_scores
+from .datasets import Captioned, Images, Labelled
+from .knn import knn_scores
+from .results import Result
+from .retrieval import fold_scores, retrieval_scores
+from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
+from .tiles import MAX_MEMORY
+from .zero_shot import ZeroShot, class_embeddings, zero_shot_scores
+
+_PER_CLASS = 1000  # of more classes, the single ones are left out of results.json
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every task needs."""
+
+    embedder: CachedEmbedder
+    name: str = ""  # of the model in results; by default the embedder's own, of a path its last part
+    max_memory: int = MAX_MEMORY
+
+    def result(self, task: str, dataset: str, metrics: dict, **fields) -> Result:
+        own = str(self.embedder.embedder.name)
+        name = self.name or (Path(own).name if Path(own).is_dir() else own)
+        fingerprints = {"model": self.embedder.fingerprint, "data": self.embedder.data_fingerprint}
+        return Result(task, name, dataset, metrics, fingerprints=fingerprints, **fields)
+
+
+def zero_shot(run: Run, data: Labelled, names: Sequence[str], templates: Sequence[str]) -> tuple[Result, ZeroShot]:
+    """Classes by their names; `names` are those of `data.keys`, in their order.
+
+    Raises:
+        ValueError: another number of names than classes, and as of `class_embeddings` and `zero_shot_scores`.
+    """
+    if len(names) != len(data.keys):
+        raise ValueError(f"{data.name}: got {len(names)} class names for {len(data.keys)} classes")
+    data = data.labelled()
+    classes = class_embeddings(run.embedder, names, templates)
+    images = run.embedder.images(data.images, name=data.name)
+    scores = zero_shot_scores(
+        images, classes, data.labels, temperature=run.embedder.temperature, max_memory=run.max_memory
+    )
+    settings = {"templates": list(templates)} | ({"class_names": list(names)} if len(names) <= _PER_CLASS else {})
+    counts = {"images": scores.images, "classes": len(names)}
+    return run.result(
+        "zero-shot", data.name, scores.metrics(), counts=counts, settings=settings, details=_details(scores, names)
+    ), scores
+
+
+def calibration(run: Run, data: Labelled, names, templates, *, bins: int = 15) -> tuple[Result, Calibration]:
+    """How far the probabilities of zero-shot classification are from how often it is right."""
+    zero, scores = zero_shot(run, data, names, templates)
+    known = scores.labels >= 0
+    found = calibration_scores(scores.confidences[known], (scores.predictions == scores.labels)[known], bins=bins)
+    details = {"bins": [
+        {"images": int(count)} | ({"accuracy": float(a), "confidence": float(c)} if count else {})
+        for count, a, c in zip(found.counts, found.bin_accuracy, found.bin_confidence)
+    ]}  # fmt: skip
+    settings = zero.settings | {"bins": bins, "temperature": run.embedder.temperature}
+    return run.result(
+        "calibration", data.name, found.metrics(), counts=zero.counts, settings=settings, details=details
+    ), found
+
+
+def robustness(run: Run, sets: Sequence[tuple[Labelled, Sequence[str]]], templates: Sequence[str]) -> Result:
+    """Zero-shot accuracy and calibration on several sets: the first as usual, the others shifted.
+
+    `drop` is the accuracy on the first minus the mean over the others.
+    """
+    if len(sets) < 2:
+        raise ValueError(f"robustness: got {len(sets)} data sets, wanted the usual one and at least one shifted one")
+    if len({data.name for data, _ in sets}) < len(sets):
+        raise ValueError("robustness: two data sets have the same name: " + ", ".join(data.name for data, _ in sets))
+    metrics, counts, top1 = {}, {}, []
+    for data, names in sets:
+        zero, scores = zero_shot(run, data, names, templates)
+        known = scores.labels >= 0
+        ece = calibration_scores(scores.confidences[known], (scores.predictions == scores.labels)[known]).ece
+        metrics |= {f"{data.name}_top1": scores.top[1], f"{data.name}_ece": ece}
+        counts[data.name] = scores.images
+        top1.append(scores.top[1])
+    metrics |= {"shifted_mean_top1": float(np.mean(top1[1:])), "drop": top1[0] - float(np.mean(top1[1:]))}
+    return run.result("robustness", sets[0][0].name, metrics, counts=counts, settings={"templates": list(templates)})
+
+
+def classify(
+    run: Run, data: Labelled, *, columns: Sequence[int] | None = None, real: Path | None = None
+) -> tuple[Result, Classification]:
+    """A ViT's own classes.
+
+    Args:
+        columns: as of `classification_scores`.
+        real: real.json of ImageNet-ReaL; images are found by the number in their names, as ILSVRC2012_val_00000001.JPEG.
+    """
+    data = data if real else data.labelled()
+    run.embedder.embedder.class_logits([], progress=False)  # says so at once if the model has no classifier
+    labels, names = (data.labels, data.keys) if columns is not None else _model_labels(run.embedder, data)
+    logits = run.embedder.class_logits(data.images, name=data.name)
+    scores = classification_scores(logits, labels, columns=columns)
+    metrics, counts = scores.metrics(), {"images": scores.images, "classes": scores.classes}
+    if real:
+        found = real_scores(logits, _real_labels(real, data))
+        counts["real_images"] = found.pop("real_images")
+        metrics |= found
+    details = _details(scores, names)
+    return run.result("classify", data.name, metrics, counts=counts, details=details), scores
+
+
+def multi_label(run: Run, name: str, images: Images, labels: list[list[int]]) -> Result:
+    """A head with a sigmoid per class, such as the 21,841 of coyo-vit's pretraining."""
+    scores = multilabel_scores(run.embedder.class_logits(images, name=name), labels)
+    counts = {"images": scores.images, "classes_seen": len(scores.per_class)}
+    return run.result("classify", name, scores.metrics(), counts=counts, settings={"multi_label": True})
+
+
+def retrieval(run: Run, data: Captioned, *, fold_size: int | None = None) -> Result:
+    """Captions of images and images of captions; with `fold_size` the mean over folds of so many images."""
+    texts = run.embedder.texts(data.captions)
+    images = run.embedder.images(data.images, name=data.name)
+    given = (images, texts, data.image_ids, data.caption_images)
+    counts = {"images": len(images), "captions": len(texts)}
+    if fold_size is None:
+        metrics = retrieval_scores(*given, max_memory=run.max_memory).metrics()
+        return run.result("retrieval", data.name, metrics, counts=counts)
+    metrics, parts = fold_scores(*given, size=fold_size, max_memory=run.max_memory)
+    details = {"folds": [part.metrics() for part in parts]}
+    name, settings = f"{data.name}, folds of {fold_size}", {"fold_size": fold_size}
+    return run.result("retrieval", name, metrics, counts=counts, settings=settings, details=details)
+
+
+def knn(run: Run, train: Labelled, test: Labelled, *, k: int = 1, weighted: bool | None = None) -> Result:
+    """Labels of the nearest training images."""
+    sides = _embedded(run, train, test)
+    scores = knn_scores(*sides, k=k, weighted=weighted, max_memory=run.max_memory)
+    settings = {"k": k, "weighted": scores.weighted}
+    counts = {"train": len(sides[1]), "test": scores.queries}
+    return run.result("knn", test.name, scores.metrics(), counts=counts, settings=settings)
+
+
+def linear_probe(run: Run, train: Labelled, test: Labelled, *, vtab: bool = False, **options) -> Result:
+    """A logistic regression on frozen features; `options` as of `linear_probe_scores`."""
+    try:
+        from .linear_probe import linear_probe_scores, vtab_scores
+    except ModuleNotFoundError as error:
+        raise ImportError(f"linear-probe needs {error.name}: pip install 'kakao-models[evaluate]'") from error
+    scores = (vtab_scores if vtab else linear_probe_scores)(*_embedded(run, train, test), **options)
+    settings = {"vtab": vtab} | {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    details = {
+        "per_seed": scores.per_seed,
+        "strengths": scores.strengths,
+        "validation": [{str(key): value for key, value in tried.items()} for tried in scores.validation],
+    }
+    counts = {"train": scores.train, "test": scores.test}
+    return run.result("linear-probe", test.name, scores.metrics(), counts=counts, settings=settings, details=details)
+
+
+def similarity(
+    run: Run, data: Captioned, rated: Mapping[str, Ratings], *, samples: int = 1000, positive: float = POSITIVE
+) -> Result:
+    """Crisscrossed Captions: correlations with people's ratings, and retrieval with pairs that people call alike.
+
+    Right answers are COCO's own pairs (an image and its captions; captions of one image), and pairs rated at least
+    `positive`. Ratings that are not given leave out what needs them.
+    """
+    texts = run.embedder.texts(data.captions)
+    images = run.embedder.images(data.images, name=data.name)
+    image_place = {name: place for place, name in enumerate(data.image_ids)}
+    text_place = {f"COCO_val2014:sentid:{mark}": place for place, mark in enumerate(data.caption_ids)}
+    sides = {"sts": (texts, texts, text_place, text_place), "sis": (images, images, image_place, image_place),
+             "sits": (texts, images, text_place, image_place)}  # fmt: skip
+    metrics, counts, alike = {}, {"images": len(images), "captions": len(texts)}, {}
+    for kind, ratings in rated.items():
+        likeness = rated_similarities(ratings, *sides[kind])
+        metrics |= similarity_scores(ratings.scores, likeness, ratings.left, samples=samples).metrics(kind)
+        counts[f"{kind}_pairs"] = len(likeness)
+        left, right = sides[kind][2:]
+        close = np.flatnonzero(ratings.scores >= positive)
+        alike[kind] = {(left[ratings.left[i]], right[ratings.right[i]]) for i in close}
+    owner = [image_place[i] for i in data.caption_images]
+    own = set(enumerate(owner)) | alike.get("sits", set())  # (text, image)
+    of_image: dict[int, list[int]] = {}
+    for text, image in enumerate(owner):
+        of_image.setdefault(image, []).append(text)
+    siblings = {(a, b) for group in of_image.values() for a in group for b in group if a != b}
+    tasks = {
+        "image_to_text": (images, texts, {(image, text) for text, image in own}, False),
+        "text_to_image": (texts, images, own, False),
+        "text_to_text": (texts, texts, siblings | _both_ways(alike.get("sts", set())), True),
+        "image_to_image": (images, images, _both_ways(alike.get("sis", set())), True),
+    }
+    for name, (queries, targets, pairs, within) in tasks.items():
+        if pairs:
+            ranking = rated_retrieval(queries, targets, pairs, within=within, max_memory=run.max_memory)
+            metrics |= {f"{name}_r{k}": share for k, share in ranking.recall.items()}
+            counts[f"{name}_queries"] = ranking.queries
+    settings = {"samples": samples, "positive": positive}
+    return run.result("similarity", data.name, metrics, counts=counts, settings=settings)
+
+
+def _both_ways(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    return pairs | {(b, a) for a, b in pairs}
+
+
+def _embedded(run: Run, train: Labelled, test: Labelled) -> tuple:
+    """Training and test embeddings and labels; the labels of both by the keys of both."""
+    train, test = train.labelled(), test.labelled()
+    unknown = sorted({test.keys[label] for label in np.unique(test.labels)} - set(train.keys))
+    if unknown:
+        raise ValueError(
+            f"{test.name} has classes that {train.name} does not have: {', '.join(unknown[:5])}. Are these two of one data set?"
+        )
+    place = {key: number for number, key in enumerate(train.keys)}
+    test_labels = np.array([place[test.keys[label]] for label in test.labels])
+    rows = [run.embedder.images(part.images, name=part.name) for part in (train, test)]
+    return rows[0], train.labels, rows[1], test_labels
+
+
+def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray, list[str]]:
+    """The data's labels as the model numbers its classes, and the names of these: found by name, or by order where both
+    have as many and no name stands at another place."""
+    config = embedder.embedder.config
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    place = {name: number for number, name in enumerate(names)}
+    if all(key in place for key in data.keys):
+        numbers = [place[key] for key in data.keys]
+    elif len(data.keys) == len(names) and all(names[i] == key for i, key in enumerate(data.keys) if key in place):
+        numbers = range(len(names))
+    elif all(key.isdigit() and int(key) < len(names) for key in data.keys):
+        numbers = [int(key) for key in data.keys]
+    else:
+        raise ValueError(
+            f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), the model {len(names)} ({names[0]!r}, ...), "
+            "and their names differ: say which are which (--class-index)"
+        )
+    return np.where(data.labels < 0, -1, np.array(numbers)[data.labels]), names
+
+
+def _details(scores: Classification, names: Sequence[str]) -> dict:
+    if len(names) > _PER_CLASS:
+        return {}
+    confused = [[names[a], names[b], count] for a, b, count in scores.most_confused()]
+    return {"per_class": {names[c]: share for c, share in scores.per_class.items()}, "most_confused": confused}
+
+
+def _real_labels(path: Path, data: Labelled) -> list[list[int]]:
+    labels = json.loads(Path(path).read_text(encoding="utf-8"))
+    if data.names is None:
+        raise ValueError(f"{data.name}: ImageNet-ReaL needs the names of the image files, which these data do not have")
+    found = []
+    for name in data.names:
+        number = re.search(r"val_0*(\d+)", name)
+        if not number or not 1 <= int(number[1]) <= len(labels):
+            raise ValueError(f"{name}: wanted a name such as ILSVRC2012_val_00000001.JPEG, 1 to {len(labels)}")
+        found.append(labels[int(number[1]) - 1])
+    return found

@@ -1,0 +1,68 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from kakao_models.evaluate import Captioned, Labelled, tasks, zero_shot_scores
+from kakao_models.evaluate.datasets import Images
+from kakao_models.evaluate.similarity import Ratings
+
+
+class Planted:
+    """Embeddings that are known, in place of a model's."""
+
+    fingerprint = data_fingerprint = "0"
+    embedder = SimpleNamespace(name="planted")
+
+    def __init__(self, images, texts=None):
+        self._images, self._texts = images, texts
+
+    def images(self, sources, *, name=""):
+        return self._images[list(sources)]
+
+    def texts(self, texts):
+        return self._texts
+
+
+def test_right_answers_are_cocos_own_and_those_rated_enough_both_ways():
+    ids = [f"{i}.jpg" for i in range(4)]
+    data = Captioned("cxc", Images(range(4)), ids, list("abcd"), ids, [0, 1, 2, 3])
+    mark = [f"COCO_val2014:sentid:{i}" for i in range(4)]
+    texts = np.eye(4)[[1, 0, 2, 3]]  # captions 0 and 1 lie at each other's image
+    scores = np.array([3.0, 2.99, 0.0, 1.0])
+    rated = {
+        "sis": Ratings("sis", ids, ids[1:] + ids[:1], scores, [""] * 4),
+        "sts": Ratings("sts", mark, mark[2:] + mark[:2], scores, [""] * 4),
+        "sits": Ratings("sits", mark, ids[1:] + ids[:1], scores, [""] * 4),
+    }
+    run = tasks.Run(Planted(np.eye(4), texts))
+    found = tasks.similarity(run, data, rated, samples=5)
+    assert found.settings["positive"] == 3  # as the paper
+    assert found.counts["image_to_image_queries"] == 2 and found.counts["text_to_text_queries"] == 2
+    assert found.metrics["text_to_image_r1"] == 0.75  # caption 0 by its rating with image 1; caption 1 is wrong
+    assert found.metrics["image_to_text_r1"] == 0.75  # image 1 likewise
+    assert "image_to_image_r1" not in tasks.similarity(run, data, rated, samples=5, positive=3.5).metrics
+
+
+def test_the_drop_is_the_usual_accuracy_less_the_shifted_ones_mean(monkeypatch):
+    rows = np.eye(4)
+    right = {"usual": [0, 1, 2, 3], "v2": [0, 1, 3, 2], "r": [1, 0, 3, 3]}
+
+    def planted(run, data, names, templates):
+        return None, zero_shot_scores(rows, rows, np.array(right[data.name]), temperature=1.0)
+
+    monkeypatch.setattr(tasks, "zero_shot", planted)
+    sets = [(Labelled(name, Images(range(4)), np.arange(4), list("abcd"), None), list("abcd")) for name in right]
+    found = tasks.robustness(tasks.Run(Planted(rows)), sets, ("{}",)).metrics
+    assert (found["usual_top1"], found["v2_top1"], found["r_top1"]) == (1, 0.5, 0.25)
+    assert found["shifted_mean_top1"] == 0.375 and found["drop"] == 0.625
+
+
+def test_classes_of_two_tables_are_matched_by_name_not_by_number():
+    rows = np.eye(3)
+    train = Labelled("train", Images(range(3)), np.arange(3), ["a", "b", "c"], None)
+    test = Labelled("test", Images(range(3)), np.array([1, -1, 0]), ["c", "a"], None)  # rows 0 and 2: a and c
+    found = tasks.knn(tasks.Run(Planted(rows)), train.take(range(3)), test)
+    assert found.metrics["top1"] == 1 and found.counts == {"train": 3, "test": 2}
+    with pytest.raises(ValueError, match="has classes that train does not have: z"):
+        tasks.knn(tasks.Run(Planted(rows)), train, Labelled("test", Images(range(1)), np.array([0]), ["z"], None))
