@@ -12,6 +12,12 @@ TORCH ?= torch==$(TORCH_VERSION)+cpu --extra-index-url https://download.pytorch.
 else
 TORCH ?= torch==$(TORCH_VERSION)
 endif
+# Likewise half the size, where it exists.
+ifeq ($(shell uname -sm),Linux x86_64)
+TENSORFLOW ?= tensorflow-cpu
+else
+TENSORFLOW ?= tensorflow
+endif
 
 .PHONY: help demo test test-slow lint clean
 
@@ -46,5 +52,5 @@ $(VENV)/.main: setup.py | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.main setup.py
-	$(BIN)/python -m pip install --quiet -e '.[torch,convert,test]'
+	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,test]'
 	touch $@

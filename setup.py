@@ -9,16 +9,33 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "src/kakao_models/__init__.py").read_text()).group(1)
 
 TORCH = ["torch>=2.6"]
+KERAS = ["keras>=3.11.3"]  # older releases have holes in their loading
 # No framework needs another.
 EXTRAS = {
     "torch": TORCH,
-    "tensorflow": ["tensorflow>=2.18", "keras>=3.11.3"],  # older releases of Keras have holes in their loading
-    "flax": ["jax>=0.5", "flax>=0.10", "optax>=0.2.4"],
+    "keras": KERAS,  # for those who bring its backend, such as tensorflow-cpu
+    "tensorflow": ["tensorflow>=2.18", *KERAS],
+    "flax": ["jax>=0.10", "flax>=0.12", "optax>=0.2.8"],  # nnx.List, set_value; jax.shard_map
     "convert": [*TORCH, "h5py>=3.11", "msgpack>=1.1"],
-    "train": [*TORCH, "accelerate>=1.3", "datasets>=3.2", "pyarrow>=18", "tensorboard>=2.18", "matplotlib>=3.9"],
-    "data": ["datasets>=3.2", "duckdb>=1.1", "ibis-framework[duckdb]>=10", "img2dataset>=1.46"],
+    "train": [
+        *TORCH,
+        "accelerate>=1.3",
+        "datasets>=3.2",
+        "pyarrow>=18",
+        "pyyaml>=6",
+        "tensorboard>=2.18",
+        "matplotlib>=3.9",
+    ],
+    "data": [
+        "datasets>=3.2",
+        "duckdb>=1.1",
+        "ibis-framework[duckdb]>=10",
+        "matplotlib>=3.9",
+        "pyarrow>=18",
+        "scipy>=1.14",
+    ],
     "search": ["pymilvus>=2.5", "milvus-lite>=3.2"],
-    "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18"],
+    "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "pyyaml>=6"],
     "demo": ["gradio>=6.7"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0"],
     "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "pyarrow>=18", "scipy>=1.14", "h5py>=3.11", "msgpack>=1.1"],
@@ -35,12 +52,13 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"kakao_models": ["checkpoints/*/*"]},
+    package_data={"kakao_models": ["checkpoints/*/*", "train/recipes/*.yaml"]},
     install_requires=[
         "transformers>=5.16,<6",
         "huggingface_hub>=1.3",
         "safetensors>=0.5",
         "numpy>=1.26",
+        "filelock>=3.16",
         "google-crc32c>=1.5",
         "pillow>=11.1",
         "typer>=0.15",

@@ -1,13 +1,19 @@
 """Writes docs/parity.md: how far every model is from the recorded outputs of the original programs.
 
-python docs/make_parity.py             # the small models, a minute
-python docs/make_parity.py --full      # B7 and L/16 too: a quarter of an hour, 10 GB of memory
+python docs/make_parity.py             # the small models, in every framework that is installed: a few minutes
+python docs/make_parity.py --full      # B7 and L/16 too: most of an hour, 12 GB of memory
 """
 
 import argparse
+import contextlib
+import os
 import sys
 import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import torch
@@ -17,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import goldens  # noqa: E402
 
-from kakao_models import AlignModel, ViTForImageClassification  # noqa: E402
+import kakao_models  # noqa: E402
 
 SMALL = ["align_a", "align_b", "align_nano", "vit_a", "vit_b", "vit_nano_ckpt"]
 FULL = ["align_c", "align_d", "vit_c", "vit_d", "vit_e"]
@@ -41,59 +47,94 @@ weights that are random everywhere. Written by `python docs/make_parity.py` (`--
 `tests/tolerances.py`, block by block.
 
 In float64 what is left of ALIGN comes from two constants that the original rounds to float32, 1/127.5 and the root of 2; with
-these put in, the difference is below 1e-9 (`test_golden_float64_with_the_original_s_float32_constants`).
+these put in, the difference is below 1e-9 (`test_golden_float64_with_the_original_s_float32_constants`). The last column is the
+largest difference from our PyTorch model on the same inputs, over all of these outputs.
 
-| model | framework | precision | image features | text features | logits |
-|---|---|---|---|---|---|
+| model | framework | precision | image features | text features | logits | from PyTorch |
+|---|---|---|---|---|---|---|
 """
+PREFIX = {"PyTorch": "", "Keras": "TF", "Flax": "Flax"}
+PACKAGE = {"PyTorch": "torch", "Keras": "tensorflow", "Flax": "flax"}
 
 
-def align_outputs(folder: Path, golden: goldens.Golden, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    model = AlignModel.from_pretrained(folder, dtype=dtype)
-    tokens = {k: torch.from_numpy(golden.arrays[k]).long() for k in ("input_ids", "attention_mask", "token_type_ids")}
-    pixels = torch.from_numpy(golden.images).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
-    with torch.inference_mode():
-        return {
-            "image_features": model.get_image_features(pixels).pooler_output.numpy(),
-            "text_features": model.get_text_features(**tokens).pooler_output.numpy(),
-            "logits_per_image": model(pixel_values=pixels, **tokens).logits_per_image.numpy(),
-        }
+def load(framework: str, name: str, folder: Path, dtype: str):
+    """The model of a folder, and what runs a function of it on named numpy arrays and gives numpy arrays."""
+    kind = "AlignModel" if name.startswith("align") else "ViTForImageClassification"
+    model = getattr(kakao_models, PREFIX[framework] + kind).from_pretrained(folder, dtype=dtype)
+    if framework == "Flax":
+        from flax_arrays import jitted
+
+        return lambda function, **inputs: jitted(function)(model, **inputs)
+
+    def run(function: Callable, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        if framework == "PyTorch":
+            inputs = {key: torch.from_numpy(value) for key, value in inputs.items()}
+        with torch.inference_mode():
+            return {key: np.asarray(value) for key, value in function(model, **inputs).items()}
+
+    return run
 
 
-def vit_outputs(folder: Path, golden: goldens.Golden, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    model = ViTForImageClassification.from_pretrained(folder, dtype=dtype)
-    pixels = torch.from_numpy((golden.images.astype(np.float32) - 127.5) / np.float32(127.5)).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        output = model.vit(pixels.to(dtype))
-        features = output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
-        logits = model.classifier(features)[:, :: int(golden.arrays.get("logits_step", 1))]
-        return {"pre_logits": features.numpy(), "logits": logits.numpy()}
+def align_outputs(model, pixel_values, **tokens) -> dict:
+    return {
+        "image_features": model.get_image_features(pixel_values).pooler_output,
+        "text_features": model.get_text_features(**tokens).pooler_output,
+        "logits_per_image": model(pixel_values=pixel_values, **tokens).logits_per_image,
+    }
 
 
-def row(name: str, dtype: torch.dtype) -> str | None:
+def vit_outputs(model, pixel_values) -> dict:
+    output = model.vit(pixel_values)
+    features = output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
+    return {"pre_logits": features, "logits": model.classifier(features)}
+
+
+def outputs(framework: str, name: str, golden: goldens.Golden, folder: Path, dtype: str) -> dict[str, np.ndarray]:
+    run = load(framework, name, folder, dtype)
+    if name.startswith("align"):
+        tokens = {k: golden.arrays[k].astype(np.int64) for k in ("input_ids", "attention_mask", "token_type_ids")}
+        pixels = golden.images.transpose(0, 3, 1, 2).astype(dtype) / 127.5 - 1
+        return run(align_outputs, pixel_values=pixels, **tokens)
+    pixels = ((golden.images.astype(np.float32) - 127.5) / np.float32(127.5)).transpose(0, 3, 1, 2)
+    found = run(vit_outputs, pixel_values=pixels.astype(dtype))
+    return found | {"logits": found["logits"][:, :: int(golden.arrays.get("logits_step", 1))]}
+
+
+def rows(name: str, dtype: str, frameworks: list[str]) -> list[str]:
+    """A line per framework, with the differences of every output; none where nothing was recorded."""
     golden = goldens.load(name)
-    suffix = "_f64" if dtype == torch.float64 else ""
+    suffix = "_f64" if dtype == "float64" else ""
     align = name.startswith("align")
-    if ("image_features" if align else "logits") + suffix not in golden.arrays:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = (align_outputs if align else vit_outputs)(goldens.write_folder(name, Path(folder)), golden, dtype)
     columns = ("image_features", "text_features", "logits_per_image") if align else ("pre_logits", None, "logits")
-    cells = [f"{np.abs(outputs[c] - golden.arrays[c + suffix]).max():.1e}" if c else "" for c in columns]
-    return f"| {WHAT[name]} | PyTorch | {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |"
+    if columns[-1] + suffix not in golden.arrays:
+        return []
+    lines, ours = [], None
+    with tempfile.TemporaryDirectory() as parent:
+        folder = goldens.write_folder(name, Path(parent))
+        for framework in frameworks:
+            with contextlib.ExitStack() as stack:
+                if framework == "Flax" and dtype == "float64":
+                    import jax
+
+                    stack.enter_context(jax.enable_x64(True))
+                found = outputs(framework, name, golden, folder, dtype)
+            ours = ours or found
+            cells = [f"{np.abs(found[c] - golden.arrays[c + suffix]).max():.1e}" if c else "" for c in columns]
+            between = f"{max(np.abs(found[c] - ours[c]).max() for c in found):.1e}" if found is not ours else ""
+            lines.append(f"| {WHAT[name]} | {framework} | {dtype} | {' | '.join(cells)} | {between} |")
+            print(lines[-1], flush=True)
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="full-size models too")
     names = SMALL + FULL if parser.parse_args().full else SMALL
-    rows = []
-    for name in sorted(names):
-        for dtype in (torch.float32, torch.float64):
-            if line := row(name, dtype):
-                rows.append(line)
-                print(line, flush=True)
-    (ROOT / "docs" / "parity.md").write_text(HEAD + "\n".join(rows) + "\n")
+    frameworks = [framework for framework, package in PACKAGE.items() if find_spec(package)]
+    lines = [
+        line for name in sorted(names) for dtype in ("float32", "float64") for line in rows(name, dtype, frameworks)
+    ]
+    (ROOT / "docs" / "parity.md").write_text(HEAD + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,19 +12,35 @@ _MODULES = {
     "kakao_models.align.config": ("AlignConfig", "AlignTextConfig", "AlignVisionConfig"),
     "kakao_models.align.processing": ("AlignImageProcessor", "AlignProcessor"),
     "kakao_models.align.modeling_torch": ("AlignModel", "AlignTextModel", "AlignVisionModel"),
+    "kakao_models.align.modeling_tf": ("TFAlignModel", "TFAlignTextModel", "TFAlignVisionModel"),
+    "kakao_models.align.modeling_flax": ("FlaxAlignModel", "FlaxAlignTextModel", "FlaxAlignVisionModel"),
+    "kakao_models.align.classification_torch": ("AlignForImageClassification",),
     "kakao_models.vit.config": ("ViTConfig",),
     "kakao_models.vit.processing": ("ViTImageProcessor",),
     "kakao_models.vit.modeling_torch": ("ViTForImageClassification", "ViTModel"),
+    "kakao_models.vit.modeling_tf": ("TFViTForImageClassification", "TFViTModel"),
+    "kakao_models.vit.modeling_flax": ("FlaxViTForImageClassification", "FlaxViTModel"),
     "kakao_models.inference.embedder": ("Embedder",),
     "kakao_models.inference.pipelines": ("pipeline",),
+    "kakao_models.train.arguments": ("TrainArguments",),
+    "kakao_models.train.trainer": ("AlignTrainer", "ViTTrainer"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-_FRAMEWORKS = {"torch": "torch"}  # framework -> the extra that installs it
+_SUBPACKAGES = ("evaluate",)  # imported on first use too, and lazy themselves
+_FRAMEWORKS = {
+    "torch": "torch",
+    "tensorflow": "tensorflow",
+    "keras": "tensorflow",
+    "jax": "flax",
+    "flax": "flax",
+}  # framework -> the extra that installs it
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"kakao_models.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'kakao_models' has no attribute {name!r}. It has: {', '.join(__all__)}")
     try:
@@ -33,10 +49,11 @@ def __getattr__(name: str):
         if error.name not in _FRAMEWORKS:
             raise
         extra = _FRAMEWORKS[error.name]
-        raise ImportError(f"{name} needs {error.name}: pip install 'kakao-models[{extra}]'") from error
+        needed = "tensorflow" if extra == "tensorflow" else error.name
+        raise ImportError(f"{name} needs {needed}: pip install 'kakao-models[{extra}]'") from error
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

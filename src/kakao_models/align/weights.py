@@ -6,8 +6,10 @@ each of a block's layers: `{b:bn}` is the number of the layer `bn` of block b.
 Index sets: b blocks of the image tower  x those of them that expand  l layers of the text tower
 """
 
-from kakao_models.align.config import AlignConfig
-from kakao_models.checkpoint.weightmap import Index, Row, Slot, tpu_slots
+from dataclasses import replace
+
+from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig
+from kakao_models.checkpoint.weightmap import Index, Row, Slot, framework_slots, tpu_slots
 
 _IMAGE = "image_encoder/layer_with_weights-0/layer_with_weights-"
 _TEXT = "text_encoder/layer_with_weights-0/bert"
@@ -15,41 +17,63 @@ _BLOCK = "vision_model.encoder.blocks"
 _LAYER = "text_model.encoder.layer.{l}"
 _TPU_LAYER = _TEXT + "/encoder/layer/{l}"
 
+
+def _same(key: str, kind: str, tpu: str) -> Row:
+    """A row of a module that goes by its key in our classes too."""
+    return Row(key, kind, key, tpu)
+
+
 ROWS = (
-    Row("vision_model.embeddings.convolution", "conv", _IMAGE + "0"),
-    Row("vision_model.embeddings.batchnorm", "batchnorm", _IMAGE + "1"),
-    Row(_BLOCK + ".{x}.expansion.expand_conv", "conv", _IMAGE + "{x:expand_conv}"),
-    Row(_BLOCK + ".{x}.expansion.expand_bn", "batchnorm", _IMAGE + "{x:expand_bn}"),
-    Row(_BLOCK + ".{b}.depthwise_conv.depthwise_conv", "depthwise", _IMAGE + "{b:dwconv}"),
-    Row(_BLOCK + ".{b}.depthwise_conv.depthwise_norm", "batchnorm", _IMAGE + "{b:bn}"),
-    Row(_BLOCK + ".{b}.squeeze_excite.reduce", "conv_bias", _IMAGE + "{b:se_reduce}"),
-    Row(_BLOCK + ".{b}.squeeze_excite.expand", "conv_bias", _IMAGE + "{b:se_expand}"),
-    Row(_BLOCK + ".{b}.projection.project_conv", "conv", _IMAGE + "{b:project_conv}"),
-    Row(_BLOCK + ".{b}.projection.project_bn", "batchnorm", _IMAGE + "{b:project_bn}"),
-    Row("visual_projection", "dense", "image_encoder/layer_with_weights-1"),
-    Row("text_model.embeddings.word_embeddings", "embedding", _TEXT + "/embeddings/weight"),
+    _same("vision_model.embeddings.convolution", "conv", _IMAGE + "0"),
+    _same("vision_model.embeddings.batchnorm", "batchnorm", _IMAGE + "1"),
+    _same(_BLOCK + ".{x}.expansion.expand_conv", "conv", _IMAGE + "{x:expand_conv}"),
+    _same(_BLOCK + ".{x}.expansion.expand_bn", "batchnorm", _IMAGE + "{x:expand_bn}"),
+    _same(_BLOCK + ".{b}.depthwise_conv.depthwise_conv", "depthwise", _IMAGE + "{b:dwconv}"),
+    _same(_BLOCK + ".{b}.depthwise_conv.depthwise_norm", "batchnorm", _IMAGE + "{b:bn}"),
+    _same(_BLOCK + ".{b}.squeeze_excite.reduce", "conv_bias", _IMAGE + "{b:se_reduce}"),
+    _same(_BLOCK + ".{b}.squeeze_excite.expand", "conv_bias", _IMAGE + "{b:se_expand}"),
+    _same(_BLOCK + ".{b}.projection.project_conv", "conv", _IMAGE + "{b:project_conv}"),
+    _same(_BLOCK + ".{b}.projection.project_bn", "batchnorm", _IMAGE + "{b:project_bn}"),
+    _same("visual_projection", "dense", "image_encoder/layer_with_weights-1"),
+    _same("text_model.embeddings.word_embeddings", "embedding", _TEXT + "/embeddings/weight"),
     # The original's position table goes by its second name in the object graph, plain "embeddings".
-    Row("text_model.embeddings.position_embeddings", "embedding", _TEXT + "/embeddings/embeddings"),
-    Row("text_model.embeddings.token_type_embeddings", "embedding", _TEXT + "/embeddings/token_type_embeddings"),
-    Row("text_model.embeddings.LayerNorm", "norm", _TEXT + "/embeddings/LayerNorm"),
-    Row(_LAYER + ".attention.self.query", "dense", _TPU_LAYER + "/attention/self_attention/query"),
-    Row(_LAYER + ".attention.self.key", "dense", _TPU_LAYER + "/attention/self_attention/key"),
-    Row(_LAYER + ".attention.self.value", "dense", _TPU_LAYER + "/attention/self_attention/value"),
-    Row(_LAYER + ".attention.output.dense", "dense", _TPU_LAYER + "/attention/dense_output/dense"),
-    Row(_LAYER + ".attention.output.LayerNorm", "norm", _TPU_LAYER + "/attention/dense_output/LayerNorm"),
-    Row(_LAYER + ".intermediate.dense", "dense", _TPU_LAYER + "/intermediate/dense"),
-    Row(_LAYER + ".output.dense", "dense", _TPU_LAYER + "/bert_output/dense"),
-    Row(_LAYER + ".output.LayerNorm", "norm", _TPU_LAYER + "/bert_output/LayerNorm"),
-    Row("text_model.pooler.dense", "dense", _TEXT + "/pooler/dense"),
-    Row("text_projection", "dense", "text_encoder/layer_with_weights-1"),
-    Row("temperature", "array", "temperature"),
+    _same("text_model.embeddings.position_embeddings", "embedding", _TEXT + "/embeddings/embeddings"),
+    _same("text_model.embeddings.token_type_embeddings", "embedding", _TEXT + "/embeddings/token_type_embeddings"),
+    _same("text_model.embeddings.LayerNorm", "norm", _TEXT + "/embeddings/LayerNorm"),
+    _same(_LAYER + ".attention.self.query", "dense", _TPU_LAYER + "/attention/self_attention/query"),
+    _same(_LAYER + ".attention.self.key", "dense", _TPU_LAYER + "/attention/self_attention/key"),
+    _same(_LAYER + ".attention.self.value", "dense", _TPU_LAYER + "/attention/self_attention/value"),
+    Row(
+        _LAYER + ".attention.output.dense",
+        "dense",
+        _LAYER + ".attention.output_layer.dense",
+        _TPU_LAYER + "/attention/dense_output/dense",
+    ),
+    Row(
+        _LAYER + ".attention.output.LayerNorm",
+        "norm",
+        _LAYER + ".attention.output_layer.LayerNorm",
+        _TPU_LAYER + "/attention/dense_output/LayerNorm",
+    ),
+    _same(_LAYER + ".intermediate.dense", "dense", _TPU_LAYER + "/intermediate/dense"),
+    Row(_LAYER + ".output.dense", "dense", _LAYER + ".output_layer.dense", _TPU_LAYER + "/bert_output/dense"),
+    Row(
+        _LAYER + ".output.LayerNorm", "norm", _LAYER + ".output_layer.LayerNorm", _TPU_LAYER + "/bert_output/LayerNorm"
+    ),
+    _same("text_model.pooler.dense", "dense", _TEXT + "/pooler/dense"),
+    _same("text_projection", "dense", "text_encoder/layer_with_weights-1"),
+    _same("temperature", "array", "temperature"),
 )
 
 
 def index_sets(config: AlignConfig) -> dict[str, list[Index]]:
     """The members of the index sets of `ROWS`."""
+    return _image_sets(config.vision_config) | _text_sets(config.text_config)
+
+
+def _image_sets(config: AlignVisionConfig) -> dict[str, list[Index]]:
     blocks, expanding, number = [], [], 2  # the stem took 0 and 1
-    for block, spec in enumerate(config.vision_config.blocks()):
+    for block, spec in enumerate(config.blocks()):
         layers = ["dwconv", "bn", "se_reduce", "se_expand", "project_conv", "project_bn"]
         if spec.expand_ratio != 1:
             layers = ["expand_conv", "expand_bn"] + layers
@@ -58,10 +82,33 @@ def index_sets(config: AlignConfig) -> dict[str, list[Index]]:
         blocks.append(index)
         if spec.expand_ratio != 1:
             expanding.append(index)
-    return {"b": blocks, "x": expanding, "l": [Index(i) for i in range(config.text_config.num_hidden_layers)]}
+    return {"b": blocks, "x": expanding}
+
+
+def _text_sets(config: AlignTextConfig) -> dict[str, list[Index]]:
+    return {"l": [Index(i) for i in range(config.num_hidden_layers)]}
 
 
 def align_tpu_slots(config: AlignConfig) -> list[Slot]:
     """Every tensor of an ALIGN model, in model.safetensors and in a checkpoint of the original program."""
-    rows = [row for row in ROWS if row.key != "visual_projection" or config.use_visual_projection]
-    return tpu_slots(rows, index_sets(config))
+    return tpu_slots(_rows(config), index_sets(config))
+
+
+def align_slots(config: AlignConfig | AlignTextConfig | AlignVisionConfig, dialect: str) -> list[Slot]:
+    """Every tensor of an ALIGN model, or of one of its towers, in model.safetensors and in our class of a framework.
+
+    A tower's keys are those of the whole model, its attribute paths begin at the tower.
+
+    Args:
+        dialect: "keras" or "nnx".
+    """
+    if isinstance(config, AlignConfig):
+        return framework_slots(_rows(config), index_sets(config), dialect)
+    text = isinstance(config, AlignTextConfig)
+    prefix, sets = ("text_model.", _text_sets(config)) if text else ("vision_model.", _image_sets(config))
+    rows = [replace(row, path=row.path.removeprefix(prefix)) for row in ROWS if row.path.startswith(prefix)]
+    return framework_slots(rows, sets, dialect)
+
+
+def _rows(config: AlignConfig) -> list[Row]:
+    return [row for row in ROWS if row.key != "visual_projection" or config.use_visual_projection]

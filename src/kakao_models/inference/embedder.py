@@ -12,7 +12,7 @@ import numpy as np
 
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.data.images import load_image
-from kakao_models.inference.engines import TorchEngine
+from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.progress import Progress
 from kakao_models.inference.stream import Failure, ImageBatch, collect, each_source, report, stream_batches
 
@@ -26,9 +26,12 @@ class Embedder:
     After each run `failures` lists the images of that run that could not be read.
 
     Args:
-        model: a Hub id, a folder, the name of a checkpoint inside this package, or a loaded model (see `TorchEngine`).
+        model: a Hub id, a folder, the name of a checkpoint inside this package, or a loaded model of
+            PyTorch, Keras or Flax (see `TorchEngine`).
         processor: an `AlignProcessor`, or a `ViTImageProcessor`; by default the checkpoint's own. `image_processor`
             and `tokenizer` replace one part of it.
+        framework: what runs the model: "torch", "tf" (Keras on TensorFlow) or "flax"; by default that of a loaded model,
+            or the first of these that is installed. Preprocessing and results are the same.
         device: "auto" takes the GPU if there is one.
         dtype: what the model computes in: "float32" (the default), "bfloat16", "float16". Results are always float32.
         batch_size: images at a time; as many texts of 64 tokens, and more of shorter ones.
@@ -48,6 +51,7 @@ class Embedder:
         processor=None,
         image_processor=None,
         tokenizer=None,
+        framework: str | None = None,
         device: str | int = "auto",
         dtype: str | None = None,
         batch_size: int = 32,
@@ -58,12 +62,13 @@ class Embedder:
         subfolder: str = "",
     ):
         where = dict(revision=revision, token=token, subfolder=subfolder)
+        engine = engine_class(framework, model)
         if isinstance(model, (str, os.PathLike)):
             self.name = os.fspath(model)
-            self.engine = TorchEngine.load(model, device=device, dtype=dtype, **where)
+            self.engine = engine.load(model, device=device, dtype=dtype, **where)
         else:
             self.name = getattr(model, "name_or_path", "") or type(model).__name__
-            self.engine = TorchEngine(model, device=device, dtype=dtype)
+            self.engine = engine(model, device=device, dtype=dtype)
         texts = self.engine.reads_texts
         if processor is None and (image_processor is None or (texts and tokenizer is None)):
             processor = _processor(texts, self.name, where)

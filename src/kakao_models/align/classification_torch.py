@@ -1,0 +1,73 @@
+"""ALIGN's image tower as a classifier, in PyTorch: for a linear probe, or to be fine-tuned as a whole."""
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from kakao_models.align.config import AlignVisionConfig
+from kakao_models.align.modeling_torch import AlignPreTrainedModel, AlignVisionModel
+
+
+class AlignForImageClassification(AlignPreTrainedModel):
+    """The image tower and a linear head on its pooled output (B, C).
+
+    `from_pretrained(folder_of_an_align, num_labels=10, ignore_mismatched_sizes=True)` takes the tower of an ALIGN and
+    starts a head at zero, where every class has the same probability.
+    """
+
+    config: AlignVisionConfig
+    config_class = AlignVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    tensors_replaceable = (r"classifier\.",)
+
+    def __init__(self, config: AlignVisionConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = AlignVisionModel(config)
+        self.classifier = nn.Linear(config.output_channels, config.num_labels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.classifier:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+    def freeze_backbone(self) -> None:
+        """For a linear probe: only the head is trained, and batch norms keep their statistics in training mode too."""
+        self.vision_model.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "AlignForImageClassification":
+        super().train(mode)
+        if not any(p.requires_grad for p in self.vision_model.parameters()):
+            self.vision_model.eval()
+        return self
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,  # (B, 3, H, W) in [-1, 1]
+        labels: torch.Tensor | None = None,  # (B,) class numbers, or (B, classes) for several labels an image
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> tuple | ImageClassifierOutputWithNoAttention:
+        """Logits (B, classes) and, with labels, transformers' loss for `config.problem_type`."""
+        features = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        logits = self.classifier(features.pooler_output)  # (B, classes)
+        loss = None
+        if labels is not None:
+            if self.config.problem_type is None and labels.ndim == 2:
+                self.config.problem_type = "multi_label_classification"
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=features.hidden_states)
+        return output.to_tuple() if return_dict is False else output
+
+
+AutoModelForImageClassification.register(AlignVisionConfig, AlignForImageClassification, exist_ok=True)

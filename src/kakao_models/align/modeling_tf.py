@@ -1,0 +1,648 @@
+"""ALIGN in Keras 3 (Jia et al. 2021), with the semantics of Kakao Brain's original program: the same as modeling_torch.py.
+
+Inside, maps lie as (B, H, W, C); `pixel_values` and the maps in outputs are (B, C, H, W), as in PyTorch.
+
+Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head  P projection
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
+from kakao_models.align.weights import align_slots
+from kakao_models.checkpoint.keras_model import (
+    Layer,
+    ModelOutput,
+    TFBaseModelOutputWithPooling,
+    TFPreTrainedModel,
+    activation,
+    at_least_float32,
+    convolution,
+    dense,
+    embedding,
+    gather_replicas,
+    layer_norm,
+)
+
+
+class TFAlignOutput(ModelOutput):
+    """What `TFAlignModel` returns.
+
+    loss: scalar, with `return_loss=True`.
+    logits_per_image: (images, texts), cosine similarity divided by the temperature; `logits_per_text` its transpose.
+    text_embeds, image_embeds: (texts, P), (images, P), L2-normalised.
+    text_model_output, vision_model_output: outputs of the towers.
+    """
+
+    loss: Any
+    logits_per_image: Any
+    logits_per_text: Any
+    text_embeds: Any
+    image_embeds: Any
+    text_model_output: TFBaseModelOutputWithPooling
+    vision_model_output: TFBaseModelOutputWithPooling
+
+
+def cross_entropy(logits, labels, label_smoothing: float):
+    """(B, N) logits, (B,) labels → (B,)."""
+    log_probabilities = ops.log_softmax(at_least_float32(logits))
+    at_label = ops.squeeze(ops.take_along_axis(log_probabilities, labels[:, None], axis=1), 1)
+    return -(1 - label_smoothing) * at_label - label_smoothing * ops.mean(log_probabilities, 1)
+
+
+def contrastive_loss(logits_per_image, label_smoothing: float):
+    """ALIGN's loss for square logits (B, B): image-to-text plus text-to-image cross entropy, mean over samples.
+
+    The original adds the two directions where transformers takes their mean.
+    """
+    labels = ops.arange(ops.shape(logits_per_image)[0])
+    image_to_text = ops.mean(cross_entropy(logits_per_image, labels, label_smoothing))
+    text_to_image = ops.mean(cross_entropy(ops.transpose(logits_per_image), labels, label_smoothing))
+    return image_to_text + text_to_image
+
+
+def l2_normalize(x, dtype: str | None = None):
+    """x / sqrt(max(sum of squares, 1e-12)) along the last axis, as in the original; computed in at least float32."""
+    wide = at_least_float32(x)  # in float16 the squares overflow from a norm of 256 on
+    square = ops.maximum(ops.sum(ops.square(wide), -1, keepdims=True), 1e-12)
+    return ops.cast(wide * ops.rsqrt(square), dtype or x.dtype)
+
+
+class TFAlignBatchNorm(Layer):
+    """Batch normalisation that in training treats the batch as interleaved ghost batches (Hoffer et al. 2017).
+
+    With n = B // virtual_batch_size groups, group j is the samples j, j + n, j + 2n, ... Variances are biased, also in
+    the moving average, which takes the mean over the groups once a step. The original refuses a batch that is no
+    multiple of `virtual_batch_size`; here its n groups differ by at most one sample (31 samples are one group).
+    """
+
+    def __init__(self, channels: int, config: AlignVisionConfig):
+        super().__init__()
+        self.eps, self.momentum = config.batch_norm_eps, config.batch_norm_momentum
+        self.virtual_batch_size = config.virtual_batch_size
+        self.gamma = self.add_weight((channels,), "ones", name="gamma", autocast=False)
+        self.beta = self.add_weight((channels,), "zeros", name="beta", autocast=False)
+        moving = dict(trainable=False, autocast=False, aggregation="mean")  # over the replicas of a tf.distribute step
+        self.moving_mean = self.add_weight((channels,), "zeros", name="moving_mean", **moving)
+        self.moving_variance = self.add_weight((channels,), "ones", name="moving_variance", **moving)
+
+    def call(self, x, training=None):
+        wide = at_least_float32(x)
+        gamma, beta = at_least_float32(self.gamma), at_least_float32(self.beta)
+        if training and self.trainable:
+            centred, variance = self._centre_groups(wide)  # variance (B, 1, 1, C): of the group that a sample is in
+            return ops.cast(centred * (gamma * ops.rsqrt(variance + self.eps)) + beta, x.dtype)
+        mean, variance = at_least_float32(self.moving_mean), at_least_float32(self.moving_variance)  # (C,)
+        scale = gamma * ops.rsqrt(variance + self.eps)
+        return ops.cast(wide * scale + (beta - mean * scale), x.dtype)
+
+    def _centre_groups(self, x):
+        batch = ops.shape(x)[0]
+        if self.virtual_batch_size is None:
+            n = 1
+        elif isinstance(batch, int):
+            n = max(1, batch // self.virtual_batch_size)
+        else:  # not known when a tf.function is traced
+            n = ops.maximum(1, batch // self.virtual_batch_size)
+        means = _group_means(ops.mean(x, (1, 2)), n)  # (n, C)
+        centred = x - _spread(means, n, batch)
+        variances = _group_means(ops.mean(ops.square(centred), (1, 2)), n)  # (n, C)
+        share = 1 - self.momentum
+        for moving, now in ((self.moving_mean, means), (self.moving_variance, variances)):
+            moving.assign(moving + ops.cast((ops.mean(now, 0) - moving) * share, moving.dtype))
+        return centred, _spread(variances, n, batch)
+
+
+def _group_means(x, n):
+    """(B, C) → (n, C): the means over the rows j, j + n, j + 2n, ... for each j below n."""
+    batch, channels = ops.shape(x)
+    x = ops.concatenate([x, ops.zeros((-batch % n, channels), x.dtype)])
+    sizes = (batch - ops.arange(n) + n - 1) // n
+    return ops.sum(ops.reshape(x, (-1, n, channels)), 0) / ops.cast(sizes, x.dtype)[:, None]
+
+
+def _spread(groups, n, batch):
+    """(n, C) → (B, 1, 1, C): to each sample its group's row, the inverse of the interleaving."""
+    return ops.tile(groups, (-(-batch // n), 1))[:batch, None, None]
+
+
+def pad_for_stride_2(x, kernel_size: int):
+    """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: the original's `correct_pad` of an unknown size."""
+    low, high = kernel_size // 2 - 1, kernel_size // 2
+    return ops.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
+
+
+def depthwise_convolution(x, kernel, stride: int):
+    """(B, H, W, C), (k, k, C, 1) → (B, H', W', C), without padding.
+
+    On processors, XLA convolves depthwise 9 to 60 times slower than it adds up k * k shifted products (B7's shapes).
+    """
+    if not _compiled_for_cpu():
+        return ops.depthwise_conv(x, kernel, strides=stride, padding="valid", data_format="channels_last")
+    size = kernel.shape[0]
+    height, width = ((side - size) // stride * stride + 1 for side in ops.shape(x)[1:3])
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    return sum(x[:, i : i + height : stride, j : j + width : stride] * kernel[i, j, :, 0] for i, j in shifts)
+
+
+def _compiled_for_cpu() -> bool:
+    """Whether XLA is tracing, on a machine where it compiles for the processor."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+    if not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return False
+    return {device.device_type for device in tf.config.list_logical_devices()} <= {"CPU", "XLA_CPU"}
+
+
+class TFAlignDepthwiseConv(Layer):
+    def __init__(self, channels: int, kernel_size: int, stride: int):
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
+        start = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+        self.kernel = self.add_weight((kernel_size, kernel_size, channels, 1), start, name="kernel")
+
+    def call(self, x):
+        return depthwise_convolution(x, ops.convert_to_tensor(self.kernel), self.stride)
+
+
+class TFAlignVisionEmbeddings(Layer):
+    def __init__(self, config: AlignVisionConfig):
+        super().__init__()
+        self.convolution = convolution(config.num_channels, config.stem_channels, kernel_size=3, stride=2, bias=False)
+        self.batchnorm = TFAlignBatchNorm(config.stem_channels, config)
+        self.activation = activation(config.hidden_act)
+
+    def call(self, pixel_values):
+        x = pad_for_stride_2(pixel_values, 3)
+        return self.activation(self.batchnorm(self.convolution(x)))  # (B, H/2, W/2, C)
+
+
+class TFAlignVisionExpansionLayer(Layer):
+    def __init__(self, config: AlignVisionConfig, spec: BlockSpec):
+        super().__init__()
+        self.expand_conv = convolution(spec.in_channels, spec.expanded_channels, kernel_size=1, bias=False)
+        self.expand_bn = TFAlignBatchNorm(spec.expanded_channels, config)
+        self.expand_act = activation(config.hidden_act)
+
+    def call(self, x):
+        return self.expand_act(self.expand_bn(self.expand_conv(x)))
+
+
+class TFAlignVisionDepthwiseLayer(Layer):
+    def __init__(self, config: AlignVisionConfig, spec: BlockSpec):
+        super().__init__()
+        self.pad_explicitly = spec.stride == 2 and not spec.symmetric_padding
+        self.depthwise_conv = TFAlignDepthwiseConv(spec.expanded_channels, spec.kernel_size, spec.stride)
+        self.depthwise_norm = TFAlignBatchNorm(spec.expanded_channels, config)
+        self.depthwise_act = activation(config.hidden_act)
+
+    def call(self, x):
+        size = self.depthwise_conv.kernel_size
+        sides = (size // 2, size // 2)
+        x = pad_for_stride_2(x, size) if self.pad_explicitly else ops.pad(x, ((0, 0), sides, sides, (0, 0)))
+        return self.depthwise_act(self.depthwise_norm(self.depthwise_conv(x)))
+
+
+class TFAlignVisionSqueezeExciteLayer(Layer):
+    def __init__(self, config: AlignVisionConfig, spec: BlockSpec):
+        super().__init__()
+        self.reduce = convolution(spec.expanded_channels, spec.se_channels, kernel_size=1)
+        self.expand = convolution(spec.se_channels, spec.expanded_channels, kernel_size=1)
+        self.act_reduce = activation(config.hidden_act)
+
+    def call(self, x):
+        scale = ops.mean(x, (1, 2), keepdims=True)  # (B, 1, 1, C)
+        return x * ops.sigmoid(self.expand(self.act_reduce(self.reduce(scale))))
+
+
+class TFAlignVisionFinalBlockLayer(Layer):
+    def __init__(self, config: AlignVisionConfig, spec: BlockSpec):
+        super().__init__()
+        self.project_conv = convolution(spec.expanded_channels, spec.out_channels, kernel_size=1, bias=False)
+        self.project_bn = TFAlignBatchNorm(spec.out_channels, config)
+
+    def call(self, x):
+        return self.project_bn(self.project_conv(x))
+
+
+class TFAlignVisionBlock(Layer):
+    def __init__(self, config: AlignVisionConfig, spec: BlockSpec):
+        super().__init__()
+        if spec.expand_ratio != 1:
+            self.expansion = TFAlignVisionExpansionLayer(config, spec)
+        self.depthwise_conv = TFAlignVisionDepthwiseLayer(config, spec)
+        self.squeeze_excite = TFAlignVisionSqueezeExciteLayer(config, spec)
+        self.projection = TFAlignVisionFinalBlockLayer(config, spec)
+        self.expands, self.skip, self.drop_rate = spec.expand_ratio != 1, spec.skip, spec.drop_rate
+        # drops the residual branch of whole samples (Huang et al. 2016), in training
+        self.drop_connect = keras.layers.Dropout(spec.drop_rate, noise_shape=(None, 1, 1, 1))
+
+    def call(self, x):
+        y = self.expansion(x) if self.expands else x  # (B, H, W, C * expand_ratio)
+        y = self.squeeze_excite(self.depthwise_conv(y))  # stride
+        y = self.projection(y)  # (B, H', W', C')
+        return x + self.drop_connect(y) if self.skip else y
+
+
+class TFAlignVisionEncoder(Layer):
+    def __init__(self, config: AlignVisionConfig):
+        super().__init__()
+        self.blocks = [TFAlignVisionBlock(config, spec) for spec in config.blocks()]
+
+    def call(self, x, output_hidden_states: bool = False):
+        states = (x,)
+        for block in self.blocks:
+            x = block(x)
+            states = (*states, x) if output_hidden_states else None  # kept only when asked for: they are large
+        return x, states
+
+
+class TFAlignTextEmbeddings(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        std = config.initializer_range
+        self.word_embeddings = embedding(config.vocab_size, config.hidden_size, std)
+        self.position_embeddings = embedding(config.max_position_embeddings, config.hidden_size, std)
+        self.token_type_embeddings = embedding(config.type_vocab_size, config.hidden_size, std)
+        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob)
+
+    def call(self, words, token_type_ids=None, position_ids=None):
+        if position_ids is None:
+            position_ids = ops.arange(ops.shape(words)[1])[None]  # (1, L)
+        if token_type_ids is None:
+            token_type_ids = ops.zeros_like(position_ids)
+        x = words + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(x))
+
+
+def eager_attention(query, key, value, mask, dropout):
+    """Attention of (B, L, N, K): its output (B, L, N * K), and its weights; the softmax runs in at least float32.
+
+    `mask` (B, 1, 1, L) is true where a token may be seen; None for everywhere.
+    """
+    scores = at_least_float32(ops.einsum("blnk,bmnk->bnlm", query, key) * query.shape[-1] ** -0.5)  # (B, N, L, L)
+    if mask is not None:
+        scores = ops.where(mask, scores, np.finfo(keras.backend.standardize_dtype(scores.dtype)).min)
+    weights = ops.cast(ops.softmax(scores), query.dtype)
+    output = ops.einsum("bnlm,bmnk->blnk", dropout(weights), value)  # (B, L, N, K)
+    return ops.reshape(output, (*ops.shape(output)[:2], query.shape[2] * query.shape[3])), weights
+
+
+class TFAlignTextSelfAttention(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"AlignTextConfig: hidden_size {config.hidden_size} is no multiple of "
+                f"num_attention_heads {config.num_attention_heads}"
+            )
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.query = dense(config.hidden_size, config.hidden_size, config.initializer_range)
+        self.key = dense(config.hidden_size, config.hidden_size, config.initializer_range)
+        self.value = dense(config.hidden_size, config.hidden_size, config.initializer_range)
+        self.dropout = keras.layers.Dropout(config.attention_probs_dropout_prob)
+
+    def call(self, x, attention_mask=None):
+        heads = (*ops.shape(x)[:2], x.shape[2] // self.head_size, self.head_size)
+        q, k, v = (ops.reshape(p(x), heads) for p in (self.query, self.key, self.value))  # (B, L, N, K)
+        return eager_attention(q, k, v, attention_mask, self.dropout)  # (B, L, D), (B, N, L, L)
+
+
+class TFAlignTextSelfOutput(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        self.dense = dense(config.hidden_size, config.hidden_size, config.initializer_range)
+        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob)
+
+    def call(self, x, residual):
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class TFAlignTextAttention(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        self.self = TFAlignTextSelfAttention(config)
+        self.output_layer = TFAlignTextSelfOutput(config)
+
+    def call(self, x, attention_mask=None):
+        attended, weights = self.self(x, attention_mask)
+        return self.output_layer(attended, x), weights
+
+
+class TFAlignTextIntermediate(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        self.dense = dense(config.hidden_size, config.intermediate_size, config.initializer_range)
+        self.intermediate_act_fn = activation(config.hidden_act)
+
+    def call(self, x):
+        return self.intermediate_act_fn(self.dense(x))
+
+
+class TFAlignTextOutput(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        self.dense = dense(config.intermediate_size, config.hidden_size, config.initializer_range)
+        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob)
+
+    def call(self, x, residual):
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class TFAlignTextLayer(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        self.attention = TFAlignTextAttention(config)
+        self.intermediate = TFAlignTextIntermediate(config)
+        self.output_layer = TFAlignTextOutput(config)
+
+    def call(self, x, attention_mask=None):
+        x, weights = self.attention(x, attention_mask)
+        return self.output_layer(self.intermediate(x), x), weights
+
+
+class TFAlignTextEncoder(Layer):
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        self.layer = [TFAlignTextLayer(config) for _ in range(config.num_hidden_layers)]
+
+    def call(self, x, attention_mask=None, output_attentions: bool = False, output_hidden_states: bool = False):
+        states, attentions = (x,), ()
+        for layer in self.layer:
+            x, weights = layer(x, attention_mask)
+            states = (*states, x) if output_hidden_states else None
+            attentions = (*attentions, weights) if output_attentions else None
+        return x, states, attentions
+
+
+class TFAlignTextPooler(Layer):
+    """BERT's pooler. ALIGN stores it and does not use it: its text features come from `text_projection`."""
+
+    def __init__(self, config: AlignTextConfig):
+        super().__init__()
+        self.dense = dense(config.hidden_size, config.hidden_size, config.initializer_range)
+
+    def call(self, x):
+        return ops.tanh(self.dense(x[:, 0]))  # (B, D)
+
+
+class TFAlignPreTrainedModel(TFPreTrainedModel):
+    def _slots(self):
+        slots = align_slots(self.config, "keras")
+        if isinstance(self, TFAlignTextModel) and self.pooler is None:
+            slots = [slot for slot in slots if not slot.key.startswith("text_model.pooler.")]
+        return slots
+
+
+class TFAlignTextModel(TFAlignPreTrainedModel):
+    """The text tower. `pooler_output` is BERT's pooler, which ALIGN itself does not use."""
+
+    config_class = AlignTextConfig
+    key_prefix = "text_model."
+    is_base = True
+    tensors_elsewhere = (
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\."
+    )  # fmt: skip
+
+    def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = TFAlignTextEmbeddings(config)
+        self.encoder = TFAlignTextEncoder(config)
+        self.pooler = TFAlignTextPooler(config) if add_pooling_layer else None
+
+    def call(
+        self,
+        input_ids=None,  # (B, L)
+        attention_mask=None,  # (B, L), 1 for a token and 0 for padding
+        token_type_ids=None,  # (B, L)
+        position_ids=None,  # (B, L) or (1, L)
+        inputs_embeds=None,  # (B, L, D), instead of input_ids
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> tuple | TFBaseModelOutputWithPooling:
+        if isinstance(input_ids, Mapping):  # as Keras' own loops and functional models give inputs
+            return self.call(**input_ids)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("TFAlignTextModel takes either input_ids or inputs_embeds: got both or neither")
+        words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if words.shape[1] is not None and words.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"TFAlignTextModel: got texts of {words.shape[1]} tokens, but there are "
+                f"{self.config.max_position_embeddings} positions. Truncate them: AlignProcessor does, at 64."
+            )
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        x = self.embeddings(words, token_type_ids, position_ids)  # (B, L, D)
+        mask = None if attention_mask is None else ops.expand_dims(attention_mask, (1, 2)) != 0  # (B, 1, 1, L)
+        x, states, attentions = self.encoder(
+            x, mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
+        output = TFBaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=self.pooler(x) if self.pooler is not None else None,
+            hidden_states=states,
+            attentions=attentions,
+        )
+        return output if _wants_dict(self, return_dict) else output.to_tuple()
+
+
+class TFAlignVisionModel(TFAlignPreTrainedModel):
+    """The image tower. `pooler_output` (B, C) is the mean of the last block's map, at any image size."""
+
+    config_class = AlignVisionConfig
+    key_prefix = "vision_model."
+    is_base = True
+    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+
+    def __init__(self, config: AlignVisionConfig):
+        super().__init__(config)
+        if config.pooling_type not in ("mean", "max"):
+            raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
+        self.embeddings = TFAlignVisionEmbeddings(config)
+        self.encoder = TFAlignVisionEncoder(config)
+
+    def call(
+        self,
+        pixel_values=None,  # (B, 3, H, W) in [-1, 1]
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> tuple | TFBaseModelOutputWithPooling:
+        if isinstance(pixel_values, Mapping):
+            return self.call(**pixel_values)
+        if pixel_values is None or len(pixel_values.shape) != 4 or pixel_values.shape[1] != self.config.num_channels:
+            got = None if pixel_values is None else tuple(pixel_values.shape)
+            raise ValueError(
+                f"TFAlignVisionModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}"
+            )
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        x = self.embeddings(ops.transpose(pixel_values, (0, 2, 3, 1)))
+        x, states = self.encoder(x, output_hidden_states=output_hidden_states)  # (B, H/32, W/32, C)
+        output = TFBaseModelOutputWithPooling(
+            last_hidden_state=_channels_first(x),
+            pooler_output=ops.mean(x, (1, 2)) if self.config.pooling_type == "mean" else ops.max(x, (1, 2)),  # (B, C)
+            hidden_states=None if states is None else tuple(_channels_first(state) for state in states),
+        )
+        return output if _wants_dict(self, return_dict) else output.to_tuple()
+
+
+class TFAlignModel(TFAlignPreTrainedModel):
+    """Both towers, their projections and the temperature.
+
+    `fit` needs batches of a dict with `pixel_values` and `input_ids` (and `attention_mask`, `token_type_ids`), no labels
+    and no loss: it trains with `contrastive_loss` over the global batch, that of all replicas of a `tf.distribute`
+    strategy together.
+    """
+
+    config_class = AlignConfig
+
+    def __init__(self, config: AlignConfig):
+        super().__init__(config)
+        self.text_model = TFAlignTextModel(config.text_config)
+        self.text_model.pooler.trainable = False  # nothing depends on it, and no optimizer should decay it
+        self.vision_model = TFAlignVisionModel(config.vision_config)
+        self.text_projection = dense(config.text_config.hidden_size, config.projection_dim, std=None)
+        self.visual_projection = None
+        if config.use_visual_projection:
+            self.visual_projection = dense(config.vision_config.output_channels, config.projection_dim, std=None)
+        start = keras.initializers.Constant(config.temperature_init_value)
+        self.temperature = self.add_weight((), start, name="temperature", autocast=False)
+
+    def get_text_features(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> tuple | TFBaseModelOutputWithPooling:
+        """Output of the text tower with the text features (B, P), not normalised, as `pooler_output`."""
+        output = self.text_model(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        output.pooler_output = self._project_text(output)
+        return output if _wants_dict(self, return_dict) else output.to_tuple()
+
+    def get_image_features(
+        self, pixel_values, return_dict: bool | None = None, **kwargs
+    ) -> tuple | TFBaseModelOutputWithPooling:
+        """Output of the image tower with the image features (B, P), not normalised, as `pooler_output`."""
+        output = self.vision_model(pixel_values, return_dict=True, **kwargs)
+        output.pooler_output = self._project_image(output)
+        return output if _wants_dict(self, return_dict) else output.to_tuple()
+
+    def _project_text(self, output: TFBaseModelOutputWithPooling):
+        return self.text_projection(output.last_hidden_state[:, 0])  # (B, P)
+
+    def _project_image(self, output: TFBaseModelOutputWithPooling):
+        pooled = output.pooler_output  # (B, C)
+        return pooled if self.visual_projection is None else self.visual_projection(pooled)  # (B, P)
+
+    def call(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        return_loss: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> tuple | TFAlignOutput:
+        """Compares every image with every text; arguments as of the two towers.
+
+        With `return_loss=True` image i belongs to text i, and `loss` is `contrastive_loss` over this batch.
+        """
+        if isinstance(input_ids, Mapping):
+            return self.call(**input_ids)
+        vision = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        text = self.text_model(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states,
+        )  # fmt: skip
+        # in mixed precision the vectors and what follows are float32
+        image_embeds = l2_normalize(self._project_image(vision), self.variable_dtype)  # (images, P)
+        text_embeds = l2_normalize(self._project_text(text), self.variable_dtype)  # (texts, P)
+        logits_per_image = ops.matmul(image_embeds, ops.transpose(text_embeds)) / self.temperature  # (images, texts)
+        loss = None
+        if return_loss:
+            images, texts = image_embeds.shape[0], text_embeds.shape[0]
+            if images != texts:
+                raise ValueError(
+                    f"TFAlignModel: return_loss pairs image i with text i, got {images} images and {texts} texts"
+                )
+            loss = contrastive_loss(logits_per_image, self.config.label_smoothing)
+        output = TFAlignOutput(
+            loss=loss,
+            logits_per_image=logits_per_image,
+            logits_per_text=ops.transpose(logits_per_image),
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+        return output if _wants_dict(self, return_dict) else output.to_tuple()
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """This replica's share of `contrastive_loss` over the global batch: the shares of all replicas add up to it."""
+        every_image, first = gather_replicas(y_pred.image_embeds)  # (global B, P)
+        every_text, _ = gather_replicas(y_pred.text_embeds)
+        labels = first + ops.arange(ops.shape(y_pred.image_embeds)[0])
+        image_to_text = ops.matmul(y_pred.image_embeds, ops.transpose(every_text)) / self.temperature
+        text_to_image = ops.matmul(y_pred.text_embeds, ops.transpose(every_image)) / self.temperature
+        losses = [
+            cross_entropy(logits, labels, self.config.label_smoothing) for logits in (image_to_text, text_to_image)
+        ]
+        return ops.sum(losses[0] + losses[1]) / ops.cast(ops.shape(every_image)[0], losses[0].dtype)
+
+    def signatures(self) -> dict[str, tuple]:
+        size, text = self.config.vision_config.image_size, ((None, None), "int32")
+        height, width = (size, size) if isinstance(size, int) else size
+        pixels = {"pixel_values": ((None, self.config.vision_config.num_channels, height, width), "float32")}
+        tokens = {"input_ids": text, "attention_mask": text}
+
+        def logits(**inputs):
+            output = self(**inputs, training=False)
+            return {name: output[name] for name in ("logits_per_image", "image_embeds", "text_embeds")}
+
+        def image_features(pixel_values):
+            return {"image_features": self.get_image_features(pixel_values, training=False).pooler_output}
+
+        def text_features(**inputs):
+            return {"text_features": self.get_text_features(**inputs, training=False).pooler_output}
+
+        return {
+            "image_features": (image_features, pixels),
+            "text_features": (text_features, tokens),
+            "logits": (logits, pixels | tokens),
+        }
+
+
+def _channels_first(x):
+    return ops.transpose(x, (0, 3, 1, 2))
+
+
+def _wants_dict(model: TFAlignPreTrainedModel, return_dict: bool | None) -> bool:
+    return model.config.return_dict if return_dict is None else return_dict

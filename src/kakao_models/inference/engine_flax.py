@@ -1,0 +1,187 @@
+"""What runs a Flax model for the `Embedder`: arrays in, float32 arrays out.
+
+Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
+"""
+
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kakao_models.align.modeling_flax import FlaxAlignModel
+from kakao_models.checkpoint.flax import FlaxLoading
+from kakao_models.checkpoint.hub import described_by, fetch, read_config
+from kakao_models.vit.modeling_flax import FlaxViTForImageClassification, FlaxViTModel
+
+TOKEN_STEP = 16  # texts are padded to a multiple of this many tokens
+_DTYPES = "float32", "bfloat16", "float16"
+
+
+class FlaxEngine:
+    """An ALIGN or a ViT in Flax, always in evaluation mode; the interface of `TorchEngine`.
+
+    Every shape of input is compiled once, which takes seconds to minutes. So batches are padded to powers of two, or to
+    a larger size that has been compiled already, and texts to multiples of 16 tokens.
+
+    A model object is used as it is, with the values it has now; `device="auto"` and `dtype=None` leave it where and what
+    it is.
+    """
+
+    def __init__(self, model: FlaxLoading, *, device: str | int = "auto", dtype: str | None = None):
+        kind = model.config.model_type
+        if kind not in ("align", "vit"):
+            raise ValueError(f"the model is of type {kind!r}, wanted 'align' or 'vit': an AlignModel or a ViT")
+        self.model = model
+        self.config = model.config
+        evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+        self._graph, state = nnx.split(evaluating)
+        if dtype is not None:
+            state = jax.tree.map(partial(_cast, dtype=_dtype(dtype)), state)
+        self._state = jax.device_put(state, None if device == "auto" else _device(device))
+        self._compiled: dict[tuple, set[int]] = {}  # what runs, on which shape of a row → sizes of batches
+        self._jitted = {name: jax.jit(partial(self._run, function)) for name, function in _FUNCTIONS.items()}
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where
+    ) -> "FlaxEngine":
+        """The model of a checkpoint, by the `model_type` of its config.json.
+
+        Args:
+            device: "auto" (JAX's default), "cpu", "gpu", "cuda", "tpu", one of several as "cuda:1", or its number.
+            dtype: "float32" (the default), "bfloat16" or "float16".
+            where: `revision`, `token`, `subfolder`, as of `from_pretrained`.
+
+        Raises:
+            OSError: no such checkpoint, or a file of it can't be read.
+            ValueError: a checkpoint of another kind of model.
+        """
+        config_file = fetch(name_or_path, "config.json", **{name: value for name, value in where.items() if value})
+        with described_by(config_file):
+            model_class = _model_class(read_config(config_file), name_or_path)
+            model = model_class.from_pretrained(name_or_path, dtype=_dtype(dtype or "float32"), **where)
+        return cls(model, device=device)
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.config.model_type == "align"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model has a classifier, and so `logits`."""
+        return getattr(self.model, "classifier", None) is not None
+
+    @property
+    def dim(self) -> int:
+        """D, the width of `features` and `texts`."""
+        if self.reads_texts:
+            return self.config.projection_dim
+        pooler = _backbone(self.model).pooler
+        return self.config.hidden_size if pooler is None else pooler.dense.out_features
+
+    @property
+    def temperature(self) -> float:
+        return float(self._state["temperature"].get_value())
+
+    def features(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(B, C, H, W), as a processor gives it → (B, D), not normalised.
+
+        Of ALIGN the image features; of ViT the pre-logits, or the final [CLS] of a model without them.
+        """
+        return self._batch("features", pixel_values)
+
+    def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) → the image tower's last hidden state: (B, tokens, D) of ViT, (B, C', H', W') of ALIGN."""
+        return self._batch("hidden", pixel_values)
+
+    def logits(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) → (B, classes), before any softmax or sigmoid. Only where the model `classifies`."""
+        return self._batch("logits", pixel_values)
+
+    def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """(B, L), (B, L) → (B, D), not normalised. Only where the model `reads_texts`."""
+        length = input_ids.shape[1]
+        padded = max(length, min(-length % TOKEN_STEP + length, self.config.text_config.max_position_embeddings))
+        widen = partial(np.pad, pad_width=((0, 0), (0, padded - length)))  # masked tokens change nothing
+        return self._batch("texts", *(widen(array.astype(np.int32)) for array in (input_ids, attention_mask)))
+
+    def _batch(self, name: str, *arrays: np.ndarray) -> np.ndarray:
+        """Pads the batch to a size that is, or will be, compiled, by repeating its last row."""
+        count = len(arrays[0])
+        known = self._compiled.setdefault((name, arrays[0].shape[1:]), set())
+        # Up to four times the work is less than compiling once more.
+        larger = [size for size in known if count <= size <= 4 * count]
+        size = min(larger, default=1 << (count - 1).bit_length())
+        known.add(size)
+        arrays = [np.concatenate([array, np.repeat(array[-1:], size - count, axis=0)]) for array in arrays]
+        return np.asarray(self._jitted[name](self._state, *arrays))[:count]
+
+    def _run(self, function, state, *arrays) -> jax.Array:
+        return function(nnx.merge(self._graph, state), *arrays).astype(jnp.float32)
+
+
+def _backbone(model):
+    return model.vit if hasattr(model, "vit") else model
+
+
+def _features(model, pixels):
+    if isinstance(model, FlaxAlignModel):
+        return model.get_image_features(pixels, return_dict=True).pooler_output
+    output = _backbone(model)(pixels, return_dict=True)
+    return output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
+
+
+def _hidden(model, pixels):
+    tower = model.vision_model if isinstance(model, FlaxAlignModel) else _backbone(model)
+    return tower(pixels, return_dict=True).last_hidden_state
+
+
+def _logits(model, pixels):
+    return model(pixels, return_dict=True).logits
+
+
+def _texts(model, ids, mask):
+    return model.get_text_features(ids, mask, return_dict=True).pooler_output
+
+
+_FUNCTIONS = {"features": _features, "hidden": _hidden, "logits": _logits, "texts": _texts}
+
+
+def _cast(array: jax.Array, dtype: str) -> jax.Array:
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _model_class(config: dict, name) -> type[FlaxLoading]:
+    kind = config.get("model_type")
+    if kind == "align":
+        return FlaxAlignModel
+    if kind == "vit":
+        classifies = "ViTForImageClassification" in (config.get("architectures") or ())
+        return FlaxViTForImageClassification if classifies else FlaxViTModel
+    raise ValueError(
+        f"{name}: its config.json has model_type {kind!r}, wanted 'align' or 'vit'. Only ALIGN and ViT run here."
+    )
+
+
+def _device(name: str | int) -> jax.Device:
+    if isinstance(name, int):  # transformers' pipelines count accelerators, and -1 is the processor
+        platform, number = (None, name) if name >= 0 else ("cpu", 0)
+    else:
+        platform, _, number = name.partition(":")
+        number = int(number) if number.isdigit() else 0
+    try:
+        return jax.devices(platform)[number]
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device {name!r} can't be used ({reason}): wanted 'auto', 'cpu', 'gpu', 'cuda:1', 'tpu', ..."
+        ) from error
+
+
+def _dtype(dtype: str) -> str:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r}: wanted 'float32', 'bfloat16' or 'float16'")
+    return dtype

@@ -1,0 +1,53 @@
+"""Which framework runs a model: the one that is named, that of the model object, or the first that is installed."""
+
+import importlib
+from importlib.util import find_spec
+from typing import Any
+
+# framework → module of its engine, class, the package it needs, the extra that installs it
+_ENGINES = {
+    "torch": ("kakao_models.inference.engines", "TorchEngine", "torch", "torch"),
+    "tf": ("kakao_models.inference.engine_tf", "KerasEngine", "tensorflow", "tensorflow"),
+    "flax": ("kakao_models.inference.engine_flax", "FlaxEngine", "flax", "flax"),
+}
+FRAMEWORKS = tuple(_ENGINES)
+
+
+def engine_class(framework: str | None, model: Any) -> type:
+    """The engine for a model object, or for one that is to be loaded.
+
+    Args:
+        framework: "torch", "tf" or "flax"; by default that of the object, or the first of these that is installed.
+        model: a model of any of them, or a name or path.
+
+    Raises:
+        ValueError: no such framework, or a model object of another one.
+        ImportError: the framework is not installed; the message says what installs it.
+    """
+    if framework is not None and framework not in _ENGINES:
+        raise ValueError(f"framework: got {framework!r}, wanted one of {', '.join(_ENGINES)}")
+    of_model = _framework_of(model)
+    if framework and of_model and framework != of_model:
+        raise ValueError(f"framework={framework!r}, but the model is a {type(model).__name__}, of {of_model!r}")
+    chosen = framework or of_model or next((name for name in _ENGINES if _installed(_ENGINES[name][2])), "torch")
+    module, name, package, extra = _ENGINES[chosen]
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name not in (package, "keras", "jax"):
+            raise
+        raise ImportError(f"framework={chosen!r} needs {error.name}: pip install 'kakao-models[{extra}]'") from error
+
+
+def _framework_of(model: Any) -> str | None:
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    return next(
+        (name for name, package in (("tf", "keras"), ("flax", "flax"), ("torch", "torch")) if package in packages), None
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # in sys.modules as None
+        return False

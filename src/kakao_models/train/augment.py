@@ -1,0 +1,112 @@
+"""The originals' training augmentation, in numpy: what a worker does to a picture.
+
+Axes: H, W height and width of the result.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from kakao_models.data.resize import Box, resize_bilinear
+
+
+class Augmentation(Protocol):
+    decode_size: tuple[int, int] | None  # (height, width) for `load_image(size_hint=...)`
+
+    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
+        """float32 (H, W, 3) in 0..255."""
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """ALIGN's: resized to a square whatever its shape, a random part of that, flipped half of the time.
+
+    antialias: False resizes as the original, True as PIL, which is what a model with `preprocessing="hf"` will see.
+    """
+
+    resize: int = 346
+    crop: int = 289
+    flip: bool = True
+    antialias: bool = False
+
+    def __post_init__(self):
+        if not 0 < self.crop <= self.resize:
+            raise ValueError(f"RandomCrop: crop must lie in 1..resize, got crop={self.crop}, resize={self.resize}")
+
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        return (self.resize, self.resize) if self.antialias else None
+
+    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
+        top, left = random.integers(0, self.resize - self.crop, 2, endpoint=True)
+        flipped = self.flip and random.random() < 0.5
+        if self.antialias:
+            pixels = _antialiased(picture, self.resize, self.resize, (int(top), int(left), self.crop, self.crop))
+        else:
+            box = int(top), int(left), self.crop, self.crop
+            pixels = resize_bilinear(np.asarray(picture), self.resize, self.resize, box)
+        return pixels[:, ::-1] if flipped else pixels
+
+
+@dataclass(frozen=True)
+class InceptionCrop:
+    """ViT's: a random part of random area and aspect ratio (Szegedy et al. 2015), resized to a square, flipped half of
+    the time.
+
+    area: smallest and largest share of the picture. ratio: smallest and largest width / height.
+    Where ten draws do not fit into the picture, the whole of it is taken, as TensorFlow's
+    `sample_distorted_bounding_box` does.
+    """
+
+    size: int = 224
+    area: tuple[float, float] = (0.05, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    antialias: bool = False
+
+    def __post_init__(self):
+        if not (0 < self.area[0] <= self.area[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise ValueError(f"InceptionCrop: no such part of a picture: area={self.area}, ratio={self.ratio}")
+
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        """None: a part is cut out, which may be small."""
+        return None
+
+    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
+        left, top, right, bottom = self._part(picture.width, picture.height, random)
+        flipped = self.flip and random.random() < 0.5
+        if self.antialias:
+            box = (left, top, right, bottom)
+            pixels = np.asarray(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box))
+            pixels = pixels.astype(np.float32)
+        else:
+            pixels = resize_bilinear(np.asarray(picture)[top:bottom, left:right], self.size, self.size)
+        return pixels[:, ::-1] if flipped else pixels
+
+    def _part(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        for _ in range(10):
+            area, ratio = random.uniform(*self.area) * width * height, random.uniform(*self.ratio)
+            w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(random.integers(0, width - w + 1)), int(random.integers(0, height - h + 1))
+                return left, top, left + w, top + h
+        return 0, 0, width, height
+
+
+def _antialiased(picture: Image.Image, height: int, width: int, part: Box) -> np.ndarray:
+    """The part (top, left, h, w) of the picture resized to (height, width) by PIL; only that part is computed."""
+    top, left, h, w = part
+    across, down = picture.width / width, picture.height / height
+    box = (left * across, top * down, (left + w) * across, (top + h) * down)
+    return np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR, box)).astype(np.float32)
+
+
+def affine_of(processor) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, offset), float32 (3,) each, by which an image processor turns pixels of 0..255 into `pixel_values`."""
+    ends = [np.full((8, 8, 3), value, np.uint8) for value in (0, 255)]
+    low, high = processor(images=ends, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"]
+    low, high = (values[:, 0, 0].astype(np.float64) for values in (low, high))
+    return ((high - low) / 255).astype(np.float32), low.astype(np.float32)

@@ -1,0 +1,85 @@
+"""Checkpoints that are there complete or not at all."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from kakao_models.train.optim import MovingAverage
+
+EMA_FILE = "ema.safetensors"
+_STAGING = ".unfinished"
+
+
+class AtomicCheckpoints(Trainer):
+    """transformers' `Trainer` with checkpoints that get their name once they are on the disk, and hold the moving
+    average too. What a killed process leaves of one is in `.unfinished`, where nobody looks for a checkpoint.
+    """
+
+    ema: MovingAverage | None = None
+    _staging = False
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, _STAGING) if self._staging else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As transformers', into a folder that gets its name once it is complete and on the disk."""
+        folder, name = Path(super()._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        unfinished = folder / _STAGING
+        if self.args.should_save:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            (unfinished / name).mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        if self.args.should_save and self.ema:
+            save_file(_plain(self.ema.state_dict()), unfinished / name / EMA_FILE)
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(unfinished / name / "trainer_state.json"))
+        for path in (unfinished / name).rglob("*"):
+            _flush(path)
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+        os.replace(unfinished / name, folder / name)
+        _flush(folder)
+        shutil.rmtree(unfinished)
+        rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.ema:
+            self.ema.load_state_dict(load_file(Path(resume_from_checkpoint, EMA_FILE)))
+
+    def save_final(self, folder: str | os.PathLike) -> None:
+        """Writes the model as it was evaluated: its moving average, where there is one."""
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            self.save_model(str(folder), _internal_call=True)
+
+
+def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x.detach().contiguous().cpu() for name, x in state.items()}
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk, so that a power cut after the renaming finds it whole."""
+    if os.name != "posix":
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,78 @@
+"""The command `kakao-models train`: one short function per model, no logic of its own."""
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Pretrain and fine-tune, by recipe. Interrupted, the same command goes on where it stopped.",
+)
+
+Config = Annotated[str, typer.Option("--config", "-c", help="A recipe: a .yaml file, or a name that `recipes` lists.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the recipe.")
+]
+Resume = Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")]
+Show = Annotated[bool, typer.Option("--show", help="Print the recipe with all changes, and train nothing.")]
+
+
+@app.command(no_args_is_help=True)
+def align(config: Config, changes: Changes = None, resume: Resume = True, show: Show = False) -> None:
+    """Train an ALIGN on pictures and captions.
+
+    [b]Examples[/b]
+
+      kakao-models train align --config align_b3_mini_cc3m data="cc3m/{00000..00331}.tar" chunk_size=256
+
+      torchrun --nproc-per-node 8 -m kakao_models.cli train align --config mine.yaml batch_size=4096
+    """
+    _train("align", config, changes or [], resume, show)
+
+
+@app.command(no_args_is_help=True)
+def vit(config: Config, changes: Changes = None, resume: Resume = True, show: Show = False) -> None:
+    """Train a classifier: a ViT, or the image tower of an ALIGN.
+
+    [b]Example[/b]
+
+      kakao-models train vit --config vit_l16_finetune_384 start=kakaobrain/vit-large-patch16-224 data=imagenet/train
+    """
+    _train("vit", config, changes or [], resume, show)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes inside this package."""
+    import yaml
+
+    from kakao_models.train.recipe import FOLDER, names
+
+    for name in names():
+        about = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["about"]
+        print(f"{name}\n    {' '.join(about.split())}")
+
+
+def _train(kind: str, config: str, changes: list[str], resume: bool, show: bool) -> None:
+    from kakao_models.train.recipe import as_yaml, read_recipe
+
+    recipe = read_recipe(kind, config, changes)
+    if show:
+        print(as_yaml(recipe), end="")
+        return
+    try:
+        from kakao_models.train.run import run
+    except ModuleNotFoundError as error:
+        raise ImportError(f"training needs {error.name}: pip install 'kakao-models[train]'") from error
+    try:
+        print(json.dumps(run(recipe, resume)))
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from error  # which the command says without a traceback
+    except ValueError as error:
+        # from a worker, whose traceback comes before its message
+        raise ValueError(str(error).rpartition("prepare.DataError: ")[2].strip()) from error

@@ -1,0 +1,215 @@
+"""Training batches: which sample is where in a run, reading and augmenting it, and what to do about broken ones.
+
+Everything about a sample of a run is a function of (seed, epoch, position): which one it is, which caption is drawn,
+how it is cropped. So processes and workers share a run without talking to each other, and one that was killed goes on
+with exactly the samples that are left.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from kakao_models.train.gradcache import ghost_chunks
+from kakao_models.train.prepare import DataError, Prepare
+from kakao_models.train.shards import Source, as_sample
+
+_ATTEMPTS = 20  # samples tried in the place of a broken one
+
+
+class Order:
+    """The order of samples: shards shuffled, then the rows of every `window` consecutive shards among each other.
+
+    Reading it in order opens `window` shards at a time. With all shards in one window the shuffle is a full one.
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int = 0, window: int = 16):
+        if window < 1:
+            raise ValueError(f"shuffle window: wanted at least 1 shard, got {window}")
+        self.counts, self.seed, self.window = np.asarray(counts, np.int64), seed, window
+        self._epoch, self._rows = None, {}
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def locate(self, epoch: int, position: int) -> tuple[int, int]:
+        """(shard, row) of a position of 0..len-1; in each epoch every sample has one position."""
+        if epoch != self._epoch:
+            self._shards = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts))
+            self._ends = np.cumsum(self.counts[self._shards])
+            self._epoch, self._rows = epoch, {}
+        place = int(np.searchsorted(self._ends, position, side="right"))
+        number = place // self.window
+        first = number * self.window
+        ends = self._ends[first : first + self.window]
+        start = int(self._ends[first - 1]) if first else 0
+        row = start + int(self._window_rows(number, int(ends[-1]) - start)[position - start])
+        place = first + int(np.searchsorted(ends, row, side="right"))
+        return int(self._shards[place]), row - (int(self._ends[place - 1]) if place else 0)
+
+    def _window_rows(self, number: int, size: int) -> np.ndarray:
+        if number not in self._rows:
+            if len(self._rows) == 3:  # workers look one or two windows ahead
+                del self._rows[next(iter(self._rows))]
+            random = np.random.default_rng([self.seed, self._epoch, number])
+            self._rows[number] = random.permutation(size)
+        return self._rows[number]
+
+
+class TrainData(Dataset):
+    """Samples of a source by (epoch, position). A broken one is replaced by another, drawn at random, and counted."""
+
+    def __init__(self, source: Source, prepare: Prepare, seed: int = 0, window: int = 16):
+        self.source, self.prepare, self.seed = source, prepare, seed
+        self.order = Order(source.counts, seed, window)
+        if hasattr(source, "hold"):
+            source.hold(window + 1)  # those of a window, and one that a broken sample's replacement comes from
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict:
+        """What `Prepare` makes of it, and `failures`: (key, reason) of the broken ones before it."""
+        epoch, position = place
+        random = np.random.default_rng([self.seed, epoch, position, 1])
+        failures: list[tuple[str, str]] = []
+        for _ in range(_ATTEMPTS):
+            shard, row = self.order.locate(epoch, position)
+            key = f"shard {shard}, row {row}"
+            try:
+                sample = self.source.read(shard, row)
+                key = sample.key
+                return self.prepare(sample, random) | {"failures": failures}
+            except DataError:
+                raise
+            except (ValueError, OSError, KeyError, TypeError) as error:
+                failures.append((key, str(error)))
+            position = int(random.integers(len(self)))
+        listed = "\n  ".join(f"{key}: {reason}" for key, reason in failures[:3])
+        raise DataError(f"{_ATTEMPTS} samples drawn one after another cannot be used:\n  {listed}\n  ...")
+
+
+class StreamData(IterableDataset):
+    """Batches of a streaming `datasets.IterableDataset`, without end: each epoch it is shuffled anew and begun again.
+
+    Every process, and every worker of it, reads its own part. Broken samples are left out. What fills no batch at the
+    end of an epoch goes into the first one of the next.
+    """
+
+    def __init__(self, dataset, prepare: Prepare, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0):
+        from datasets.distributed import split_dataset_by_node
+
+        shuffled = dataset.shuffle(seed=seed, buffer_size=10_000)
+        self.dataset = split_dataset_by_node(shuffled, rank=rank, world_size=world)  # which also splits among workers
+        self.prepare, self.batch_size, self.rank, self.seed = prepare, batch_size, rank, seed
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = torch.utils.data.get_worker_info()
+        number = worker.id if worker else 0
+        items, failures, epoch = [], [], 0
+        while True:
+            self.dataset.set_epoch(epoch)
+            usable = False
+            for row, record in enumerate(self.dataset):
+                random = np.random.default_rng([self.seed, epoch, self.rank, number, row])
+                key = f"row {row} of worker {number} of process {self.rank}"
+                try:
+                    sample = as_sample(record, key)
+                    key = sample.key
+                    items.append(self.prepare(sample, random))
+                except DataError:
+                    raise
+                except (ValueError, OSError, KeyError, TypeError) as error:
+                    failures.append((key, str(error)))
+                    continue
+                usable = True
+                if len(items) == self.batch_size:
+                    items[0]["failures"] = failures
+                    yield self.prepare.collate(items)
+                    items, failures = [], []
+            if not usable and number == 0:
+                listed = "; ".join(f"{key}: {reason}" for key, reason in failures[:3])
+                raise DataError(f"a whole epoch of the stream without a usable sample. {listed}")
+            if not usable:  # fewer shards than workers
+                return
+            epoch += 1
+
+
+class GlobalBatches(Sampler):
+    """Places of this process's share of each batch. The samples of an epoch that fill no batch are left out of it.
+
+    Processes share a batch by whole ghost batches, so that together they do what one process would (`ghost_chunks`);
+    where a share is no multiple of `ghost`, by consecutive samples.
+
+    Raises:
+        DataError: there are fewer samples than a batch has. ValueError: processes cannot share a batch evenly.
+    """
+
+    def __init__(self, samples: int, batch_size: int, rank: int = 0, world: int = 1, ghost: int | None = None):
+        if batch_size % world:
+            raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} processes")
+        if samples < batch_size:
+            raise DataError(f"{samples} samples are fewer than a batch of {batch_size}: choose a smaller batch_size")
+        share = batch_size // world
+        exact = ghost and share % ghost == 0 and batch_size % ghost == 0
+        rows = ghost_chunks(batch_size, share, ghost if exact else None)[rank] if world > 1 else range(batch_size)
+        self.rows, self.batch_size, self.epoch = [int(row) for row in rows], batch_size, 0
+        self.batches = samples // batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for number in range(self.batches):
+            yield [(epoch, number * self.batch_size + row) for row in self.rows]
+
+
+class Loader(DataLoader):
+    """A DataLoader that tells its batches which epoch it is, and takes no random numbers of the run."""
+
+    def __init__(self, data: TrainData | StreamData, batches: GlobalBatches | None, workers: int, pin_memory: bool):
+        streaming = isinstance(data, StreamData)
+        super().__init__(
+            data,
+            batch_size=None if streaming else 1,
+            **({} if streaming else {"batch_sampler": batches}),
+            collate_fn=None if streaming else data.prepare.collate,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # the base seed of workers is drawn from it
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.batch_sampler, GlobalBatches):
+            self.batch_sampler.set_epoch(epoch)
+
+
+class Failures:
+    """Counts broken samples: a warning where they pass 1 % of all, an error at 50 %. `log` takes their keys."""
+
+    def __init__(self, log: Callable[[str], None], warn: Callable[[str], None]):
+        self.log, self.warn, self.broken, self.sound, self._warned = log, warn, 0, 0, False
+
+    def count(self, sound: int, failures: Sequence[tuple[str, str]]) -> None:
+        """One batch.
+
+        Raises:
+            DataError: half of all samples so far are broken, of at least 64.
+        """
+        self.broken, self.sound = self.broken + len(failures), self.sound + sound
+        for key, reason in failures:
+            self.log(f"{key}: {reason}")
+        total = self.broken + self.sound
+        said = f"{self.broken} of {total} samples are broken ({self.broken / total:.1%}); the last: "
+        if total >= 64 and self.broken >= 0.5 * total:
+            raise DataError(said + "; ".join(f"{key}: {reason}" for key, reason in failures[:3]))
+        if failures and self.broken >= 0.01 * total and total >= 64 and not self._warned:
+            self._warned = True
+            self.warn(said + ": ".join(failures[-1]))

@@ -1,0 +1,100 @@
+"""Evaluations for a running training: of the model as it is, through the `Embedder`."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from kakao_models.data.images import load_image
+from kakao_models.evaluate.classify import classification_scores
+from kakao_models.evaluate.datasets import read_captioned, read_labelled
+from kakao_models.evaluate.knn import knn_scores
+from kakao_models.evaluate.retrieval import retrieval_scores
+from kakao_models.evaluate.templates import read_templates
+from kakao_models.evaluate.zero_shot import class_embeddings, zero_shot_scores
+from kakao_models.inference.embedder import Embedder
+
+Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
+
+
+def retrieval(data: str, batch_size: int = 32, **options) -> Evaluation:
+    """Recall of captions by images and of images by captions; `options` as of `evaluate.read_captioned`."""
+    captioned = read_captioned(data, **options)
+
+    def run(model: nn.Module, processor) -> dict[str, float]:
+        embedder = Embedder(model, processor=processor, batch_size=batch_size)
+        images, texts = embedder.images(captioned.images, progress=False), embedder.texts(captioned.captions)
+        metrics = retrieval_scores(images, texts, captioned.image_ids, captioned.caption_images).metrics()
+        return {name: value for name, value in metrics.items() if "rank" not in name}
+
+    return run
+
+
+def zero_shot(data: str, templates: str = "small", batch_size: int = 32, **options) -> Evaluation:
+    """Accuracy of naming classes; `templates` as of `evaluate.read_templates`, others as of `evaluate.read_labelled`."""
+    labelled, sentences = read_labelled(data, **options).labelled(), read_templates(templates)
+
+    def run(model: nn.Module, processor) -> dict[str, float]:
+        embedder = Embedder(model, processor=processor, batch_size=batch_size)
+        classes = class_embeddings(embedder, [key.replace("_", " ") for key in labelled.keys], sentences)
+        return zero_shot_scores(embedder.images(labelled.images, progress=False), classes, labelled.labels).metrics()
+
+    return run
+
+
+def knn(data: str, train: str, k: int = 1, batch_size: int = 32, **options) -> Evaluation:
+    """Accuracy of the labels of the nearest training images."""
+    test, known = read_labelled(data, **options).labelled(), read_labelled(train, **options).labelled()
+    if test.keys != known.keys:
+        raise ValueError(f"knn: {data} and {train} have different classes: {test.keys[:5]} ..., {known.keys[:5]} ...")
+
+    def run(model: nn.Module, processor) -> dict[str, float]:
+        embedder = Embedder(model, processor=processor, batch_size=batch_size)
+        rows, queries = (embedder.images(part.images, progress=False) for part in (known, test))
+        return knn_scores(rows, known.labels, queries, test.labels, k=k).metrics()
+
+    return run
+
+
+def accuracy(data: str, batch_size: int = 32, **options) -> Evaluation:
+    """Accuracy of a classifier whose classes are those of the data, in their order."""
+    labelled = read_labelled(data, **options).labelled()
+
+    @torch.no_grad()
+    def run(model: nn.Module, processor) -> dict[str, float]:
+        was_training, device = model.training, next(model.parameters()).device
+        model.eval()
+        rows = []
+        for start in range(0, len(labelled.images), batch_size):
+            part = labelled.images.take(range(start, min(start + batch_size, len(labelled.images))))
+            pictures = [load_image(source) for source in part]
+            pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(device)
+            rows.append(model(pixels).logits.float().cpu().numpy())
+        model.train(was_training)
+        return classification_scores(np.concatenate(rows), labelled.labels).metrics()
+
+    return run
+
+
+KINDS = {"retrieval": retrieval, "zero_shot": zero_shot, "knn": knn, "accuracy": accuracy}
+
+
+def build_evaluations(settings: Mapping[str, str | Mapping], batch_size: int = 32) -> dict[str, Evaluation]:
+    """Evaluations by name. A setting is data for the evaluation of that name, or its arguments; with `kind` the name is
+    free: `{"coco": {"kind": "retrieval", "data": "coco.parquet"}}`.
+
+    Raises:
+        ValueError: an unknown evaluation or argument, or data that cannot be read.
+    """
+    found = {}
+    for name, setting in settings.items():
+        options = {"data": setting} if isinstance(setting, str) else dict(setting)
+        kind = options.pop("kind", name)
+        if kind not in KINDS:
+            raise ValueError(f"evaluate: there is no {kind!r}; there are {', '.join(KINDS)}")
+        try:
+            found[name] = KINDS[kind](**({"batch_size": batch_size} | options))
+        except TypeError as error:
+            raise ValueError(f"evaluate.{name}: {error}") from error
+    return found

@@ -1,0 +1,90 @@
+"""The originals' optimizer for Keras: LAMB (You et al. 2019), as tfa.optimizers.LAMB of coyo-align."""
+
+import keras
+from keras import ops
+
+from kakao_models.align.modeling_tf import TFAlignBatchNorm
+
+
+@keras.saving.register_keras_serializable("kakao_models")
+class Lamb(keras.optimizers.Lamb):
+    """LAMB with weight decay inside the step that is adapted, on everything but batch norms (biases, LayerNorm and
+    temperature included).
+
+    `keras.optimizers.Lamb` takes the decay outside of the adapted step, and adapts batch norms too.
+
+    Args:
+        learning_rate: a number or a schedule; the original's is `WarmupLinearDecay`.
+        weight_decay: of each step, before it is scaled to the length of the weights.
+        others: as of `keras.optimizers.Optimizer`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        weight_decay: float = 1e-5,
+        name: str = "lamb",
+        **others,
+    ):
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, name=name, **others)
+        self.decay = weight_decay
+        self.not_adapted: set[str] = set()
+
+    def spare_batch_norms(self, model: keras.Model) -> "Lamb":
+        """Neither decays nor adapts the batch norms of `model`; call it before `compile`. Returns the optimizer."""
+        if self.built:
+            raise ValueError("Lamb.spare_batch_norms: the optimizer has its variables already, call it before compile")
+        norms = [layer for layer in model._flatten_layers() if isinstance(layer, TFAlignBatchNorm)]
+        self.not_adapted |= {self._var_key(variable) for layer in norms for variable in layer.trainable_variables}
+        return self
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(_dense(gradient), variable.dtype)
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        index = self._get_variable_index(variable)
+        first, second = self._momentums[index], self._velocities[index]
+        self.assign_add(first, (gradient - first) * (1 - self.beta_1))
+        self.assign_add(second, (ops.square(gradient) - second) * (1 - self.beta_2))
+        mean = first / (1 - ops.power(ops.cast(self.beta_1, step.dtype), step))
+        square = second / (1 - ops.power(ops.cast(self.beta_2, step.dtype), step))
+        update = mean / (ops.sqrt(square) + self.epsilon)
+        if self._var_key(variable) not in self.not_adapted:
+            update = update + self.decay * variable
+            length, length_of_update = (ops.sqrt(ops.sum(ops.square(x))) for x in (variable, update))
+            both = ops.logical_and(length > 0, length_of_update > 0)
+            ratio = ops.where(both, length / ops.where(both, length_of_update, 1.0), 1.0)
+            update = ops.cast(ratio, update.dtype) * update
+        self.assign_sub(variable, rate * update)
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"weight_decay": self.decay}
+
+
+def _dense(gradient):
+    """TensorFlow's gradient of a table as a tensor: in its IndexedSlices a row that was used twice is there twice."""
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
+@keras.saving.register_keras_serializable("kakao_models")
+class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """The original's learning rate: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
+
+    def __init__(self, peak: float, warmup_steps: int, steps: int):
+        self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rising = step / max(1, self.warmup_steps)
+        falling = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        return self.peak * ops.clip(ops.minimum(rising, falling), 0.0, 1.0)
+
+    def get_config(self) -> dict:
+        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps}

@@ -1,0 +1,202 @@
+"""Recipes: all settings of a run in one YAML file. Every key is checked; a misspelt one is an error."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all recipes have.
+
+    about: what it trains, in how many hours, on what hardware, and the metric it should reach.
+    data: as of `open_source`; with `streaming`, a `hf://` name.
+    start: checkpoint to go on from, a folder or Hub id; without it, weights are random.
+    model: fields of the configuration.
+    batch_size: of all processes together. chunk_size: samples of a process that are in memory at a time.
+    steps or epochs: how long. clip: largest norm of the gradient, 0 for none. ema: decay of the moving average.
+    evaluate: name → data or arguments, as of `build_evaluations`; every `evaluate_every` steps and at the end.
+    augment: fields of the augmentation. trainer: further fields of transformers' TrainingArguments.
+    """
+
+    about: str
+    output: str
+    data: Any
+    streaming: bool = False
+    start: str | None = None
+    model: dict = field(default_factory=dict)
+    batch_size: int
+    chunk_size: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    optimizer: str
+    lr: float
+    weight_decay: float
+    warmup: int = 0
+    schedule: str = "linear"
+    end_lr: float = 0.0
+    clip: float = 0.0
+    ema: float | None = None
+    precision: str = "fp32"
+    checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    freeze: list = field(default_factory=list)
+    lr_scale: dict = field(default_factory=dict)
+    augment: dict = field(default_factory=dict)
+    workers: int = 2
+    shuffle_window: int = 16
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 2
+    evaluate: dict = field(default_factory=dict)
+    evaluate_every: int = 5000
+    trainer: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"recipe: give steps or epochs, one of them; got {self.steps} and {self.epochs}")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f"recipe: precision must be fp32, bf16 or fp16, got {self.precision!r}")
+        if self.streaming and self.steps is None:
+            raise ValueError("recipe: a stream has no known length: give steps, not epochs")
+        if self.batch_size < 1:
+            raise ValueError(f"recipe: batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignRecipe(Recipe):
+    """Contrastive training of an ALIGN.
+
+    image_tower, text_tower: sizes ("b0" to "b7", "l2"; "mini", "base", "large"), where there is no `start`.
+    tokenizer: Hub id or folder, where there is no `start`. max_tokens, pad_to: as of `Prepare`.
+    """
+
+    image_tower: str = "b7"
+    text_tower: str = "base"
+    tokenizer: str = "bert-base-uncased"
+    max_tokens: int = 64
+    pad_to: str = "longest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTRecipe(Recipe):
+    """Training of a classifier.
+
+    backbone: "vit", or "align" for the image tower of the ALIGN `start`. size: "ti", "s", "b" or "l".
+    classes: how many, or a file with a name for each, a line each; left out, the names of the data's folders.
+    multi_label: several labels an image, each a sigmoid of its own.
+    image_size: another one than that of `start` resizes the position embeddings.
+    new_head: drop the classifier (and representation) of `start`, and begin with one of zeros.
+    """
+
+    backbone: str = "vit"
+    size: str = "l"
+    classes: int | str | None = None
+    multi_label: bool = False
+    image_size: int = 224
+    new_head: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.backbone not in ("vit", "align"):
+            raise ValueError(f"recipe: backbone must be vit or align, got {self.backbone!r}")
+        if self.backbone == "align" and self.start is None:
+            raise ValueError("recipe: backbone: align needs the ALIGN it is the tower of: start: FOLDER or Hub id")
+
+
+KINDS = {"align": AlignRecipe, "vit": ViTRecipe}
+
+
+def names() -> list[str]:
+    """Recipes inside this package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, or from this package by its name.
+
+    Args:
+        kind: "align" or "vit".
+        changes: "key=value", the value in YAML; "a.b=value" changes one entry of a mapping.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one), a value of another type, or no such recipe.
+    """
+    path = Path(source) if Path(source).is_file() else FOLDER / f"{Path(source).name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        raise ValueError(f"recipe: no file {source}, and none of that name in this package ({', '.join(names())})")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: no YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: wanted a mapping of settings, got {type(values).__name__}")
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"{change}: wanted key=value")
+        *above, last = key.strip().split(".")
+        inner = values
+        for name in above:
+            inner[name] = inner = dict(inner.get(name) or {})
+        inner[last] = yaml.safe_load(value)
+    cls = KINDS[kind]
+    hints = typing.get_type_hints(cls)
+    check_keys(f"{path}: a recipe for {kind}", values, hints)
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    if absent := [name for name in needed if name not in values]:
+        raise ValueError(f"{path}: {absent[0]} is not given")
+    return cls(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+
+
+def check_keys(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: one of `given` is none of `known`; it says the nearest that is.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise ValueError(f"{what} has no key {name!r}{meant}")
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds or Any in kinds:
+        return value
+    if float in kinds and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 5e-3 for a string
+        except (TypeError, ValueError):
+            pass
+    if int in kinds and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    fits = tuple(kind for kind in kinds if isinstance(kind, type))
+    if not isinstance(value, fits) or isinstance(value, bool) and bool not in fits:
+        wanted = " or ".join(kind.__name__ for kind in fits if kind is not type(None))
+        raise ValueError(f"recipe: {name} must be {wanted}, got {value!r}")
+    return value
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The recipe with every value that is not a default."""
+    values = {}
+    for f in dataclasses.fields(recipe):
+        value = getattr(recipe, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if value != default:
+            values[f.name] = dict(value) if isinstance(value, Mapping) else value
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,262 @@
+"""From a recipe to a trained model in a folder that is ready for the Hub."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from kakao_models.align.classification_torch import AlignForImageClassification
+from kakao_models.align.config import AlignConfig
+from kakao_models.align.modeling_torch import AlignModel
+from kakao_models.align.processing import AlignImageProcessor, AlignProcessor
+from kakao_models.checkpoint.hub import resolve
+from kakao_models.train.arguments import TrainArguments
+from kakao_models.train.augment import InceptionCrop, RandomCrop
+from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
+from kakao_models.train.data import StreamData, TrainData
+from kakao_models.train.evaluations import build_evaluations
+from kakao_models.train.prepare import Prepare
+from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_yaml, check_keys
+from kakao_models.train.sources import Joined, Records, load_hub_dataset, open_source
+from kakao_models.train.trainer import AlignTrainer, ViTTrainer
+from kakao_models.vit.config import ViTConfig
+from kakao_models.vit.modeling_torch import ViTForImageClassification
+from kakao_models.vit.processing import ViTImageProcessor
+
+
+def build_trainer(recipe: Recipe) -> AlignTrainer | ViTTrainer:
+    """The trainer of a recipe, with its model, data, evaluations and callbacks.
+
+    Raises:
+        ValueError: settings that do not go together, or data that cannot be read.
+        OSError: `start` cannot be read.
+    """
+    arguments = _arguments(recipe)
+    set_seed(recipe.seed)  # for weights that are random
+    build = _align if isinstance(recipe, AlignRecipe) else _vit
+    model, processor, prepare, trainer_class = build(recipe)
+    evaluations = build_evaluations(recipe.evaluate) if recipe.evaluate else {}
+    callbacks = [JsonLines(), ProgressBar(), Curves()]
+    data = _data(recipe, prepare, arguments)
+    return trainer_class(model, arguments, data, processor, evaluations, callbacks)
+
+
+def run(recipe: Recipe, resume: bool = True) -> dict[str, float]:
+    """Trains, goes on from the last checkpoint in `recipe.output` where there is one, evaluates, and writes the model.
+
+    Returns:
+        The metrics of the evaluations.
+
+    Raises:
+        FileExistsError: there are checkpoints, and `resume` is False.
+    """
+    output = Path(recipe.output)
+    last = get_last_checkpoint(output) if output.is_dir() else None
+    if last and not resume:
+        raise FileExistsError(f"{output} has {Path(last).name}: go on from it, or choose another output")
+    trainer = build_trainer(recipe)
+    trainer.train(resume_from_checkpoint=last)
+    metrics = trainer.evaluate() if trainer.evaluations else {}
+    trainer.save_final(output)
+    if trainer.is_world_process_zero():
+        (output / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
+        (output / "README.md").write_text(card(recipe, trainer, metrics), encoding="utf-8")
+    return metrics
+
+
+def _arguments(recipe: Recipe) -> TrainArguments:
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if recipe.batch_size % world:
+        raise ValueError(f"batch_size {recipe.batch_size} cannot be shared evenly by {world} processes")
+    share, accumulate = recipe.batch_size // world, 1
+    if recipe.chunk_size and isinstance(recipe, ViTRecipe):
+        if share % recipe.chunk_size:
+            raise ValueError(f"chunk_size {recipe.chunk_size} is no part of the {share} samples of a process")
+        share, accumulate = recipe.chunk_size, share // recipe.chunk_size
+    length = {"max_steps": recipe.steps} if recipe.steps is not None else {"num_train_epochs": recipe.epochs}
+    settings = {
+        **length,
+        "optimizer": recipe.optimizer,
+        "learning_rate": recipe.lr,
+        "weight_decay": recipe.weight_decay,
+        "warmup_steps": recipe.warmup,
+        "schedule": recipe.schedule,
+        "end_lr": recipe.end_lr,
+        "max_grad_norm": recipe.clip,
+        "ema_decay": recipe.ema,
+        "per_device_train_batch_size": share,
+        "gradient_accumulation_steps": accumulate,
+        "chunk_size": recipe.chunk_size if isinstance(recipe, AlignRecipe) else None,
+        "bf16": recipe.precision == "bf16",
+        "fp16": recipe.precision == "fp16",
+        "activation_checkpointing": recipe.checkpointing,
+        "channels_last": recipe.channels_last,
+        "torch_compile": recipe.compile,
+        "freeze": recipe.freeze,
+        "lr_scale": recipe.lr_scale,
+        "dataloader_num_workers": recipe.workers,
+        "shuffle_window": recipe.shuffle_window,
+        "seed": recipe.seed,
+        "logging_steps": recipe.log_every,
+        "logging_first_step": True,
+        "save_steps": recipe.save_every,
+        "save_total_limit": recipe.keep,
+        "eval_strategy": "steps" if recipe.evaluate else "no",
+        "eval_steps": recipe.evaluate_every,
+        "disable_tqdm": True,
+        "report_to": ["tensorboard"] if _has_tensorboard() else [],
+    }
+    check_keys("recipe: trainer", recipe.trainer, [f.name for f in dataclasses.fields(TrainArguments) if f.init])
+    return TrainArguments(recipe.output, **(settings | recipe.trainer))
+
+
+def _has_tensorboard() -> bool:
+    from transformers.integrations import is_tensorboard_available
+
+    return is_tensorboard_available()
+
+
+def _align(recipe: AlignRecipe):
+    changes = dict(recipe.model)
+    resize, crop = recipe.augment.get("resize", 346), recipe.augment.get("crop", 289)
+    if recipe.start:
+        config = AlignConfig.from_pretrained(resolve(recipe.start))
+        model = AlignModel.from_pretrained(recipe.start, config=AlignConfig(**_merged(config.to_dict(), changes)))
+        processor = AlignProcessor.from_pretrained(recipe.start)
+    else:
+        vision = {"image_size": crop, **changes.pop("vision_config", {})}
+        tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.tokenizer))
+        text = {"vocab_size": len(tokenizer), **changes.pop("text_config", {})}
+        sizes = (recipe.image_tower, recipe.text_tower)
+        model = AlignModel(AlignConfig._sized(*sizes, vision_config=vision, text_config=text, **changes))
+        pictures = AlignImageProcessor(preprocessing="tf", resample=2, size=resize, crop_size=crop)
+        processor = AlignProcessor(pictures, tokenizer)
+    antialias = processor.image_processor.preprocessing == "hf"
+    augment = _augmentation(RandomCrop, {"antialias": antialias} | recipe.augment)
+    prepare = Prepare(
+        augment,
+        processor.image_processor,
+        tokenizer=processor.tokenizer,
+        max_tokens=min(recipe.max_tokens, model.config.text_config.max_position_embeddings),
+        pad_to=recipe.pad_to,
+    )
+    return model, processor, prepare, AlignTrainer
+
+
+def _vit(recipe: ViTRecipe):
+    labels = _class_names(recipe)
+    number = len(labels) if labels else recipe.classes
+    if not number:
+        raise ValueError("recipe: classes: say how many, give a file of names, or folders named by class as data")
+    names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": number}
+    kind = {"problem_type": "multi_label_classification" if recipe.multi_label else "single_label_classification"}
+    if recipe.backbone == "align":
+        model = AlignForImageClassification.from_pretrained(
+            recipe.start, **names, **kind, **recipe.model, ignore_mismatched_sizes=True
+        )
+        processor = AlignImageProcessor.from_pretrained(resolve(recipe.start))
+        crop = processor.crop_size["height"] if processor.do_center_crop else recipe.image_size
+    elif recipe.start:
+        head = {**names, "representation_size": None, "ignore_mismatched_sizes": True} if recipe.new_head else {}
+        size = {"image_size": recipe.image_size}
+        model = ViTForImageClassification.from_pretrained(recipe.start, **head, **kind, **size, **recipe.model)
+        processor = ViTImageProcessor.from_pretrained(
+            resolve(recipe.start), size=recipe.image_size, do_center_crop=False
+        )
+        crop = recipe.image_size
+    else:
+        model = ViTForImageClassification(
+            ViTConfig.vit(recipe.size, image_size=recipe.image_size, **names, **kind, **recipe.model)
+        )
+        processor = ViTImageProcessor(preprocessing="tf", size=recipe.image_size)
+        crop = recipe.image_size
+    antialias = processor.preprocessing == "hf"
+    augment = _augmentation(InceptionCrop, {"size": crop, "antialias": antialias} | recipe.augment)
+    if model.config.num_labels != number:
+        raise ValueError(
+            f"recipe: classes is {number}, but {recipe.start} has a head of {model.config.num_labels}: set new_head: true"
+        )
+    prepare = Prepare(augment, processor, classes=number, multi_label=recipe.multi_label, names=labels)
+    return model, processor, prepare, ViTTrainer
+
+
+def _class_names(recipe: ViTRecipe) -> tuple[str, ...]:
+    if isinstance(recipe.classes, str):
+        lines = Path(recipe.classes).read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    if recipe.classes is not None or recipe.streaming:
+        return ()
+    source = open_source(recipe.data)
+    parts = source.sources if isinstance(source, Joined) else [source]
+    labels = {row.get("label") for part in parts if isinstance(part, Records) for row in part.records}
+    return tuple(sorted(label for label in labels if isinstance(label, str)))
+
+
+def _augmentation(cls, settings: Mapping):
+    check_keys("recipe: augment", settings, [f.name for f in dataclasses.fields(cls)])
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def _data(recipe: Recipe, prepare: Prepare, arguments: TrainArguments) -> TrainData | StreamData:
+    if not recipe.streaming:
+        return TrainData(open_source(recipe.data), prepare, recipe.seed, recipe.shuffle_window)
+    stream = load_hub_dataset(recipe.data, streaming=True)
+    share = arguments.per_device_train_batch_size
+    return StreamData(stream, prepare, share, arguments.process_index, arguments.world_size, recipe.seed)
+
+
+def _merged(values: dict, changes: Mapping) -> dict:
+    merged = dict(values)
+    for name, value in changes.items():
+        inner = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merged(merged[name], value) if inner else value
+    return merged
+
+
+def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[str, float]) -> str:
+    """README.md of the model's folder: what it is, its data, recipe, hours and results."""
+    logs = read_logs(Path(recipe.output, LOG_FILE))
+    hours = logs[-1]["hours"] if logs else 0.0
+    align = isinstance(recipe, AlignRecipe)
+    task = "zero-shot-image-classification" if align else "image-classification"
+    losses = [line["loss"] for line in logs if "loss" in line]
+    device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else platform.machine()
+    results = "\n".join(f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in metrics.items())
+    results = f"| metric | value |\n|---|---|\n{results}" if metrics else "No evaluation was asked for."
+    tail = f"; last logged loss {losses[-1]:.4g}" if losses else ""
+    average = f", the moving average (decay {recipe.ema}) of the trained ones" if recipe.ema else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: {task}
+tags: [kakao-models, {"align" if align else "vit"}]
+---
+
+# {Path(recipe.output).resolve().name}
+
+{" ".join(recipe.about.split())}
+
+`{type(trainer.model).__name__}`, {sum(p.numel() for p in trainer.model.parameters()):,} parameters. The weights are those
+after {trainer.state.global_step:,} steps{average}.
+
+## Data
+
+{json.dumps(recipe.data) if isinstance(recipe.data, (str, list)) else type(recipe.data).__name__}: {trainer.state.epoch or 0:.2f} epochs.
+
+## Training
+
+{hours:.2f} hours on {trainer.args.world_size} x {device}{tail}. With kakao-models:
+
+```yaml
+{as_yaml(recipe).rstrip()}
+```
+
+## Results
+
+{results}
+"""

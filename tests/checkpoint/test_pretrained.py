@@ -1,0 +1,201 @@
+"""Keras models and model.safetensors: bit by bit the same file as PyTorch's, and every mismatch named."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny
+import torch
+
+from kakao_models import (
+    AlignConfig,
+    AlignModel,
+    AlignTextModel,
+    AlignVisionModel,
+    TFAlignModel,
+    TFAlignTextModel,
+    TFAlignVisionModel,
+    TFViTForImageClassification,
+    TFViTModel,
+    ViTForImageClassification,
+    ViTModel,
+)
+from kakao_models.checkpoint.pretrained import _bytes
+
+PAIRS = {
+    "align": (AlignModel, TFAlignModel),
+    "text": (AlignTextModel, TFAlignTextModel),
+    "vision": (AlignVisionModel, TFAlignVisionModel),
+    "classifier": (ViTForImageClassification, TFViTForImageClassification),
+    "backbone": (ViTModel, TFViTModel),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A random checkpoint of each class, as PyTorch writes it."""
+    root = tmp_path_factory.mktemp("torch")
+    tiny.align_folder(root / "align")
+    tiny.vit_folder(root / "classifier", representation_size=24)
+    AlignTextModel.from_pretrained(root / "align").save_pretrained(root / "text")
+    AlignVisionModel.from_pretrained(root / "align").save_pretrained(root / "vision")
+    ViTModel.from_pretrained(root / "classifier").save_pretrained(root / "backbone")
+    return root
+
+
+def tensors(folder) -> dict[str, torch.Tensor]:
+    """Without batch norm's counters, which PyTorch alone has."""
+    files = sorted(folder.glob("*.safetensors"))
+    every = {key: value for file in files for key, value in safetensors.torch.load_file(file).items()}
+    return {key: value for key, value in every.items() if not key.endswith("num_batches_tracked")}
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys() and a
+    for key, value in a.items():
+        assert value.dtype == b[key].dtype and torch.equal(value, b[key]), key
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_there_and_back_is_bit_exact(name, dtype, folders, tmp_path):
+    theirs, ours = PAIRS[name]
+    model = ours.from_pretrained(folders / name, dtype=dtype)
+    assert {str(variable.dtype) for variable in model.weights} == {dtype or "float32"}
+    model.save_pretrained(tmp_path / "ours")
+    again = theirs.from_pretrained(tmp_path / "ours")
+    again.save_pretrained(tmp_path / "theirs")
+    wanted = tensors(folders / name)
+    if dtype:
+        wanted = {key: value.to(torch.bfloat16) for key, value in wanted.items()}
+    assert_same_bits(tensors(tmp_path / "ours"), wanted)
+    assert_same_bits(tensors(tmp_path / "theirs"), wanted)
+    values = json.loads((tmp_path / "ours/config.json").read_text())
+    assert values["architectures"] == [theirs.__name__] and values["dtype"] == (dtype or "float32")
+    default = ours.from_pretrained(tmp_path / "ours")
+    assert {str(variable.dtype) for variable in default.weights} == {dtype or "float32"}
+
+
+def test_sharded_files_and_subfolders(folders, tmp_path):
+    model = TFAlignModel.from_pretrained(folders / "align")
+    model.save_pretrained(tmp_path / "inner", max_shard_size="50KB")
+    files = list((tmp_path / "inner").glob("model-*.safetensors"))
+    assert len(files) > 2 and not (tmp_path / "inner/model.safetensors").exists()
+    assert_same_bits(tensors(tmp_path / "inner"), tensors(folders / "align"))
+    TFAlignModel.from_pretrained(tmp_path, subfolder="inner").save_pretrained(tmp_path / "ours")
+    AlignModel.from_pretrained(tmp_path, subfolder="inner").save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
+    assert_same_bits(tensors(tmp_path / "ours"), tensors(folders / "align"))
+    assert_same_bits(tensors(tmp_path / "theirs"), tensors(folders / "align"))
+    TFAlignModel.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "inner")
+    assert [file.name for file in (tmp_path / "inner").glob("*.safetensors*")] == ["model.safetensors"]
+    files[0].write_bytes(b"")
+    index = {"weight_map": {"temperature": "../elsewhere.safetensors"}}
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil/config.json").write_bytes((tmp_path / "ours/config.json").read_bytes())
+    (tmp_path / "evil/model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(OSError, match="names '../elsewhere.safetensors', which is no name of a file beside it"):
+        TFAlignModel.from_pretrained(tmp_path / "evil")
+
+
+def test_sizes_of_shards():
+    assert [_bytes(size) for size in (7, "2KB", "1.5 MB", "5GB", "1KiB")] == [7, 2000, 1_500_000, 5 * 10**9, 1024]
+    with pytest.raises(ValueError, match="max_shard_size: got 'large'"):
+        _bytes("large")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_missing_unknown_and_misshapen_tensors_are_named(name, folders, tmp_path):
+    _, ours = PAIRS[name]
+    (tmp_path / "config.json").write_bytes((folders / name / "config.json").read_bytes())
+    state = tensors(folders / name)
+    key = next(key for key in state if key.endswith("norm.bias") or key.endswith("LayerNorm.bias") or "bn.bias" in key)
+    changes = {
+        f"missing .*{key}": {other: value for other, value in state.items() if other != key},
+        "unknown .*extra.weight": state | {"extra.weight": torch.zeros(3)},
+        rf"{key}: the file has \(3, 4\), the model wants \({len(state[key])},\)": state | {key: torch.zeros(3, 4)},
+    }
+    for message, changed in changes.items():
+        safetensors.torch.save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            ours.from_pretrained(tmp_path)
+
+
+def test_files_that_cannot_be_read_are_named(folders, tmp_path):
+    (tmp_path / "config.json").write_bytes((folders / "align/config.json").read_bytes())
+    with pytest.raises(OSError, match="no model.safetensors"):
+        TFAlignModel.from_pretrained(tmp_path)
+    (tmp_path / "tf_model.h5").write_bytes(b"")
+    with pytest.raises(OSError, match=r"has no model.safetensors but tf_model.h5. .*kakao-models convert"):
+        TFAlignModel.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folders / "align/model.safetensors").read_bytes()[:5000])
+    with pytest.raises(OSError, match="no readable safetensors file"):
+        TFAlignModel.from_pretrained(tmp_path)
+    with pytest.raises(OSError):
+        TFAlignModel.from_pretrained(tmp_path / "nowhere")
+
+
+def test_configuration_by_argument(folders):
+    folder = folders / "align"
+    model = TFAlignModel.from_pretrained(folder, label_smoothing=0.3)
+    assert model.config.label_smoothing == 0.3
+    config = AlignConfig.from_pretrained(folder)
+    given = TFAlignModel.from_pretrained(folder, config=config, label_smoothing=0.2)
+    assert given.config.label_smoothing == 0.2 and config.label_smoothing == 0.1
+    with pytest.raises(TypeError, match="label_smothing"):
+        TFAlignModel.from_pretrained(folder, label_smothing=0.3)
+
+
+def test_parts_of_a_vit(folders, tmp_path):
+    fresh = TFViTForImageClassification.from_pretrained(
+        folders / "classifier", num_labels=10, ignore_mismatched_sizes=True
+    )
+    assert fresh.classifier.kernel.shape == (24, 10) and not np.any(fresh.classifier.kernel.numpy())
+    wanted = TFViTForImageClassification.from_pretrained(folders / "classifier")._variables()
+    for key, variable in fresh._variables().items():
+        if not key.startswith("classifier"):
+            np.testing.assert_array_equal(variable.numpy(), wanted[key].numpy())
+    with pytest.raises(ValueError, match=r"classifier\.bias: the file has \(7,\), the model wants \(10,\)"):
+        TFViTForImageClassification.from_pretrained(folders / "classifier", num_labels=10)
+    with pytest.raises(ValueError, match=r"missing classifier\.bias"):
+        TFViTForImageClassification.from_pretrained(folders / "backbone")
+    assert TFViTModel.from_pretrained(folders / "classifier", add_pooling_layer=False).pooler is None
+    plain = tiny.vit_folder(tmp_path)
+    assert TFViTModel.from_pretrained(plain).pooler is None
+    with pytest.raises(ValueError, match=r"missing vit\.pooler\.dense\.bias"):
+        TFViTModel.from_pretrained(plain, add_pooling_layer=True)
+
+
+def test_tensorflow_alone_is_enough(tmp_path):
+    """Without PyTorch: the shipped checkpoint loads, runs, embeds, and is saved."""
+    script = f"""
+        import importlib.machinery as machinery
+        import sys
+
+        find = machinery.PathFinder.find_spec
+
+        def hide(cls, name, path=None, target=None):
+            return None if name.partition(".")[0] in ("torch", "jax", "flax") else find(name, path, target)
+
+        machinery.PathFinder.find_spec = classmethod(hide)
+        from PIL import Image
+        from kakao_models import Embedder, TFAlignModel
+
+        embedder = Embedder("align-tiny")
+        assert type(embedder.engine).__name__ == "KerasEngine"
+        assert embedder.images([Image.new("RGB", (40, 30))]).shape == (1, embedder.dim)
+        assert embedder.texts(["a cat", "a dog"]).shape == (2, embedder.dim)
+        TFAlignModel.from_pretrained("align-tiny").save_pretrained({str(tmp_path)!r})
+        assert not {{"torch", "jax", "flax"}} & {{name.partition(".")[0] for name in sys.modules}}
+        try:
+            from kakao_models import AlignModel
+        except ImportError as error:
+            assert "AlignModel needs torch: pip install 'kakao-models[torch]'" in str(error), error
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    AlignModel.from_pretrained("align-tiny").save_pretrained(tmp_path / "theirs")
+    assert_same_bits(tensors(tmp_path), tensors(tmp_path / "theirs"))

@@ -1,0 +1,244 @@
+"""Recipes, and whole runs of them: from data to a folder for the Hub."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+import training
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tolerances import TOLERANCE
+from typer.testing import CliRunner
+
+from kakao_models import AlignModel, Embedder, ViTForImageClassification
+from kakao_models.align.classification_torch import AlignForImageClassification
+from kakao_models.train.callbacks import read_logs
+from kakao_models.train.cli import app
+from kakao_models.train.recipe import as_yaml, names, read_recipe
+from kakao_models.train.run import run
+
+
+def kind_of(name: str) -> str:
+    return "vit" if name.startswith("vit") or name == "align_classifier" else "align"
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_here_is_read_and_says_what_it_needs(name):
+    recipe = read_recipe(kind_of(name), name)
+    assert "hours" in recipe.about.lower() and "metric" in recipe.about.lower() or name == "align_classifier"
+    again = Path(name).stem
+    assert yaml.safe_load(as_yaml(recipe))["batch_size"] == recipe.batch_size and again == name
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("align_b3_mini_cc3m", (16384, 5e-3, 10_000, 100_000, "lamb", 1e-5)),
+        ("align_b7_base_coyo700m", (65536, 2e-3, 40_000, 300_000, "lamb", 1e-5)),
+        ("align_retrieval_coco", (2048, 1e-5, 0, 6000, "lamb", 1e-5)),
+        ("align_retrieval_flickr30k", (2048, 1e-5, 0, 3000, "lamb", 1e-5)),
+        ("vit_l16_finetune_384", (512, 0.06, 500, 20_000, "sgd", 0.0)),
+        ("vit_l16_pretrain", (4096, 6e-4, 10_000, None, "adamw", 0.1)),
+    ],
+)
+def test_recipes_have_the_originals_numbers(name, settings):
+    r = read_recipe(kind_of(name), name)
+    assert (r.batch_size, r.lr, r.warmup, r.steps, r.optimizer, r.weight_decay) == settings
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("chunksize=4", "a recipe for align has no key 'chunksize'; did you mean 'chunk_size'?"),
+        ("batch_size=many", "batch_size must be int, got 'many'"),
+        ("epochs=3", "give steps or epochs, one of them"),
+        ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),
+        ("lr", "lr: wanted key=value"),
+    ],
+)
+def test_what_is_no_setting_is_said(change, message):
+    with pytest.raises(ValueError) as error:
+        read_recipe("align", "align_b3_mini_cc3m", [change])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("augment.cropp=3", "recipe: augment has no key 'cropp'; did you mean 'crop'?"),
+        ("trainer.use_cpus=true", "recipe: trainer has no key 'use_cpus'; did you mean 'use_cpu'?"),
+    ],
+)
+def test_a_misspelt_key_of_a_mapping_is_said_too(change, message, tmp_path):
+    start = tiny.align_folder(tmp_path / "start")
+    recipe = read_recipe("align", recipe_file(tmp_path, data="none.parquet", start=start), [change])
+    with pytest.raises(ValueError) as error:
+        run(recipe)
+    assert message in str(error.value)
+
+
+def test_changes_reach_into_mappings_and_numbers_are_numbers():
+    recipe = read_recipe("align", "align_b3_mini_cc3m", ["model.projection_dim=64", "lr=5e-3", "evaluate.knn.k=3"])
+    assert recipe.model == {"projection_dim": 64, "temperature_init_value": 1.0, "label_smoothing": 0.1}
+    assert recipe.lr == 0.005 and recipe.evaluate == {"knn": {"k": 3}}
+    with pytest.raises(ValueError, match="no file nothing, and none of that name in this package .*align_b7_base"):
+        read_recipe("align", "nothing")
+
+
+def write_parquet(path: Path, count: int = 24) -> str:
+    rows = training.records(count)
+    table = {"image": [png(row["image"]) for row in rows], "captions": [row["captions"] for row in rows]}
+    classes = ["cat", "dog", "bird"]
+    table |= {"label": [row["label"] % 3 for row in rows], "label_name": [classes[row["label"] % 3] for row in rows]}
+    pq.write_table(pa.table(table), path)
+    return str(path)
+
+
+def png(picture: Image.Image) -> dict:
+    import io
+
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return {"bytes": out.getvalue(), "path": None}
+
+
+def recipe_file(tmp_path: Path, **settings) -> str:
+    values = {
+        "about": "A test.",
+        "output": str(tmp_path / "out"),
+        "batch_size": 8,
+        "steps": 4,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "weight_decay": 1e-4,
+        "workers": 0,
+        "log_every": 1,
+        "save_every": 2,
+        "trainer": {"use_cpu": True},
+        "augment": {"resize": 36, "crop": 32},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values | settings))
+    return str(path)
+
+
+def test_an_align_run_ends_in_a_folder_for_the_hub(tmp_path):
+    data = write_parquet(tmp_path / "train.parquet")
+    evaluate = {
+        "retrieval": data,
+        "zero_shot": {"data": data, "templates": "small"},
+        "knn": {"data": data, "train": data},
+    }
+    start = tiny.align_folder(tmp_path / "start", preprocessing="tf", resample=2)
+    file = recipe_file(tmp_path, data=data, start=start, evaluate=evaluate, evaluate_every=2, ema=0.5, chunk_size=8)
+    recipe = read_recipe("align", file, ["model.vision_config.virtual_batch_size=4", "chunk_size=4"])
+    metrics = run(recipe)
+    out = tmp_path / "out"
+    assert metrics["eval_knn/top1"] == 1.0  # each picture is its own neighbour
+    assert 0 < metrics["eval_retrieval/image_to_text_r10"] <= 1 and "eval_zero_shot/top1" in metrics
+    logs = read_logs(out / "training.jsonl")
+    assert [line["step"] for line in logs if "loss" in line] == [1, 2, 3, 4]
+    wanted = {"temperature", "learning_rate", "samples_per_second", "memory_gb", "hours"}
+    assert all(wanted <= line.keys() for line in logs if "loss" in line)
+    assert [line["step"] for line in logs if "eval_knn/top1" in line] == [2, 4, 4]
+    picture = Image.open(out / "training.png")
+    assert picture.format == "PNG" and picture.width > 800
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n")
+    assert f"| knn/top1 | {metrics['eval_knn/top1']:.4g} |" in card and "train.parquet" in card and "A test." in card
+    assert read_recipe("align", str(out / "recipe.yaml")) == recipe
+    embedder = Embedder(out)  # model, processor and tokenizer are there, and preprocessing is the start's
+    assert embedder.images([tiny.picture(0)]).shape == (1, 16)
+    assert embedder.image_processor.preprocessing == "tf"
+    model = AlignModel.from_pretrained(out)
+    assert not torch.equal(model.temperature, AlignModel.from_pretrained(start).temperature)
+    assert (out / "checkpoint-4" / "ema.safetensors").is_file()
+    with pytest.raises(FileExistsError, match="has checkpoint-4: go on from it, or choose another output"):
+        run(recipe, resume=False)
+
+
+def pictures(folder: Path) -> str:
+    for number in range(12):
+        name = ["bird", "cat", "dog"][number % 3]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        tiny.picture(number % 3).save(folder / name / f"{number}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize("backbone", ["vit", "align"])
+def test_a_classifier_learns_the_folders_of_its_pictures(backbone, tmp_path):
+    data = pictures(tmp_path / "data")
+    make = tiny.align_folder if backbone == "align" else tiny.vit_folder
+    start = make(tmp_path / "start")
+    settings = {"data": data, "start": start, "backbone": backbone, "evaluate": {"accuracy": data}, "batch_size": 12}
+    settings |= {"steps": 60, "lr": 0.1, "clip": 1.0, "augment": {"area": [0.8, 1.0]}, "save_every": 1000}
+    settings |= {"image_size": 32, "new_head": True, "log_every": 20, "chunk_size": 6, "weight_decay": 0.0}
+    file = recipe_file(tmp_path, **settings)
+    changes = ["freeze=[vision_model]"] if backbone == "align" else []
+    metrics = run(read_recipe("vit", file, changes))
+    assert metrics["eval_accuracy/top1"] > 0.9
+    cls = AlignForImageClassification if backbone == "align" else ViTForImageClassification
+    model = cls.from_pretrained(tmp_path / "out")
+    assert list(model.config.id2label.values()) == ["bird", "cat", "dog"]
+    if backbone == "align":  # a linear probe: the tower is the start's
+        tower = AlignModel.from_pretrained(start).vision_model.state_dict()
+        assert all(torch.equal(x, tower[name]) for name, x in model.vision_model.state_dict().items())
+    losses = [line["loss"] for line in read_logs(tmp_path / "out" / "training.jsonl") if "loss" in line]
+    assert losses[0] == pytest.approx(1.0986, abs=1e-3)  # log 3: a head of zeros
+
+
+def test_how_many_classes_has_to_be_known(tmp_path):
+    start = tiny.align_folder(tmp_path / "start")
+    file = recipe_file(tmp_path, data=write_parquet(tmp_path / "train.parquet"), start=start, augment={})
+    for backbone in ("align", "vit"):
+        with pytest.raises(ValueError, match="classes: say how many, give a file of names, or folders"):
+            run(read_recipe("vit", file, [f"backbone={backbone}"]))
+
+
+def test_the_command_says_what_a_worker_found_without_its_traceback(tmp_path):
+    data, start = write_parquet(tmp_path / "train.parquet"), tiny.align_folder(tmp_path / "start")
+    settings = {"data": data, "start": start, "backbone": "align", "classes": 2, "workers": 1, "augment": {}}
+    file = recipe_file(tmp_path, **settings)
+    done = CliRunner().invoke(app, ["vit", "--config", file])
+    assert isinstance(done.exception, ValueError)
+    message = str(done.exception)
+    assert message.startswith("train.parquet:0:") and message.endswith(
+        "label 2 is out of range, the model has classes 0..1"
+    )
+
+
+def test_another_head_than_the_starts_has_to_be_asked_for(tmp_path):
+    data, start = pictures(tmp_path / "data"), tiny.vit_folder(tmp_path / "start")
+    file = recipe_file(tmp_path, data=data, start=start, image_size=32, augment={})
+    with pytest.raises(ValueError, match="classes is 3, but .* has a head of 7: set new_head: true"):
+        run(read_recipe("vit", file))
+
+
+def test_torchrun_of_the_command_is_the_run_of_one_process(tmp_path):
+    data = write_parquet(tmp_path / "train.parquet", 32)
+    start = tiny.align_folder(tmp_path / "start")
+    settings = {"data": data, "start": start, "batch_size": 16, "chunk_size": 4, "lr": 1e-3, "clip": 1.0, "steps": 2}
+    settings["model"] = {
+        "vision_config": {"virtual_batch_size": 4, "drop_connect_rate": 0.0},
+        "text_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    }
+    file = recipe_file(tmp_path, **settings)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    command = ["-m", "kakao_models.cli", "train", "align", "--config", file, f"output={tmp_path / 'two'}"]
+    done = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run(read_recipe("align", file))
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "two"))
+    assert one.keys() == two.keys()
+    for name, x in one.items():
+        torch.testing.assert_close(two[name], x, rtol=0, atol=TOLERANCE["runs float32"], msg=name)
+    losses = [
+        [line["loss"] for line in read_logs(tmp_path / n / "training.jsonl") if "loss" in line] for n in ("out", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 2
