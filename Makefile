@@ -52,5 +52,5 @@ $(VENV)/.main: setup.py | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.main setup.py
-	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,test]'
+	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,data,test]'
 	touch $@

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from kakao_models import __version__
+from kakao_models.data.cli import app as data_app
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.train.cli import app as train_app
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     "without a network.",
 )
 
+app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")
 

@@ -1,0 +1,447 @@
+"""The command `kakao-models data`: one short function per verb, no logic of its own."""
+
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kakao_models.evaluate.options import BatchSize, Device, Framework, Model, Revision
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Look at image-text data such as COYO, filter it, download it, and turn it into training shards.",
+)
+
+
+@app.callback()
+def _check_extra() -> None:
+    for name in ("ibis", "duckdb", "pyarrow"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"kakao-models data needs {name}: pip install 'kakao-models[data]'")
+
+
+RUN_PANEL = "Run"
+Source = Annotated[
+    str, typer.Argument(help="A .parquet, .csv or .jsonl file, a pattern or folder of such, or hf://owner/name.")
+]
+Backend = Annotated[str, typer.Option(help="duckdb, or pyspark.", rich_help_panel=RUN_PANEL)]
+MemoryLimit = Annotated[str | None, typer.Option(help="Of DuckDB, such as 8GB.", rich_help_panel=RUN_PANEL)]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of DuckDB.", rich_help_panel=RUN_PANEL)]
+Spill = Annotated[
+    Path | None, typer.Option(help="Folder for what doesn't fit in memory.", file_okay=False, rich_help_panel=RUN_PANEL)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
+Workers = Annotated[int, typer.Option(min=1, help="Processes.", rich_help_panel=RUN_PANEL)]
+
+
+@app.command(no_args_is_help=True)
+def preview(
+    source: Source,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many.")] = 10,
+    page: Annotated[
+        Path | None, typer.Option("--html", dir_okay=False, help="Also write a page with the pictures.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="These columns, separated by commas.")] = None,
+    split: Annotated[str, typer.Option(help="Of a data set of the Hub.")] = "train",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a picture.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show the first rows, and what differs from COYO's published columns.
+
+    Of a data set of the Hub only these rows are downloaded.
+
+    [b]Examples[/b]
+
+      kakao-models data preview hf://kakaobrain/coyo-700m
+
+      kakao-models data preview coyo/part-00000.parquet -n 50 --html sheet.html
+    """
+    if page and not page.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--html {page}: there is no such folder")
+    from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
+
+    found, types = first_rows(source, rows, split)
+    if as_json:
+        print(json.dumps({"rows": found, "findings": list(map(str, findings(types)))}, default=str, indent=1))
+    else:
+        print_table(found, columns.split(",") if columns else None)
+        for finding in findings(types):
+            print(finding)
+    if page:
+        text, lost = contact_sheet(found, source, folder=Path(source).parent, timeout=timeout)
+        page.write_text(text, encoding="utf-8")
+        print(f"{page}: {len(found) - lost} pictures, {lost} could not be had", file=sys.stderr)
+
+
+@app.command(no_args_is_help=True)
+def stats(
+    source: Source,
+    picture: Annotated[Path | None, typer.Option(help="Also draw the distributions, into this .png.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write JSON here.")] = None,
+    sample: Annotated[float | None, typer.Option(help="Look at this share of the rows, such as 0.01.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    unique: Annotated[bool, typer.Option(help="Count different URLs, images and texts.")] = True,
+    as_json: AsJson = False,
+    backend: Backend = "duckdb",
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
+    spill: Spill = None,
+) -> None:
+    """Distributions of every column, different URLs, images and texts; exact unless --sample is given.
+
+    [b]Example[/b]
+
+      kakao-models data stats "coyo/*.parquet" --picture coyo.png -o coyo.json
+    """
+    _check_places(picture, output)
+    from kakao_models.data.stats import draw, summarize
+    from kakao_models.data.tables import connect, open_table
+
+    connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
+    found = summarize(open_table(connection, source), sample=sample, seed=seed, unique=unique, advance=_say)
+    text = json.dumps(found.as_dict(), indent=1)
+    if picture:
+        draw(found).savefig(picture, dpi=120)
+    if output:
+        output.write_text(text + "\n", encoding="utf-8")
+    print(text if as_json else found)
+
+
+@app.command("filter", no_args_is_help=True)
+def filter_(
+    source: Annotated[
+        str | None, typer.Argument(help="A .parquet, .csv or .jsonl file, a pattern or folder, or hf://owner/name.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to make; none: only count.", show_default=False)
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="coyo, align, or a YAML file.")] = None,
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", "-f", help="NAME or NAME:parameter=value,...; may be repeated.")
+    ] = None,
+    join: Annotated[
+        str | None, typer.Option(help="A table with further columns by id, such as the align_score of data embed.")
+    ] = None,
+    approximate: Annotated[
+        int | None,
+        typer.Option(metavar="BITS", help="Count digests of so many bits rather than texts: less memory, not exact."),
+    ] = None,
+    list_filters: Annotated[bool, typer.Option("--list", help="Say which filters there are.")] = False,
+    as_json: AsJson = False,
+    backend: Backend = "duckdb",
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
+    spill: Spill = None,
+) -> None:
+    """Keep the rows that pass all filters; say for each how many it kept and dropped.
+
+    Filters are applied in their order, those of --recipe first. --list names them all.
+
+    [b]Examples[/b]
+
+      kakao-models data filter coyo/ -o curated/ -f aesthetic:min=5 -f watermark:max=0.3 -f clip-l14:min=0.25
+
+      kakao-models data filter coyo/ -o like-align/ --recipe align
+
+      kakao-models data filter coyo/ -o clean/ -f eval-hashes:file=coco-hashes.txt,bits=3
+    """
+    from kakao_models.data.filters import KINDS
+
+    if list_filters:
+        for kind in sorted(KINDS.values(), key=lambda kind: kind.name):
+            parameters = ", ".join(
+                f"{name}={value}" for name, value in kind.defaults.items() if value not in (None, "")
+            )
+            print(f"{kind.name:<16} {kind.help}  [{parameters}]")
+        return
+    from kakao_models.data.curate import curate
+    from kakao_models.data.recipes import parse_flags, read_recipe
+    from kakao_models.data.tables import connect, join_columns, open_table
+
+    chosen = (read_recipe(recipe) if recipe else []) + parse_flags(filters or [])
+    if source is None:
+        raise typer.BadParameter("name the table to filter")
+    if not chosen:
+        raise typer.BadParameter("give --recipe or --filter; --list says which filters there are")
+    if spill:
+        spill.mkdir(parents=True, exist_ok=True)
+    connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
+    table = open_table(connection, source)
+    if join:
+        table = join_columns(table, open_table(connection, join))
+    with tempfile.TemporaryDirectory(dir=spill) as folder:
+        place = output or Path(folder, "counted")
+        keep = output is not None
+        account = curate(connection, table, chosen, place, digest_bits=approximate, keep=keep, advance=_say)
+    print(json.dumps(account.as_dict(), indent=1) if as_json else account)
+
+
+@app.command("label-stats", no_args_is_help=True)
+def label_stats_(
+    source: Source,
+    thresholds: Annotated[str | None, typer.Option(help="Separated by commas; default 0, 0.05, ... 0.5.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to list.")] = 20,
+    names: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The classes' names, a line each.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table with the labels above --threshold.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="For --output.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="For --output: so many labels of an image.")] = None,
+    keep_empty: Annotated[bool, typer.Option("--keep-empty", help="For --output: images without labels too.")] = False,
+    as_json: AsJson = False,
+    backend: Backend = "duckdb",
+    memory_limit: MemoryLimit = None,
+    threads: Threads = None,
+    spill: Spill = None,
+) -> None:
+    """Labels per image, different labels and images left for thresholds on COYO-Labeled-300M's probabilities.
+
+    With --output and --threshold also write lists of labels, as training of a ViT reads them.
+
+    [b]Examples[/b]
+
+      kakao-models data label-stats coyo-labeled/ --names imagenet21k.txt
+
+      kakao-models data label-stats coyo-labeled/ --thresholds 0.2 --threshold 0.2 -o labels-0.2/
+    """
+    if (output is None) != (threshold is None):
+        raise typer.BadParameter("--output and --threshold go together")
+    if output and output.exists():
+        raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+    from kakao_models.cli import _lines
+    from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel
+    from kakao_models.data.tables import connect, open_table, scratch, write_parquet
+
+    try:
+        chosen = [float(part) for part in thresholds.split(",")] if thresholds else THRESHOLDS
+    except ValueError as error:
+        raise typer.BadParameter(f"--thresholds {thresholds}: wanted numbers, separated by commas") from error
+    table = open_table(connect(backend, memory_limit=memory_limit, threads=threads, spill=spill), source)
+    found = label_stats(table, chosen, top)
+    print(json.dumps(found.as_dict(), indent=1) if as_json else found.named(_lines(names) if names else None))
+    if output:
+        with scratch(output) as folder:
+            rows = write_parquet(to_multilabel(table, threshold, most=most, keep_empty=keep_empty), folder / "labels")
+            (folder / "labels").rename(output)
+        print(f"{output}: {rows:,} rows", file=sys.stderr)
+
+
+@app.command(no_args_is_help=True)
+def shard(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of images, .csv, .parquet, .tar, or .json of COCO's captions or Karpathy's splits."
+        ),
+    ],
+    output: Output,
+    form: Annotated[str, typer.Option("--format", "-f", help="webdataset, tfrecord or parquet.")] = "webdataset",
+    images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The images of a .json.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of Karpathy's .json: train, val, test, restval.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Shuffle with this seed; none: keep the order.")] = None,
+    per_shard: Annotated[int, typer.Option(min=1, max=999_999, help="Samples of a shard.")] = 10_000,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Make pictures with a larger shorter side so small.")
+    ] = None,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Turn local images and captions into shards that training reads. Broken samples are left out and listed.
+
+    [b]Examples[/b]
+
+      kakao-models data shard photos/ -o shards/ --seed 1
+
+      kakao-models data shard dataset_coco.json --images coco/ --split train,restval -o coco-train/ -f tfrecord
+    """
+    from kakao_models.data.pairs import open_pairs
+    from kakao_models.data.shard import Options, write_shards
+    from kakao_models.inference.progress import Progress
+
+    found = open_pairs(source, images=images, split=split)
+    with Progress("samples", sum(found.counts), None) as bar:
+        manifest = write_shards(
+            found,
+            output,
+            options=Options(form, image_size),
+            per_shard=per_shard,
+            seed=seed,
+            workers=workers,
+            name=source,
+            advance=bar.advance,
+        )
+    said = f"{output}: {manifest['rows']} samples in {len(manifest['shards'])} shards"
+    print(json.dumps(manifest, indent=1) if as_json else said)
+    for failure in manifest["failures"]:
+        print(f"failed: {failure['sample']}: {failure['reason']}", file=sys.stderr)
+    if manifest["failures"]:
+        raise typer.Exit(1)
+
+
+@app.command(no_args_is_help=True)
+def download(
+    source: Annotated[
+        str, typer.Argument(help="A table with url, and text where there is any: .parquet, .csv, .jsonl.")
+    ],
+    output: Output,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Make pictures with a larger shorter side so small; none: as they are.")
+    ] = None,
+    min_size: Annotated[int, typer.Option(min=0, help="Refuse pictures with a smaller side.")] = 0,
+    max_aspect: Annotated[float, typer.Option(min=1, help="Refuse pictures that are longer.")] = float("inf"),
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures before decoding.")] = 178_956_970,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an attempt, all in all.")] = 10.0,
+    retries: Annotated[int, typer.Option(min=0, help="Attempts beyond the first, in a run.")] = 1,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts of an address over all runs.")] = 6,
+    per_shard: Annotated[int, typer.Option(min=1, max=999_999, help="Rows of a shard.")] = 10_000,
+    dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the addresses that failed: a .csv.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw success rates and failures, into this .png.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Connections of a process.", rich_help_panel=RUN_PANEL)] = 32,
+    workers: Workers = 1,
+    rank: Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)] = 0,
+    world_size: Annotated[
+        int, typer.Option(min=1, help="Machines that share the work.", rich_help_panel=RUN_PANEL)
+    ] = 1,
+    allow_private_addresses: Annotated[
+        bool, typer.Option("--allow-private-addresses", help="Also of this machine and its network.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Download the pictures of a table into tars that training reads; the same command goes on, and tries again.
+
+    A second run tries what failed in the first. Pictures that could not be had are no error: they are in the report.
+
+    [b]Example[/b]
+
+      kakao-models data download curated/ -o images/ --image-size 384 --workers 8 --dead dead.csv --picture success.png
+    """
+    _check_places(picture, dead)
+    from kakao_models.data.deadlinks import dead_links, draw_success
+    from kakao_models.data.download import Download
+    from kakao_models.data.download import download as run
+    from kakao_models.data.rows import Rows
+    from kakao_models.inference.progress import Progress
+
+    options = Download(
+        per_shard=per_shard,
+        threads=threads,
+        retries=retries,
+        attempts=attempts,
+        timeout=timeout,
+        max_pixels=max_pixels,
+        min_size=min_size,
+        max_aspect=max_aspect,
+        image_size=image_size,
+        allow_private_addresses=allow_private_addresses,
+    )
+    with Progress("rows", sum(Rows(source).counts) // world_size, None) as bar:
+        places = {"rank": rank, "world_size": world_size}
+        outcome = run(source, output, options, workers=workers, advance=bar.advance, **places)
+    if dead:
+        dead_links(output, dead)
+    if picture:
+        draw_success(output).savefig(picture, dpi=120)
+    print(json.dumps(outcome.as_dict(), indent=1) if as_json else outcome)
+
+
+@app.command(no_args_is_help=True)
+def embed(
+    source: Annotated[
+        str, typer.Argument(help="A table (.parquet, .csv, .jsonl), a folder of images, or a folder of tars.")
+    ],
+    output: Output,
+    what: Annotated[
+        str, typer.Option(help="images, texts, or score: the cosine of each image and its text.")
+    ] = "images",
+    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
+    per_shard: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 10_000,
+    rank: Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)] = 0,
+    world_size: Annotated[
+        int, typer.Option(min=1, help="Machines that share the work.", rich_help_panel=RUN_PANEL)
+    ] = 1,
+    model: Model = "kakaobrain/align-base",
+    revision: Revision = None,
+    framework: Framework = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Embed a table of any size into sharded Parquet; after any interruption the same command goes on.
+
+    [b]Examples[/b]
+
+      kakao-models data embed shards/ -o embeddings/ --dtype float16
+
+      kakao-models data embed coyo/part-00000.parquet -o scores/ --what score
+    """
+    from kakao_models.cli import _prepare
+    from kakao_models.data.embed import Settings, embed_table
+    from kakao_models.data.rows import Rows
+    from kakao_models.inference.progress import Progress
+
+    _prepare(model, revision)
+
+    def load():
+        from kakao_models import Embedder
+
+        return Embedder(model, revision=revision, framework=framework, device=device, batch_size=batch_size)
+
+    settings, name = Settings(what, per_shard, dtype, normalize), f"{model}@{revision}" if revision else model
+    with Progress("rows", sum(Rows(source).counts) // world_size, None) as bar:
+        places = {"rank": rank, "world_size": world_size}
+        manifest = embed_table(load, source, output, settings, model=name, advance=bar.advance, **places)
+    if manifest is None:
+        print(f"{output}: this rank is done, others aren't")
+        return
+    said = f"{output}: {manifest['rows']} rows in {len(manifest['shards'])} shards"
+    print(json.dumps(manifest, indent=1) if as_json else said)
+    for failure in manifest["failures"]:
+        print(f"failed: {failure['id']}: {failure['reason']}", file=sys.stderr)
+    if manifest["failures"]:
+        raise typer.Exit(1)
+
+
+@app.command(no_args_is_help=True)
+def verify(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What shard, download or embed made.")],
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode every picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
+) -> None:
+    """Check every file against the folder's manifest: rows, bytes, SHA-256. Exit code 1 if anything differs.
+
+    [b]Example[/b]
+
+      kakao-models data verify shards/ --decode
+    """
+    from kakao_models.data.manifest import read_manifest
+    from kakao_models.data.manifest import verify as check
+    from kakao_models.inference.progress import Progress
+
+    with Progress("shards", len(read_manifest(folder)["shards"]), None) as bar:
+        wrong = check(folder, decode=decode, advance=bar.advance)
+    print(json.dumps(wrong, indent=1) if as_json else "\n".join(wrong) or f"{folder}: every file as the manifest says")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _say(step: str) -> None:
+    if sys.stderr.isatty():
+        print(f"{step} ...", file=sys.stderr)
+
+
+def _check_places(picture: Path | None, output: Path | None) -> None:
+    from kakao_models.evaluate.options import check_output
+
+    check_output(output, picture)

@@ -1,0 +1,123 @@
+"""Running filters one after another, out of core, with an account of each."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+
+from kakao_models.data.filters import DIGEST_BITS, Context, Filter
+from kakao_models.data.tables import read_files, scratch, write_parquet
+
+
+@dataclass(frozen=True)
+class Step:
+    filter: str
+    kept: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """What filters did to a table."""
+
+    rows: int
+    kept: int
+    steps: tuple[Step, ...]
+    digest_bits: int | None  # None: frequencies are exact
+    seconds: float
+
+    def as_dict(self) -> dict:
+        return asdict(self) | {"frequencies": "exact" if self.digest_bits is None else "approximate"}
+
+    def __str__(self) -> str:
+        width = max([len(step.filter) for step in self.steps] + [6])
+        lines = [f"{'filter':<{width}}  {'kept':>13}  {'dropped':>13}"]
+        lines += [f"{step.filter:<{width}}  {step.kept:>13,}  {step.dropped:>13,}" for step in self.steps]
+        share = f" ({self.kept / self.rows:.2%})" if self.rows else ""
+        lines.append(f"{self.kept:,} of {self.rows:,} rows kept{share} in {self.seconds:.1f} s")
+        if self.digest_bits is not None:
+            lines.append(
+                f"Frequencies are approximate: texts with one {self.digest_bits}-bit digest were counted together, so "
+                "they may be too high, never too low: some rows may have been dropped wrongly, none kept wrongly."
+            )
+        return "\n".join(lines)
+
+
+def curate(
+    connection,
+    table: ir.Table,
+    filters: Sequence[Filter],
+    output: Path,
+    *,
+    digest_bits: int | None = None,
+    keep: bool = True,
+    advance: Callable[[str], None] = lambda step: None,
+) -> Account:
+    """Applies filters in their order and writes the rows that are left as Parquet files into a new folder.
+
+    A filter of frequencies counts in the rows that the filters before it kept, but for rare-tokens, which counts in
+    `table`. Filters of single rows that follow one another take one pass to count and one to write.
+
+    Args:
+        output: the folder; it appears when all is done. Intermediate tables are in a folder beside it until then.
+        digest_bits: count digests of so many bits (16 to 64, a multiple of 4) rather than texts: less memory; counts
+            are then too high where texts share a digest, which drops rows wrongly and keeps none wrongly.
+        keep: False writes nothing, and gives the account alone.
+        advance: is told each step before it starts.
+
+    Raises:
+        FileExistsError: `output` is there.
+        ValueError: the table lacks a column that a filter needs.
+    """
+    if keep and output.exists():
+        raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+    if digest_bits is not None and digest_bits not in DIGEST_BITS:
+        raise ValueError(f"digest bits: got {digest_bits}, wanted a multiple of 4 from 16 to 64")
+    if not filters:
+        raise ValueError("no filters are given")
+    start, context, steps = time.monotonic(), Context(table, digest_bits), []
+    for item in filters:  # a missing column is said before anything is computed
+        item.kind.apply(table, *([context] if item.kind.is_global else []), **item.parameters)
+    first = rows = None
+    with scratch(output) as folder:
+        for number, batch in enumerate(_batches(filters)):
+            advance(", ".join(item.kind.name for item in batch))
+            if batch[0].kind.is_global:
+                counts = [table.count().execute() if rows is None else rows]
+                found = batch[0].kind.apply(table, context, **batch[0].parameters)
+            else:
+                counts, found = _row_filters(table, batch)
+            first = counts[0] if first is None else first
+            written = folder / str(number)
+            rows = write_parquet(found, written)
+            counts = [int(count) for count in counts[: len(batch)]] + [rows]
+            steps += [Step(str(item), after, before - after) for item, before, after in zip(batch, counts, counts[1:])]
+            table = read_files(connection, sorted(written.glob("*.parquet")))
+            if number:
+                shutil.rmtree(folder / str(number - 1))
+        if keep:
+            written.rename(output)
+    return Account(int(first), rows, tuple(steps), digest_bits, time.monotonic() - start)
+
+
+def _batches(filters: Sequence[Filter]) -> Iterator[list[Filter]]:
+    """Filters of single rows that follow one another are one batch."""
+    for is_global, group in groupby(filters, lambda item: item.kind.is_global):
+        batch = list(group)
+        yield from [[item] for item in batch] if is_global else [batch]
+
+
+def _row_filters(table: ir.Table, filters: Sequence[Filter]) -> tuple[list[int], ir.Table]:
+    """Rows before the filters and after each, counted in one pass; and the rows that pass all."""
+    passed, sums = None, {"rows": ibis._.count()}
+    for number, item in enumerate(filters):
+        condition = item.kind.apply(table, **item.parameters).fill_null(False)
+        passed = condition if passed is None else passed & condition
+        sums[f"after{number}"] = passed.cast("int64").sum().fill_null(0)
+    counted = table.agg(**sums).to_pyarrow().to_pylist()[0]
+    return [int(counted[name]) for name in sums], table.filter(passed)

@@ -1,0 +1,306 @@
+"""A table of addresses and texts → tars of pictures, in img2dataset's layout, resumable picture by picture.
+
+Of each shard there are 00000.tar (the pictures that were had), 00000.parquet (every row: what came of it) and
+00000_stats.json. A shard in work is a journal; it becomes these files when all its rows have been tried.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kakao_models.data.deadlinks import failure_kind
+from kakao_models.data.fetch import FetchError, fetch
+from kakao_models.data.images import ImageError
+from kakao_models.data.journal import Journal
+from kakao_models.data.manifest import alone, entry, replacing, write_json, write_manifest
+from kakao_models.data.rows import Part, Rows
+from kakao_models.data.shard import Options, stored
+from kakao_models.data.writers import Stored, TarWriter
+from kakao_models.train.shards import TarShards
+
+PLAN = "plan.json"
+HASHES = ("sha256", "md5")  # columns that, where they are, say what the bytes must be
+# What another attempt can't change
+_FINAL = ("only http and https", "not a public address", "answered 404", "answered 410", "answered 401", "answered 403")
+
+
+@dataclass(frozen=True)
+class Download:
+    """How pictures are got and kept.
+
+    retries: attempts beyond the first within a run, for failures that may pass; their waits double from half a second.
+    attempts: attempts of a row over all runs; a later run tries failed rows again while they have fewer.
+    timeout: seconds for an attempt, everything together.
+    max_bytes, max_pixels: larger files are refused, before they are read as a whole.
+    min_size, max_aspect: smaller or longer pictures are refused; 0 and infinity: none.
+    image_size: pictures whose shorter side is larger are made so small; None keeps the server's bytes.
+    """
+
+    per_shard: int = 10_000
+    threads: int = 32
+    retries: int = 1
+    attempts: int = 6
+    timeout: float = 10.0
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 178_956_970
+    min_size: int = 0
+    max_aspect: float = float("inf")
+    image_size: int | None = None
+    allow_private_addresses: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    rows: int
+    successes: int
+    tried: int  # rows that this run tried
+    unfinished: int  # shards of other ranks
+    errors: dict[str, int]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        share = self.successes / self.rows if self.rows else 0
+        lines = [
+            f"{self.successes:,} of {self.rows:,} pictures ({share:.1%}); {self.tried:,} rows were tried in this run"
+        ]
+        lines += [f"{count:>10,}  {error}" for error, count in list(self.errors.items())[:10]]
+        return "\n".join(lines)
+
+
+def download(
+    source,
+    output: Path,
+    options: Download = Download(),
+    *,
+    workers: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Outcome:
+    """Downloads what isn't there yet, and tries again what failed in earlier runs.
+
+    Args:
+        source: a table as of `Rows`, with `url`; `text`, `labels` and hashes (`sha256`, `md5`) are used where they are.
+        workers: processes, a shard each.
+        rank, world_size: every machine of several takes each `world_size`-th shard.
+        advance: is told how many rows are done.
+
+    Raises:
+        ValueError: no column url, or `output` is of another table.
+        FileExistsError: another process is at work with this rank.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: got {rank}, wanted 0 to {world_size - 1} (world size {world_size})")
+    rows, output = Rows(source), Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    plan = {"rows": sum(rows.counts), "per_shard": options.per_shard, "source": rows.fingerprint()}
+    plan |= {"image_size": options.image_size}
+    if not (output / PLAN).exists():
+        write_json(output / PLAN, plan)
+    elif (there := json.loads((output / PLAN).read_text())) != plan:
+        raise ValueError(f"{output} was begun with another table or size ({there}, not {plan}). Name a new folder.")
+    parts = rows.parts(options.per_shard)
+    tasks = [(rows, part, output, options) for part in parts if part.number % world_size == rank]
+    tried = 0
+    with alone(output, rank):
+        for part, count in _each(tasks, workers):
+            tried += count
+            advance(part.stop - part.start)
+    return _summarize(output, parts, tried)
+
+
+def _each(tasks: list, workers: int) -> Iterator[tuple[Part, int]]:
+    if workers == 1 or len(tasks) < 2:
+        yield from map(_shard, tasks)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_shard, task) for task in tasks]):
+            yield future.result()
+
+
+def _shard(task: tuple[Rows, Part, Path, Download]) -> tuple[Part, int]:
+    """Finishes one shard; how many rows it tried."""
+    rows, part, output, options = task
+    name, table = output / f"{part.number:05d}", output / f"{part.number:05d}.parquet"
+    before = {row["row"]: row for row in pq.read_table(table).to_pylist()} if table.exists() else {}
+    open_rows = [row for row, found in before.items() if _may_try(found, options)]
+    sound = before and _verified(name.with_suffix(".tar"), before)
+    if before and sound and not open_rows:
+        name.with_suffix(".journal").unlink(missing_ok=True)
+        return part, 0
+    records = rows.read(part)
+    if records and "url" not in records[0]:
+        raise ValueError(f"{rows.name}: has no column url; it has {', '.join(records[0])}")
+    journal = Journal(name.with_suffix(".journal"))
+    try:
+        if sound:  # pictures that were had are taken over, those that failed are tried again
+            _take_over(journal, name.with_suffix(".tar"), before)
+        done = set(journal.rows())
+        wanted = [row for row in range(len(records)) if row not in done]
+        wanted += [row for row in done if _may_try(journal.get(row)[0], options) and row in open_rows]
+        _fetch_all(journal, records, wanted, options)
+        _write(journal, records, name)
+    finally:
+        journal.close()
+    name.with_suffix(".journal").unlink()
+    return part, len(wanted)
+
+
+def _may_try(found: dict, options: Download) -> bool:
+    return found["status"] != "success" and not found["final"] and found["attempts"] < options.attempts
+
+
+def _fetch_all(journal: Journal, records: list[dict], wanted: list[int], options: Download) -> None:
+    before = {row: journal.get(row)[0]["attempts"] for row in set(journal.rows()) & set(wanted)}
+    with ThreadPoolExecutor(options.threads) as pool:
+        waiting: set = set()
+        remaining = iter(wanted)
+        while True:
+            for row in remaining:
+                waiting.add(pool.submit(_fetch_one, row, records[row], before.get(row, 0), options))
+                if len(waiting) >= 2 * options.threads:  # what is downloaded and not yet written is in memory
+                    break
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                journal.add(*future.result())
+
+
+def _fetch_one(row: int, record: dict, attempts: int, options: Download) -> tuple[dict, bytes]:
+    facts = {"row": row, "status": "failed", "final": False, "attempts": attempts, "error": None}
+    for again in range(options.retries + 1):
+        if again:
+            time.sleep(0.5 * 2 ** (again - 1))
+        facts["attempts"] += 1
+        try:
+            return _got(facts, record, options)
+        except (FetchError, ImageError) as error:
+            reason = getattr(error, "reason", str(error))
+            # A whole answer that is no picture, or not the one that is meant, will be that again
+            facts |= {"error": reason, "final": isinstance(error, ImageError) or any(x in reason for x in _FINAL)}
+        except Exception as error:  # noqa: BLE001  one address must not end a run of millions
+            facts |= {"error": f"{type(error).__name__}: {error}"[:300], "final": True}
+        if facts["final"] or facts["attempts"] >= options.attempts:
+            break
+    return facts, b""
+
+
+def _got(facts: dict, record: dict, options: Download) -> tuple[dict, bytes]:
+    url = record["url"]
+    if not isinstance(url, str):
+        raise ImageError("row", "no address")
+    limits = dict(timeout=options.timeout, max_bytes=options.max_bytes)
+    data = fetch(url, allow_private_addresses=options.allow_private_addresses, **limits)
+    for name in HASHES:
+        wanted = record.get(name)
+        if wanted and hashlib.new(name, data, usedforsecurity=False).hexdigest() != str(wanted).lower():
+            raise ImageError(url, f"another content than when the table was made ({name} differs)")
+    keep = Options("webdataset", options.image_size, max_pixels=options.max_pixels)
+    kept, kind, (width, height) = stored(data, keep)
+    if min(width, height) < options.min_size:
+        raise ImageError(url, f"smaller than {options.min_size} pixels")
+    if max(width, height) > options.max_aspect * min(width, height):
+        raise ImageError(url, f"longer than {options.max_aspect:g} times its shorter side")
+    digest = hashlib.sha256(kept).hexdigest()
+    found = {"status": "success", "final": True, "error": None, "kind": kind, "sha256": digest}
+    return facts | found | {"width": width, "height": height}, kept
+
+
+def _write(journal: Journal, records: list[dict], name: Path) -> None:
+    """Tar first, table last: where the table is, the shard is complete."""
+    facts = []
+    with replacing(name.with_suffix(".tar")) as temporary:
+        writer = TarWriter(temporary)
+        for row, record in enumerate(records):
+            found, data = journal.get(row)
+            facts.append(
+                {"row": row, "key": f"{name.name}{row:06d}", "id": record["id"], "url": record["url"], **found}
+            )
+            if found["status"] == "success":
+                labels = record.get("labels")
+                labels = tuple(labels) if isinstance(labels, list) else () if labels is None else (labels,)
+                captions = (str(record["text"]),) if record.get("text") else ()
+                said = {"id": record["id"], "url": record["url"], "sha256": found["sha256"]}
+                writer.write(Stored(facts[-1]["key"], data, found["kind"], captions, labels, said))
+        writer.close()
+        if wrong := _different(temporary, facts):
+            raise OSError(f"{name}.tar: what was written reads back differently ({wrong}). Is the disk sound?")
+    successes = sum(found["status"] == "success" for found in facts)
+    statuses = Counter(found["error"] or "success" for found in facts)
+    count = {"count": len(facts), "successes": successes, "failed_to_download": len(facts) - successes}
+    write_json(name.with_name(f"{name.name}_stats.json"), {**count, "status_dict": dict(statuses)})
+    with replacing(name.with_suffix(".parquet")) as temporary:
+        pq.write_table(pa.Table.from_pylist(facts, schema=_schema(facts)), temporary, compression="zstd")
+
+
+def _schema(facts: list[dict]) -> pa.Schema:
+    kind = pa.string() if any(isinstance(found["id"], str) for found in facts) else pa.int64()
+    whole, text = pa.int64(), pa.string()
+    columns = {"row": whole, "key": text, "id": kind, "url": text, "status": text, "error": text, "attempts": whole}
+    return pa.schema({**columns, "final": pa.bool_(), "kind": text, "width": whole, "height": whole, "sha256": text})
+
+
+def _verified(path: Path, before: dict[int, dict]) -> bool:
+    return path.exists() and not _different(path, list(before.values()))
+
+
+def _different(path: Path, facts: list[dict]) -> str | None:
+    """What a tar has otherwise than it should: each picture is hashed."""
+    wanted = {found["key"]: found["sha256"] for found in facts if found["status"] == "success"}
+    try:
+        there = dict(_pictures(path))
+    except (ValueError, OSError) as error:
+        return str(error)
+    if list(there) != list(wanted):
+        return f"{len(there)} samples instead of {len(wanted)}, or others"
+    return next((f"{key}: SHA-256 differs" for key, (digest, _) in there.items() if digest != wanted[key]), None)
+
+
+def _pictures(path: Path) -> Iterator[tuple[str, tuple[str, bytes]]]:
+    index = TarShards._read_index(path)
+    with open(path, "rb") as file:
+        for key, parts in index:
+            start, size = next(place for kind, place in parts.items() if kind in ("jpg", "png", "webp"))
+            file.seek(start)
+            data = file.read(size)
+            yield key, (hashlib.sha256(data).hexdigest(), data)
+
+
+def _take_over(journal: Journal, path: Path, before: dict[int, dict]) -> None:
+    rows, there = {found["key"]: row for row, found in before.items()}, set(journal.rows())
+    names = ("row", "status", "final", "attempts", "error", "kind", "sha256", "width", "height")
+    data = {rows[key]: content for key, (_, content) in _pictures(path)}
+    for row, found in before.items():
+        if row not in there:
+            journal.add({name: found[name] for name in names}, data.get(row, b""))
+
+
+def _summarize(output: Path, parts: list[Part], tried: int) -> Outcome:
+    rows = successes = unfinished = 0
+    errors, entries, others = Counter(), [], []
+    for part in parts:
+        path = output / f"{part.number:05d}.parquet"
+        if not path.exists():
+            unfinished += 1
+            continue
+        table = pq.read_table(path, columns=["status", "error"])
+        found = table["status"].to_pylist().count("success")
+        rows, successes = rows + len(table), successes + found
+        errors.update(failure_kind(error) for error in table["error"].to_pylist() if error)
+        entries.append(entry(path.with_suffix(".tar"), found))
+        others.append(path.name)
+    if not unfinished:
+        write_manifest(output, "download", entries, others=others)
+    return Outcome(rows, successes, tried, unfinished, dict(errors.most_common()))

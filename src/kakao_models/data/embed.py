@@ -1,0 +1,177 @@
+"""A table of images or texts → embeddings in sharded Parquet, resumable at any point.
+
+A shard is written under a temporary name and renamed when it is on the disk; what a killed run leaves are whole shards,
+and the next run makes the others. Each shard is computed by itself, so that its rows don't depend on what came before.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from kakao_models.data.manifest import NAME, alone, entry, replacing, write_json, write_manifest
+from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
+from kakao_models.inference.embedder import l2_normalize
+
+WHAT = ("images", "texts", "score")
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What must stay the same from run to run.
+
+    what: "images" and "texts" write `embedding`; "score" the cosine of each row's image and text, `align_score`.
+    dtype: of embeddings, "float32" or "float16".
+    """
+
+    what: str = "images"
+    per_shard: int = 10_000
+    dtype: str = "float32"
+    normalize: bool = False
+
+    def __post_init__(self):
+        if self.what not in WHAT:
+            raise ValueError(f"what: got {self.what!r}, wanted one of {', '.join(WHAT)}")
+        if self.dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype: got {self.dtype!r}, wanted float32 or float16")
+        if self.per_shard < 1:
+            raise ValueError(f"per_shard: got {self.per_shard}, wanted at least 1")
+
+
+def embed_table(
+    embedder,
+    source,
+    output: Path,
+    settings: Settings = Settings(),
+    *,
+    model: str = "",
+    rank: int = 0,
+    world_size: int = 1,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> dict | None:
+    """Embeds all rows of a source, or goes on where an earlier run ended.
+
+    Writes 00000.parquet, ... with `id` and `embedding` (or `align_score`), in the source's order. Rows that can't be
+    read are left out; a shard's metadata lists them (`failures`), and so does the manifest. Every machine of several
+    takes each `world_size`-th shard; whoever finds all shards done writes the manifest.
+
+    Args:
+        embedder: an `Embedder`, or a function that gives one and is called once there is work.
+        source: as of `Rows`.
+        model: what the plan calls the model; a folder of another model or source isn't continued.
+
+    Returns:
+        the manifest when all shards are there, None while other ranks still work.
+
+    Raises:
+        ValueError: `output` was begun with other settings, another model or source.
+        FileExistsError: it is a folder of something else, or another process is at work with this rank.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: got {rank}, wanted 0 to {world_size - 1} (world size {world_size})")
+    rows = Rows(source, ("id", *IMAGES, *TEXTS))
+    parts = rows.parts(settings.per_shard)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    plan = {**asdict(settings), "model": model, "rows": sum(rows.counts), "source": rows.fingerprint()}
+    with _cleared(output, PLAN):
+        _check_plan(output, plan)
+    with alone(output, rank):
+        for part in parts:
+            path = output / f"{part.number:05d}.parquet"
+            if part.number % world_size == rank and not path.exists():
+                for old in output.glob(f".{path.name}.*.tmp"):
+                    old.unlink()
+                embedder = embedder() if callable(embedder) else embedder
+                table = _embed(embedder, rows, part, settings)
+                with replacing(path) as temporary:
+                    pq.write_table(table, temporary)
+            if part.number % world_size == rank:
+                advance(part.stop - part.start)
+    with _cleared(output, NAME):
+        return _finish(output, parts, plan)
+
+
+def _check_plan(output: Path, plan: dict) -> None:
+    path = output / PLAN
+    if not path.exists():
+        if any(name.suffix == ".parquet" for name in output.iterdir()):
+            raise FileExistsError(
+                f"{output} has Parquet files and no {PLAN}: it is of something else; name a new folder"
+            )
+        write_json(path, plan)
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    if other := [name for name in plan if there.get(name) != plan[name]]:
+        said = ", ".join(f"{name} was {there.get(name)!r}, is {plan[name]!r}" for name in other)
+        raise ValueError(f"{output} was begun otherwise ({said}). Name a new folder, or give what it was begun with.")
+
+
+@contextlib.contextmanager
+def _cleared(output: Path, name: str) -> Iterator[None]:
+    """One process at a time; what killed ones left of the file `name` is gone."""
+    with FileLock(output / ".lock"):
+        for old in output.glob(f".{name}.*.tmp"):
+            old.unlink()
+        yield
+
+
+def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> pa.Table:
+    records = rows.read(part)
+    failures: dict[int, str] = {}
+    images = [image_of(record, rows.folder) for record in records] if settings.what != "texts" else []
+    texts = [text_of(record) for record in records] if settings.what != "images" else []
+    for name, values in (("text", texts), ("image", images)):
+        failures |= {place: f"no {name}" for place, value in enumerate(values) if value is None}
+    kept = [place for place in range(len(records)) if place not in failures]
+    columns = {}
+    if images:
+        found, broken = _images(embedder, [images[place] for place in kept])
+        failures |= {kept[place]: reason for place, reason in broken.items()}
+        kept = [place for place in kept if place not in failures]
+        columns["images"] = found
+    if texts:
+        columns["texts"] = embedder.texts([str(texts[place]) for place in kept], progress=False)
+    ids = pa.array([records[place]["id"] for place in kept], _id_type(records))
+    if settings.what == "score":
+        cosine = (l2_normalize(columns["images"]) * l2_normalize(columns["texts"])).sum(1)
+        table = pa.table({"id": ids, "align_score": pa.array(cosine.astype(np.float32))})
+    else:
+        values = l2_normalize(columns[settings.what]) if settings.normalize else columns[settings.what]
+        flat = pa.array(np.ascontiguousarray(values, settings.dtype).reshape(-1))
+        table = pa.table({"id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, embedder.dim)})
+    said = [[str(records[place]["id"]), failures[place]] for place in sorted(failures)]
+    return table.replace_schema_metadata({"failures": json.dumps(said, ensure_ascii=False)})
+
+
+def _id_type(records: list[dict]) -> pa.DataType:
+    return pa.string() if any(isinstance(record["id"], str) for record in records) else pa.int64()
+
+
+def _images(embedder, sources: list) -> tuple[np.ndarray, dict[int, str]]:
+    """Embeddings of the readable ones, and reasons by the places of the others."""
+    if not sources:
+        return np.empty((0, embedder.dim), np.float32), {}
+    found = embedder.images(sources, on_error="ignore", progress=False)
+    broken = {failure.index: failure.reason for failure in embedder.failures}
+    return found[[place for place in range(len(sources)) if place not in broken]], broken
+
+
+def _finish(output: Path, parts: list[Part], plan: dict) -> dict | None:
+    paths = [output / f"{part.number:05d}.parquet" for part in parts]
+    if not all(path.exists() for path in paths):
+        return None
+    entries, failures = [], []
+    for path in paths:
+        facts = pq.ParquetFile(path)
+        entries.append(entry(path, facts.metadata.num_rows))
+        failures += json.loads(facts.schema_arrow.metadata[b"failures"])
+    failed = [{"id": name, "reason": reason} for name, reason in failures]
+    return write_manifest(output, "embeddings", entries, plan=plan, failures=failed)

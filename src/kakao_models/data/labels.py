@@ -1,0 +1,106 @@
+"""COYO-Labeled-300M: what a threshold on `label_probs` leaves, and the lists of classes that ViT is trained on."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import ibis
+import ibis.expr.types as ir
+
+from kakao_models.data.tables import require
+
+THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    threshold: float
+    labels_per_image: float  # mean over the images that keep any
+    unique_labels: int
+    images: float  # share of the images that keep any
+    top_classes: tuple[tuple[int, int], ...]  # (class, images), most frequent first
+
+
+@dataclass(frozen=True)
+class LabelStats:
+    rows: int
+    thresholds: tuple[Threshold, ...]
+    histogram: tuple[tuple[int, int], ...]  # (labels, images) at the highest threshold
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    def named(self, names: Sequence[str] | None) -> str:
+        """A table, with the names of classes where they are given."""
+        lines = [f"{self.rows:,} images", "", "threshold  labels per image  different labels  images left  top classes"]
+        for found in self.thresholds:
+            top = ", ".join(f"{names[label] if names else label} {count:,}" for label, count in found.top_classes[:3])
+            lines.append(
+                f"{found.threshold:9.2f}  {found.labels_per_image:16.2f}  {found.unique_labels:16,}  "
+                f"{found.images:11.2%}  {top}"
+            )
+        return "\n".join(lines)
+
+
+def label_stats(table: ir.Table, thresholds: Sequence[float] = THRESHOLDS, top: int = 20) -> LabelStats:
+    """For each threshold the labels whose probability is at least that, as the table of the dataset's own page.
+
+    Raises:
+        ValueError: a threshold outside of 0..1, or a table without `labels` and `label_probs`.
+    """
+    thresholds = sorted(set(map(_checked, thresholds)))
+    require(table, ("labels", "label_probs"), "label-stats")
+    sums = {"rows": ibis._.count()}
+    for number, threshold in enumerate(thresholds):
+        left = sparse(table, threshold).length().fill_null(0)
+        sums[f"labels{number}"] = left.sum().fill_null(0)
+        sums[f"images{number}"] = (left > 0).cast("int64").sum().fill_null(0)
+    facts = table.agg(**sums).to_pyarrow().to_pylist()[0]
+    found = []
+    for number, threshold in enumerate(thresholds):
+        images, labels = facts[f"images{number}"], facts[f"labels{number}"]
+        each = table.select(label=sparse(table, threshold).unnest())
+        counts = each.group_by("label").agg(images=ibis._.count())
+        first = counts.order_by([ibis.desc("images"), "label"]).limit(top).to_pyarrow().to_pylist()
+        found.append(
+            Threshold(
+                threshold=threshold,
+                labels_per_image=labels / images if images else 0.0,
+                unique_labels=int(counts.count().execute()),
+                images=images / facts["rows"] if facts["rows"] else 0.0,
+                top_classes=tuple((row["label"], row["images"]) for row in first),
+            )
+        )
+    number = sparse(table, thresholds[-1]).length().fill_null(0)
+    rows = table.group_by(labels=number).agg(images=ibis._.count()).to_pyarrow().to_pylist()
+    histogram = tuple(sorted((row["labels"], row["images"]) for row in rows))
+    return LabelStats(int(facts["rows"]), tuple(found), histogram)
+
+
+def sparse(table: ir.Table, threshold: float) -> ir.ArrayValue:
+    """The labels of each row whose probability is at least `threshold`, in their order; null stays null."""
+    labels, chances = table.labels, table.label_probs
+    places = ibis.range(0, ibis.least(labels.length(), chances.length()))
+    kept = places.filter(lambda place: (chances[place] >= threshold) & ~chances[place].isnan())
+    return kept.map(lambda place: labels[place])
+
+
+def to_multilabel(table: ir.Table, threshold: float, *, most: int | None = None, keep_empty: bool = False) -> ir.Table:
+    """The table with `labels` as training reads them: the classes above a threshold, a list per row, without `label_probs`.
+
+    Args:
+        most: keep so many labels of a row, the first ones; the published lists begin with the most likely. 1 makes
+            data for a classifier of one class per image.
+        keep_empty: keep rows without labels, of which training learns that they are of no class.
+    """
+    require(table, ("labels", "label_probs"), "labels")
+    labels = sparse(table, _checked(threshold))
+    labels = labels[:most] if most else labels
+    labels = ibis.coalesce(labels, ibis.literal([], type="array<int64>"))
+    found = table.mutate(labels=labels).drop("label_probs")
+    return found if keep_empty else found.filter(found.labels.length() > 0)
+
+
+def _checked(threshold: float) -> float:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: got {threshold}, wanted a probability from 0 to 1")
+    return float(threshold)

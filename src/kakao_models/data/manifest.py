@@ -1,0 +1,131 @@
+"""Folders of shards with a manifest: counts and SHA-256 of each file, checked again whenever one likes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kakao_models.checkpoint.atomic import flush
+
+NAME = "manifest.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path`, durably, when the block is through."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(output: Path, rank: int) -> Iterator[None]:
+    """No other process works on this folder with this rank; the lock goes with the process, however it ends.
+
+    Raises:
+        FileExistsError: one does.
+    """
+    lock = FileLock(output / f".rank{rank}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise FileExistsError(f"{output}: another process is at work on it as rank {rank}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(path: Path, content: dict) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def entry(path: Path, rows: int) -> dict:
+    """What a manifest says of a file."""
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **facts) -> dict:
+    manifest = {"kind": kind, "rows": sum(shard["rows"] for shard in shards), **facts, "shards": list(shards)}
+    write_json(folder / NAME, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict:
+    """Raises:
+    ValueError: there is none, or it is no manifest.
+    """
+    path = folder / NAME
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        [(shard["file"], int(shard["rows"]), int(shard["bytes"]), shard["sha256"]) for shard in manifest["shards"]]
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: has no {NAME}. Was the run that writes it finished?") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is no manifest ({error!r})") from error
+    return manifest
+
+
+def verify(folder: Path, *, decode: bool = False, advance: Callable[[int], None] = lambda steps: None) -> list[str]:
+    """What differs from the manifest: files missing, too many, or with other bytes or rows; an empty list if nothing.
+
+    Args:
+        decode: also read every sample, and its picture from the first pixel to the last.
+    """
+    manifest, wrong = read_manifest(folder), []
+    listed = {shard["file"] for shard in manifest["shards"]}
+    suffixes = {Path(name).suffix for name in listed}
+    for path in sorted(folder.iterdir()):
+        if (
+            path.suffix in suffixes
+            and path.name not in listed | set(manifest.get("others", ()))
+            and path.name[0] != "."
+        ):
+            wrong.append(f"{path.name}: is not in the manifest")
+    for shard in manifest["shards"]:
+        path = folder / shard["file"]
+        if not path.is_file() or path.parent.resolve() != folder.resolve():
+            wrong.append(f"{shard['file']}: is missing")
+        elif path.stat().st_size != shard["bytes"]:
+            wrong.append(f"{shard['file']}: has {path.stat().st_size} bytes, the manifest says {shard['bytes']}")
+        elif sha256(path) != shard["sha256"]:
+            wrong.append(f"{shard['file']}: its SHA-256 differs from the manifest's")
+        else:
+            wrong += _check_rows(path, shard["rows"], decode and manifest["kind"] != "embeddings")
+        advance(1)
+    return wrong
+
+
+def _check_rows(path: Path, rows: int, decode: bool) -> list[str]:
+    from kakao_models.data.images import load_image
+    from kakao_models.train.shards import ParquetShards, TarShards, TFRecordShards
+
+    kinds = {".tar": TarShards, ".tfrecord": TFRecordShards, ".parquet": ParquetShards}
+    try:
+        source = kinds[path.suffix]([path])
+    except (ValueError, OSError, KeyError) as error:
+        return [f"{path.name}: can't be read ({error})"]
+    if sum(source.counts) != rows:
+        return [f"{path.name}: has {sum(source.counts)} rows, the manifest says {rows}"]
+    wrong = []
+    for number, count in enumerate(source.counts if decode else ()):
+        for row in range(count):
+            try:
+                load_image(source.read(number, row).image)
+            except (ValueError, OSError) as error:
+                wrong.append(f"{path.name}: sample {row}: {error}")
+    return wrong

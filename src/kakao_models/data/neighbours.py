@@ -1,0 +1,163 @@
+"""Images that are near to those of an evaluation set: by perceptual hash, or by embedding as in ALIGN's paper."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+from PIL import Image
+
+from kakao_models.data.images import list_images, load_image
+from kakao_models.data.tables import column_names, files_of, without
+
+MAX_BITS = 7
+_DIGITS = 16
+_WORD = 4  # hexadecimal digits of a word of 16 bits
+
+
+@ibis.udf.scalar.builtin
+def bit_count(number: int) -> int: ...  # of DuckDB and of Spark
+
+
+@lru_cache(maxsize=4)
+def read_hashes(file: str | Path) -> list[str]:
+    """Perceptual hashes, each once: of a folder of pictures, computed; or of a file with a line each, or a table with a
+    column image_phash, imagehash or phash.
+
+    Raises:
+        ValueError: one is not of 16 hexadecimal digits, a picture can't be read, or there are none.
+    """
+    path = Path(file)
+    if path.is_dir():
+        found = sorted({perceptual_hash(load_image(picture)) for picture in list_images(path)})
+        if not found:
+            raise ValueError(f"{path}: there are no pictures in this folder")
+        return found
+    if path.suffix.lower() in (".parquet", ".csv", ".tsv"):
+        import pyarrow.csv
+        import pyarrow.parquet as pq
+
+        name = next((name for name in column_names(path) if name in ("image_phash", "imagehash", "phash")), None)
+        if name is None:
+            raise ValueError(f"{path}: has no column image_phash, imagehash or phash")
+        if path.suffix.lower() == ".parquet":
+            column = pq.read_table(path, columns=[name])[name]
+        else:
+            options = pyarrow.csv.ConvertOptions(include_columns=[name], column_types={name: "string"})
+            parse = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
+            column = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)[name]
+        found = [value for value in column.to_pylist() if value]
+    else:
+        found = path.read_text(encoding="utf-8-sig").split()
+    hashes = sorted({value.lower() for value in found})
+    if wrong := next((value for value in hashes if not re.fullmatch(r"[0-9a-f]{16}", value)), None):
+        raise ValueError(f"{path}: {wrong!r:.60} is no perceptual hash of 16 hexadecimal digits")
+    if not hashes:
+        raise ValueError(f"{path}: there are no hashes")
+    return hashes
+
+
+def perceptual_hash(picture: Image.Image) -> str:
+    """16 hexadecimal digits of a picture: which of its 64 slowest cosine waves are stronger than their median.
+
+    As the package ImageHash computes `phash`, whose digits COYO's look like; the dataset does not say what made them.
+    """
+    from scipy.fft import dct
+
+    pixels = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
+    waves = dct(dct(pixels, axis=0), axis=1)[:8, :8]
+    bits = (waves > np.median(waves)).reshape(-1)
+    return f"{int(''.join('01'[bit] for bit in bits.astype(int)), 2):016x}"
+
+
+def near_hashes(table: ir.Table, column: str, file: str, bits: int) -> ir.Table:
+    """The rows whose hash differs in more than `bits` bits from all hashes of `file`.
+
+    Exact, without comparing all with all: two hashes that differ in at most k bits agree in one of any k + 1 parts.
+    A value that is no hash is near to none.
+    """
+    if not isinstance(bits, int) or not 0 <= bits <= MAX_BITS:
+        raise ValueError(f"eval-hashes: bits: got {bits}, wanted a whole number from 0 to {MAX_BITS}")
+    theirs = read_hashes(file)
+    value = table[column].cast("string").lower()
+    ours = table.select(hash=value).filter(ibis._.hash.re_search("^[0-9a-f]{16}$")).distinct()
+    words = {f"word{place}": _word(ours.hash, place) for place in range(_DIGITS // _WORD)}
+    ours = ours.mutate(**words)
+    edges = np.linspace(0, _DIGITS, bits + 2).round().astype(int)
+    near = []
+    for start, end in zip(edges, edges[1:]):
+        parts = {"part": [text[start:end] for text in theirs]}
+        numbers = {
+            f"other{place}": [int(text[place * _WORD : (place + 1) * _WORD], 16) for text in theirs]
+            for place in range(_DIGITS // _WORD)
+        }
+        some = ours.mutate(part=ours.hash.substr(int(start), int(end - start)))
+        joined = some.join(ibis.memtable(parts | numbers), "part")
+        distance = sum(bit_count(joined[f"word{place}"] ^ joined[f"other{place}"]) for place in range(_DIGITS // _WORD))
+        near.append(joined.filter(distance <= bits).select(key="hash"))
+    return without(table, value, ibis.union(*near, distinct=True) if len(near) > 1 else near[0].distinct())
+
+
+def near_embeddings(table: ir.Table, embeddings: str, file: str, above: float) -> ir.Table:
+    """The rows whose image's embedding has a cosine of at most `above` with all of a file.
+
+    Args:
+        embeddings: what `data embed` wrote of the table: Parquet with `id` and `embedding`. A row without one is kept.
+        file: the evaluation set's, likewise, or a .npy of (images, width).
+        above: 0.975 in ALIGN's paper (section 3).
+    """
+    near = _near_ids(str(embeddings), str(file), above)
+    dropped = ibis.memtable({"key": near or [None]}, schema={"key": str(table.id.type())})
+    return without(table, table.id, dropped.distinct())
+
+
+@lru_cache(maxsize=4)
+def _near_ids(embeddings: str, file: str, above: float) -> list:
+    theirs, near = _unit(np.load(file) if file.endswith(".npy") else _stacked(file)), []
+    for ids, rows in _embedded(embeddings):
+        if rows.shape[1] != theirs.shape[1]:
+            raise ValueError(
+                f"{embeddings}: embeddings of width {rows.shape[1]}, {file} has {theirs.shape[1]}. Of one model?"
+            )
+        for start in range(0, len(rows), 1024):
+            best = (_unit(rows[start : start + 1024]) @ theirs.T).max(1)
+            near += ids[start : start + 1024][best > above].tolist()
+    return near
+
+
+def _word(text: ir.StringValue, place: int) -> ir.IntegerValue:
+    """16 bits of hexadecimal text as a number; no function for that is in all backends."""
+    digits = (
+        ibis.literal("0123456789abcdef").find(text.substr(place * _WORD + i, 1)).cast("int64") for i in range(_WORD)
+    )
+    number = next(digits)
+    for digit in digits:
+        number = number * 16 + digit
+    return number
+
+
+def _embedded(source: str):
+    import pyarrow.parquet as pq
+
+    for path in files_of(source):
+        for batch in pq.ParquetFile(path).iter_batches(16_384, columns=["id", "embedding"]):
+            column = batch.column("embedding")
+            known = column.is_valid().to_numpy(zero_copy_only=False)
+            values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+            if known.any():
+                ids = batch.column("id").to_numpy(zero_copy_only=False)[known]
+                yield ids, values.reshape(int(known.sum()), -1)
+
+
+def _stacked(source: str) -> np.ndarray:
+    found = [rows for _, rows in _embedded(source)]
+    if not found:
+        raise ValueError(f"{source}: there are no embeddings")
+    return np.concatenate(found)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float32)
+    return rows / np.sqrt(np.maximum(np.square(rows).sum(-1, keepdims=True), 1e-12))

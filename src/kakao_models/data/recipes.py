@@ -1,0 +1,108 @@
+"""Lists of filters: written in YAML or as flags, and those of COYO and ALIGN by name."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kakao_models.data.filters import KINDS, Filter
+
+# What a table of COYO has passed already, and what ALIGN's authors did with theirs (as far as columns can say it)
+RECIPES = {
+    "coyo": ("size", "aspect", "nsfw", "length", "words", "text-frequency", "dedup"),
+    "align": (
+        "size:strict=true",
+        "aspect:strict=true",
+        "texts-per-image",
+        "images-per-text",
+        "rare-tokens",
+        "unigrams",
+    ),
+}
+
+
+def make_filter(name: str, parameters: dict[str, Any] | None = None) -> Filter:
+    """A filter by its name and parameters; parameters that are left out have their defaults.
+
+    Raises:
+        ValueError: no such filter or parameter, or a value of another kind.
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        raise ValueError(f"filter {name!r}: there is none of this name; there are {', '.join(sorted(KINDS))}")
+    values = dict(kind.defaults)
+    for parameter, value in (parameters or {}).items():
+        if parameter not in values:
+            raise ValueError(f"filter {name}: has no parameter {parameter!r}; it has {', '.join(values) or 'none'}")
+        values[parameter] = _checked(f"filter {name}: {parameter}", value, kind.defaults[parameter])
+    if "min" in values and "max" in values and None not in (values["min"], values["max"]):
+        if values["min"] > values["max"]:
+            raise ValueError(f"filter {name}: min {values['min']} is more than max {values['max']}: no row would pass")
+    if needed := [parameter for parameter in ("file", "embeddings", "column") if values.get(parameter) == ""]:
+        raise ValueError(f"filter {name}: needs {' and '.join(needed)}, such as {name}:{needed[0]}=...")
+    return Filter(kind, values)
+
+
+def parse_flag(flag: str) -> Filter:
+    """A filter as a flag says it: `size`, `size:min=300`, `dedup:columns=url+text`, `range:column=x,max=1`."""
+    name, _, rest = flag.partition(":")
+    parameters = {}
+    for part in filter(None, rest.split(",")):
+        parameter, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"filter {flag!r}: {part!r} is no parameter=value")
+        parameters[parameter.strip()] = value.split("+") if parameter.strip() == "columns" else yaml.safe_load(value)
+    return make_filter(name.strip(), parameters)
+
+
+def read_recipe(source: str | Path) -> list[Filter]:
+    """The filters of a recipe: "coyo", "align", or a YAML file with a list of names, or of `name: {parameter: value}`.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    if source in RECIPES:
+        return parse_flags(RECIPES[source])
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"recipe {source}: no such file, and none of {', '.join(RECIPES)}")
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: no YAML ({error})") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: wanted a list of filters, a line each, such as `- size: {{min: 200}}`")
+    filters = []
+    for number, entry in enumerate(entries, 1):
+        if isinstance(entry, str):
+            filters.append(parse_flag(entry))
+        elif isinstance(entry, dict) and len(entry) == 1:
+            ((name, parameters),) = entry.items()
+            if not isinstance(parameters, dict | None):
+                raise ValueError(f"{path}: entry {number}: wanted {name}: {{parameter: value}}, got {parameters!r}")
+            filters.append(make_filter(name, parameters))
+        else:
+            raise ValueError(f"{path}: entry {number} is no filter: {entry!r}")
+    return filters
+
+
+def parse_flags(flags: Iterable[str]) -> list[Filter]:
+    return [parse_flag(flag) for flag in flags]
+
+
+def _checked(what: str, value: Any, default: Any) -> Any:
+    if isinstance(default, bool):
+        good = isinstance(value, bool)
+    elif isinstance(default, tuple):
+        value = tuple(value) if isinstance(value, list) else (value,)
+        good = bool(value) and all(isinstance(name, str) for name in value)
+    elif isinstance(default, str):
+        good = isinstance(value, str)
+    else:  # a number, or none
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) or (value is None and default is None)
+        good = good and value == value
+    if not good:
+        wanted = {bool: "true or false", tuple: "names of columns", str: "text"}.get(type(default), "a number")
+        raise ValueError(f"{what}: got {value!r}, wanted {wanted}")
+    return value

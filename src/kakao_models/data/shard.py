@@ -1,0 +1,164 @@
+"""Local images and captions → shards for training, the same bytes for the same input, options and seed."""
+
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from kakao_models.checkpoint.atomic import unfinished
+from kakao_models.data.images import MAX_PIXELS, ImageError, load_image
+from kakao_models.data.manifest import entry, write_manifest
+from kakao_models.data.writers import WRITERS, Stored
+from kakao_models.train.shards import Sample, Source
+
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How samples are stored.
+
+    image_size: a picture whose shorter side is larger is made that small; None keeps the file's own bytes wherever the
+    format allows (tars and Parquet: JPEG, PNG, WebP; TFRecords: JPEG).
+    """
+
+    format: str = "webdataset"
+    image_size: int | None = None
+    quality: int = 95
+    max_pixels: int = MAX_PIXELS
+
+
+def write_shards(
+    source: Source,
+    output: Path,
+    *,
+    options: Options = Options(),
+    per_shard: int = 10_000,
+    seed: int | None = None,
+    workers: int = 1,
+    name: str = "",
+    advance: Callable[[int], None] = lambda steps: None,
+) -> dict:
+    """Writes all samples of a source as shards into a new folder, which appears when it is complete.
+
+    Every picture is decoded before it is stored; samples that can't be read are left out and listed.
+
+    Args:
+        seed: shuffle all samples with this seed; None keeps their order.
+        workers: processes, a shard each.
+        name: what the manifest calls the source.
+        advance: is told how many samples are done.
+
+    Returns:
+        the manifest: rows, format, seed, classes (names of folders, whose places are the labels), failures, shards.
+
+    Raises:
+        FileExistsError: `output` is there.
+        ValueError: no sample could be read, or an option is wrong.
+    """
+    if options.format not in WRITERS:
+        raise ValueError(f"format: got {options.format!r}, wanted one of {', '.join(WRITERS)}")
+    if per_shard < 1:
+        raise ValueError(f"per_shard: got {per_shard}, wanted at least 1")
+    counts = np.asarray(source.counts, np.int64)
+    total = int(counts.sum())
+    order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
+    classes = sorted({r["label"] for r in getattr(source, "records", ()) if isinstance(r.get("label"), str)})
+    shared = (source, np.cumsum([0, *counts]), {label: place for place, label in enumerate(classes)}, options)
+    with unfinished(Path(output)) as folder:
+        tasks = [(folder, number, order[start : start + per_shard])
+                 for number, start in enumerate(range(0, total, per_shard))]  # fmt: skip
+        entries, failures = [], []
+        for written, failed, rows in _each(tasks, shared, workers):
+            entries += [written] if written else []
+            failures += failed
+            advance(rows)
+        if not entries:
+            raise ValueError(f"{name or 'the source'}: no sample could be read; the first: {': '.join(failures[0])}")
+        facts = {"format": options.format, "seed": seed, "source": name, "classes": classes}
+        failed = [{"sample": key, "reason": reason} for key, reason in failures]
+        return write_manifest(folder, "shards", entries, **facts, failures=failed)
+
+
+def stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:
+    """The bytes to keep of a picture's file, their kind, and (width, height).
+
+    Raises:
+        ImageError: it can't be decoded, to the last pixel.
+    """
+    picture = load_image(data, max_pixels=options.max_pixels)
+    kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+    if kind is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        kind = "webp"
+    small = options.image_size is not None and min(picture.size) > options.image_size
+    if kind is not None and not small and (kind == "jpg" or options.format != "tfrecord"):
+        return data, kind, picture.size
+    if small:
+        scale = options.image_size / min(picture.size)
+        picture = picture.resize(tuple(max(1, round(side * scale)) for side in picture.size))  # bicubic, antialiased
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=options.quality)
+    return file.getvalue(), "jpg", picture.size
+
+
+def _each(tasks: list, shared: tuple, workers: int) -> Iterator[tuple]:
+    if workers == 1 or len(tasks) == 1:
+        _start(shared)
+        yield from map(_write, tasks)
+        return
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(shared,)) as pool:
+        yield from pool.map(_write, tasks)
+
+
+_shared: tuple = ()  # of this process: what all its shards need, sent once
+
+
+def _start(shared: tuple) -> None:
+    global _shared
+    _shared = shared
+
+
+def _write(task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
+    folder, number, rows = task
+    source, firsts, classes, options = _shared
+    kind = WRITERS[options.format]
+    path, failures, count = folder / f"{number:05d}{kind.suffix}", [], 0
+    writer = kind(path)
+    try:
+        for place, row in enumerate(rows):
+            shard = int(np.searchsorted(firsts, row, side="right")) - 1
+            name = f"sample {row}"
+            try:
+                sample = source.read(shard, int(row - firsts[shard]))
+                name = sample.key
+                data, form, _ = stored(_content(sample), options)
+                labels = tuple(classes[label] if isinstance(label, str) else label for label in sample.labels)
+            except (ValueError, OSError) as error:
+                failures.append((name, getattr(error, "reason", str(error))))
+                continue
+            writer.write(Stored(f"{number:05d}{place:06d}", data, form, sample.captions, labels))
+            count += 1
+    finally:
+        writer.close()
+    if not count:
+        path.unlink()
+        return None, failures, len(rows)
+    return entry(path, count), failures, len(rows)
+
+
+def _content(sample: Sample) -> bytes:
+    if isinstance(sample.image, (bytes, bytearray, memoryview)):
+        return bytes(sample.image)
+    path = os.fspath(sample.image)
+    if "://" in path:
+        raise ImageError(path, "is not here: kakao-models data download gets pictures of addresses, and shards them")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ImageError(path, "is not a regular file")
+    return Path(path).read_bytes()

@@ -1,0 +1,203 @@
+"""Statistics, labels and previews, against plain Python and hand-made tables."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from tables_brute import random_table, write_table
+
+from kakao_models.data.coyo import COYO_700M, check_columns
+from kakao_models.data.labels import label_stats, to_multilabel
+from kakao_models.data.preview import contact_sheet, first_rows, print_table
+from kakao_models.data.stats import draw, summarize
+from kakao_models.data.tables import connect, files_of, is_hub, open_table
+from kakao_models.train.sources import open_source
+
+
+@pytest.fixture(scope="module")
+def duckdb():
+    return connect(threads=1)
+
+
+def test_statistics_are_those_of_pandas(duckdb, tmp_path):
+    frame = random_table(0, 1000)
+    stats = summarize(open_table(duckdb, write_table(frame, tmp_path / "t.parquet")))
+    assert stats.rows == 1000 and stats.sampled is None
+    for name in ("width", "word_count", "watermark_score", "clip_similarity_vitl14"):
+        column = pd.to_numeric(frame[name]).dropna()
+        found = stats.columns[name]
+        assert (found.nulls, found.min, found.max) == (1000 - len(column), column.min(), column.max())
+        assert found.mean == pytest.approx(column.mean(), rel=1e-12) and sum(found.counts) == len(column)
+        step = 0 if name in ("width", "word_count") else (column.max() - column.min()) / 1000
+        for share in (0.01, 0.5, 0.99):
+            wanted = column.quantile(share, interpolation="inverted_cdf")
+            assert wanted - step - 1e-9 <= found.quantile(share) <= wanted + 1e-9
+    for name in ("url", "image_phash", "text"):
+        assert stats.unique[name] == frame[name].nunique()
+    assert "1,000 rows (all rows, exact)" in str(stats)
+    json.dumps(stats.as_dict())
+    figure = draw(stats)
+    assert len(figure.axes) == 11
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_a_sample_says_that_it_is_one(duckdb, tmp_path):
+    frame = random_table(1, 2000)
+    stats = summarize(open_table(duckdb, write_table(frame, tmp_path / "t.parquet")), sample=0.25, seed=3)
+    assert 350 < stats.rows < 650 and stats.sampled == 0.25 and "a sample of 25" in str(stats)
+    assert sum(stats.columns["width"].counts) + stats.columns["width"].nulls == stats.rows  # one sample for all
+    with pytest.raises(ValueError, match="share between 0 and 1"):
+        summarize(open_table(duckdb, tmp_path / "t.parquet"), sample=25)
+
+
+def test_what_differs_from_the_published_table_is_said(duckdb, tmp_path):
+    frame = random_table(0, 50).drop(columns="num_faces").assign(extra=1, width=199, word_count=324)
+    frame["aesthetic_score_laion_v2"] = "high"
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    pq.write_table(table, tmp_path / "t.parquet")
+    said = str(summarize(open_table(duckdb, tmp_path / "t.parquet")))
+    for finding in (
+        "num_faces: missing (COYO-700M has it)",
+        "extra: not a column of COYO-700M",
+        "width: reaches down to 199, published is 200",
+        "word_count: reaches up to 324, published is 323",
+        "aesthetic_score_laion_v2: 50 of 50 rows have none",
+    ):
+        assert finding in said
+    assert check_columns(COYO_700M.types) == []
+    assert [str(x) for x in check_columns(COYO_700M.types | {"width": "string"})] == [
+        "width: is string, COYO-700M has int64"
+    ]
+    assert not check_columns(COYO_700M.types | {"width": "int32", "watermark_score": "float32"})
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    draw_ = np.random.default_rng(0)
+    rows = []
+    for number in range(300):
+        count = int(draw_.integers(0, 8))
+        chances = sorted(np.round(draw_.random(count), 1).tolist(), reverse=True)
+        rows.append(
+            {
+                "id": number,
+                "url": f"http://x/{number}",
+                "imagehash": f"{number:016x}",
+                "labels": draw_.choice(30, count, replace=False).tolist(),
+                "label_probs": chances,
+            }
+        )
+    rows[5] |= {"labels": None, "label_probs": None}
+    rows[6] |= {"labels": [1, 2, 3], "label_probs": [0.9, float("nan"), None]}
+    rows[7] |= {"labels": [1, 2, 3], "label_probs": [0.9]}
+    path = tmp_path_factory.mktemp("labels") / "labels.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path, rows
+
+
+def above(row, threshold):
+    pairs = zip(row["labels"] or [], row["label_probs"] or [])
+    return [label for label, chance in pairs if chance is not None and chance >= threshold]
+
+
+def test_label_statistics(duckdb, labelled):
+    path, rows = labelled
+    stats = label_stats(open_table(duckdb, path), (0.5, 0.0, 0.3), top=4)
+    assert [found.threshold for found in stats.thresholds] == [0.0, 0.3, 0.5]
+    for found in stats.thresholds:
+        lists = [above(row, found.threshold) for row in rows]
+        some = [labels for labels in lists if labels]
+        everything = pd.Series([label for labels in lists for label in labels]).value_counts()
+        assert found.images == len(some) / 300
+        assert found.labels_per_image == pytest.approx(sum(map(len, some)) / len(some))
+        assert found.unique_labels == len(everything)
+        wanted = sorted(everything.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
+        assert list(found.top_classes) == wanted
+    counts = pd.Series([len(above(row, 0.5)) for row in rows]).value_counts().sort_index()
+    assert list(stats.histogram) == list(counts.items())
+    assert "300 images" in stats.named([f"class {number}" for number in range(30)])
+    with pytest.raises(ValueError, match="wanted a probability"):
+        label_stats(open_table(duckdb, path), (50,))
+
+
+def test_labels_above_a_threshold_as_training_reads_them(duckdb, labelled, tmp_path):
+    path, rows = labelled
+    picture = io.BytesIO()
+    tiny.picture(0).save(picture, "PNG")
+    found = to_multilabel(open_table(duckdb, path), 0.4).to_pyarrow().sort_by("id")
+    wanted = {row["id"]: above(row, 0.4) for row in rows if above(row, 0.4)}
+    assert dict(zip(found["id"].to_pylist(), found["labels"].to_pylist())) == wanted
+    assert "label_probs" not in found.column_names
+    pq.write_table(found.append_column("image", pa.array([picture.getvalue()] * len(found))), tmp_path / "s.parquet")
+    source = open_source(tmp_path / "s.parquet")
+    assert [source.read(0, row).labels for row in range(len(found))] == [tuple(labels) for labels in wanted.values()]
+    everything = to_multilabel(open_table(duckdb, path), 0.4, keep_empty=True, most=1).to_pyarrow().sort_by("id")
+    assert everything["labels"].to_pylist() == [above(row, 0.4)[:1] for row in rows]
+
+
+def test_preview(tmp_path, capsys):
+    frame = random_table(0, 20)
+    frame["url"] = [f"{number}.png" for number in range(20)]
+    frame.loc[0, "text"] = "<script>alert(1)</script> [bold]\x1b[31m"
+    frame.loc[2, "url"] = "http://127.0.0.1:9/x.png"
+    for number in range(20):
+        if number != 1:
+            tiny.picture(number, 400, 100).save(tmp_path / f"{number}.png")
+    write_table(frame, tmp_path / "t.parquet")
+    rows, types = first_rows(tmp_path / "t.parquet", 6)
+    assert len(rows) == 6 and types["width"] == "int64" and {row["url"] for row in rows} <= set(frame.url)
+    rows = frame.head(6).to_dict("records")
+    page, lost = contact_sheet(rows, "A <title>", folder=tmp_path)
+    assert lost == 2 and page.count("<img ") == 4 and "not a public address" in page and "no such file" in page
+    assert "<script>" not in page and "&lt;script&gt;" in page and "A &lt;title&gt;" in page and "\x1b" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    print_table(rows)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "watermark" not in out and "[bold]" in out and "aesthetic_" in out
+    with pytest.raises(ValueError, match="there is no nothing"):
+        print_table(rows, ["nothing"])
+
+
+def test_sources(tmp_path, monkeypatch, duckdb):
+    assert is_hub("kakaobrain/coyo-700m") and is_hub("hf://kakaobrain/coyo-700m")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    write_table(random_table(0, 5), tmp_path / "a/b.parquet")
+    write_table(random_table(1, 6), tmp_path / "a/c.parquet")
+    assert not is_hub("a/b.parquet") and not is_hub("a/none.csv") and not is_hub("./a/b")
+    assert files_of("a") == files_of("a/*.parquet") == ["a/b.parquet", "a/c.parquet"]
+    assert open_table(duckdb, "a").count().execute() == 11
+    (tmp_path / "a/d.csv").write_text("url\nx\n")
+    with pytest.raises(ValueError, match=r"files of \.csv, \.parquet"):
+        files_of("a")
+    with pytest.raises(ValueError, match="no such file"):
+        files_of("nowhere.parquet")
+
+
+def test_a_data_set_of_the_hub_is_read_where_it_is(tmp_path, monkeypatch, duckdb):
+    import fsspec.implementations.dirfs
+    import fsspec.implementations.local
+    import huggingface_hub
+
+    class System(fsspec.implementations.dirfs.DirFileSystem):
+        protocol = "hf"
+
+        def __init__(self):
+            super().__init__(str(tmp_path), fsspec.implementations.local.LocalFileSystem())
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return path.removeprefix("hf://")
+
+    folder = tmp_path / "datasets/kakaobrain/coyo-700m/data"
+    folder.mkdir(parents=True)
+    frame = random_table(0, 30)
+    write_table(frame, folder / "part-0.parquet")
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", System)
+    assert open_table(duckdb, "kakaobrain/coyo-700m").count().execute() == 30

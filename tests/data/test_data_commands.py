@@ -1,0 +1,90 @@
+"""`kakao-models data`, as a user calls it."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from tables_brute import random_table, write_table
+
+from kakao_models.cli import main
+
+
+@pytest.fixture
+def command(capsys):
+    def run(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["data", *map(str, arguments)])
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_table(random_table(0, 200), tmp_path_factory.mktemp("table") / "t.parquet")
+
+
+def test_filter(command, table, tmp_path):
+    (tmp_path / "r.yaml").write_text("- size: {min: 201}\n")
+    code, out, err = command(
+        "filter", table, "-o", tmp_path / "out", "-r", tmp_path / "r.yaml", "-f", "dedup:columns=text", "--json"
+    )
+    account = json.loads(out)
+    assert code == 0 and account["rows"] == 200 and account["frequencies"] == "exact"
+    assert [step["filter"].split("(")[0] for step in account["steps"]] == ["size", "dedup"]
+    assert pq.read_table(tmp_path / "out").num_rows == account["kept"] < 100
+    code, out, err = command("filter", table, "-f", "size", "--approximate", 32, "--spill", tmp_path / "spill")
+    assert code == 0 and "dropped" in out and "approximate" in out
+    assert not list((tmp_path / "spill").glob("*counted*"))
+    code, out, err = command("filter", table, "-f", "siz")
+    assert code == 2 and "there is none of this name" in err
+    assert command("filter", table)[0] == command("filter", "-f", "size")[0] == 2
+    code, out, err = command("filter", "--list")
+    assert code == 0 and "rare-tokens" in out
+
+
+def test_scores_are_joined_by_id(command, table, tmp_path):
+    import pyarrow as pa
+
+    scores = {"id": [0, 3, 6, 999], "align_score": [0.5, 0.1, 0.3, 0.9]}
+    pq.write_table(pa.table(scores), tmp_path / "scores.parquet")
+    join = ("--join", tmp_path / "scores.parquet", "-f", "align-score:min=0.3", "-o", tmp_path / "out")
+    assert command("filter", table, *join)[0] == 0
+    rows = pq.read_table(tmp_path / "out").sort_by("id").to_pylist()
+    assert [(row["id"], row["align_score"]) for row in rows] == [(0, 0.5), (6, 0.3)]
+    assert list(rows[0])[:-1] == pq.read_schema(table).names
+
+
+def test_stats_and_preview(command, table, tmp_path):
+    code, out, err = command("stats", table, "--picture", tmp_path / "s.png", "-o", tmp_path / "s.json")
+    assert code == 0 and "different text" in out and (tmp_path / "s.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "s.json").read_text())["exact"] is True
+    code, out, err = command("preview", table, "-n", 3, "--json")
+    assert code == 0 and len(json.loads(out)["rows"]) == 3
+    code, out, err = command("preview", tmp_path / "none.parquet")
+    assert code == 2 and "no such file" in err
+
+
+def test_label_stats(command, tmp_path):
+    import pyarrow as pa
+
+    rows = {"id": [1, 2], "labels": [[3, 4], [4, 5]], "label_probs": [[0.9, 0.3], [0.2, 0.1]]}
+    pq.write_table(pa.table(rows), tmp_path / "l.parquet")
+    convert = ("--thresholds", "0,0.25", "--threshold", 0.25, "-o", tmp_path / "out")
+    code, out, err = command("label-stats", tmp_path / "l.parquet", *convert)
+    assert code == 0 and "2 images" in out and "50.00%" in out
+    assert pq.read_table(tmp_path / "out").to_pylist() == [{"id": 1, "labels": [3, 4]}]
+    assert command("label-stats", tmp_path / "l.parquet", "-o", tmp_path / "x")[0] == 2
+
+
+def test_shard_and_verify(command, tmp_path):
+    tiny.picture_folder(tmp_path / "in", 3)
+    assert command("shard", tmp_path / "in", "-o", tmp_path / "out", "--seed", 1)[0] == 0
+    assert command("verify", tmp_path / "out", "--decode")[0] == 0
+    (tmp_path / "out/00000.tar").write_bytes(b"")
+    code, out, err = command("verify", tmp_path / "out", "--json")
+    assert code == 1 and len(json.loads(out)) == 1
+    (tmp_path / "in/broken.jpg").write_bytes(b"x")
+    code, out, err = command("shard", tmp_path / "in", "-o", tmp_path / "again", "--format", "tfrecord")
+    assert code == 1 and "failed: in 3" in err and (tmp_path / "again/00000.tfrecord").exists()

@@ -1,0 +1,135 @@
+"""Kills `embed_table` at random points, again and again; what is there in the end is what one run writes.
+
+    python tests/fuzz/kill_embed.py [KILLS] [SEED]
+
+Each run is a fork of this process that embeds a table with a stub of a model and is killed (SIGKILL) after a random time;
+a part of the runs are killed at a system call that matters: before and after a rename, within a write.
+"""
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kakao_models.data import manifest
+from kakao_models.data.embed import Settings, embed_table
+
+ROWS, SHARD = 400, 20
+
+
+class Stub:
+    """Embeds texts by their bytes."""
+
+    dim = 8
+
+    def texts(self, texts, progress=None):
+        rows = [np.frombuffer(text.encode()[:8].ljust(8), np.uint8) for text in texts]
+        time.sleep(0.001)
+        return np.array(rows, np.float32).reshape(len(texts), 8)
+
+
+def write_source(path: Path) -> Path:
+    texts = [None if number % 37 == 0 else f"{number} text" for number in range(ROWS)]
+    pq.write_table(pa.table({"id": np.arange(ROWS) * 7, "text": texts}), path)
+    return path
+
+
+def run(source: Path, output: Path, rank: int = 0, world: int = 1) -> dict | None:
+    return embed_table(Stub(), source, output, Settings("texts", SHARD), model="stub", rank=rank, world_size=world)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+
+
+def kill_once(source: Path, output: Path, draw: random.Random, world: int) -> bool:
+    """Runs in a child that is killed; whether it was killed before it had finished."""
+    rank, when = draw.randrange(world), draw.choice(("time", "time", "before", "after", "write"))
+    seconds, place = draw.uniform(0, 0.06), draw.randrange(1, 5)
+    child = os.fork()
+    if child == 0:
+        try:
+            if when != "time":
+                _die_at(when, place)
+            run(source, output, rank, world)
+        finally:
+            os._exit(0)
+    if when == "time":
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def _die_at(when: str, place: int) -> None:
+    replace, write_table, calls = os.replace, pq.write_table, [0]
+
+    def counted() -> bool:
+        calls[0] += 1
+        return calls[0] == place
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def replacing(source, target):
+        last = counted()
+        if last and when == "before":
+            die()
+        replace(source, target)
+        if last and when == "after":
+            die()
+
+    def writing(table, path):
+        if counted():
+            Path(path).write_bytes(b"PAR1 half a file")
+            die()
+        write_table(table, path)
+
+    if when == "write":
+        pq.write_table = writing
+    else:
+        manifest.os.replace = replacing
+
+
+def trial(folder: Path, kills: int, seed: int) -> int:
+    """Kills runs until `kills` were killed, finishing a folder whenever it got that far; returns how many folders.
+
+    Raises:
+        AssertionError: a finished folder differs from that of an uninterrupted run.
+    """
+    draw, killed, finished = random.Random(seed), 0, 0
+    source = write_source(folder / "source.parquet")
+    run(source, folder / "whole")
+    wanted = contents(folder / "whole")
+    ids = pq.read_table([str(p) for p in sorted((folder / "whole").glob("*.parquet"))])["id"].to_pylist()
+    assert ids == [number * 7 for number in range(ROWS) if number % 37]
+    while killed < kills:
+        output, world = folder / f"killed{finished}", draw.choice((1, 1, 2, 3))
+        for _ in range(draw.randrange(2, 12)):
+            killed += kill_once(source, output, draw, world)
+        for rank in range(world):
+            run(source, output, rank, world)
+        assert contents(output) == wanted, f"seed {seed}: {output} differs"
+        assert not list(output.glob(".*.tmp")), f"seed {seed}: {output} has remains"
+        assert manifest.verify(output) == []
+        finished += 1
+    return finished
+
+
+def main() -> None:
+    kills, seed = (int(value) for value in (sys.argv[1:] + ["200", "0"][len(sys.argv) - 1 :])[:2])
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        finished = trial(Path(folder), kills, seed)
+        print(f"{kills} kills over {finished} folders, each as one run writes it; {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
