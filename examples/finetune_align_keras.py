@@ -6,8 +6,10 @@
 Parquet files as `datasets` writes them: a column `image` (encoded bytes, or a struct with `bytes`) and either `captions`
 (a list of strings) or `caption`/`text`.
 
-Hardware, minutes, metric: one core of a server CPU, 20 steps of 64 from align-tiny: about 12 minutes with a busy machine.
 Metric: R@10, the share of images one of whose captions is among the ten nearest of all, printed before and after.
+Measured: 12 steps of 64 from align-tiny at the default rate, on Flickr8k at 112 pixels: 50 seconds of processor time, with
+compiling and both evaluations; R@10 of 200 images of its dev set went from 0.425 to 0.440. align-tiny was trained on the
+same training images, so this checks that a few steps do no harm, no more.
 With several GPUs the same command trains on all of them (`tf.distribute.MirroredStrategy`), with every text of the
 global batch as a negative.
 """
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder for the fine-tuned model")
     parser.add_argument("--batch-size", type=int, default=64, help="of all devices together; a multiple of 16 for each")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--limit", type=int, help="use only the first rows of each file")
     options = parser.parse_args()
 

@@ -465,6 +465,15 @@ def test_partition_specs_follow_the_kind_of_layer(folder):
     assert {spec for name, spec in specs.items() if name.startswith("vision_model")} == {P()}
 
 
+def test_a_mesh_is_placed_on_or_refused(folder):
+    model = FlaxAlignModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"wanted a mesh whose axes are Auto.*make_mesh\(\(1,\), \('data',\)"):
+        model.shard(jax.make_mesh((1,), ("data",)))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    model.shard(mesh)
+    assert {value.sharding for value in jax.tree.leaves(nnx.state(model))} == {jax.sharding.NamedSharding(mesh, P())}
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

@@ -60,9 +60,10 @@ def test_a_run_in_chunks_is_the_run_of_the_whole_batch(options, tmp_path):
     "world, options", [pytest.param(2, {}, marks=pytest.mark.slow), (4, {}), (2, {"chunk_size": 4})]
 )
 def test_processes_together_are_one_process(world, options, tmp_path):
-    options = {"per_device_train_batch_size": 16 // world, **options}
+    plain = {"max_grad_norm": 0.0, "learning_rate": 1e-3}  # clipped, gradients of twice the length would be the same
+    options = {"per_device_train_batch_size": 16 // world, **options, **plain}
     results = ranks.run(ranks.align_run, world, tmp_path / "ranks", str(tmp_path), options)
-    alone = training.align_trainer(tmp_path)
+    alone = training.align_trainer(tmp_path, **plain)
     alone.train()
     for result in results:
         close(result["weights"], weights(alone), TOLERANCE["runs float32"])
@@ -214,12 +215,12 @@ def test_bfloat16_and_gradient_checkpointing_train_too(tmp_path):
     assert {x.dtype for x in other.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.slow  # minutes of compiling
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 8}, {"chunk_size": 4, "freeze": ["vision_model"]}])
-def test_a_compiled_run_is_the_run(options, tmp_path):
+@pytest.mark.slow  # a minute of tracing
+def test_a_compiled_run_is_the_run(tmp_path):
+    options = {"chunk_size": 8}
     plain = training.align_trainer(tmp_path, max_steps=2, **options)
     plain.train()
-    compiled = training.align_trainer(tmp_path, max_steps=2, torch_compile=True, **options)
+    compiled = training.align_trainer(tmp_path, max_steps=2, torch_compile_backend="aot_eager", **options)
     compiled.train()
     assert compiled.model_wrapped is not compiled.model  # it is compiled, not passed over
     close(weights(compiled), weights(plain), TOLERANCE["runs float32"])

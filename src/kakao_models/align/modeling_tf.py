@@ -434,6 +434,7 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFBaseModelOutputWithPooling:
         if isinstance(input_ids, Mapping):  # as Keras' own loops and functional models give inputs
             return self.call(**input_ids)
@@ -483,6 +484,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
         pixel_values=None,  # (B, 3, H, W) in [-1, 1]
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFBaseModelOutputWithPooling:
         if isinstance(pixel_values, Mapping):
             return self.call(**pixel_values)
@@ -570,6 +572,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFAlignOutput:
         """Compares every image with every text; arguments as of the two towers.
 

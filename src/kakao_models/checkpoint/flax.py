@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import export
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.pretrained import PretrainedLoading
@@ -191,7 +191,17 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
         return nnx.from_flat_state([(path, spec(path)) for path in paths])
 
     def shard(self, mesh: Mesh, axis: str = "tensor") -> None:
-        """Places the variables on a mesh: split by `partition_specs` where the mesh has that axis, else on every device."""
+        """Places the variables on a mesh: split by `partition_specs` where the mesh has that axis, else on every device.
+
+        Raises:
+            ValueError: an axis of the mesh is not of the type Auto, the only one whose collectives JAX chooses by itself.
+        """
+        if any(kind != AxisType.Auto for kind in mesh.axis_types):
+            raise ValueError(
+                f"{type(self).__name__}.shard: wanted a mesh whose axes are Auto, got {mesh.axis_types}. Make it by "
+                f"jax.make_mesh({mesh.axis_sizes}, {mesh.axis_names}, "
+                f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)})"
+            )
         state = nnx.state(self)
         if axis in mesh.axis_names:
             shardings = jax.tree.map(

@@ -84,6 +84,10 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
     (`keras.config.set_dtype_policy("mixed_bfloat16")`) or in the `dtype` of `from_pretrained`.
     """
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        keras.saving.register_keras_serializable("kakao_models")(cls)  # else load_model refuses what save wrote
+
     def __init__(self, config, **kwargs):
         keras.Model.__init__(self, **kwargs)
         self.config = config

@@ -1,5 +1,6 @@
 """The originals' optimizer for Flax: LAMB (You et al. 2019), as tfa.optimizers.LAMB of coyo-align."""
 
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -47,7 +48,10 @@ def lamb(
 
 def warmup_linear_decay(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
     """The original's learning rate: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, warmup_steps), optax.linear_schedule(peak, 0.0, steps - warmup_steps)],
-        [warmup_steps],
-    )
+
+    def rate(step):  # not optax's: it counts down from 1, which costs the first steps three digits in float32
+        step = jnp.asarray(step, jnp.float32)
+        left = jnp.clip((steps - step) / max(1, steps - warmup_steps), 0, 1)
+        return peak * jnp.where(step < warmup_steps, step / max(1, warmup_steps), left)
+
+    return rate

@@ -1,5 +1,7 @@
 """The originals' optimizer for Keras: LAMB (You et al. 2019), as tfa.optimizers.LAMB of coyo-align."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -16,6 +18,8 @@ class Lamb(keras.optimizers.Lamb):
     Args:
         learning_rate: a number or a schedule; the original's is `WarmupLinearDecay`.
         weight_decay: of each step, before it is scaled to the length of the weights.
+        spared: places, among the variables that the optimizer is built with, of those neither decayed nor adapted: what
+            `spare_batch_norms` finds, in the form that a saved model keeps.
         others: as of `keras.optimizers.Optimizer`.
     """
 
@@ -26,11 +30,13 @@ class Lamb(keras.optimizers.Lamb):
         beta_2: float = 0.999,
         epsilon: float = 1e-6,
         weight_decay: float = 1e-5,
+        spared: Sequence[int] = (),
         name: str = "lamb",
         **others,
     ):
         super().__init__(learning_rate, beta_1, beta_2, epsilon, name=name, **others)
         self.decay = weight_decay
+        self.spared = list(spared)
         self.not_adapted: set[str] = set()
 
     def spare_batch_norms(self, model: keras.Model) -> "Lamb":
@@ -39,7 +45,19 @@ class Lamb(keras.optimizers.Lamb):
             raise ValueError("Lamb.spare_batch_norms: the optimizer has its variables already, call it before compile")
         norms = [layer for layer in model._flatten_layers() if isinstance(layer, TFAlignBatchNorm)]
         self.not_adapted |= {self._var_key(variable) for layer in norms for variable in layer.trainable_variables}
+        self.spared = self._places(model.trainable_variables)
         return self
+
+    def build(self, variables) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        if not self.not_adapted:  # of a saved model
+            self.not_adapted = {self._var_key(variables[place]) for place in self.spared}
+        self.spared = self._places(variables)
+
+    def _places(self, variables) -> list[int]:
+        return [place for place, variable in enumerate(variables) if self._var_key(variable) in self.not_adapted]
 
     def update_step(self, gradient, variable, learning_rate):
         rate = ops.cast(learning_rate, variable.dtype)
@@ -49,8 +67,10 @@ class Lamb(keras.optimizers.Lamb):
         first, second = self._momentums[index], self._velocities[index]
         self.assign_add(first, (gradient - first) * (1 - self.beta_1))
         self.assign_add(second, (ops.square(gradient) - second) * (1 - self.beta_2))
-        mean = first / (1 - ops.power(ops.cast(self.beta_1, step.dtype), step))
-        square = second / (1 - ops.power(ops.cast(self.beta_2, step.dtype), step))
+        # ops.cast of a number would round it to float32 on the way
+        beta_1, beta_2 = (ops.convert_to_tensor(beta, step.dtype) for beta in (self.beta_1, self.beta_2))
+        mean = first / (1 - ops.power(beta_1, step))
+        square = second / (1 - ops.power(beta_2, step))
         update = mean / (ops.sqrt(square) + self.epsilon)
         if self._var_key(variable) not in self.not_adapted:
             update = update + self.decay * variable
@@ -61,7 +81,7 @@ class Lamb(keras.optimizers.Lamb):
         self.assign_sub(variable, rate * update)
 
     def get_config(self) -> dict:
-        return super().get_config() | {"weight_decay": self.decay}
+        return super().get_config() | {"weight_decay": self.decay, "spared": self.spared}
 
 
 def _dense(gradient):

@@ -262,6 +262,7 @@ class TFViTModel(TFViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFBaseModelOutputWithPooling:
         if isinstance(pixel_values, Mapping):  # as Keras' own loops and functional models give inputs
             return self.call(**pixel_values)
@@ -319,6 +320,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFImageClassifierOutput:
         if isinstance(pixel_values, Mapping):
             return self.call(**pixel_values)

@@ -1,7 +1,7 @@
 """The image tower in Flax NNX beside keras.applications.EfficientNetB7 on the JAX backend: same input, no top, one run.
 
-    python benchmarks/flax.py --batch 8
-    python benchmarks/flax.py --size small --batch 8     (B0)
+    python benchmarks/flax_models.py --batch 8
+    python benchmarks/flax_models.py --size small --batch 8     (B0)
 
 Weights are random. Both are compiled before they are timed, and run in turns; `compile` is the first call.
 """

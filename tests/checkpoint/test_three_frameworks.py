@@ -1,0 +1,153 @@
+"""One checkpoint, three frameworks: what one saves another loads and saves again bit by bit, and all take the same step."""
+
+import json
+
+import flax_arrays
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import tensorflow as tf
+import tiny
+import torch
+from flax import nnx
+from tolerances import TOLERANCE
+
+from kakao_models import (
+    AlignConfig,
+    AlignModel,
+    FlaxAlignModel,
+    FlaxViTForImageClassification,
+    TFAlignModel,
+    TFViTForImageClassification,
+    ViTForImageClassification,
+)
+from kakao_models.checkpoint.weightmap import permute
+from kakao_models.train.lamb_flax import lamb
+from kakao_models.train.lamb_tf import Lamb
+from kakao_models.train.optim import LAMB, parameter_groups
+
+CLASSES = {
+    "align": {"torch": AlignModel, "keras": TFAlignModel, "flax": FlaxAlignModel},
+    "vit": {
+        "torch": ViTForImageClassification,
+        "keras": TFViTForImageClassification,
+        "flax": FlaxViTForImageClassification,
+    },
+}
+FRAMEWORKS = ("torch", "keras", "flax")
+RATE = 2.0**-9  # the same number in float32, which Keras keeps rates in
+# A key bias has a gradient of zero but for rounding, which layer adaptation would make a whole step of: decay outweighs it
+DECAY = 1e-2
+
+
+def align_config() -> AlignConfig:
+    """As `tiny.align_config`, with three blocks, one layer of BERT, two ghost batches in sixteen samples, no dropout."""
+    whole = tiny.align_config(temperature_init_value=0.25)
+    vision = whole.vision_config.to_dict() | dict(
+        kernel_sizes=[3, 5], in_channels=[32, 16], out_channels=[16, 24], strides=[1, 2], num_block_repeats=[1, 2],
+        expand_ratios=[1, 6], hidden_dim=8, drop_connect_rate=0.0, virtual_batch_size=8,
+    )  # fmt: skip
+    text = whole.text_config.to_dict() | dict(
+        num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    return tiny.align_config(vision_config=vision, text_config=text, temperature_init_value=0.25)
+
+
+def bits(folder) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
+    """Type, shape and bytes of every tensor but batch norm's counters, which PyTorch alone has."""
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    return {
+        key: (value.dtype, tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """kind, framework → a random checkpoint and what that framework saved of it; the ViT in bfloat16."""
+    root = tmp_path_factory.mktemp("three")
+    align = tiny.fill(AlignModel(align_config()))
+    hard = torch.tensor([-0.0, 1e-42, -1e-45, torch.inf, -torch.inf, torch.nan, 3.4028235e38, 1e-38])
+    with torch.no_grad():  # numbers that arithmetic, but no copy, changes; 0xFFC12345 is a NaN with a message
+        align.text_projection.weight[0, :8] = hard
+        align.vision_model.embeddings.batchnorm.running_mean.view(torch.int32)[0] = 0xFFC12345 - 2**32
+    align.save_pretrained(root / "align")
+    tiny.fill(ViTForImageClassification(tiny.vit_config())).to(torch.bfloat16).save_pretrained(root / "vit")
+    for kind, classes in CLASSES.items():
+        for framework in FRAMEWORKS:
+            model = classes[framework].from_pretrained(root / kind, dtype="bfloat16" if kind == "vit" else None)
+            model.save_pretrained(root / f"{kind}-{framework}")
+    return root
+
+
+@pytest.mark.parametrize("second", FRAMEWORKS)
+@pytest.mark.parametrize("first", FRAMEWORKS)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_saved_in_one_and_loaded_in_another_is_bit_exact(kind, first, second, folders, tmp_path):
+    source = folders / f"{kind}-{first}"
+    assert bits(source) == bits(folders / kind)
+    options = {"dtype": "auto"} if second == "torch" else {}
+    CLASSES[kind][second].from_pretrained(source, **options).save_pretrained(tmp_path)
+    assert bits(tmp_path) == bits(folders / kind)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [CLASSES[kind]["torch"].__name__]
+    assert config["dtype"] == ("bfloat16" if kind == "vit" else "float32")
+
+
+# --- a training step
+
+
+def torch_step(folder, batch: dict) -> dict[str, np.ndarray]:
+    model = AlignModel.from_pretrained(folder, dtype=torch.float64).train()
+    optimizer = LAMB(parameter_groups(model, RATE, DECAY), RATE)
+    model(**{name: torch.from_numpy(value) for name, value in batch.items()}, return_loss=True).loss.backward()
+    optimizer.step()
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def keras_step(folder, batch: dict) -> dict[str, np.ndarray]:
+    model = TFAlignModel.from_pretrained(folder, dtype="float64")
+    model.compile(optimizer=Lamb(RATE, weight_decay=DECAY).spare_batch_norms(model))
+    model.fit(tf.data.Dataset.from_tensors(batch), shuffle=False, verbose=0)
+    variables = model._variables()
+    return {slot.key: permute(variables[slot.local_key].numpy(), slot.local_axes, slot.axes) for slot in model._slots()}
+
+
+def flax_step(folder, batch: dict) -> dict[str, np.ndarray]:
+    with jax.enable_x64(True):
+        model = FlaxAlignModel.from_pretrained(folder, dtype="float64")
+        model.train()
+        optimizer = nnx.Optimizer(model, lamb(model, RATE, weight_decay=DECAY), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model, optimizer, batch):
+            optimizer.update(model, nnx.grad(lambda model: model(**batch, return_loss=True).loss)(model))
+
+        step(model, optimizer, batch)
+        return flax_arrays.canonical(model)
+
+
+@pytest.mark.slow  # compiles the step in two frameworks
+def test_a_step_of_lamb_gives_the_same_parameters(tmp_path):
+    tiny.fill(AlignModel(align_config())).save_pretrained(tmp_path)
+    random = np.random.default_rng(0)
+    batch = {
+        "pixel_values": random.uniform(-1, 1, (16, 3, 32, 32)),
+        "input_ids": random.integers(1, 50, (16, 7)),
+        "attention_mask": (np.arange(7) < random.integers(3, 8, (16, 1))).astype(np.int64),
+    }
+    start = {key: value.numpy() for key, value in AlignModel.from_pretrained(tmp_path).state_dict().items()}
+    wanted = torch_step(tmp_path, batch)
+    for name, step in (("keras", keras_step), ("flax", flax_step)):
+        got = step(tmp_path, batch)
+        assert got.keys() == wanted.keys()
+        for key in wanted:
+            assert got[key].dtype == wanted[key].dtype == np.float64, (name, key)
+            np.testing.assert_allclose(
+                got[key], wanted[key], 0, TOLERANCE["lamb step float64"], err_msg=f"{name} {key}"
+            )
+    still = {key for key in wanted if np.array_equal(wanted[key], start[key])}
+    assert still == {"text_model.pooler.dense.weight", "text_model.pooler.dense.bias"}  # no part in the loss
