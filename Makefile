@@ -46,11 +46,11 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kakao-models needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.main: setup.py | $(BIN)/python
+$(VENV)/.main: setup.py Makefile | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e '.[torch]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.main setup.py
+$(VENV)/.test: $(VENV)/.main setup.py Makefile
 	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,data,test]'
 	touch $@
