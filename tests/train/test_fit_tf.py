@@ -30,6 +30,6 @@ def test_fit_of_a_classifier_drops_out():
     model.classifier.kernel.assign(np.random.default_rng(0).standard_normal(model.classifier.kernel.shape))
     model.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
     pixels, labels = np.ones((2, 3, 32, 32), np.float32), np.array([0, 1])
-    losses = {model.train_on_batch(pixels, labels, return_dict=True)["loss"].item() for _ in range(2)}
-    still = {model.test_on_batch(pixels, labels, return_dict=True)["loss"].item() for _ in range(2)}
+    losses = {float(model.train_on_batch(pixels, labels, return_dict=True)["loss"]) for _ in range(2)}
+    still = {float(model.test_on_batch(pixels, labels, return_dict=True)["loss"]) for _ in range(2)}
     assert len(losses) == 2 and len(still) == 1

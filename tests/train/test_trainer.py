@@ -16,6 +16,15 @@ from kakao_models.train.prepare import DataError
 from kakao_models.train.trainer import rest_frozen
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the other processes of these tests: another number of threads adds up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def weights(trainer) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in trainer.model.state_dict().items()}
 
