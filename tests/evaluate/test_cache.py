@@ -48,6 +48,20 @@ def test_nothing_is_computed_twice_and_what_is_read_is_what_was_written(align, p
     assert counted.images == 3  # of the part with the new picture
 
 
+def test_whatever_may_change_an_embedding_changes_the_fingerprint(align, tmp_path):
+    def fingerprint(**options) -> str:
+        return CachedEmbedder(Embedder(align, **options)).fingerprint
+
+    found = [fingerprint(), fingerprint(dtype="bfloat16"), fingerprint(image_options={"max_pixels": 10**6})]
+    other = Embedder(align)
+    other.config.text_config.layer_norm_eps *= 2
+    found.append(CachedEmbedder(other).fingerprint)
+    other = Embedder(align)
+    other.image_processor.do_center_crop = not other.image_processor.do_center_crop
+    found.append(CachedEmbedder(other).fingerprint)
+    assert len(set(found)) == len(found) and fingerprint() == found[0]
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(align, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("kakao_models.evaluate.cache._IMAGES", 2)
     cached = CachedEmbedder(Embedder(align), tmp_path / "cache")

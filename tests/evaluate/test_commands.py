@@ -128,6 +128,22 @@ def test_a_vits_own_classes_real_labels_and_a_part_of_its_classes(command, vit, 
     assert code == 2 and "val has 3 classes ('bird', ...), the model 7 ('cat', ...)" in err
 
 
+def test_images_without_a_label_of_their_own_count_for_real_alone(command, vit, tmp_path):
+    images = [path.read_bytes() for path in tiny.picture_folder(tmp_path / "images", 3)]
+    best = Embedder(vit).class_logits([tmp_path / "images" / f"{n:03}.png" for n in range(3)]).argmax(1).tolist()
+    files = [f"ILSVRC2012_val_0000000{number + 1}.JPEG" for number in range(3)]
+    path = tmp_path / "val.parquet"
+    columns = {"image": images, "file": files, "label": ["dog", "", "dog"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    real = tmp_path / "real.json"
+    real.write_text(json.dumps([[best[0]], [best[1]], [(best[2] + 1) % 7]]))
+    code, out, _ = command("classify", "-d", path, "--model", vit, "--json", "--real", real)
+    found = json.loads(out)
+    assert code == 0 and found["counts"] == {"images": 2, "classes": 7, "real_images": 3}
+    assert found["metrics"]["real_top1"] == pytest.approx(2 / 3)
+    assert found["metrics"]["top1"] == np.mean([best[0] == 1, best[2] == 1])  # "dog" is the model's class 1
+
+
 def test_several_labels_per_image(command, vit, tmp_path):
     images = [path.read_bytes() for path in tiny.picture_folder(tmp_path / "images", 3)]
     path = tmp_path / "many.parquet"

@@ -49,6 +49,19 @@ def test_memory_maps_and_little_memory_change_nothing(tmp_path):
     assert wanted[1][0].tolist() == sorted([3, *range(0, 9000, 7)])[:10]
 
 
+def test_rows_closer_to_each_other_than_a_matrix_product_can_tell():
+    """Similarities are the same few float32 numbers, and products in tiles of 51 rows are off by more than they differ."""
+    draw = np.random.default_rng(8)
+    base = draw.standard_normal((1, 640))
+    rows, queries = (base + 3e-4 * draw.standard_normal((n, 640)) for n in (400, 40))
+    similarity = brute.similarities(queries, rows)
+    for k in (5, 20):  # a tile has more than four times as many candidates, or fewer
+        values, places = nearest(queries, rows, k, max_memory=2**20)
+        wanted = brute.order(similarity)[:, :k]
+        assert np.array_equal(places, wanted)
+        assert np.array_equal(values, np.take_along_axis(similarity, wanted, 1))
+
+
 def test_predictions_are_scikit_learns():
     draw = np.random.default_rng(4)
     for k in (1, 5, 20):
@@ -63,6 +76,13 @@ def test_predictions_are_scikit_learns():
         assert ours.mean_per_class == pytest.approx(
             np.mean([(theirs == c)[truth == c].mean() for c in np.unique(truth)])
         )
+
+
+def test_the_temperature_says_how_much_nearer_outvotes_more():
+    rows, labels = np.array([[1, 0], [1, 0.5], [1, 0.5]]), np.array([0, 1, 1])
+    for temperature, predicted in ((0.1, 0), (0.5, 1)):  # cosines 1 and 0.894: exp(0.106 / t) against 2
+        found = knn_scores(rows, labels, rows[:1], [0], k=3, temperature=temperature)
+        assert found.predictions.tolist() == [predicted]
 
 
 def test_votes_and_their_ties():

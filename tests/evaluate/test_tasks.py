@@ -44,6 +44,15 @@ def test_right_answers_are_cocos_own_and_those_rated_enough_both_ways():
     assert "image_to_image_r1" not in tasks.similarity(run, data, rated, samples=5, positive=3.5).metrics
 
 
+def test_captions_of_one_image_are_right_answers_to_each_other_both_ways():
+    ids = ["0.jpg", "1.jpg"]
+    owner = [ids[0], ids[0], ids[1], ids[1]]
+    data = Captioned("cxc", Images(range(2)), ids, list("abcd"), owner, [0, 1, 2, 3])
+    texts = np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    found = tasks.similarity(tasks.Run(Planted(np.eye(2), texts)), data, {})
+    assert found.counts["text_to_text_queries"] == 4 and found.metrics["text_to_text_r1"] == 1
+
+
 def test_the_drop_is_the_usual_accuracy_less_the_shifted_ones_mean(monkeypatch):
     rows = np.eye(4)
     right = {"usual": [0, 1, 2, 3], "v2": [0, 1, 3, 2], "r": [1, 0, 3, 3]}
