@@ -4,13 +4,41 @@ import ast
 from pathlib import Path
 
 import pytest
+import tiny
 
 import kakao_models
+from kakao_models import AlignModel, ViTForImageClassification
+from kakao_models.align.weights import align_slots
+from kakao_models.vit.weights import vit_slots
 
 ROOT = Path(kakao_models.__file__).parent
 # A layer that the framework has itself, or that transformers' ViT brings
 OWN = {"DepthwiseConv", "AlignDepthwiseConv", "_FollowFile"}
+# Attributes that are there once: Keras makes a layer's variables by itself, NNX' and PyTorch's layers hold them, PyTorch
+# drops out by functions, and only NNX and PyTorch can compute activations again
+OWN_ATTRIBUTES = {
+    "torch": {"config"},
+    "tf": {"beta", "gamma", "moving_mean", "moving_variance", "eps", "momentum", "start", "num_attention_heads"},
+    "flax": {"gradient_checkpointing", "scaling"},
+}
+PLAIN = {"patch_size", "dropout", "drop_connect"}  # numbers and layers without parameters, which not every one keeps
+# `output` and `layers` mean something else to Keras
+RENAMED = {"output": "output_layer", "layers": "layer"}
 FROM_TRANSFORMERS = {"ImageClassifierOutput", "ViTPatchEmbeddings", "ViTMLP", "ViTPooler"}
+
+
+def attributes(family: str, framework: str, prefix: str) -> dict[str, set[str]]:
+    """Name of a class without prefix → the attributes that its constructor gives it, by their names in Keras and NNX."""
+    tree = ast.parse((ROOT / family / f"modeling_{framework}.py").read_text())
+    found = {}
+    for node in tree.body:
+        inits = [f for f in getattr(node, "body", []) if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+        if isinstance(node, ast.ClassDef) and inits:
+            places = [x for x in ast.walk(inits[0]) if isinstance(x, ast.Attribute) and isinstance(x.ctx, ast.Store)]
+            names = {place.attr for place in places if isinstance(place.value, ast.Name) and place.value.id == "self"}
+            names = {RENAMED.get(name, name) for name in names} - OWN_ATTRIBUTES[framework] - PLAIN
+            found[node.name.removeprefix(prefix)] = names
+    return found
 
 
 def classes(family: str, framework: str, prefix: str) -> dict[str, list[str] | None]:
@@ -32,3 +60,23 @@ def test_same_classes_made_alike(family, framework, prefix):
     for name, arguments in theirs.items():
         if arguments is not None and ours[name] is not None:
             assert ours[name] == arguments, name
+
+
+@pytest.mark.parametrize("family", ["align", "vit"])
+def test_constructors_make_the_same_attributes(family):
+    torch, keras, flax = (attributes(family, *which) for which in (("torch", ""), ("tf", "TF"), ("flax", "Flax")))
+    assert len(keras.keys() & flax.keys()) > 7
+    for name in keras.keys() & flax.keys():
+        assert keras[name] == flax[name], name
+        if family == "align":  # a ViT's layers in PyTorch are transformers', which their own constructors make
+            assert torch.get(name, keras[name]) == keras[name], name
+
+
+def test_parameters_have_the_same_places():
+    """Of PyTorch's models in memory, and in Keras and NNX, whose paths loading holds against their variables."""
+    align, vit = tiny.align_config(use_visual_projection=True), tiny.vit_config(representation_size=24)
+    for slots, config, model in ((align_slots, align, AlignModel), (vit_slots, vit, ViTForImageClassification)):
+        names = [name for name, _ in model(config).named_parameters()]
+        wanted = {".".join(RENAMED.get(part, part) for part in name.split(".")[:-1]) for name in names}
+        for dialect in ("keras", "nnx"):
+            assert {slot.local_key.rpartition(".")[0] for slot in slots(config, dialect)} == wanted, dialect

@@ -481,8 +481,9 @@ def test_a_mesh_is_placed_on_or_refused(folder):
         (lambda m: m.text_model(np.zeros((1, 81), np.int32)), "81 tokens, but there are 80"),
         (
             lambda m: m.vision_model(np.zeros((1, 32, 32, 3))),
-            r"must be \(batch, 3, height, width\), got \(1, 32, 32, 3\)",
+            r"must be \(batch, 3, height, width\), got \(1, 32, 32, 3\). Channels come first",
         ),
+        (lambda m: m.vision_model(np.zeros((1, 3, 32, 32), np.uint8)), r"numbers in \[-1, 1\].* got uint8"),
         (
             lambda m: jax.eval_shape(
                 lambda: m(np.zeros((2, 3), np.int32), np.zeros((1, 3, 32, 32)), return_loss=True).loss

@@ -8,6 +8,7 @@ import goldens
 import keras
 import numpy as np
 import pytest
+import replicas
 import tensorflow as tf
 import tiny
 import torch
@@ -18,11 +19,6 @@ from kakao_models.align import modeling_tf
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.train.lamb_tf import Lamb, WarmupLinearDecay
-
-# two devices for tf.distribute, which have to be asked for before TensorFlow starts
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
 
 SMALL = ["align_a", "align_b", "align_nano"]
 FULL = [pytest.param(name, marks=pytest.mark.slow) for name in ("align_c", "align_d")]
@@ -86,7 +82,7 @@ def test_golden_layer_by_layer(name, golden_folder):
     seen = {"rescaling": nhwc, "stem_conv": stem.convolution(modeling_tf.pad_for_stride_2(nhwc, 3))}
     seen["stem_bn"] = stem.batchnorm(seen["stem_conv"])
     seen["stem_activation"] = x = stem(nhwc)
-    seen["block1a_dwconv"] = first.depthwise_conv.depthwise_conv(keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+    seen["block1a_dwconv"] = first.depthwise_conv.depthwise_conv(x)
     seen["block1a_bn"] = first.depthwise_conv.depthwise_norm(seen["block1a_dwconv"])
     seen["block1a_activation"] = x = first.depthwise_conv(x)
     seen["block1a_se_excite"] = first.squeeze_excite(x)
@@ -332,7 +328,7 @@ def test_two_replicas_train_as_one_device(small):
     # each replica gets one of the two interleaved ghost batches
     order = np.concatenate([np.arange(0, 32, 2), np.arange(1, 32, 2)])
     shuffled = {name: value[order] for name, value in batch.items()}
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with replicas.mirrored().scope():
         two = TFAlignModel.from_pretrained(folder, dtype="float64")
         two.compile(optimizer=keras.optimizers.SGD(1e-3))
     losses = [
@@ -388,6 +384,9 @@ def test_formulations_of_depthwise_convolution_agree(kernel, stride, size, monke
     for shifted in (False, True):
         monkeypatch.setattr(modeling_tf, "_compiled_for_cpu", lambda shifted=shifted: shifted)
         results.append(modeling_tf.depthwise_convolution(tf.constant(x), tf.constant(weights), stride).numpy())
+        padded = modeling_tf.depthwise_convolution(tf.constant(x), tf.constant(weights), stride, kernel // 2)
+        around = tf.constant(np.pad(x, ((0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2, (0, 0))))
+        assert error(padded, modeling_tf.depthwise_convolution(around, tf.constant(weights), stride).numpy()) <= 1e-12
     rows = range(0, size - kernel + 1, stride)
     wanted = [(x[:, i : i + kernel, :kernel] * weights[:, :, :, 0]).sum((1, 2)) for i in rows]
     for got in results:
@@ -444,6 +443,12 @@ def test_clear_errors_for_wrong_inputs(small):
         model.get_text_features()
     with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\), got \(1, 64, 64, 3\)"):
         model.get_image_features(np.zeros((1, 64, 64, 3), np.float32))
+    with pytest.raises(ValueError, match=r"Channels come first: transpose\(0, 3, 1, 2\)"):
+        model.get_image_features(np.zeros((1, 64, 64, 3), np.float32))
+    with pytest.raises(ValueError, match=r"floating-point numbers in \[-1, 1\].* got uint8"):
+        model.get_image_features(np.zeros((1, 3, 64, 64), np.uint8))
+    with pytest.raises(TypeError, match="what follows a mapping of arguments goes by name"):
+        model({"input_ids": np.ones((1, 4), np.int32)}, np.zeros((1, 3, 32, 32), np.float32))
     with pytest.raises(ValueError, match="got 1 images and 2 texts"):
         pixels, ids = np.zeros((1, 3, 32, 32), np.float32), np.ones((2, 4), np.int32)
         model(pixel_values=pixels, input_ids=ids, return_loss=True)
@@ -452,7 +457,8 @@ def test_clear_errors_for_wrong_inputs(small):
 def test_towers_load_alone(small):
     folder, batch = small
     batch = float32(batch)
-    whole = TFAlignModel.from_pretrained(folder)(batch)
+    whole = TFAlignModel.from_pretrained(folder)(batch, return_loss=True)
+    assert whole.loss is not None  # arguments beside a dict count
     text = TFAlignTextModel.from_pretrained(folder)({name: batch[name] for name in TEXT})
     assert_equal = np.testing.assert_array_equal
     assert_equal(text.last_hidden_state, whole.text_model_output.last_hidden_state)

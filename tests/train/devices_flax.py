@@ -1,6 +1,7 @@
 """Run by test_loss_flax.py with several simulated devices: a training step on all of them against the step on one."""
 
 import json
+from functools import partial
 
 import flax_arrays
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pretrain_align_flax import AXIS, make_step
 
 from kakao_models import FlaxAlignModel
+from kakao_models.train.loss_flax import classification_loss
 
 jax.config.update("jax_enable_x64", True)
 DEVICES, GHOST = jax.device_count(), 4
@@ -67,18 +69,39 @@ def single(batch: dict) -> dict:
     return results(loss, model, flax_arrays.canonical(model, gradients))
 
 
-mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+def on_mesh(*sizes: int) -> jax.sharding.Mesh:
+    return jax.make_mesh(sizes, (AXIS, "tensor")[: len(sizes)], axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
+
+
+def shares(model) -> dict[str, float]:
+    """Of layers split by their outputs and by their inputs: how much of the kernel the first device holds."""
+    block, layer = model.vision_model.encoder.blocks[1], model.text_model.encoder.layer[0]
+    chosen = {
+        "expand": block.expansion.expand_conv.kernel,
+        "variance": block.depthwise_conv.depthwise_norm.var,
+        "project": block.projection.project_conv.kernel,
+        "inner": layer.intermediate.dense.kernel,
+        "outer": layer.output_layer.dense.kernel,
+        "stem": model.vision_model.embeddings.convolution.kernel,
+    }
+    values = {name: variable.get_value() for name, variable in chosen.items()}
+    return {name: value.addressable_shards[0].data.size / value.size for name, value in values.items()}
+
+
 errors = {"devices": DEVICES}
 batch = new_batch()
 
-# jit: a batch that is split over devices is one batch
+# jit: a batch that is split over devices is one batch; half the heads, inner layer and channels on either device of a pair
+mesh = on_mesh(DEVICES // 2, 2)
 model = new_model()
 model.shard(mesh)
+errors["shares"] = shares(model)
 loss, gradients = one_step(model, jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS))))
 errors |= compare("jit", results(loss, model, flax_arrays.canonical(model, gradients)), single(batch))
 
 # shard_map: each device normalises the ghost batches of its own rows. One device has the same groups when group j's
 # samples, which are rows i * n + j of its batch, are those of group j % 2 of device j // 2.
+mesh = on_mesh(DEVICES)
 order = np.empty(BATCH, int)
 n = BATCH // GHOST
 for j in range(n):
@@ -96,16 +119,24 @@ nnx.update(model, rest)
 wanted = single({name: array[order] for name, array in batch.items()})
 errors |= compare("shard_map", results(loss, model, gradients), wanted)
 
-# tensor parallelism: half the heads and half the inner layer on either device
-mesh = jax.make_mesh((DEVICES // 2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-model = new_model()
-model.eval()
-forward = nnx.jit(lambda model, batch: model(**batch).logits_per_image)
-wanted = np.asarray(forward(model, batch))
-model.shard(mesh)
-kernel = model.text_model.encoder.layer[0].intermediate.dense.kernel.get_value()
-halves = kernel.addressable_shards[0].data.shape
-got = forward(model, jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))))
-errors["tensor logits"] = float(np.abs(np.asarray(got) - wanted).max())
-errors["tensor split"] = float(halves != (kernel.shape[0], kernel.shape[1] // 2))
+# the losses of a classifier, of one label an image and of several
+random = np.random.default_rng(2)
+weights, rows = random.standard_normal((5, 7)), random.standard_normal((BATCH, 5))
+kinds = {"one": (random.integers(0, 7, BATCH), 0.1), "several": (random.integers(0, 2, (BATCH, 7)), 1e-4)}
+for kind, (labels, smoothing) in kinds.items():
+
+    def value_and_gradient(weights, rows, labels, axis_name=None, smoothing=smoothing):
+        return jax.value_and_grad(
+            lambda weights: classification_loss(rows @ weights, labels, smoothing, axis_name=axis_name)
+        )(weights)
+
+    everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+    sharded = jax.shard_map(
+        partial(value_and_gradient, axis_name=AXIS),
+        mesh=mesh,
+        in_specs=(everywhere, split, split),
+        out_specs=everywhere,
+    )
+    got, wanted = jax.jit(sharded)(weights, rows, labels), value_and_gradient(weights, rows, labels)
+    errors[f"labels, {kind}"] = max(float(np.abs(np.asarray(a) - b).max()) for a, b in zip(got, wanted))
 print(json.dumps(errors))

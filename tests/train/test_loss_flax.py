@@ -57,21 +57,25 @@ def test_classification_losses_are_the_definitions():
 
 @pytest.mark.parametrize("devices", [4])
 def test_several_devices_take_the_step_of_one(devices):
-    """Loss, gradients and running statistics, under jit with a sharded batch and under shard_map; tensor-parallel too."""
+    """Loss, gradients and running statistics: under jit on a mesh of data and tensors, and under shard_map; and the losses
+    of classifiers."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (SCRIPT.parent.parent, SCRIPT.parents[2] / "examples")))
+    folders = SCRIPT.parent.parent, SCRIPT.parents[2] / "examples", os.environ.get("PYTHONPATH", "")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, map(str, folders)))
     done = subprocess.run(
         [sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=600, env=environment
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout.splitlines()[-1])
     assert errors.pop("devices") == devices
+    shares = errors.pop("shares")
+    assert shares.pop("stem") == 1 and set(shares.values()) == {0.5} and len(shares) == 5
     assert errors.keys() == {
         "jit loss", "jit gradients", "jit statistics", "shard_map loss", "shard_map gradients", "shard_map statistics",
-        "tensor logits", "tensor split",
+        "labels, one", "labels, several",
     }  # fmt: skip
     for name, value in errors.items():
         assert value <= 1e-9, f"{name} differ by {value}"

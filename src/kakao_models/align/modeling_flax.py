@@ -21,6 +21,7 @@ from kakao_models.checkpoint.flax import (
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
     FlaxModelOutput,
+    check_images,
     output_class,
     run_layer,
     wide_dtype,
@@ -390,9 +391,12 @@ class FlaxAlignPreTrainedModel(FlaxLoading):
     def _slots(self) -> list[Slot]:
         return align_slots(self.config, "nnx")
 
-    # What a mesh axis may split: the kernels of these layers by their columns, or by their rows.
-    tensor_parallel_columns = (r".*\.self\.(query|key|value)", r".*\.intermediate\.dense")
-    tensor_parallel_rows = (r".*\.output_layer\.dense",)
+    # What a mesh axis may split: these layers by their output channels, or the kernels of these by their input channels.
+    tensor_parallel_columns = (
+        r".*\.self\.(query|key|value)", r".*\.intermediate\.dense",
+        r".*\.expansion\.expand_(conv|bn)", r".*\.depthwise_conv\.depthwise_(conv|norm)", r".*\.squeeze_excite\.expand",
+    )  # fmt: skip
+    tensor_parallel_rows = (r".*\.output_layer\.dense", r".*\.squeeze_excite\.reduce", r".*\.projection\.project_conv")
 
 
 class FlaxAlignTextModel(FlaxAlignPreTrainedModel):
@@ -463,11 +467,7 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> tuple | FlaxBaseModelOutputWithPooling:
-        if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            got = None if pixel_values is None else tuple(pixel_values.shape)
-            raise ValueError(
-                f"FlaxAlignVisionModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}"
-            )
+        check_images(self, pixel_values)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )

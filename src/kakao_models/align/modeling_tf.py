@@ -5,7 +5,6 @@ Inside, maps lie as (B, H, W, C); `pixel_values` and the maps in outputs are (B,
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head  P projection
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -21,6 +20,7 @@ from kakao_models.checkpoint.keras_model import (
     TFPreTrainedModel,
     activation,
     at_least_float32,
+    check_images,
     convolution,
     dense,
     embedding,
@@ -112,6 +112,8 @@ class TFAlignBatchNorm(Layer):
         centred = x - _spread(means, n, batch)
         variances = _group_means(ops.mean(ops.square(centred), (1, 2)), n)  # (n, C)
         share = 1 - self.momentum
+        if not isinstance(batch, int):  # a replica may get none of a last batch
+            share = ops.cast(batch > 0, means.dtype) * share
         for moving, now in ((self.moving_mean, means), (self.moving_variance, variances)):
             moving.assign(moving + ops.cast((ops.mean(now, 0) - moving) * share, moving.dtype))
         return centred, _spread(variances, n, batch)
@@ -122,7 +124,8 @@ def _group_means(x, n):
     batch, channels = ops.shape(x)
     x = ops.concatenate([x, ops.zeros((-batch % n, channels), x.dtype)])
     sizes = (batch - ops.arange(n) + n - 1) // n
-    return ops.sum(ops.reshape(x, (-1, n, channels)), 0) / ops.cast(sizes, x.dtype)[:, None]
+    sizes = ops.cast(ops.maximum(sizes, 1), x.dtype)
+    return ops.sum(ops.reshape(x, (-1, n, channels)), 0) / sizes[:, None]
 
 
 def _spread(groups, n, batch):
@@ -136,14 +139,18 @@ def pad_for_stride_2(x, kernel_size: int):
     return ops.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
 
 
-def depthwise_convolution(x, kernel, stride: int):
-    """(B, H, W, C), (k, k, C, 1) → (B, H', W', C), without padding.
+def depthwise_convolution(x, kernel, stride: int, padding: int = 0):
+    """(B, H, W, C), (k, k, C, 1) → (B, H', W', C), after `padding` zeros on every side.
 
     On processors, XLA convolves depthwise 9 to 60 times slower than it adds up k * k shifted products (B7's shapes).
     """
-    if not _compiled_for_cpu():
-        return ops.depthwise_conv(x, kernel, strides=stride, padding="valid", data_format="channels_last")
-    size = kernel.shape[0]
+    size, shifting = kernel.shape[0], _compiled_for_cpu()
+    same = stride == 1 and padding == size // 2 and not shifting  # without a padded copy of x
+    if padding and not same:
+        x = ops.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    if not shifting:
+        sides = "same" if same else "valid"
+        return ops.depthwise_conv(x, kernel, strides=stride, padding=sides, data_format="channels_last")
     height, width = ((side - size) // stride * stride + 1 for side in ops.shape(x)[1:3])
     shifts = [(i, j) for i in range(size) for j in range(size)]
     return sum(x[:, i : i + height : stride, j : j + width : stride] * kernel[i, j, :, 0] for i, j in shifts)
@@ -166,14 +173,14 @@ def _compiled_for_cpu() -> bool:
 
 
 class TFAlignDepthwiseConv(Layer):
-    def __init__(self, channels: int, kernel_size: int, stride: int):
+    def __init__(self, channels: int, kernel_size: int, stride: int, padding: int):
         super().__init__()
-        self.kernel_size, self.stride = kernel_size, stride
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         start = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
         self.kernel = self.add_weight((kernel_size, kernel_size, channels, 1), start, name="kernel")
 
     def call(self, x):
-        return depthwise_convolution(x, ops.convert_to_tensor(self.kernel), self.stride)
+        return depthwise_convolution(x, ops.convert_to_tensor(self.kernel), self.stride, self.padding)
 
 
 class TFAlignVisionEmbeddings(Layer):
@@ -203,14 +210,18 @@ class TFAlignVisionDepthwiseLayer(Layer):
     def __init__(self, config: AlignVisionConfig, spec: BlockSpec):
         super().__init__()
         self.pad_explicitly = spec.stride == 2 and not spec.symmetric_padding
-        self.depthwise_conv = TFAlignDepthwiseConv(spec.expanded_channels, spec.kernel_size, spec.stride)
+        self.depthwise_conv = TFAlignDepthwiseConv(
+            spec.expanded_channels,
+            kernel_size=spec.kernel_size,
+            stride=spec.stride,
+            padding=0 if self.pad_explicitly else spec.kernel_size // 2,
+        )
         self.depthwise_norm = TFAlignBatchNorm(spec.expanded_channels, config)
         self.depthwise_act = activation(config.hidden_act)
 
     def call(self, x):
-        size = self.depthwise_conv.kernel_size
-        sides = (size // 2, size // 2)
-        x = pad_for_stride_2(x, size) if self.pad_explicitly else ops.pad(x, ((0, 0), sides, sides, (0, 0)))
+        if self.pad_explicitly:
+            x = pad_for_stride_2(x, self.depthwise_conv.kernel_size)
         return self.depthwise_act(self.depthwise_norm(self.depthwise_conv(x)))
 
 
@@ -424,6 +435,9 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
         self.encoder = TFAlignTextEncoder(config)
         self.pooler = TFAlignTextPooler(config) if add_pooling_layer else None
 
+    def options(self) -> dict:
+        return {"add_pooling_layer": self.pooler is not None}
+
     def call(
         self,
         input_ids=None,  # (B, L)
@@ -436,8 +450,6 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFBaseModelOutputWithPooling:
-        if isinstance(input_ids, Mapping):  # as Keras' own loops and functional models give inputs
-            return self.call(**input_ids)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("TFAlignTextModel takes either input_ids or inputs_embeds: got both or neither")
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -486,13 +498,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFBaseModelOutputWithPooling:
-        if isinstance(pixel_values, Mapping):
-            return self.call(**pixel_values)
-        if pixel_values is None or len(pixel_values.shape) != 4 or pixel_values.shape[1] != self.config.num_channels:
-            got = None if pixel_values is None else tuple(pixel_values.shape)
-            raise ValueError(
-                f"TFAlignVisionModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}"
-            )
+        check_images(self, pixel_values)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
@@ -578,8 +584,6 @@ class TFAlignModel(TFAlignPreTrainedModel):
 
         With `return_loss=True` image i belongs to text i, and `loss` is `contrastive_loss` over this batch.
         """
-        if isinstance(input_ids, Mapping):
-            return self.call(**input_ids)
         vision = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         text = self.text_model(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
@@ -610,6 +614,11 @@ class TFAlignModel(TFAlignPreTrainedModel):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """This replica's share of `contrastive_loss` over the global batch: the shares of all replicas add up to it."""
+        if self.loss is not None or y is not None or sample_weight is not None:
+            raise ValueError(
+                "TFAlignModel trains with its own contrastive loss of images and texts: compile it without a loss, and fit it "
+                "on a dict of pixel_values and input_ids, without labels and weights"
+            )
         every_image, first = gather_replicas(y_pred.image_embeds)  # (global B, P)
         every_text, _ = gather_replicas(y_pred.text_embeds)
         labels = first + ops.arange(ops.shape(y_pred.image_embeds)[0])
@@ -619,6 +628,13 @@ class TFAlignModel(TFAlignPreTrainedModel):
             cross_entropy(logits, labels, self.config.label_smoothing) for logits in (image_to_text, text_to_image)
         ]
         return ops.sum(losses[0] + losses[1]) / ops.cast(ops.shape(every_image)[0], losses[0].dtype)
+
+    def predict_step(self, *arguments):
+        """Of `predict`: the embeddings alone. Logits are of one batch's images with its own texts, and hidden states large."""
+        predicted = super().predict_step(*arguments)
+        output, *state = predicted if isinstance(predicted, tuple) else (predicted,)  # state: Keras on JAX
+        output = TFAlignOutput(text_embeds=output.text_embeds, image_embeds=output.image_embeds)
+        return (output, *state) if state else output
 
     def signatures(self) -> dict[str, tuple]:
         size, text = self.config.vision_config.image_size, ((None, None), "int32")

@@ -105,6 +105,23 @@ def run_layer(encoder: nnx.Module, layer: nnx.Module, *inputs):
 # --- models
 
 
+def check_images(model: "FlaxLoading", pixel_values) -> None:
+    """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
+    channels, shape = model.config.num_channels, None if pixel_values is None else tuple(pixel_values.shape)
+    if shape is None or len(shape) != 4 or shape[1] != channels:
+        hint = (
+            ". Channels come first: transpose(0, 3, 1, 2)" if shape and len(shape) == 4 and shape[3] == channels else ""
+        )
+        raise ValueError(
+            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {shape}{hint}"
+        )
+    if not jnp.issubdtype(pixel_values.dtype, jnp.floating):
+        raise ValueError(
+            f"{type(model).__name__}: pixel_values must be floating-point numbers in [-1, 1], as the image processor gives "
+            f"them, got {pixel_values.dtype}"
+        )
+
+
 class _Config:
     """A configuration as an attribute that takes part in a jit's cache key: equal where it was written equal."""
 
@@ -171,24 +188,24 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
     def partition_specs(self, axis: str = "tensor") -> nnx.State:
         """A `PartitionSpec` for every variable (nested as `nnx.state(model)`), by the kind of its layer.
 
-        Dense layers into attention and into the inner layer are split by their columns, those out of them by their
-        rows (Shoeybi et al. 2019, Megatron-LM), so that XLA needs two all-reduces a layer; all else is on every device.
+        Layers into attention, into the inner layer of a transformer and into the expanded channels of EfficientNet's
+        blocks are split by their outputs, what works there by channels, and the layers out of them by their inputs
+        (Shoeybi et al. 2019, Megatron-LM): XLA needs two all-reduces a layer. All else is on every device.
         The axis' size must divide the number of heads and the widths.
 
         Args:
             axis: the mesh's axis for tensors. Data go over another axis, by the sharding of the batch.
         """
 
-        def spec(path: tuple) -> PartitionSpec:
-            module, leaf = ".".join(str(name) for name in path[:-1]), path[-1]
+        def spec(path: tuple, variable: nnx.Variable) -> PartitionSpec:
+            module, kernel = ".".join(str(name) for name in path[:-1]), path[-1] == "kernel"
             if any(re.fullmatch(pattern, module) for pattern in self.tensor_parallel_columns):
-                return PartitionSpec(None, axis) if leaf == "kernel" else PartitionSpec(axis)
-            if any(re.fullmatch(pattern, module) for pattern in self.tensor_parallel_rows):
-                return PartitionSpec(axis, None) if leaf == "kernel" else PartitionSpec()
+                return PartitionSpec(*[None] * (len(variable.shape) - 1), axis)
+            if kernel and any(re.fullmatch(pattern, module) for pattern in self.tensor_parallel_rows):
+                return PartitionSpec(*[None] * (len(variable.shape) - 2), axis, None)
             return PartitionSpec()
 
-        paths = [path for path, _ in nnx.to_flat_state(nnx.state(self))]
-        return nnx.from_flat_state([(path, spec(path)) for path in paths])
+        return nnx.from_flat_state([(path, spec(path, v)) for path, v in nnx.to_flat_state(nnx.state(self))])
 
     def shard(self, mesh: Mesh, axis: str = "tensor") -> None:
         """Places the variables on a mesh: split by `partition_specs` where the mesh has that axis, else on every device.

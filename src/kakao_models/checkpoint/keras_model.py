@@ -1,6 +1,7 @@
 """What our Keras 3 models have in common: loading and saving, the policy of their numbers, and the form of their outputs."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -93,6 +94,16 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         self.config = config
         self.built = True
 
+    def __call__(self, *args, **kwargs):
+        """`model(pixels)`, `model(pixel_values=pixels)` or, as `fit` and Keras' functional models give inputs, a mapping of
+        arguments: `model({"pixel_values": pixels}, training=True)`.
+        """
+        if args and isinstance(args[0], Mapping):
+            if len(args) > 1:
+                raise TypeError(f"{type(self).__name__}: what follows a mapping of arguments goes by name")
+            return super().__call__(**args[0], **kwargs)
+        return super().__call__(*args, **kwargs)
+
     @classmethod
     def _build(cls, config, dtype: str | None, **options):
         policy = keras.config.dtype_policy()
@@ -111,12 +122,16 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
     def _fill(self, variable: keras.Variable, array: np.ndarray) -> None:
         variable.assign(array)
 
+    def options(self) -> dict:
+        """The constructor's arguments beside the configuration."""
+        return {}
+
     def get_config(self) -> dict:
-        return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name}
+        return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "options": self.options()}
 
     @classmethod
     def from_config(cls, values: dict, custom_objects=None):
-        return cls._build(cls.config_class.from_dict(values["config"]), values["dtype"])
+        return cls._build(cls.config_class.from_dict(values["config"]), values["dtype"], **values["options"])
 
     def export(self, filepath, format: str = "tf_saved_model", **kwargs) -> None:
         """Writes the model for use without this package.
@@ -200,6 +215,23 @@ def activation(name: str):
     return _ACTIVATIONS[name]
 
 
+def check_images(model: TFPreTrainedModel, pixel_values) -> None:
+    """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
+    channels, shape = model.config.num_channels, None if pixel_values is None else tuple(pixel_values.shape)
+    if shape is None or len(shape) != 4 or shape[1] != channels:
+        hint = (
+            ". Channels come first: transpose(0, 3, 1, 2)" if shape and len(shape) == 4 and shape[3] == channels else ""
+        )
+        raise ValueError(
+            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {shape}{hint}"
+        )
+    if "float" not in keras.backend.standardize_dtype(pixel_values.dtype):
+        raise ValueError(
+            f"{type(model).__name__}: pixel_values must be floating-point numbers in [-1, 1], as the image processor gives "
+            f"them, got {keras.backend.standardize_dtype(pixel_values.dtype)}"
+        )
+
+
 def at_least_float32(x):
     return ops.cast(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
 
@@ -216,6 +248,15 @@ def gather_replicas(x) -> tuple[Any, Any]:
     context = tf.distribute.get_replica_context()
     sizes = context.all_gather(tf.shape(x)[:1], axis=0)
     return context.all_gather(x, axis=0), ops.sum(sizes[: context.replica_id_in_sync_group])
+
+
+def global_count(x):
+    """The number of rows of x on all replicas of a tf.distribute step together."""
+    if count_replicas() == 1:
+        return ops.shape(x)[0]
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.shape(x)[0])
 
 
 def count_replicas() -> int:

@@ -23,9 +23,18 @@ def lamb(
         model: whose parameters, `nnx.state(model, nnx.Param)`, are to be optimised; for their places only.
         learning_rate: a number or a schedule; the original's is `warmup_linear_decay`.
 
+    Raises:
+        ValueError: a parameter is narrower than float32.
+
     Returns:
         What `nnx.Optimizer(model, lamb(model, 1e-3), wrt=nnx.Param)` takes.
     """
+    for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if jnp.finfo(parameter.dtype).bits < 32:
+            raise ValueError(
+                f"lamb: {'.'.join(map(str, path))} is {parameter.dtype}, which rounds b2 to 1 and small steps to none. Train "
+                "float32 parameters, and compute in bfloat16 by casting them inside the loss (docs/jax.md)"
+            )
     normalised, unused = set(), set()
     for path, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):

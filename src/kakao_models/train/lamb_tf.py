@@ -7,6 +7,8 @@ from keras import ops
 
 from kakao_models.align.modeling_tf import TFAlignBatchNorm
 
+_NARROW = "bfloat16", "float16"
+
 
 @keras.saving.register_keras_serializable("kakao_models")
 class Lamb(keras.optimizers.Lamb):
@@ -51,6 +53,11 @@ class Lamb(keras.optimizers.Lamb):
     def build(self, variables) -> None:
         if self.built:
             return
+        if narrow := [variable for variable in variables if keras.backend.standardize_dtype(variable.dtype) in _NARROW]:
+            raise ValueError(
+                f"Lamb: {narrow[0].path} is {narrow[0].dtype}, which rounds beta_2 to 1 and small steps to none. Train float32 "
+                'variables under keras.config.set_dtype_policy("mixed_bfloat16"), set before the model is loaded'
+            )
         super().build(variables)
         if not self.not_adapted:  # of a saved model
             self.not_adapted = {self._var_key(variables[place]) for place in self.spared}

@@ -17,6 +17,7 @@ from kakao_models.checkpoint.flax import (
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
     FlaxModelOutput,
+    check_images,
     output_class,
     run_layer,
     wide_dtype,
@@ -113,6 +114,8 @@ class FlaxViTEmbeddings(nnx.Module):
         _, height, width, _ = pixel_values.shape
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("FlaxViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
             x = jnp.where(jnp.asarray(bool_masked_pos, bool)[..., None], self.mask_token[...], x)
         x = jnp.concatenate((jnp.broadcast_to(self.cls_token[...], (len(x), 1, x.shape[-1])), x), axis=1)  # (B, L, D)
         if not interpolate_pos_encoding and (height, width) != self.image_size:
@@ -193,7 +196,7 @@ class FlaxViTPreTrainedModel(ViTLoading, FlaxLoading):
     `set_image_size` afterwards.
     """
 
-    # What a mesh axis may split: the kernels of these layers by their columns, or by their rows.
+    # What a mesh axis may split: these layers by their output channels, or the kernels of these by their input channels.
     tensor_parallel_columns = (r".*\.[qkv]_proj", r".*\.fc1")
     tensor_parallel_rows = (r".*\.o_proj", r".*\.fc2")
 
@@ -250,11 +253,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> tuple | FlaxBaseModelOutputWithPooling:
-        if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            got = None if pixel_values is None else tuple(pixel_values.shape)
-            raise ValueError(
-                f"FlaxViTModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}"
-            )
+        check_images(self, pixel_values)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -327,17 +326,26 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
         an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
         """
+        single = labels.ndim == 1 or labels.shape[1:] == (1,)
         kind = self.config.problem_type
         if kind is None and self.num_labels == 1:
             kind = "regression"
         elif kind is None:
             whole = jnp.issubdtype(labels.dtype, jnp.integer)
-            kind = "single_label_classification" if whole else "multi_label_classification"
+            kind = "single_label_classification" if whole and single else "multi_label_classification"
         logits = logits.astype(wide_dtype(logits))
-        if kind == "regression":
-            return jnp.square(logits - labels.reshape(logits.shape)).mean()
-        if kind == "single_label_classification":
+        if kind == "single_label_classification" and single:
             return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels.reshape(-1, 1), axis=-1).mean()
+        if kind == "regression" and single and self.num_labels == 1:
+            labels = labels.reshape(-1, 1)
+        if kind == "single_label_classification" or labels.shape[1:] != logits.shape[1:]:
+            raise ValueError(
+                f"FlaxViTForImageClassification: labels of shape {labels.shape} and type {labels.dtype} are none of {kind} "
+                f"with {self.num_labels} classes. Wanted whole numbers (batch,), or numbers in [0, 1] "
+                f"(batch, {self.num_labels})"
+            )
+        if kind == "regression":
+            return jnp.square(logits - labels).mean()
         labels = labels.astype(logits.dtype)
         each = -labels * jax.nn.log_sigmoid(logits) - (1 - labels) * jax.nn.log_sigmoid(-logits)
         return each.sum() / len(logits)

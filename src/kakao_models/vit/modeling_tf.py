@@ -18,9 +18,10 @@ from kakao_models.checkpoint.keras_model import (
     TFPreTrainedModel,
     activation,
     at_least_float32,
+    check_images,
     convolution,
-    count_replicas,
     dense,
+    global_count,
     layer_norm,
 )
 from kakao_models.vit.config import ViTConfig, as_pair
@@ -107,7 +108,9 @@ class TFViTEmbeddings(Layer):
         height, width = pixel_values.shape[2:]
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
-            x = ops.where(bool_masked_pos[:, :, None], ops.cast(self.mask_token, x.dtype), x)
+            if self.mask_token is None:
+                raise ValueError("TFViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
+            x = ops.where(ops.cast(bool_masked_pos, "bool")[:, :, None], ops.cast(self.mask_token, x.dtype), x)
         first = ops.broadcast_to(self.cls_token, (ops.shape(x)[0], 1, x.shape[-1]))
         x = ops.concatenate((ops.cast(first, x.dtype), x), axis=1)  # (B, L, D)
         positions = ops.convert_to_tensor(self.position_embeddings)
@@ -253,6 +256,10 @@ class TFViTModel(TFViTPreTrainedModel):
         self.layernorm = layer_norm(config.hidden_size, config.layer_norm_eps)
         self.pooler = TFViTPooler(config) if add_pooling_layer else None
 
+    def options(self) -> dict:
+        mask_token = self.embeddings.mask_token is not None
+        return {"add_pooling_layer": self.pooler is not None, "use_mask_token": mask_token}
+
     def call(
         self,
         pixel_values=None,  # (B, 3, height, width) in [-1, 1]
@@ -264,13 +271,7 @@ class TFViTModel(TFViTPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFBaseModelOutputWithPooling:
-        if isinstance(pixel_values, Mapping):  # as Keras' own loops and functional models give inputs
-            return self.call(**pixel_values)
-        if pixel_values is None or len(pixel_values.shape) != 4 or pixel_values.shape[1] != self.config.num_channels:
-            got = None if pixel_values is None else tuple(pixel_values.shape)
-            raise ValueError(
-                f"TFViTModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}"
-            )
+        check_images(self, pixel_values)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
@@ -280,13 +281,14 @@ class TFViTModel(TFViTPreTrainedModel):
         states, attentions = (x,), ()
         for layer in self.layer:
             x, weights = layer(x, mask)  # (B, L, D), (B, N, L, L)
-            states, attentions = (*states, x), (*attentions, weights)
+            states = (*states, x) if output_hidden_states else None
+            attentions = (*attentions, weights) if output_attentions else None
         x = self.layernorm(x)
         output = TFBaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else self.pooler(x),
-            hidden_states=states if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
+            hidden_states=states,
+            attentions=attentions,
         )
         return output if _wants_dict(self, return_dict) else output.to_tuple()
 
@@ -322,8 +324,6 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
     ) -> tuple | TFImageClassifierOutput:
-        if isinstance(pixel_values, Mapping):
-            return self.call(**pixel_values)
         outputs = self.vit(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, attention_mask=attention_mask,
             output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True,
@@ -342,26 +342,55 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
         an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
         """
-        logits = at_least_float32(logits)
-        if self.config.problem_type is None:
-            whole = "int" in keras.backend.standardize_dtype(labels.dtype) and len(labels.shape) == 1
-            several = "single_label_classification" if whole else "multi_label_classification"
-            self.config.problem_type = "regression" if self.num_labels == 1 else several
-        if self.config.problem_type == "single_label_classification":
-            return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
+        return ops.mean(self._losses(logits, labels))
+
+    def _losses(self, logits, labels):
+        """(B, classes), labels → (B,)."""
+        logits, labels = at_least_float32(logits), ops.convert_to_tensor(labels)
+        single = len(labels.shape) == 1 or labels.shape[1:] == (1,)
+        kind = self.config.problem_type
+        if kind is None and self.num_labels == 1:
+            kind = "regression"
+        elif kind is None:
+            whole = "int" in keras.backend.standardize_dtype(labels.dtype)
+            kind = "single_label_classification" if whole and single else "multi_label_classification"
+        if kind == "single_label_classification" and single:
+            labels = ops.reshape(labels, (-1,))
+            return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        if kind == "regression" and single and self.num_labels == 1:
+            labels = ops.reshape(labels, (-1, 1))
+        if kind == "single_label_classification" or tuple(labels.shape[1:]) != tuple(logits.shape[1:]):
+            raise ValueError(
+                f"TFViTForImageClassification: labels of shape {tuple(labels.shape)} and type "
+                f"{keras.backend.standardize_dtype(labels.dtype)} are none of {kind} with {self.num_labels} classes. Wanted "
+                f"whole numbers (batch,), or numbers in [0, 1] (batch, {self.num_labels})"
+            )
         labels = ops.cast(labels, logits.dtype)
-        if self.config.problem_type == "regression":
-            return ops.mean(ops.square(ops.reshape(logits, ops.shape(labels)) - labels))
-        losses = ops.relu(logits) - logits * labels + ops.softplus(-ops.abs(logits))
-        return ops.mean(ops.sum(losses, -1))
+        if kind == "regression":
+            return ops.mean(ops.square(logits - labels), -1)
+        return ops.sum(ops.relu(logits) - logits * labels + ops.softplus(-ops.abs(logits)), -1)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """This replica's share of the mean over the global batch: the shares of all replicas add up to it."""
+        y = _labels(x, y)
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
-        return self._loss(y_pred.logits, y) / count_replicas()
+        if y is None:
+            raise ValueError(
+                "TFViTForImageClassification: fit and evaluate need labels, as (images, labels) or as labels in a dict"
+            )
+        losses = self._losses(y_pred.logits, y)
+        if sample_weight is not None:
+            losses = losses * ops.reshape(ops.cast(sample_weight, losses.dtype), (-1,))
+        return ops.sum(losses) / ops.cast(global_count(losses), losses.dtype)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        return super().compute_metrics(x, y, y_pred.logits, sample_weight)
+        return super().compute_metrics(x, _labels(x, y), y_pred.logits, sample_weight)
+
+
+def _labels(x, y):
+    """Of a batch of `fit`: beside its inputs, or among them, as in datasets made for transformers 4."""
+    return x.get("labels") if y is None and isinstance(x, Mapping) else y
 
 
 def _wants_dict(model: TFViTPreTrainedModel, return_dict: bool | None) -> bool:
