@@ -318,6 +318,22 @@ def test_both_formulations_of_depthwise_convolution_agree(kernel, stride):
             assert error(a, b) <= 1e-12
 
 
+def test_dropout_is_where_the_original_has_it(folder, monkeypatch):
+    """Maps of the blocks with a skip, then BERT's embeddings and, twice, attention weights and both outputs."""
+    seen = []
+
+    def drop(layer, x):
+        seen.append(x.shape)
+        return x
+
+    monkeypatch.setattr(nnx.Dropout, "__call__", drop)
+    model = FlaxAlignModel.from_pretrained(folder)
+    nnx.eval_shape(lambda model: model(np.zeros((2, 7), np.int32), np.zeros((2, 3, 32, 32), np.float32)), model)
+    blocks = [shape for shape in seen if shape[1] == shape[2] and len(shape) == 4 and shape[1] != 2]
+    assert len(blocks) == sum(spec.skip for spec in model.config.vision_config.blocks()) > 0
+    assert seen == [*blocks, (2, 7, 32), *[(2, 2, 7, 7), (2, 7, 32), (2, 7, 32)] * 2]
+
+
 def test_drop_connect_drops_whole_samples(folder):
     config = tiny.align_config()
     config.vision_config.drop_connect_rate = 0.5

@@ -363,6 +363,22 @@ def test_mixed_precision(small):
     assert (output.image_embeds.numpy() * wanted.image_embeds.numpy()).sum(1).min() > 0.99
 
 
+def test_dropout_is_where_the_original_has_it(monkeypatch):
+    """In order: the stem's and blocks' maps (skips alone), then BERT's embeddings, attention weights and both outputs."""
+    seen = []
+
+    def drop(layer, x, training=False):
+        seen.append((tuple(x.shape), training))
+        return x
+
+    monkeypatch.setattr(keras.layers.Dropout, "call", drop)
+    model = TFAlignModel(small_config())
+    model(np.zeros((2, 7), np.int32), np.zeros((2, 3, 32, 32), np.float32), training=True)
+    blocks = [(2, 8, 8, 8)] * sum(spec.skip for spec in model.config.vision_config.blocks())
+    assert seen == [(shape, True) for shape in (*blocks, (2, 7, 32), (2, 2, 7, 7), (2, 7, 32), (2, 7, 32))]
+    assert len(blocks) == 1
+
+
 def test_drop_connect_drops_whole_samples():
     config = small_config(drop_connect_rate=0.75).vision_config
     block = modeling_tf.TFAlignVisionBlock(config, config.blocks()[2])

@@ -69,8 +69,18 @@ def test_two_replicas_train_a_classifier_as_one_device(vit, pictures):
 
 def test_two_replicas_train_align_when_one_has_no_samples():
     """As docs/tensorflow.md trains; five samples in batches of four."""
+    whole = tiny.align_config()
+    block = dict(
+        kernel_sizes=[3], in_channels=[32], out_channels=[16], strides=[1], num_block_repeats=[1], expand_ratios=[1],
+        hidden_dim=8, drop_connect_rate=0.0,
+    )  # fmt: skip
+    config = tiny.align_config(
+        vision_config=whole.vision_config.to_dict() | block,
+        text_config=whole.text_config.to_dict() | {"num_hidden_layers": 1},
+        temperature_init_value=0.5,
+    )
     with replicas.mirrored().scope():
-        model = TFAlignModel(tiny.align_config(temperature_init_value=0.5))
+        model = TFAlignModel(config)
         rate = WarmupLinearDecay(1e-3, warmup_steps=1, steps=10)
         model.compile(optimizer=Lamb(rate).spare_batch_norms(model), jit_compile=False)
     random = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from kakao_models import AlignModel, TFAlignModel
+from kakao_models import AlignModel, TFAlignModel, TFViTModel
 from kakao_models.align.modeling_tf import TFAlignBatchNorm
 from kakao_models.train.lamb_tf import Lamb
 
@@ -33,3 +33,17 @@ def test_a_saved_model_still_spares_its_batch_norms(built, tmp_path):
     again.optimizer.apply(zeros, variables)  # no gradient: decay is all that moves a variable
     for variable, first in zip(variables, model.trainable_variables):
         assert np.array_equal(variable.numpy(), first.numpy()) == (id(variable) in wanted), variable.path
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_variables_are_refused(dtype):
+    with pytest.raises(ValueError, match=f'is {dtype}, .*set_dtype_policy\\("mixed_bfloat16"\\)'):
+        Lamb().build([keras.Variable(np.ones(3), dtype=dtype)])
+
+
+def test_what_the_constructor_chose_is_saved(tmp_path):
+    model = TFViTModel(tiny.vit_config(), add_pooling_layer=True, use_mask_token=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.pooler is not None and again._variables().keys() == model._variables().keys()
+    assert {"embeddings.mask_token", "pooler.dense.kernel"} <= again._variables().keys()

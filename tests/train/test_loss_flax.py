@@ -118,6 +118,12 @@ def test_lamb_is_the_paper_s_and_spares_batch_norm():
     assert all(np.array_equal(start[path], wanted[path]) == ("pooler" in path) for path in start)
 
 
+def test_lamb_refuses_narrow_parameters():
+    model = nnx.Linear(2, 2, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="bias is bfloat16, which rounds b2 to 1"):
+        lamb(model, 1e-3)
+
+
 @pytest.mark.parametrize("name", ["default", "cc3m", "coyo700m"])
 def test_schedule_golden(name):
     recorded = json.loads((goldens.FOLDER / "golden_align_schedule.json").read_text())[name]

@@ -232,10 +232,37 @@ def test_the_mask_token_stands_for_masked_patches(pixels):
     assert changed.tolist() == [i == 4 for i in range(17)]
 
 
+def test_labels_of_every_form(folder, pixels):
+    model, one = FlaxViTForImageClassification.from_pretrained(folder), LABELS["one"]
+    loss = lambda labels: float(model(pixels, labels=labels).loss)  # noqa: E731
+    assert loss(one) == loss(one[:, None])
+    several = np.eye(7)[one]
+    assert loss(several) == loss(several.astype(int)) != loss(one)
+    with pytest.raises(ValueError, match=r"labels of shape \(3, 5\).*Wanted whole numbers \(batch,\)"):
+        loss(several[:, :5])
+    with pytest.raises(ValueError, match="needs a mask token, which use_mask_token=True makes"):
+        model.vit(pixels, bool_masked_pos=np.zeros((3, 16)))
+
+
 def test_bfloat16(folder, pixels):
     wanted = FlaxViTForImageClassification.from_pretrained(folder)(pixels).logits
     got = FlaxViTForImageClassification.from_pretrained(folder, dtype="bfloat16")(pixels).logits
     assert got.dtype == jnp.bfloat16 and error(got, wanted) <= 0.1 * float(wanted.std())
+
+
+def test_dropout_is_where_the_original_has_it(folder, monkeypatch):
+    """After the positions, in the attention weights, after the attention and after the inner layer."""
+    seen = []
+
+    def drop(layer, x):
+        seen.append(x.shape)
+        return x
+
+    monkeypatch.setattr(nnx.Dropout, "__call__", drop)
+    model = FlaxViTForImageClassification.from_pretrained(folder)
+    nnx.eval_shape(lambda model: model(np.zeros((3, 3, 32, 32), np.float32)).logits, model)
+    layer = [(3, 2, 17, 17), (3, 17, 32), (3, 17, 32)]
+    assert seen == [(3, 17, 32), *layer, *layer]
 
 
 def test_training_drops_out_and_evaluation_does_not(folder, pixels):

@@ -174,6 +174,21 @@ def test_losses_golden(name, golden_folder):
         assert float(value) == pytest.approx(float(recorded[key]), rel=TOLERANCE["vit loss, relative"]), key
 
 
+def test_dropout_is_where_the_original_has_it(folder, monkeypatch):
+    """After the positions, in the attention weights, after the attention and after the inner layer."""
+    seen = []
+
+    def drop(layer, x, training=False):
+        seen.append((tuple(x.shape), training))
+        return x
+
+    monkeypatch.setattr(keras.layers.Dropout, "call", drop)
+    model = TFViTForImageClassification.from_pretrained(folder)
+    model(np.zeros((3, 3, 32, 32), np.float32), training=True)
+    layer = [(3, 2, 17, 17), (3, 17, 32), (3, 17, 32)]
+    assert seen == [(shape, True) for shape in ((3, 17, 32), *layer, *layer)]
+
+
 def test_fit_trains_with_the_model_s_loss_or_another(folder):
     random = np.random.default_rng(0)
     pixels, labels = random.uniform(-1, 1, (16, 3, 32, 32)).astype(np.float32), random.integers(0, 7, 16)
