@@ -478,7 +478,16 @@ def test_partition_specs_follow_the_kind_of_layer(folder):
     assert specs[layer + "intermediate.dense.bias"] == P("model")
     assert specs[layer + "output_layer.dense.kernel"] == P("model", None)
     assert specs[layer + "attention.output_layer.dense.bias"] == specs[layer + "output_layer.LayerNorm.scale"] == P()
-    assert {spec for name, spec in specs.items() if name.startswith("vision_model")} == {P()}
+    block = "vision_model.encoder.blocks.1."
+    assert specs[block + "expansion.expand_conv.kernel"] == P(None, None, None, "model")
+    assert specs[block + "depthwise_conv.depthwise_conv.kernel"] == P(None, None, None, "model")
+    assert (
+        specs[block + "depthwise_conv.depthwise_norm.var"] == P("model") == specs[block + "squeeze_excite.expand.bias"]
+    )
+    assert specs[block + "projection.project_conv.kernel"] == P(None, None, "model", None)
+    assert specs[block + "squeeze_excite.reduce.kernel"] == P(None, None, "model", None)
+    assert specs[block + "squeeze_excite.reduce.bias"] == specs[block + "projection.project_bn.mean"] == P()
+    assert specs["vision_model.embeddings.convolution.kernel"] == P()
 
 
 def test_a_mesh_is_placed_on_or_refused(folder):

@@ -342,9 +342,9 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
         an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
         """
-        return ops.mean(self._losses(logits, labels))
+        return ops.mean(self._loss_of_each(logits, labels))
 
-    def _losses(self, logits, labels):
+    def _loss_of_each(self, logits, labels):
         """(B, classes), labels → (B,)."""
         logits, labels = at_least_float32(logits), ops.convert_to_tensor(labels)
         single = len(labels.shape) == 1 or labels.shape[1:] == (1,)
@@ -379,7 +379,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             raise ValueError(
                 "TFViTForImageClassification: fit and evaluate need labels, as (images, labels) or as labels in a dict"
             )
-        losses = self._losses(y_pred.logits, y)
+        losses = self._loss_of_each(y_pred.logits, y)
         if sample_weight is not None:
             losses = losses * ops.reshape(ops.cast(sample_weight, losses.dtype), (-1,))
         return ops.sum(losses) / ops.cast(global_count(losses), losses.dtype)
