@@ -32,7 +32,8 @@ RECIPES = {
     ),
 }
 
-# Columns of COYO-700M; a third of the texts and a fifth of the images are there several times, as in the published table
+# Columns of COYO-700M. A tenth of the rows are doubles of (pHash, text); of the others a third of the texts and of the
+# images are there several times, and one text in a hundred is one of 300
 _ROWS = """
 SELECT id, 'https://example.com/images/' || hash(image) || '.jpg' AS url, text,
        width::INTEGER AS width, height::INTEGER AS height, printf('%016x', hash(image)) AS image_phash,
@@ -45,11 +46,14 @@ SELECT id, 'https://example.com/images/' || hash(image) || '.jpg' AS url, text,
 FROM (SELECT *, array_to_string(list_transform(range(words), lambda i:
                'word' || (power(hash(seed, i) / 18446744073709551616.0, 4) * 200000)::INTEGER), ' ') AS text
       FROM (SELECT id, image, seed, (2 + hash(seed, 'n') % 19)::BIGINT AS words, width, height
-            FROM (SELECT range AS id, 190 + 900 * random() AS width, 190 + 700 * random() AS height,
-                         hash(CASE WHEN random() < 0.3 THEN floor({rows} * random() / 9) ELSE range END, 'image') AS image,
-                         hash(CASE WHEN random() < 0.01 THEN floor(300 * random())
-                                   WHEN random() < 0.3 THEN floor({rows} * random() / 7) ELSE range END) AS seed
-                  FROM range({start}, {stop}))))
+            FROM (SELECT id, 190 + 900 * random() AS width, 190 + 700 * random() AS height,
+                         hash(CASE WHEN hash(pair, 'a') % 10 < 3 THEN hash(pair, 'b') % ({rows} // 9) ELSE pair END, 'image')
+                         AS image,
+                         hash(CASE WHEN hash(pair, 'c') % 100 = 0 THEN hash(pair, 'd') % 300
+                                   WHEN hash(pair, 'e') % 10 < 3 THEN hash(pair, 'f') % ({rows} // 7) ELSE pair END) AS seed
+                  FROM (SELECT range AS id, CASE WHEN random() < 0.1 THEN floor({rows} * random())::BIGINT ELSE range END
+                        AS pair
+                        FROM range({start}, {stop})))))
 """
 
 

@@ -133,7 +133,7 @@ def filter_(
     ] = None,
     approximate: Annotated[
         int | None,
-        typer.Option(metavar="BITS", help="Count digests of so many bits rather than texts: less memory, not exact."),
+        typer.Option(metavar="BITS", help="Count digests of so many bits, in one pass: faster, not exact."),
     ] = None,
     list_filters: Annotated[bool, typer.Option("--list", help="Say which filters there are.")] = False,
     as_json: AsJson = False,
@@ -165,7 +165,7 @@ def filter_(
         return
     from kakao_models.data.curate import curate
     from kakao_models.data.recipes import parse_flags, read_recipe
-    from kakao_models.data.tables import connect, join_columns, open_table
+    from kakao_models.data.tables import connect, is_parquet, join_columns, open_table
 
     chosen = (read_recipe(recipe) if recipe else []) + parse_flags(filters or [])
     if source is None:
@@ -181,7 +181,8 @@ def filter_(
     with tempfile.TemporaryDirectory(dir=spill) as folder:
         place = output or Path(folder, "counted")
         keep = output is not None
-        account = curate(connection, table, chosen, place, digest_bits=approximate, keep=keep, advance=_say)
+        options = {"digest_bits": approximate, "keep": keep, "copy": not is_parquet(source)}
+        account = curate(connection, table, chosen, place, **options, advance=_say)
     print(json.dumps(account.as_dict(), indent=1) if as_json else account)
 
 

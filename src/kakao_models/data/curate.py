@@ -1,6 +1,6 @@
 """Running filters one after another, out of core, with an account of each."""
 
-import shutil
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,8 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 
-from kakao_models.data.filters import DIGEST_BITS, Context, Filter
+from kakao_models.data.counting import DIGEST_BITS, Context
+from kakao_models.data.filters import Filter
 from kakao_models.data.tables import read_files, scratch, write_parquet
 
 
@@ -56,53 +57,68 @@ def curate(
     *,
     digest_bits: int | None = None,
     keep: bool = True,
+    copy: bool = False,
     advance: Callable[[str], None] = lambda step: None,
 ) -> Account:
     """Applies filters in their order and writes the rows that are left as Parquet files into a new folder.
 
     A filter of frequencies counts in the rows that the filters before it kept, but for rare-tokens, which counts in
-    `table`. Filters of single rows that follow one another take one pass to count and one to write.
+    `table`. Filters of single rows that follow one another take one pass. What a pass finds (frequent texts, doubles) is
+    kept in a folder beside `output` until the end; the rows themselves are written once, at the end.
 
     Args:
-        output: the folder; it appears when all is done. Intermediate tables are in a folder beside it until then.
-        digest_bits: count digests of so many bits (16 to 64, a multiple of 4) rather than texts: less memory; counts
-            are then too high where texts share a digest, which drops rows wrongly and keeps none wrongly.
+        output: the folder; it appears when all is done.
+        digest_bits: count digests of so many bits (16 to 64) rather than texts, in one pass: counts are then too high
+            where texts share a digest, which drops rows wrongly and keeps none wrongly.
         keep: False writes nothing, and gives the account alone.
+        copy: read the table once, into Parquet; worth it where reading is slow, as from text files or the Hub.
         advance: is told each step before it starts.
 
     Raises:
         FileExistsError: `output` is there.
         ValueError: the table lacks a column that a filter needs.
+        RuntimeError: the table changed while it was read.
     """
     if keep and output.exists():
         raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
     if digest_bits is not None and digest_bits not in DIGEST_BITS:
-        raise ValueError(f"digest bits: got {digest_bits}, wanted a multiple of 4 from 16 to 64")
+        raise ValueError(f"digest bits: got {digest_bits}, wanted a whole number from 16 to 64")
     if not filters:
         raise ValueError("no filters are given")
-    start, context, steps = time.monotonic(), Context(table, digest_bits), []
+    start, steps = time.monotonic(), []
     for item in filters:  # a missing column is said before anything is computed
-        item.kind.apply(table, *([context] if item.kind.is_global else []), **item.parameters)
-    first = rows = None
+        item.kind.apply(table, *([Context(table, digest_bits)] if item.kind.is_global else []), **item.parameters)
     with scratch(output) as folder:
-        for number, batch in enumerate(_batches(filters)):
+        numbers = itertools.count()
+
+        def hold(found: ir.Table) -> ir.Table:
+            place = folder / f"held{next(numbers)}"
+            write_parquet(found, place)
+            return read_files(connection, sorted(place.glob("*.parquet")))
+
+        if copy:
+            advance("reading")
+            table = hold(table)
+        context = Context(table, digest_bits, hold)
+        first = rows = None
+        for batch in _batches(filters):
             advance(", ".join(item.kind.name for item in batch))
             if batch[0].kind.is_global:
-                counts = [table.count().execute() if rows is None else rows]
-                found = batch[0].kind.apply(table, context, **batch[0].parameters)
+                before = int(table.count().execute()) if rows is None else rows
+                table, dropped = batch[0].kind.apply(table, context, **batch[0].parameters)
+                counts = [before, int(table.count().execute() if dropped is None else before - dropped.execute())]
             else:
-                counts, found = _row_filters(table, batch)
+                counts, table = _row_filters(table, batch)
             first = counts[0] if first is None else first
-            written = folder / str(number)
-            rows = write_parquet(found, written)
-            counts = [int(count) for count in counts[: len(batch)]] + [rows]
+            rows = counts[-1]
             steps += [Step(str(item), after, before - after) for item, before, after in zip(batch, counts, counts[1:])]
-            table = read_files(connection, sorted(written.glob("*.parquet")))
-            if number:
-                shutil.rmtree(folder / str(number - 1))
         if keep:
-            written.rename(output)
-    return Account(int(first), rows, tuple(steps), digest_bits, time.monotonic() - start)
+            advance("writing")
+            written = write_parquet(table, folder / "kept")
+            if written != rows:
+                raise RuntimeError(f"{written} rows were written, {rows} were counted. Did the table change meanwhile?")
+            (folder / "kept").rename(output)
+    return Account(first, rows, tuple(steps), digest_bits, time.monotonic() - start)
 
 
 def _batches(filters: Sequence[Filter]) -> Iterator[list[Filter]]:

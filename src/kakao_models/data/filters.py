@@ -13,20 +13,12 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
+from kakao_models.data.counting import Context, digest, drop_keys, frequent_keys, shared_keys, tokens_of, words_of
 from kakao_models.data.neighbours import near_embeddings, near_hashes
-from kakao_models.data.tables import require, without
+from kakao_models.data.tables import fresh, require, without
 
 IMAGES = ("image_phash", "imagehash", "url")  # what says that two rows have one image, best first
 NSFW = ("nsfw_score_opennsfw2", "nsfw_score_gantman")
-DIGEST_BITS = range(16, 65, 4)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a filter of frequencies may need besides the rows that the filters before it kept."""
-
-    raw: ir.Table  # the table before any filter
-    digest_bits: int | None = None  # count digests of so many bits rather than texts
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class Kind:
     """A filter without its parameters.
 
     `apply` is of one row: (table, **parameters) → a boolean column; or of all (`is_global`): (table, context,
-    **parameters) → the rows that are kept.
+    **parameters) → the rows that are kept, and how many are dropped, None where that takes another pass to know.
     """
 
     name: str
@@ -145,9 +137,7 @@ _range_of("align-score", "align_score", min=0.2)
 def _text_frequency(table, context, max):
     """Texts of more than `max` rows are dropped, all their rows."""
     require(table, ("text",), "text-frequency")
-    key = _digested(table.text, context)
-    frequent = _frequent(table.filter(table.text.notnull()).select(key=key), max)
-    return without(table, key, frequent)
+    return drop_keys(table, *frequent_keys(table, table.text.cast("string"), max, context))
 
 
 @_filter("images-per-text", is_global=True, max=10, image="")
@@ -166,76 +156,52 @@ def _texts_per_image(table, context, max, image):
 def _dedup(table, context, columns):
     """Of rows that agree in `columns` one is kept: the first by id, then by the other columns."""
     require(table, columns, "dedup")
-    keys = {f"key{number}": table[name].cast("string") for number, name in enumerate(columns)}
-    known = _all(table[name].notnull() for name in columns)
-    repeated = table.filter(known).group_by(**keys).agg(rows=ibis._.count()).filter(ibis._.rows > 1).drop("rows")
-    marked = table.mutate(**keys)
-    alone = marked.anti_join(repeated, list(keys)).drop(*keys)
-    # Only rows that have a double are sorted: hardly ever many, where sorting all would be the costliest step
-    several = marked.semi_join(repeated, list(keys))
+    key, place = fresh(table, "digest"), fresh(table, "place")
+    values = [table[name].cast("string") for name in columns]
+    marked = table.mutate(**{key: digest(table, *values)})
+    counts = marked.filter(marked[key].notnull()).group_by(key).agg(rows=ibis._.count())
+    # Only rows that may have a double are sorted: hardly ever many, where sorting all would be the costliest step
+    repeated = context.hold(counts.filter(ibis._.rows > 1))
+    several = marked.semi_join(repeated, key)
     first = [name for name in ("id", "url") if name in table.columns]
     order = first + [name for name in table.columns if name not in first and not table[name].type().is_nested()]
-    place = ibis.row_number().over(ibis.window(group_by=list(keys), order_by=[several[name] for name in order]))
-    chosen = several.mutate(place=place).filter(ibis._.place == 0).drop("place", *keys)
-    return alone.union(chosen)
+    window = ibis.window(
+        group_by=[several[name].cast("string") for name in columns], order_by=[several[name] for name in order]
+    )
+    ordered = several.mutate(**{place: ibis.row_number().over(window)})
+    chosen = context.hold(ordered.filter(ordered[place] == 0).select(*table.columns))
+    alone = marked.anti_join(repeated, key).select(*table.columns)
+    dropped = repeated.select("rows").union(chosen.agg(rows=-ibis._.count()))
+    return alone.union(chosen), dropped.rows.sum().fill_null(0)
 
 
 @_filter("rare-tokens", is_global=True, top=100_000_000)
 def _rare_tokens(table, context, top):
     """Texts with a word or pair of words that is not among the `top` most frequent of the raw data (ALIGN)."""
     require(table, ("text",), "rare-tokens")
-    counts = _tokens(context.raw.select("text")).group_by("token").agg(rows=ibis._.count())
+    counts = tokens_of(context.raw.select("text")).group_by("token").agg(rows=ibis._.count())
     common = counts.order_by([ibis.desc("rows"), ibis.asc("token")]).limit(top).select("token")
-    tokens = _tokens(table.select("text").filter(ibis._.text.notnull()).distinct())
-    rare = tokens.anti_join(common, "token").select(key="text").distinct()
-    return without(table, table.text, rare)
+    tokens = tokens_of(table.select("text").filter(ibis._.text.notnull()).distinct())
+    rare = tokens.anti_join(context.hold(common), "token").select(key="text").distinct()
+    return without(table, table.text, context.hold(rare)), None
 
 
 @_filter("eval-hashes", is_global=True, file="", bits=3, image="")
 def _eval_hashes(table, context, file, bits, image):
     """Images whose pHash differs in at most `bits` bits from one in `file` (lines, a table, a folder of pictures)."""
-    return near_hashes(table, _image(table, image, "eval-hashes"), file, bits)
+    return near_hashes(table, _image(table, image, "eval-hashes"), file, bits, context.hold), None
 
 
 @_filter("eval-embeddings", is_global=True, file="", embeddings="", above=0.975)
 def _eval_embeddings(table, context, file, embeddings, above):
     """Images whose embedding (`embeddings`, by id) has a cosine of more than `above` with one in `file` (ALIGN)."""
     require(table, ("id",), "eval-embeddings")
-    return near_embeddings(table, embeddings, file, above)
-
-
-def words_of(text: ir.StringValue) -> ir.ArrayValue:
-    """The words of a text; of an empty one, none."""
-    spaced = text.translate("\t\n\r\f", "    ")  # a tenth of the time of a regular expression
-    return spaced.split(" ").filter(lambda word: word != "")
-
-
-def _tokens(texts: ir.Table) -> ir.Table:
-    """(text, token): a row for each word, and for each pair of words that follow one another."""
-    split = texts.filter(texts.text.notnull()).select("text", words=words_of(texts.text))
-    single = split.select("text", token=split.words.unnest())
-    several = split.filter(split.words.length() > 1)
-    words = several.words
-    pairs = ibis.range(0, words.length() - 1).map(lambda i: words[i].concat(" ", words[i + 1]))
-    return single.union(several.select("text", token=pairs.unnest()))
+    return near_embeddings(table, embeddings, file, above), None
 
 
 def _shared(table, context, key: str, other: str, most: int):
     require(table, (key, other), "frequencies")
-    digest = _digested(table[key], context)
-    pairs = table.filter(table[key].notnull() & table[other].notnull()).select(key=digest, other=table[other])
-    return without(table, digest, _frequent(pairs.distinct().select("key"), most))
-
-
-def _frequent(keys: ir.Table, most: int) -> ir.Table:
-    return keys.group_by("key").agg(rows=ibis._.count()).filter(ibis._.rows > most).select("key")
-
-
-def _digested(text: ir.StringValue, context: Context) -> ir.StringValue:
-    """MD5 is the one hash that all backends compute alike."""
-    if context.digest_bits is None:
-        return text.cast("string")
-    return text.cast("string").hexdigest("md5").substr(0, context.digest_bits // 4)
+    return drop_keys(table, *shared_keys(table, table[key].cast("string"), table[other], most, context))
 
 
 def _image(table: ir.Table, named: str, what: str) -> str:

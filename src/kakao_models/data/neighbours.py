@@ -72,11 +72,14 @@ def perceptual_hash(picture: Image.Image) -> str:
     return f"{int(''.join('01'[bit] for bit in bits.astype(int)), 2):016x}"
 
 
-def near_hashes(table: ir.Table, column: str, file: str, bits: int) -> ir.Table:
+def near_hashes(table: ir.Table, column: str, file: str, bits: int, hold=lambda table: table) -> ir.Table:
     """The rows whose hash differs in more than `bits` bits from all hashes of `file`.
 
     Exact, without comparing all with all: two hashes that differ in at most k bits agree in one of any k + 1 parts.
     A value that is no hash is near to none.
+
+    Args:
+        hold: computes the near hashes once, as `Context.hold`.
     """
     if not isinstance(bits, int) or not 0 <= bits <= MAX_BITS:
         raise ValueError(f"eval-hashes: bits: got {bits}, wanted a whole number from 0 to {MAX_BITS}")
@@ -97,7 +100,8 @@ def near_hashes(table: ir.Table, column: str, file: str, bits: int) -> ir.Table:
         joined = some.join(ibis.memtable(parts | numbers), "part")
         distance = sum(bit_count(joined[f"word{place}"] ^ joined[f"other{place}"]) for place in range(_DIGITS // _WORD))
         near.append(joined.filter(distance <= bits).select(key="hash"))
-    return without(table, value, ibis.union(*near, distinct=True) if len(near) > 1 else near[0].distinct())
+    found = ibis.union(*near, distinct=True) if len(near) > 1 else near[0].distinct()
+    return without(table, value, hold(found))
 
 
 def near_embeddings(table: ir.Table, embeddings: str, file: str, above: float) -> ir.Table:

@@ -53,6 +53,11 @@ def is_hub(source: str) -> bool:
     )  # fmt: skip
 
 
+def is_parquet(source: str) -> bool:
+    """Whether a source is local Parquet, of which single columns can be read again and again."""
+    return not is_hub(source) and files_of(source)[0].lower().endswith(".parquet")
+
+
 def files_of(source: str | os.PathLike) -> list[str]:
     """The files of a local source: a file, a pattern, or a folder of such files; of one kind.
 
@@ -126,7 +131,8 @@ def write_parquet(table: ir.Table, folder: Path) -> int:
 
     if table.get_backend().name == "duckdb":
         folder.mkdir(parents=True)
-        table.to_parquet(folder / "part-00000.parquet", compression="zstd", row_group_size=131_072)
+        options = {"compression": "zstd", "compression_level": 1, "row_group_size": 131_072}  # 3: slower, hardly smaller
+        table.to_parquet(folder / "part-00000.parquet", **options)
     else:
         table.to_parquet(folder, compression="zstd")
     return sum(pq.ParquetFile(path).metadata.num_rows for path in folder.glob("*.parquet"))
@@ -170,7 +176,16 @@ def join_columns(table: ir.Table, other: ir.Table) -> ir.Table:
 
 def without(table: ir.Table, key: ir.Value, dropped: ir.Table) -> ir.Table:
     """The rows whose key is not in the column `key` of `dropped`; a null is not."""
-    return table.mutate(_key=key).anti_join(dropped.rename(_key="key"), "_key").drop("_key")
+    name = fresh(table, "key")
+    return table.mutate(**{name: key}).anti_join(dropped.rename(**{name: "key"}), name).drop(name)
+
+
+def fresh(table: ir.Table, name: str) -> str:
+    """A name that no column has, also not where upper and lower case are the same."""
+    taken = {column.lower() for column in table.columns}
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _matches(source: str) -> list[str]:
