@@ -306,7 +306,7 @@ def test_two_conversions_to_one_folder_do_not_meet(tmp_path, monkeypatch):
     prove = converting.proof.prove
 
     def meanwhile(*args):
-        with pytest.raises(FileExistsError, match="being written by another conversion"):
+        with pytest.raises(FileExistsError, match="being written by another process"):
             converted("vit_nano_adamw_ckpt", tmp_path)
         return prove(*args)
 

@@ -63,7 +63,7 @@ def _locked(path: Path, output: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise FileExistsError(f"{output} is being written by another conversion. Wait for it, or end it.") from None
+        raise FileExistsError(f"{output} is being written by another process. Wait for it, or end it.") from None
     except (OSError, NotImplementedError):  # a file system without locks
         lock = None
     try:

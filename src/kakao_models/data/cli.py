@@ -3,15 +3,31 @@
 import importlib.util
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from kakao_models.evaluate.options import BatchSize, Device, Framework, Model, Revision
 
+class _Group(TyperGroup):
+    """The group of commands; what its engines raise about data or options becomes one message."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            package = type(error).__module__.partition(".")[0]
+            if type(error).__name__ == "InterruptException":  # of DuckDB
+                raise KeyboardInterrupt from error
+            if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
+                raise
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -172,17 +188,12 @@ def filter_(
         raise typer.BadParameter("name the table to filter")
     if not chosen:
         raise typer.BadParameter("give --recipe or --filter; --list says which filters there are")
-    if spill:
-        spill.mkdir(parents=True, exist_ok=True)
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     table = open_table(connection, source)
     if join:
         table = join_columns(table, open_table(connection, join))
-    with tempfile.TemporaryDirectory(dir=spill) as folder:
-        place = output or Path(folder, "counted")
-        keep = output is not None
-        options = {"digest_bits": approximate, "keep": keep, "copy": not is_parquet(source)}
-        account = curate(connection, table, chosen, place, **options, advance=_say)
+    options = {"digest_bits": approximate, "copy": not is_parquet(source), "spill": spill}
+    account = curate(connection, table, chosen, output, **options, advance=_say)
     print(json.dumps(account.as_dict(), indent=1) if as_json else account)
 
 
@@ -222,19 +233,19 @@ def label_stats_(
         raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
     from kakao_models.cli import _lines
     from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel
-    from kakao_models.data.tables import connect, open_table, scratch, write_parquet
+    from kakao_models.data.tables import connect, new_folder, open_table, write_parquet
 
     try:
         chosen = [float(part) for part in thresholds.split(",")] if thresholds else THRESHOLDS
     except ValueError as error:
         raise typer.BadParameter(f"--thresholds {thresholds}: wanted numbers, separated by commas") from error
-    table = open_table(connect(backend, memory_limit=memory_limit, threads=threads, spill=spill), source)
+    connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
+    table = open_table(connection, source)
     found = label_stats(table, chosen, top)
     print(json.dumps(found.as_dict(), indent=1) if as_json else found.named(_lines(names) if names else None))
     if output:
-        with scratch(output) as folder:
-            rows = write_parquet(to_multilabel(table, threshold, most=most, keep_empty=keep_empty), folder / "labels")
-            (folder / "labels").rename(output)
+        with new_folder(output, connection, spill) as folder:
+            rows = write_parquet(to_multilabel(table, threshold, most=most, keep_empty=keep_empty), folder / "done")
         print(f"{output}: {rows:,} rows", file=sys.stderr)
 
 

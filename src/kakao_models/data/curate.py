@@ -12,7 +12,7 @@ import ibis.expr.types as ir
 
 from kakao_models.data.counting import DIGEST_BITS, Context
 from kakao_models.data.filters import Filter
-from kakao_models.data.tables import read_files, scratch, write_parquet
+from kakao_models.data.tables import new_folder, read_files, write_parquet
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ def curate(
     connection,
     table: ir.Table,
     filters: Sequence[Filter],
-    output: Path,
+    output: Path | None,
     *,
     digest_bits: int | None = None,
-    keep: bool = True,
     copy: bool = False,
+    spill: Path | None = None,
     advance: Callable[[str], None] = lambda step: None,
 ) -> Account:
     """Applies filters in their order and writes the rows that are left as Parquet files into a new folder.
@@ -67,20 +67,18 @@ def curate(
     kept in a folder beside `output` until the end; the rows themselves are written once, at the end.
 
     Args:
-        output: the folder; it appears when all is done.
+        output: the folder; it appears when all is done. None writes nothing, and gives the account alone.
         digest_bits: count digests of so many bits (16 to 64) rather than texts, in one pass: counts are then too high
             where texts share a digest, which drops rows wrongly and keeps none wrongly.
-        keep: False writes nothing, and gives the account alone.
         copy: read the table once, into Parquet; worth it where reading is slow, as from text files or the Hub.
+        spill: where `connection` moves what doesn't fit in memory; None: beside `output`.
         advance: is told each step before it starts.
 
     Raises:
-        FileExistsError: `output` is there.
+        FileExistsError: `output` is there, or another process works on it.
         ValueError: the table lacks a column that a filter needs.
         RuntimeError: the table changed while it was read.
     """
-    if keep and output.exists():
-        raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
     if digest_bits is not None and digest_bits not in DIGEST_BITS:
         raise ValueError(f"digest bits: got {digest_bits}, wanted a whole number from 16 to 64")
     if not filters:
@@ -88,11 +86,11 @@ def curate(
     start, steps = time.monotonic(), []
     for item in filters:  # a missing column is said before anything is computed
         item.kind.apply(table, *([Context(table, digest_bits)] if item.kind.is_global else []), **item.parameters)
-    with scratch(output) as folder:
+    with new_folder(output, connection, spill) as folder:
         numbers = itertools.count()
 
         def hold(found: ir.Table) -> ir.Table:
-            place = folder / f"held{next(numbers)}"
+            place = folder / "held" / str(next(numbers))
             write_parquet(found, place)
             return read_files(connection, sorted(place.glob("*.parquet")))
 
@@ -112,12 +110,11 @@ def curate(
             first = counts[0] if first is None else first
             rows = counts[-1]
             steps += [Step(str(item), after, before - after) for item, before, after in zip(batch, counts, counts[1:])]
-        if keep:
+        if output:
             advance("writing")
-            written = write_parquet(table, folder / "kept")
+            written = write_parquet(table, folder / "done")
             if written != rows:
                 raise RuntimeError(f"{written} rows were written, {rows} were counted. Did the table change meanwhile?")
-            (folder / "kept").rename(output)
     return Account(first, rows, tuple(steps), digest_bits, time.monotonic() - start)
 
 

@@ -51,7 +51,7 @@ def draw_success(folder: Path, hosts: int = 12):
     left.set(title=f"success rate by shard (mean {sum(rates) / len(rates):.1%})", ylim=(0, 1.02), xlabel="shard")
     for axes, counts, title in ((middle, errors, "failures"), (right, failed, "hosts with most failures")):
         most = counts.most_common(hosts)[::-1]
-        axes.barh([name[:40] for name, _ in most], [count for _, count in most], color="#3b6ea5")
+        axes.barh([name[:40].replace("$", r"\$") for name, _ in most], [count for _, count in most], color="#3b6ea5")
         axes.set_title(title)
         axes.tick_params(labelsize=7)
     return figure

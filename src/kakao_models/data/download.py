@@ -5,13 +5,12 @@ Of each shard there are 00000.tar (the pictures that were had), 00000.parquet (e
 """
 
 import hashlib
-import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,13 +20,13 @@ from kakao_models.data.deadlinks import failure_kind
 from kakao_models.data.fetch import FetchError, fetch
 from kakao_models.data.images import ImageError
 from kakao_models.data.journal import Journal
-from kakao_models.data.manifest import alone, entry, replacing, write_json, write_manifest
+from kakao_models.data.manifest import alone, begin, entry, replacing, write_json, write_manifest
 from kakao_models.data.rows import Part, Rows
 from kakao_models.data.shard import Options, stored
+from kakao_models.data.workers import processes
 from kakao_models.data.writers import Stored, TarWriter
 from kakao_models.train.shards import TarShards
 
-PLAN = "plan.json"
 HASHES = ("sha256", "md5")  # columns that, where they are, say what the bytes must be
 # What another attempt can't change
 _FINAL = ("only http and https", "not a public address", "answered 404", "answered 410", "answered 401", "answered 403")
@@ -56,6 +55,13 @@ class Download:
     max_aspect: float = float("inf")
     image_size: int | None = None
     allow_private_addresses: bool = False
+
+    def __post_init__(self):
+        for name in ("per_shard", "threads", "attempts", "max_bytes", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+        if self.per_shard > 999_999:  # numbers in names of samples have six digits
+            raise ValueError(f"per_shard: got {self.per_shard}, wanted at most 999,999")
 
 
 @dataclass(frozen=True)
@@ -102,46 +108,51 @@ def download(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank: got {rank}, wanted 0 to {world_size - 1} (world size {world_size})")
-    rows, output = Rows(source), Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    plan = {"rows": sum(rows.counts), "per_shard": options.per_shard, "source": rows.fingerprint()}
+    rows, output = Rows(source, ("id", "url", "text", "labels", *HASHES)), Path(output)
+    plan = {"kind": "download", "rows": sum(rows.counts), "per_shard": options.per_shard, "source": rows.fingerprint()}
     plan |= {"image_size": options.image_size}
-    if not (output / PLAN).exists():
-        write_json(output / PLAN, plan)
-    elif (there := json.loads((output / PLAN).read_text())) != plan:
-        raise ValueError(f"{output} was begun with another table or size ({there}, not {plan}). Name a new folder.")
+    begin(output, plan)
     parts = rows.parts(options.per_shard)
-    tasks = [(rows, part, output, options) for part in parts if part.number % world_size == rank]
+    mine = [part for part in parts if part.number % world_size == rank]
     tried = 0
     with alone(output, rank):
-        for part, count in _each(tasks, workers):
+        for part, count in _each(mine, (rows, output, options), workers):
             tried += count
             advance(part.stop - part.start)
     return _summarize(output, parts, tried)
 
 
-def _each(tasks: list, workers: int) -> Iterator[tuple[Part, int]]:
-    if workers == 1 or len(tasks) < 2:
-        yield from map(_shard, tasks)
+def _each(parts: list[Part], shared: tuple, workers: int) -> Iterator[tuple[Part, int]]:
+    if workers == 1 or len(parts) < 2:
+        _start(shared)
+        yield from map(_shard, parts)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_shard, task) for task in tasks]):
+    with processes(min(workers, len(parts)), _start, shared) as pool:
+        for future in as_completed([pool.submit(_shard, part) for part in parts]):
             yield future.result()
 
 
-def _shard(task: tuple[Rows, Part, Path, Download]) -> tuple[Part, int]:
+_shared: tuple[Rows, Path, Download]  # of this process: what all its shards need, sent once
+
+
+def _start(shared: tuple) -> None:
+    global _shared
+    _shared = shared
+
+
+def _shard(part: Part) -> tuple[Part, int]:
     """Finishes one shard; how many rows it tried."""
-    rows, part, output, options = task
+    rows, output, options = _shared
     name, table = output / f"{part.number:05d}", output / f"{part.number:05d}.parquet"
     before = {row["row"]: row for row in pq.read_table(table).to_pylist()} if table.exists() else {}
-    open_rows = [row for row, found in before.items() if _may_try(found, options)]
+    open_rows = {row for row, found in before.items() if _may_try(found, options)}
     sound = before and _verified(name.with_suffix(".tar"), before)
     if before and sound and not open_rows:
         name.with_suffix(".journal").unlink(missing_ok=True)
         return part, 0
     records = rows.read(part)
     if records and "url" not in records[0]:
-        raise ValueError(f"{rows.name}: has no column url; it has {', '.join(records[0])}")
+        raise ValueError(f"{rows.name}: has no column url")
     journal = Journal(name.with_suffix(".journal"))
     try:
         if sound:  # pictures that were had are taken over, those that failed are tried again
@@ -150,7 +161,7 @@ def _shard(task: tuple[Rows, Part, Path, Download]) -> tuple[Part, int]:
         wanted = [row for row in range(len(records)) if row not in done]
         wanted += [row for row in done if _may_try(journal.get(row)[0], options) and row in open_rows]
         _fetch_all(journal, records, wanted, options)
-        _write(journal, records, name)
+        _write(journal, records, name, rows.numbered)
     finally:
         journal.close()
     name.with_suffix(".journal").unlink()
@@ -163,7 +174,8 @@ def _may_try(found: dict, options: Download) -> bool:
 
 def _fetch_all(journal: Journal, records: list[dict], wanted: list[int], options: Download) -> None:
     before = {row: journal.get(row)[0]["attempts"] for row in set(journal.rows()) & set(wanted)}
-    with ThreadPoolExecutor(options.threads) as pool:
+    pool = ThreadPoolExecutor(options.threads)
+    try:
         waiting: set = set()
         remaining = iter(wanted)
         while True:
@@ -176,6 +188,8 @@ def _fetch_all(journal: Journal, records: list[dict], wanted: list[int], options
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 journal.add(*future.result())
+    finally:  # on Ctrl-C or a full disk, nothing more is begun
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _fetch_one(row: int, record: dict, attempts: int, options: Download) -> tuple[dict, bytes]:
@@ -187,20 +201,27 @@ def _fetch_one(row: int, record: dict, attempts: int, options: Download) -> tupl
         try:
             return _got(facts, record, options)
         except (FetchError, ImageError) as error:
-            reason = getattr(error, "reason", str(error))
+            reason = _printable(getattr(error, "reason", str(error)))
             # A whole answer that is no picture, or not the one that is meant, will be that again
             facts |= {"error": reason, "final": isinstance(error, ImageError) or any(x in reason for x in _FINAL)}
         except Exception as error:  # noqa: BLE001  one address must not end a run of millions
-            facts |= {"error": f"{type(error).__name__}: {error}"[:300], "final": True}
+            facts |= {"error": _printable(f"{type(error).__name__}: {error}"), "final": True}
         if facts["final"] or facts["attempts"] >= options.attempts:
             break
     return facts, b""
+
+
+def _printable(reason: str) -> str:
+    """Reasons may quote a server: nothing of any length, and no control sequences, gets from there into reports."""
+    return "".join(letter if letter.isprintable() else " " for letter in reason[:300])
 
 
 def _got(facts: dict, record: dict, options: Download) -> tuple[dict, bytes]:
     url = record["url"]
     if not isinstance(url, str):
         raise ImageError("row", "no address")
+    if not all(isinstance(label, int) for label in _labels(record)):
+        raise ImageError("row", "a label is no class number")
     limits = dict(timeout=options.timeout, max_bytes=options.max_bytes)
     data = fetch(url, allow_private_addresses=options.allow_private_addresses, **limits)
     for name in HASHES:
@@ -208,7 +229,7 @@ def _got(facts: dict, record: dict, options: Download) -> tuple[dict, bytes]:
         if wanted and hashlib.new(name, data, usedforsecurity=False).hexdigest() != str(wanted).lower():
             raise ImageError(url, f"another content than when the table was made ({name} differs)")
     keep = Options("webdataset", options.image_size, max_pixels=options.max_pixels)
-    kept, kind, (width, height) = stored(data, keep)
+    kept, kind, (width, height) = _stored(data, keep)
     if min(width, height) < options.min_size:
         raise ImageError(url, f"smaller than {options.min_size} pixels")
     if max(width, height) > options.max_aspect * min(width, height):
@@ -218,7 +239,31 @@ def _got(facts: dict, record: dict, options: Download) -> tuple[dict, bytes]:
     return facts | found | {"width": width, "height": height}, kept
 
 
-def _write(journal: Journal, records: list[dict], name: Path) -> None:
+_LARGE = 2**24  # pixels: of larger pictures a process decodes one at a time, or threads of them would fill the memory
+_one_large = threading.Lock()
+
+
+def _stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:
+    if options.max_pixels > _LARGE:
+        try:
+            return stored(data, replace(options, max_pixels=_LARGE))
+        except ImageError as error:
+            if "max_pixels" not in error.reason:
+                raise
+    with _one_large:
+        return stored(data, options)
+
+
+def _url(record: dict) -> str | None:
+    return record["url"] if record["url"] is None else str(record["url"])
+
+
+def _labels(record: dict) -> tuple:
+    labels = record.get("labels")
+    return tuple(labels) if isinstance(labels, list) else () if labels is None else (labels,)
+
+
+def _write(journal: Journal, records: list[dict], name: Path, numbered: bool) -> None:
     """Tar first, table last: where the table is, the shard is complete."""
     facts = []
     with replacing(name.with_suffix(".tar")) as temporary:
@@ -226,27 +271,25 @@ def _write(journal: Journal, records: list[dict], name: Path) -> None:
         for row, record in enumerate(records):
             found, data = journal.get(row)
             facts.append(
-                {"row": row, "key": f"{name.name}{row:06d}", "id": record["id"], "url": record["url"], **found}
+                {"row": row, "key": f"{name.name}{row:06d}", "id": record["id"], "url": _url(record), **found}
             )
             if found["status"] == "success":
-                labels = record.get("labels")
-                labels = tuple(labels) if isinstance(labels, list) else () if labels is None else (labels,)
                 captions = (str(record["text"]),) if record.get("text") else ()
-                said = {"id": record["id"], "url": record["url"], "sha256": found["sha256"]}
-                writer.write(Stored(facts[-1]["key"], data, found["kind"], captions, labels, said))
+                said = {"id": record["id"], "url": _url(record), "sha256": found["sha256"]}
+                writer.write(Stored(facts[-1]["key"], data, found["kind"], captions, _labels(record), said))
         writer.close()
         if wrong := _different(temporary, facts):
             raise OSError(f"{name}.tar: what was written reads back differently ({wrong}). Is the disk sound?")
     successes = sum(found["status"] == "success" for found in facts)
-    statuses = Counter(found["error"] or "success" for found in facts)
+    statuses = Counter(failure_kind(found["error"]) if found["error"] else "success" for found in facts)
     count = {"count": len(facts), "successes": successes, "failed_to_download": len(facts) - successes}
     write_json(name.with_name(f"{name.name}_stats.json"), {**count, "status_dict": dict(statuses)})
     with replacing(name.with_suffix(".parquet")) as temporary:
-        pq.write_table(pa.Table.from_pylist(facts, schema=_schema(facts)), temporary, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(facts, schema=_schema(numbered)), temporary, compression="zstd")
 
 
-def _schema(facts: list[dict]) -> pa.Schema:
-    kind = pa.string() if any(isinstance(found["id"], str) for found in facts) else pa.int64()
+def _schema(numbered: bool) -> pa.Schema:
+    kind = pa.int64() if numbered else pa.string()
     whole, text = pa.int64(), pa.string()
     columns = {"row": whole, "key": text, "id": kind, "url": text, "status": text, "error": text, "attempts": whole}
     return pa.schema({**columns, "final": pa.bool_(), "kind": text, "width": whole, "height": whole, "sha256": text})
@@ -260,31 +303,36 @@ def _different(path: Path, facts: list[dict]) -> str | None:
     """What a tar has otherwise than it should: each picture is hashed."""
     wanted = {found["key"]: found["sha256"] for found in facts if found["status"] == "success"}
     try:
-        there = dict(_pictures(path))
+        there = {key: hashlib.sha256(data).hexdigest() for key, data in _pictures(path)}
     except (ValueError, OSError) as error:
         return str(error)
     if list(there) != list(wanted):
         return f"{len(there)} samples instead of {len(wanted)}, or others"
-    return next((f"{key}: SHA-256 differs" for key, (digest, _) in there.items() if digest != wanted[key]), None)
+    return next((f"{key}: SHA-256 differs" for key, digest in there.items() if digest != wanted[key]), None)
 
 
-def _pictures(path: Path) -> Iterator[tuple[str, tuple[str, bytes]]]:
+def _pictures(path: Path) -> Iterator[tuple[str, bytes]]:
     index = TarShards._read_index(path)
     with open(path, "rb") as file:
         for key, parts in index:
             start, size = next(place for kind, place in parts.items() if kind in ("jpg", "png", "webp"))
             file.seek(start)
-            data = file.read(size)
-            yield key, (hashlib.sha256(data).hexdigest(), data)
+            yield key, file.read(size)
 
 
 def _take_over(journal: Journal, path: Path, before: dict[int, dict]) -> None:
     rows, there = {found["key"]: row for row, found in before.items()}, set(journal.rows())
     names = ("row", "status", "final", "attempts", "error", "kind", "sha256", "width", "height")
-    data = {rows[key]: content for key, (_, content) in _pictures(path)}
-    for row, found in before.items():
+
+    def take(row: int, data: bytes) -> None:
         if row not in there:
-            journal.add({name: found[name] for name in names}, data.get(row, b""))
+            journal.add({name: before[row][name] for name in names}, data)
+
+    for key, data in _pictures(path):
+        take(rows[key], data)
+    for row, found in before.items():
+        if found["status"] != "success":
+            take(row, b"")
 
 
 def _summarize(output: Path, parts: list[Part], tried: int) -> Outcome:

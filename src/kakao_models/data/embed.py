@@ -4,23 +4,21 @@ A shard is written under a temporary name and renamed when it is on the disk; wh
 and the next run makes the others. Each shard is computed by itself, so that its rows don't depend on what came before.
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
-from kakao_models.data.manifest import NAME, alone, entry, replacing, write_json, write_manifest
+from kakao_models.data.manifest import NAME, alone, begin, cleared, entry, replacing, write_manifest
 from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
 from kakao_models.inference.embedder import l2_normalize
 
 WHAT = ("images", "texts", "score")
-PLAN = "plan.json"
+_AT_ONCE = 1000  # rows whose pictures, as files, are in memory
 
 
 @dataclass(frozen=True)
@@ -79,51 +77,32 @@ def embed_table(
     rows = Rows(source, ("id", *IMAGES, *TEXTS))
     parts = rows.parts(settings.per_shard)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     plan = {**asdict(settings), "model": model, "rows": sum(rows.counts), "source": rows.fingerprint()}
-    with _cleared(output, PLAN):
-        _check_plan(output, plan)
+    begin(output, plan)
     with alone(output, rank):
         for part in parts:
             path = output / f"{part.number:05d}.parquet"
             if part.number % world_size == rank and not path.exists():
                 for old in output.glob(f".{path.name}.*.tmp"):
-                    old.unlink()
+                    old.unlink(missing_ok=True)
                 embedder = embedder() if callable(embedder) else embedder
-                table = _embed(embedder, rows, part, settings)
+                ranges = range(part.start, part.stop, _AT_ONCE)
+                pieces = [
+                    _embed(embedder, rows, replace(part, start=start, stop=min(start + _AT_ONCE, part.stop)), settings)
+                    for start in ranges
+                ]
+                said = json.dumps([failure for _, failed in pieces for failure in failed], ensure_ascii=False)
+                table = pa.concat_tables(table for table, _ in pieces).replace_schema_metadata({"failures": said})
                 with replacing(path) as temporary:
                     pq.write_table(table, temporary)
             if part.number % world_size == rank:
                 advance(part.stop - part.start)
-    with _cleared(output, NAME):
+    with cleared(output, NAME):
         return _finish(output, parts, plan)
 
 
-def _check_plan(output: Path, plan: dict) -> None:
-    path = output / PLAN
-    if not path.exists():
-        if any(name.suffix == ".parquet" for name in output.iterdir()):
-            raise FileExistsError(
-                f"{output} has Parquet files and no {PLAN}: it is of something else; name a new folder"
-            )
-        write_json(path, plan)
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if other := [name for name in plan if there.get(name) != plan[name]]:
-        said = ", ".join(f"{name} was {there.get(name)!r}, is {plan[name]!r}" for name in other)
-        raise ValueError(f"{output} was begun otherwise ({said}). Name a new folder, or give what it was begun with.")
-
-
-@contextlib.contextmanager
-def _cleared(output: Path, name: str) -> Iterator[None]:
-    """One process at a time; what killed ones left of the file `name` is gone."""
-    with FileLock(output / ".lock"):
-        for old in output.glob(f".{name}.*.tmp"):
-            old.unlink()
-        yield
-
-
-def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> pa.Table:
+def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> tuple[pa.Table, list[list[str]]]:
+    """The embeddings of some rows; id and reason of each that has none."""
     records = rows.read(part)
     failures: dict[int, str] = {}
     images = [image_of(record, rows.folder) for record in records] if settings.what != "texts" else []
@@ -139,7 +118,7 @@ def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> pa.Table:
         columns["images"] = found
     if texts:
         columns["texts"] = embedder.texts([str(texts[place]) for place in kept], progress=False)
-    ids = pa.array([records[place]["id"] for place in kept], _id_type(records))
+    ids = pa.array([records[place]["id"] for place in kept], pa.int64() if rows.numbered else pa.string())
     if settings.what == "score":
         cosine = (l2_normalize(columns["images"]) * l2_normalize(columns["texts"])).sum(1)
         table = pa.table({"id": ids, "align_score": pa.array(cosine.astype(np.float32))})
@@ -147,12 +126,7 @@ def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> pa.Table:
         values = l2_normalize(columns[settings.what]) if settings.normalize else columns[settings.what]
         flat = pa.array(np.ascontiguousarray(values, settings.dtype).reshape(-1))
         table = pa.table({"id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, embedder.dim)})
-    said = [[str(records[place]["id"]), failures[place]] for place in sorted(failures)]
-    return table.replace_schema_metadata({"failures": json.dumps(said, ensure_ascii=False)})
-
-
-def _id_type(records: list[dict]) -> pa.DataType:
-    return pa.string() if any(isinstance(record["id"], str) for record in records) else pa.int64()
+    return table, [[str(records[place]["id"]), failures[place]] for place in sorted(failures)]
 
 
 def _images(embedder, sources: list) -> tuple[np.ndarray, dict[int, str]]:
@@ -172,6 +146,9 @@ def _finish(output: Path, parts: list[Part], plan: dict) -> dict | None:
     for path in paths:
         facts = pq.ParquetFile(path)
         entries.append(entry(path, facts.metadata.num_rows))
-        failures += json.loads(facts.schema_arrow.metadata[b"failures"])
+        said = (facts.schema_arrow.metadata or {}).get(b"failures")
+        if said is None:
+            raise ValueError(f"{path}: data embed did not write this file. Remove it, and run again.")
+        failures += json.loads(said)
     failed = [{"id": name, "reason": reason} for name, reason in failures]
     return write_manifest(output, "embeddings", entries, plan=plan, failures=failed)

@@ -5,6 +5,7 @@ could not be checked.
 """
 
 import contextlib
+import functools
 import http.client
 import ipaddress
 import socket
@@ -16,6 +17,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 MAX_REDIRECTS = 5
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
+# Special by IANA's registries, and not yet so in every Python's ipaddress
+_SPECIAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "3fff::/20")))
 
 
 class FetchError(ValueError):
@@ -67,7 +70,12 @@ def is_public(address: str) -> bool:
     elif ip.version == 6 and ip.sixtofour:
         ip = ip.sixtofour
     special = ip.is_multicast or ip.is_reserved or (ip.version == 6 and ip.is_site_local)
-    return ip.is_global and not special
+    return ip.is_global and not special and not any(ip in network for network in _SPECIAL if network.version == ip.version)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()  # reads every root certificate: tens of milliseconds
 
 
 class _Download:
@@ -103,7 +111,7 @@ class _Download:
                 if response.status != 200:
                     raise FetchError(f"the server answered {response.status} {response.reason}")
                 return self.body(response)
-        raise FetchError(f"more than {MAX_REDIRECTS} redirects, the last one to {url}")
+        raise FetchError(f"more than {MAX_REDIRECTS} redirects, the last one to {url[:200]!r}")
 
     def request(self, url: str) -> http.client.HTTPConnection:
         """Sends the request for `url` over a connection to a checked address."""
@@ -114,8 +122,7 @@ class _Download:
         port = parts.port or (443 if secure else 80)
         sock = self.connect(parts.hostname, port)
         if secure:
-            context = ssl.create_default_context()
-            sock = context.wrap_socket(sock, server_hostname=parts.hostname, do_handshake_on_connect=False)
+            sock = _tls().wrap_socket(sock, server_hostname=parts.hostname, do_handshake_on_connect=False)
             self.keep(sock)
             sock.do_handshake()
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection

@@ -14,16 +14,26 @@ import google_crc32c
 from kakao_models.checkpoint.sstable import mask
 from kakao_models.data.writers import record
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 
 class Journal:
-    """Facts (JSON) and bytes of rows, in the order they came; not safe for several writers."""
+    """Facts (JSON) and bytes of rows, in the order they came.
+
+    Raises:
+        FileExistsError: another process has it open.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._places: dict[int, tuple[int, int]] = {}
         self._file = open(path, "a+b")  # noqa: SIM115  closed by close()
+        _lock(self._file, path)
         end = 0
         for start, length, row in self._sound():
             self._places[row] = (start, length)  # a later record of a row replaces an earlier one
@@ -66,6 +76,19 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _lock(file, path: Path) -> None:
+    """For this process alone, for as long as the file is open."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FileExistsError(f"{path}: another process is at work on this shard") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def _unpack(data: bytes) -> tuple[dict, bytes]:

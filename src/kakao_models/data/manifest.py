@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from kakao_models.checkpoint.atomic import flush
 
 NAME = "manifest.json"
+PLAN = "plan.json"
 
 
 @contextmanager
@@ -49,6 +50,51 @@ def write_json(path: Path, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict:
+    """Raises:
+    ValueError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: wanted a JSON object, got {type(content).__name__}")
+    return content
+
+
+def begin(output: Path, plan: dict) -> None:
+    """Makes a folder whose `plan.json` says what it is of, or checks that one that is there is of the same.
+
+    Raises:
+        FileExistsError: it is a folder of something else.
+        ValueError: it was begun with another plan.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / PLAN
+    with cleared(output, PLAN):
+        if not path.exists():
+            if others := sorted(name.name for name in output.iterdir() if name.name[0] != "."):
+                raise FileExistsError(
+                    f"{output} has files and no {PLAN} ({others[0]}): it is of something else; name a new folder"
+                )
+            write_json(path, plan)
+            return
+    there = read_json(path)
+    if other := [name for name in plan if there.get(name) != plan[name]]:
+        said = ", ".join(f"{name} was {there.get(name)!r}, is {plan[name]!r}" for name in other)
+        raise ValueError(f"{output} was begun otherwise ({said}). Name a new folder, or give what it was begun with.")
+
+
+@contextmanager
+def cleared(output: Path, name: str) -> Iterator[None]:
+    """One process at a time; what killed ones left of the file `name` is gone."""
+    with FileLock(output / ".lock"):
+        for old in output.glob(f".{name}.*.tmp"):
+            old.unlink()
+        yield
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -71,11 +117,14 @@ def read_manifest(folder: Path) -> dict:
     """
     path = folder / NAME
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        [(shard["file"], int(shard["rows"]), int(shard["bytes"]), shard["sha256"]) for shard in manifest["shards"]]
+        manifest = read_json(path)
+        kinds = {"file": str, "rows": int, "bytes": int, "sha256": str}
+        sound = all(isinstance(shard[name], kind) for shard in manifest["shards"] for name, kind in kinds.items())
+        if not sound or not isinstance(manifest["kind"], str):
+            raise TypeError("an entry is of another kind")
     except FileNotFoundError:
         raise ValueError(f"{folder}: has no {NAME}. Was the run that writes it finished?") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no manifest ({error!r})") from error
     return manifest
 

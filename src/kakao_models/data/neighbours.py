@@ -119,7 +119,7 @@ def near_embeddings(table: ir.Table, embeddings: str, file: str, above: float) -
 
 @lru_cache(maxsize=4)
 def _near_ids(embeddings: str, file: str, above: float) -> list:
-    theirs, near = _unit(np.load(file) if file.endswith(".npy") else _stacked(file)), []
+    theirs, near = _unit(_evaluated(file)), []
     for ids, rows in _embedded(embeddings):
         if rows.shape[1] != theirs.shape[1]:
             raise ValueError(
@@ -129,6 +129,20 @@ def _near_ids(embeddings: str, file: str, above: float) -> list:
             best = (_unit(rows[start : start + 1024]) @ theirs.T).max(1)
             near += ids[start : start + 1024][best > above].tolist()
     return near
+
+
+def _evaluated(file: str) -> np.ndarray:
+    """(images, width), without the rows of NaN that stand for pictures that couldn't be read.
+
+    With one of them, the largest cosine of any image would be NaN, and no image near.
+    """
+    theirs = np.load(file) if file.endswith(".npy") else _stacked(file)
+    if theirs.ndim != 2 or theirs.dtype.kind not in "fiu":
+        raise ValueError(f"{file}: wanted numbers of shape (images, width), got {theirs.dtype} {theirs.shape}")
+    theirs = theirs[np.isfinite(theirs).all(1)]
+    if not len(theirs):
+        raise ValueError(f"{file}: there are no embeddings")
+    return theirs
 
 
 def _word(text: ir.StringValue, place: int) -> ir.IntegerValue:

@@ -1,5 +1,6 @@
 """Lists of filters: written in YAML or as flags, and those of COYO and ALIGN by name."""
 
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def make_filter(name: str, parameters: dict[str, Any] | None = None) -> Filter:
             raise ValueError(f"filter {name}: min {values['min']} is more than max {values['max']}: no row would pass")
     if needed := [parameter for parameter in ("file", "embeddings", "column") if values.get(parameter) == ""]:
         raise ValueError(f"filter {name}: needs {' and '.join(needed)}, such as {name}:{needed[0]}=...")
+    for parameter in ("top", "bits"):
+        if not isinstance(values.get(parameter, 0), int) or values.get(parameter, 0) < 0:
+            raise ValueError(f"filter {name}: {parameter}: got {values[parameter]!r}, wanted a whole number from 0")
     return Filter(kind, values)
 
 
@@ -69,7 +73,7 @@ def read_recipe(source: str | Path) -> list[Filter]:
         raise ValueError(f"recipe {source}: no such file, and none of {', '.join(RECIPES)}")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: no YAML ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: wanted a list of filters, a line each, such as `- size: {{min: 200}}`")
@@ -80,10 +84,10 @@ def read_recipe(source: str | Path) -> list[Filter]:
         elif isinstance(entry, dict) and len(entry) == 1:
             ((name, parameters),) = entry.items()
             if not isinstance(parameters, dict | None):
-                raise ValueError(f"{path}: entry {number}: wanted {name}: {{parameter: value}}, got {parameters!r}")
+                raise ValueError(f"{path}: entry {number}: wanted {name}: {{parameter: value}}, got {reprlib.repr(parameters)}")
             filters.append(make_filter(name, parameters))
         else:
-            raise ValueError(f"{path}: entry {number} is no filter: {entry!r}")
+            raise ValueError(f"{path}: entry {number} is no filter: {reprlib.repr(entry)}")
     return filters
 
 
@@ -101,8 +105,8 @@ def _checked(what: str, value: Any, default: Any) -> Any:
         good = isinstance(value, str)
     else:  # a number, or none
         good = isinstance(value, (int, float)) and not isinstance(value, bool) or (value is None and default is None)
-        good = good and value == value
+        good = good and (value is None or -(2**63) <= value < 2**63 or abs(value) == float("inf"))
     if not good:
         wanted = {bool: "true or false", tuple: "names of columns", str: "text"}.get(type(default), "a number")
-        raise ValueError(f"{what}: got {value!r}, wanted {wanted}")
+        raise ValueError(f"{what}: got {reprlib.repr(value)}, wanted {wanted}")
     return value

@@ -28,12 +28,15 @@ class Rows:
     """The rows of a source in a fixed order.
 
     Args:
-        source: Parquet, CSV or JSON lines (file, pattern or folder), a folder of images, or WebDataset tars.
+        source: Parquet, CSV or JSON lines (file, pattern or folder), a folder of images, or WebDataset tars. CSV and
+            JSON lines are held in memory.
         columns: read these alone, where they are there; None reads all.
 
     Raises:
-        ValueError: there is nothing, or nothing that is known.
+        ValueError: there is nothing, nothing that is known, or a column twice.
     """
+
+    numbered = False  # whether ids are whole numbers: those of a column, or of the rows; otherwise they are text
 
     def __init__(self, source: str | os.PathLike, columns: Sequence[str] | None = None):
         self.name, self.columns = os.fspath(source), columns
@@ -61,14 +64,21 @@ class Rows:
         if self.files[0].lower().endswith(".parquet"):
             import pyarrow.parquet as pq
 
-            self.counts = [pq.ParquetFile(path).metadata.num_rows for path in self.files]
+            files = [pq.ParquetFile(path) for path in self.files]
+            self.counts, schemas = [file.metadata.num_rows for file in files], [file.schema_arrow for file in files]
+            self._group: tuple = (None, None)  # the last one read, and which it is
         else:
             from kakao_models.data.tables import connect, open_table
 
             connection = connect(threads=1)
             connection.raw_sql("SET preserve_insertion_order = true")
             self._table = [open_table(connection, path).to_pyarrow() for path in self.files]
-            self.counts = [len(table) for table in self._table]
+            self.counts, schemas = map(len, self._table), [table.schema for table in self._table]
+            self.counts = list(self.counts)
+        for schema in schemas:
+            if double := next((name for name in self._wanted(schema.names) if schema.names.count(name) > 1), None):
+                raise ValueError(f"{self.name}: has two columns {double!r}")
+        self.numbered = all(_is_number(schema) for schema in schemas)
 
     def parts(self, size: int) -> list[Part]:
         """All rows in ranges of at most `size`; a range does not reach over the end of a file."""
@@ -94,32 +104,66 @@ class Rows:
             names = self._pictures[part.start : part.stop]
             return [{"id": name, "image": name} for name in names]
         if self._tars is not None:
-            samples = [self._tars.read(part.file, row) for row in range(part.start, part.stop)]
-            return [{"id": s.key, "image": s.image, "text": " ".join(s.captions[:1]) or None} for s in samples]
-        rows = self._read_table(part).to_pylist()
+            return [self._read_sample(part.file, row) for row in range(part.start, part.stop)]
+        rows = _pylist(self._read_table(part))
         first = sum(self.counts[: part.file]) + part.start
-        return rows if rows and "id" in rows[0] else [{"id": first + n, **row} for n, row in enumerate(rows)]
+        if rows and "id" not in rows[0]:
+            return [{"id": first + n, **row} for n, row in enumerate(rows)]
+        if not self.numbered:
+            rows = [row | {"id": None if row["id"] is None else str(row["id"])} for row in rows]
+        return rows
+
+    def _read_sample(self, file: int, row: int) -> dict[str, Any]:
+        try:
+            sample = self._tars.read(file, row)
+        except ValueError:  # a sample without a picture
+            return {"id": f"{Path(self.files[file]).name}:{row}", "image": None}
+        return {"id": sample.key, "image": sample.image, "text": " ".join(sample.captions[:1]) or None}
 
     def _read_table(self, part: Part):
         if self._table is not None:
-            return self._select(self._table[part.file].slice(part.start, part.stop - part.start))
+            table = self._table[part.file].slice(part.start, part.stop - part.start)
+            return table.select(self._wanted(table.column_names))
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         file, begin, tables = pq.ParquetFile(self.files[part.file]), 0, []
-        names = [name for name in file.schema_arrow.names if self.columns is None or name in self.columns]
+        names = self._wanted(file.schema_arrow.names)
         for group in range(file.num_row_groups):
             end = begin + file.metadata.row_group(group).num_rows
             if end > part.start and begin < part.stop:
-                table = file.read_row_group(group, names, use_threads=False)
+                if self._group[0] != (part.file, group):  # as large as its writer liked, often several parts
+                    self._group = (part.file, group), file.read_row_group(group, names, use_threads=False)
+                table = self._group[1]
                 low, high = max(part.start - begin, 0), min(part.stop, end) - begin
                 tables.append(table.slice(low, high - low))
             begin = end
         return pa.concat_tables(tables)
 
-    def _select(self, table):
-        names = [name for name in table.column_names if self.columns is None or name in self.columns]
-        return table.select(names)
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if self.columns is None or name in self.columns]
+
+
+def _is_number(schema) -> bool:
+    import pyarrow as pa
+
+    kind = schema.field("id").type if "id" in schema.names else pa.int64()
+    return pa.types.is_integer(kind) and kind != pa.uint64()
+
+
+def _pylist(table) -> list[dict[str, Any]]:
+    """Rows as dicts; bytes that are no UTF-8 in a column of text, which some writers put there, are replaced."""
+    import pyarrow as pa
+
+    try:
+        return table.to_pylist()
+    except UnicodeDecodeError:
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                raw = table.column(place).cast(pa.large_binary()).to_pylist()
+                text = [None if value is None else value.decode(errors="replace") for value in raw]
+                table = table.set_column(place, field.name, pa.array(text, pa.large_string()))
+        return table.to_pylist()
 
 
 def image_of(row: dict[str, Any], folder: Path) -> Any:

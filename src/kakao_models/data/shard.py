@@ -4,9 +4,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from kakao_models.checkpoint.atomic import unfinished
 from kakao_models.data.images import MAX_PIXELS, ImageError, load_image
 from kakao_models.data.manifest import entry, write_manifest
+from kakao_models.data.workers import processes
 from kakao_models.data.writers import WRITERS, Stored
 from kakao_models.train.shards import Sample, Source
 
@@ -112,8 +111,7 @@ def _each(tasks: list, shared: tuple, workers: int) -> Iterator[tuple]:
         _start(shared)
         yield from map(_write, tasks)
         return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(shared,)) as pool:
+    with processes(workers, _start, shared) as pool:
         yield from pool.map(_write, tasks)
 
 

@@ -12,14 +12,16 @@ from kakao_models.data.coyo import Finding, check_columns, check_ranges, publish
 
 UNIQUE = ("url", "image_phash", "imagehash", "text")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_BINS = 1000  # of columns that are no whole numbers
+_BINS = 1000  # of columns that are no whole numbers, or of too many
+_WHOLE = 100_000  # so many whole numbers are counted one by one
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of one column. `values` and `counts`: whole numbers themselves, otherwise the lower edges of 1000 equal bins."""
+    """Of one column. `values` and `counts`: whole numbers of a range to 100,000 themselves, otherwise the lower edges of
+    1000 equal bins."""
 
-    nulls: int  # NaN counts as null
+    nulls: int  # NaN and infinity count as null
     min: float | None
     max: float | None
     mean: float | None
@@ -27,7 +29,7 @@ class Distribution:
     counts: tuple[int, ...] = ()
 
     def quantile(self, share: float) -> float | None:
-        """The value that `share` of all rows do not exceed: exact for whole numbers, else within 1/1000 of the range."""
+        """The value that `share` of all rows do not exceed: exact for values themselves, else within 1/1000 of the range."""
         if not self.counts:
             return None
         total = np.cumsum(self.counts)
@@ -127,13 +129,13 @@ def _value(table: ir.Table, name: str) -> ir.Value:
     column = table[name]
     if not column.type().is_floating():
         return column
-    return ibis.ifelse(column.isnan(), ibis.null("float64"), column)
+    return ibis.ifelse(column.isnan() | column.isinf(), ibis.null("float64"), column)
 
 
 def _counts(table: ir.Table, name: str, low: float, high: float) -> tuple[tuple, tuple]:
     """Values and how often they are there, in order."""
     column = _value(table, name)
-    if column.type().is_integer() or high == low:
+    if high == low or (column.type().is_integer() and high - low <= _WHOLE):
         key, edges = column, None
     else:
         step = (high - low) / _BINS
@@ -160,7 +162,8 @@ def draw(stats: Stats):
         within = [(value, count) for value, count in zip(column.values, column.counts) if value <= end]
         values, counts = zip(*within)
         axes.hist(values, bins=min(60, max(1, len(values))), weights=counts, color="#3b6ea5")
-        axes.set_title(f"{name} (up to the 99th percentile)" if end < column.max else name, fontsize=9)
+        said = name[:60].replace("$", r"\$")  # otherwise a formula
+        axes.set_title(f"{said} (up to the 99th percentile)" if end < column.max else said, fontsize=9)
         axes.tick_params(labelsize=7)
     how = "all rows" if stats.sampled is None else f"a sample of {stats.sampled:.2%}"
     figure.suptitle(f"{stats.rows:,} rows, {how}")

@@ -1,9 +1,11 @@
 """Tables of any size: Parquet, CSV, JSON lines or a data set of the Hub, as Ibis expressions on DuckDB or Spark."""
 
+import contextlib
 import csv
 import glob
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 
+from kakao_models.checkpoint.atomic import flush, workplace
 from kakao_models.data.coyo import TYPES
 
 BACKENDS = ("duckdb", "pyspark")
@@ -31,6 +34,8 @@ def connect(
         spill: folder for what DuckDB moves out of memory.
     """
     if backend == "duckdb":
+        if spill:
+            spill.mkdir(parents=True, exist_ok=True)
         options = {"memory_limit": memory_limit, "threads": threads, "temp_directory": spill and str(spill)}
         connection = ibis.duckdb.connect(**{name: value for name, value in options.items() if value})
         connection.raw_sql("SET preserve_insertion_order = false")  # otherwise whole row groups wait in memory
@@ -96,6 +101,8 @@ def open_table(connection, source: str | os.PathLike) -> ir.Table:
 def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
     """The table of files of one kind, with the types they say; columns of CSV files are text."""
     paths = [os.fspath(path) for path in paths]
+    if connection.name == "duckdb":
+        paths = [glob.escape(path) for path in paths]  # it takes the names of files for patterns
     kind = _KINDS[Path(paths[0]).suffix.lower()]
     separator = "\t" if paths[0].lower().endswith(".tsv") else ","
     if connection.name == "duckdb":
@@ -139,15 +146,40 @@ def write_parquet(table: ir.Table, folder: Path) -> int:
 
 
 @contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
-    """A folder for what a run needs only itself; what a killed run left there is cleared first."""
-    folder = beside.absolute().with_name(f".{beside.name}.scratch")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def new_folder(output: Path | None, connection, spill: Path | None = None) -> Iterator[Path]:
+    """A folder to work in, whose `done`, if the block makes one, becomes `output`; nothing else of it stays.
+
+    What DuckDB moves out of memory goes there too, unless `spill` says where. Without an `output`, the folder is in
+    `spill` or where temporary files are.
+
+    Raises:
+        FileExistsError: `output` is there, or another process works on it.
+    """
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="kakao-models-", dir=spill) as folder:
+            yield _spilling(connection, Path(folder), spill)
+        return
+    output = output.absolute()
+    with workplace(output, output) as folder:
+        if output.exists():
+            raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+        yield _spilling(connection, folder, spill)
+        if (folder / "done").exists():
+            for path in (folder / "done").iterdir():
+                flush(path)
+            for path in folder.iterdir():  # first: a run that is killed here leaves gigabytes
+                if path.name != "done" and path.is_dir():
+                    shutil.rmtree(path)
+            (folder / "done").rename(output)
+
+
+def _spilling(connection, folder: Path, spill: Path | None) -> Path:
+    if connection.name == "duckdb" and spill is None:
+        import duckdb
+
+        with contextlib.suppress(duckdb.Error):  # it has begun to spill already, elsewhere
+            connection.raw_sql(f"SET temp_directory = '{str(folder / 'spill').replace(chr(39), 2 * chr(39))}'")
+    return folder
 
 
 def require(table: ir.Table, columns: Sequence[str], what: str) -> None:
