@@ -173,6 +173,7 @@ def main() -> None:
                 what = f"{name}, {'training step' if training else 'inference'}, {kind}"
                 rows.append([what, compiling["theirs"], compiling["ours"], options.batch / theirs])
                 rows[-1] += [options.batch / ours, theirs / ours]
+                print(*rows[-1], file=sys.stderr, flush=True)
         for worker in workers.values():
             worker.stdin.close()
             worker.wait()
