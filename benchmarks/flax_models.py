@@ -45,7 +45,7 @@ def main() -> None:
     ours_run = jax.jit(lambda state, x: nnx.merge(graph, state)(x).pooler_output)
     theirs_run = jax.jit(lambda weights, fixed, x: theirs.stateless_call(weights, fixed, x, training=False)[0])
     rows = []
-    for batch in (1, options.batch):
+    for batch in dict.fromkeys((1, options.batch)):
         pixels = np.random.default_rng(0).standard_normal((batch, 3, side, side)).astype(np.float32)
         nchw, nhwc = jnp.asarray(pixels), jnp.asarray(pixels.transpose(0, 2, 3, 1))
         candidates = {
