@@ -163,6 +163,15 @@ def test_batch_norm_groups(batch, graph):
     assert error(norm.moving_variance.numpy(), 0.99 + 0.01 * np.mean(variances, 0)) <= 1e-15
 
 
+def test_a_frozen_batch_norm_keeps_its_averages():
+    norm = modeling_tf.TFAlignBatchNorm(5, tiny.align_config().vision_config)
+    norm.trainable = False
+    x = np.random.default_rng(0).normal(1, 2, (16, 3, 4, 5)).astype(np.float32)
+    assert error(norm(x, training=True), norm(x).numpy()) == 0 and not np.any(norm.moving_mean)
+    norm.trainable = True
+    assert error(norm(x, training=True), norm(x).numpy()) > 0.1 and np.all(norm.moving_mean)
+
+
 def small_config(**kwargs) -> AlignConfig:
     """As `tiny.align_config`, with three blocks."""
     whole = tiny.align_config()
