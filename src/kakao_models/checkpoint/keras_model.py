@@ -98,11 +98,21 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         """`model(pixels)`, `model(pixel_values=pixels)` or, as `fit` and Keras' functional models give inputs, a mapping of
         arguments: `model({"pixel_values": pixels}, training=True)`.
         """
-        if args and isinstance(args[0], Mapping):
-            if len(args) > 1:
-                raise TypeError(f"{type(self).__name__}: what follows a mapping of arguments goes by name")
-            return super().__call__(**args[0], **kwargs)
+        args, kwargs = self._by_name(args, kwargs)
         return super().__call__(*args, **kwargs)
+
+    def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
+        args, kwargs = self._by_name(args, kwargs)  # Keras on JAX goes from here to `call`
+        return super().stateless_call(trainable_variables, non_trainable_variables, *args, **kwargs)
+
+    def _by_name(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if not args or not isinstance(args[0], Mapping):
+            return args, kwargs
+        if len(args) > 1:
+            raise TypeError(f"{type(self).__name__}: what follows a mapping of arguments goes by name")
+        if twice := args[0].keys() & kwargs.keys():
+            raise TypeError(f"{type(self).__name__}: {sorted(twice)[0]} is in the mapping of arguments and beside it")
+        return (), {**args[0], **kwargs}
 
     @classmethod
     def _build(cls, config, dtype: str | None, **options):
