@@ -1,5 +1,7 @@
 """Two replicas on one processor, for tests of tf.distribute: import this before TensorFlow starts its devices."""
 
+from functools import cache
+
 import tensorflow as tf
 
 tf.config.set_logical_device_configuration(
@@ -7,5 +9,6 @@ tf.config.set_logical_device_configuration(
 )
 
 
+@cache  # a second strategy would count its collective operations from the same number, which TensorFlow refuses
 def mirrored() -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
