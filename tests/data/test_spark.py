@@ -132,7 +132,9 @@ def test_statistics_labels_joins_and_texts(spark, duckdb, tmp_path):
     texts.to_json(tmp_path / "t.jsonl", orient="records", lines=True, force_ascii=False)
     for kind in ("parquet", "jsonl"):
         for name, backend in (("spark", spark), ("duckdb", duckdb)):
-            table = join_columns(open_table(backend, tmp_path / f"t.{kind}"), open_table(backend, tmp_path / "s.parquet"))
+            table = join_columns(
+                open_table(backend, tmp_path / f"t.{kind}"), open_table(backend, tmp_path / "s.parquet")
+            )
             filters = parse_flags(("align-score:min=0.05", "dedup:columns=text"))
             curate(backend, table, filters, tmp_path / f"{kind}-{name}", copy=True)
         assert rows_of(tmp_path / f"{kind}-spark") == rows_of(tmp_path / f"{kind}-duckdb")

@@ -58,7 +58,11 @@ def whole(run: Callable[[], object]) -> None:
 
 def killed(run: Callable[[], object], draw: random.Random, longest: float) -> bool:
     """Whether a run was killed before it was through."""
-    when, place, seconds = draw.choice(("time", "time", "before", "after")), draw.randrange(1, 8), draw.uniform(0, longest)
+    when, place, seconds = (
+        draw.choice(("time", "time", "before", "after")),
+        draw.randrange(1, 8),
+        draw.uniform(0, longest),
+    )
 
     def dying() -> None:
         if when != "time":
@@ -209,7 +213,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, hostile_server(delay=0.01) as server:
             work = {"download": lambda: Downloads(Path(folder), server), "shard": lambda: Shards(Path(folder))}
             finished = trial(work.get(what, lambda: Filters(Path(folder)))(), int(kills), int(seed))
-        print(f"{what}: {kills} kills over {finished} folders, each as one run writes it; {time.monotonic() - start:.0f} s")
+        print(
+            f"{what}: {kills} kills over {finished} folders, each as one run writes it; {time.monotonic() - start:.0f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from kakao_models.evaluate.options import BatchSize, Device, Framework, Model, Revision
 
+
 class _Group(TyperGroup):
     """The group of commands; what its engines raise about data or options becomes one message."""
 

@@ -270,9 +270,7 @@ def _write(journal: Journal, records: list[dict], name: Path, numbered: bool) ->
         writer = TarWriter(temporary)
         for row, record in enumerate(records):
             found, data = journal.get(row)
-            facts.append(
-                {"row": row, "key": f"{name.name}{row:06d}", "id": record["id"], "url": _url(record), **found}
-            )
+            facts.append({"row": row, "key": f"{name.name}{row:06d}", "id": record["id"], "url": _url(record), **found})
             if found["status"] == "success":
                 captions = (str(record["text"]),) if record.get("text") else ()
                 said = {"id": record["id"], "url": _url(record), "sha256": found["sha256"]}

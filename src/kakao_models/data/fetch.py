@@ -70,7 +70,9 @@ def is_public(address: str) -> bool:
     elif ip.version == 6 and ip.sixtofour:
         ip = ip.sixtofour
     special = ip.is_multicast or ip.is_reserved or (ip.version == 6 and ip.is_site_local)
-    return ip.is_global and not special and not any(ip in network for network in _SPECIAL if network.version == ip.version)
+    return (
+        ip.is_global and not special and not any(ip in network for network in _SPECIAL if network.version == ip.version)
+    )
 
 
 @functools.cache

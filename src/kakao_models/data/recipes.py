@@ -84,7 +84,9 @@ def read_recipe(source: str | Path) -> list[Filter]:
         elif isinstance(entry, dict) and len(entry) == 1:
             ((name, parameters),) = entry.items()
             if not isinstance(parameters, dict | None):
-                raise ValueError(f"{path}: entry {number}: wanted {name}: {{parameter: value}}, got {reprlib.repr(parameters)}")
+                raise ValueError(
+                    f"{path}: entry {number}: wanted {name}: {{parameter: value}}, got {reprlib.repr(parameters)}"
+                )
             filters.append(make_filter(name, parameters))
         else:
             raise ValueError(f"{path}: entry {number} is no filter: {reprlib.repr(entry)}")

@@ -138,7 +138,11 @@ def write_parquet(table: ir.Table, folder: Path) -> int:
 
     if table.get_backend().name == "duckdb":
         folder.mkdir(parents=True)
-        options = {"compression": "zstd", "compression_level": 1, "row_group_size": 131_072}  # 3: slower, hardly smaller
+        options = {
+            "compression": "zstd",
+            "compression_level": 1,
+            "row_group_size": 131_072,
+        }  # 3: slower, hardly smaller
         table.to_parquet(folder / "part-00000.parquet", **options)
     else:
         table.to_parquet(folder, compression="zstd")
