@@ -21,8 +21,8 @@ pytestmark = [
 ]
 
 COYO, ALIGN = (
-    ("size:min=150", "aspect:max=4", "nsfw:max=0.59", "length:min=2,max=5000", "words:min=1", "text-frequency:max=50", "dedup"),
-    ("size:min=100,strict=true", "aspect:max=4,strict=true", "texts-per-image:max=12", "images-per-text:max=15",
+    ("size:min=100", "aspect:max=4", "nsfw:max=0.59", "length:min=2,max=5000", "words:min=1,max=8", "text-frequency:max=15", "dedup"),
+    ("size:min=100,strict=true", "aspect:max=4,strict=true", "texts-per-image:max=12", "images-per-text:max=9",
      "rare-tokens:top=120", "unigrams:min=1,max=6"),
 )  # fmt: skip
 FLAGS = (
@@ -71,6 +71,13 @@ def both(spark, duckdb, source, filters, folder):
     return accounts[0]
 
 
+def test_a_few_filters(spark, duckdb, tmp_path):
+    source = write_table(random_table(5, 300), tmp_path / "t.parquet")
+    account = both(spark, duckdb, source, parse_flags(("size:min=100", "text-frequency:max=9", "dedup")), tmp_path)
+    assert all(step.dropped for step in account.steps) and account.kept > 5
+
+
+@pytest.mark.slow
 def test_the_recipes(spark, duckdb, tmp_path):
     frame = random_table(5, 800)
     source = write_table(frame, tmp_path / "t.parquet")

@@ -20,7 +20,7 @@ from kakao_models.data.deadlinks import failure_kind
 from kakao_models.data.fetch import FetchError, fetch
 from kakao_models.data.images import ImageError
 from kakao_models.data.journal import Journal
-from kakao_models.data.manifest import alone, begin, entry, replacing, write_json, write_manifest
+from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, replacing, write_json, write_manifest
 from kakao_models.data.rows import Part, Rows
 from kakao_models.data.shard import Options, stored
 from kakao_models.data.workers import processes
@@ -116,10 +116,12 @@ def download(
     mine = [part for part in parts if part.number % world_size == rank]
     tried = 0
     with alone(output, rank):
+        clear(output, range(rank, len(parts), world_size))
         for part, count in _each(mine, (rows, output, options), workers):
             tried += count
             advance(part.stop - part.start)
-    return _summarize(output, parts, tried)
+    with cleared(output, NAME):
+        return _summarize(output, parts, tried)
 
 
 def _each(parts: list[Part], shared: tuple, workers: int) -> Iterator[tuple[Part, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kakao_models.data.manifest import NAME, alone, begin, cleared, entry, replacing, write_manifest
+from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, replacing, write_manifest
 from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
 from kakao_models.inference.embedder import l2_normalize
 
@@ -80,11 +80,10 @@ def embed_table(
     plan = {**asdict(settings), "model": model, "rows": sum(rows.counts), "source": rows.fingerprint()}
     begin(output, plan)
     with alone(output, rank):
+        clear(output, range(rank, len(parts), world_size))
         for part in parts:
             path = output / f"{part.number:05d}.parquet"
             if part.number % world_size == rank and not path.exists():
-                for old in output.glob(f".{path.name}.*.tmp"):
-                    old.unlink(missing_ok=True)
                 embedder = embedder() if callable(embedder) else embedder
                 ranges = range(part.start, part.stop, _AT_ONCE)
                 pieces = [

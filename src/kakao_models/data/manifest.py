@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,6 +94,14 @@ def cleared(output: Path, name: str) -> Iterator[None]:
         for old in output.glob(f".{name}.*.tmp"):
             old.unlink()
         yield
+
+
+def clear(output: Path, numbers: Container[int]) -> None:
+    """Removes what killed runs left of files named after shards with these numbers."""
+    for old in output.glob(".*.tmp"):
+        digits = re.match(r"\.(\d+)", old.name)
+        if digits and int(digits[1]) in numbers:
+            old.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
