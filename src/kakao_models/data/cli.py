@@ -24,7 +24,8 @@ class _Group(TyperGroup):
                 raise KeyboardInterrupt from error
             if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
                 raise
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+            said = str(error).split("\n\nLINE ")[0].split("\n\nJVM stacktrace")[0]  # what follows is our own query
+            raise ValueError(f"{type(error).__name__}: {said}") from error
 
 
 app = typer.Typer(
@@ -88,7 +89,8 @@ def preview(
 
     found, types = first_rows(source, rows, split)
     if as_json:
-        print(json.dumps({"rows": found, "findings": list(map(str, findings(types)))}, default=str, indent=1))
+        told = [{name: None if value != value else value for name, value in row.items()} for row in found]  # NaN is no JSON
+        print(json.dumps({"rows": told, "findings": list(map(str, findings(types)))}, default=str, indent=1))
     else:
         print_table(found, columns.split(",") if columns else None)
         for finding in findings(types):

@@ -53,6 +53,16 @@ def digest(table: ir.Table, *values: ir.Value, bits: int = 64) -> ir.IntegerValu
     return ibis.ifelse(known, number, ibis.null(kind))
 
 
+@ibis.udf.scalar.builtin(name="monotonically_increasing_id")
+def _number_of_spark() -> dt.int64: ...
+
+
+def numbered(table: ir.Table, name: str) -> ir.Table:
+    """The table with a column of whole numbers, each once; for `hold`: another run of the expression may number otherwise."""
+    spark = table.get_backend().name == "pyspark"  # where a window without groups is the work of one machine
+    return table.mutate(**{name: _number_of_spark() if spark else ibis.row_number()})
+
+
 def frequent_keys(table: ir.Table, key: ir.Value, most: int, context: Context) -> tuple[ir.Value, ir.Table]:
     """What to compare, and a table (key, rows) of those of more than `most` rows."""
     if context.digest_bits is not None:
@@ -104,11 +114,11 @@ def words_of(text: ir.StringValue) -> ir.ArrayValue:
     return spaced.split(" ").filter(lambda word: word != "")
 
 
-def tokens_of(texts: ir.Table) -> ir.Table:
-    """(text, token): a row for each word, and for each pair of words that follow one another."""
-    split = texts.filter(texts.text.notnull()).select("text", words=words_of(texts.text))
-    single = split.select("text", token=split.words.unnest())
+def tokens_of(texts: ir.Table, *others: str) -> ir.Table:
+    """(token, others): a row for each word, and for each pair of words that follow one another."""
+    split = texts.filter(texts.text.notnull()).select(*others, words=words_of(texts.text))
+    single = split.select(*others, token=split.words.unnest())
     several = split.filter(split.words.length() > 1)
     words = several.words
     pairs = ibis.range(0, words.length() - 1).map(lambda i: words[i].concat(" ", words[i + 1]))
-    return single.union(several.select("text", token=pairs.unnest()))
+    return single.union(several.select(*others, token=pairs.unnest()))

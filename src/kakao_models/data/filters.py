@@ -13,7 +13,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-from kakao_models.data.counting import Context, digest, drop_keys, frequent_keys, shared_keys, tokens_of, words_of
+from kakao_models.data.counting import Context, digest, drop_keys, frequent_keys, numbered, shared_keys, tokens_of, words_of
 from kakao_models.data.neighbours import near_embeddings, near_hashes
 from kakao_models.data.tables import fresh, require, without
 
@@ -181,9 +181,10 @@ def _rare_tokens(table, context, top):
     require(table, ("text",), "rare-tokens")
     counts = tokens_of(context.raw.select("text")).group_by("token").agg(rows=ibis._.count())
     common = counts.order_by([ibis.desc("rows"), ibis.asc("token")]).limit(top).select("token")
-    tokens = tokens_of(table.select("text").filter(ibis._.text.notnull()).distinct())
-    rare = tokens.anti_join(context.hold(common), "token").select(key="text").distinct()
-    return without(table, table.text, context.hold(rare)), None
+    texts = context.hold(numbered(table.select("text").filter(ibis._.text.notnull()).distinct(), "number"))
+    tokens = tokens_of(texts, "number")  # with its text, each token of a long text would be as large as that
+    rare = context.hold(tokens.anti_join(context.hold(common), "token").select("number").distinct())
+    return without(table, table.text, context.hold(texts.semi_join(rare, "number").select(key="text"))), None
 
 
 @_filter("eval-hashes", is_global=True, file="", bits=3, image="")
