@@ -34,13 +34,14 @@ EXTRAS = {
         "pyarrow>=18",
         "scipy>=1.14",
     ],
+    "spark": ["pyspark>=4.3"],  # data --backend pyspark; beside data, and Java 17
     "search": ["pymilvus>=2.5", "milvus-lite>=3.2"],
     "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "pyyaml>=6"],
     "demo": ["gradio>=6.7"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0"],
     "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "pyarrow>=18", "scipy>=1.14", "h5py>=3.11", "msgpack>=1.1"],
 }
-EXTRAS["all"] = sorted({requirement for name in EXTRAS if name != "test" for requirement in EXTRAS[name]})
+EXTRAS["all"] = sorted({requirement for name in EXTRAS if name not in ("test", "spark") for requirement in EXTRAS[name]})
 
 setup(
     name="kakao-models",
