@@ -107,6 +107,17 @@ def load_image(
         raise ImageError(name, _reason(error)) from error
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture's file as it is looked at, by its header.
+
+    Raises:
+        ImageError: it is no picture.
+    """
+    with _opened(data, 0, 0, False) as picture:
+        width, height = picture.size
+        return (height, width) if _orientation(picture) >= 5 else (width, height)
+
+
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """All pictures under a folder, by suffix, sorted; hidden files and folders are left out."""
     folder = Path(folder)

@@ -60,6 +60,15 @@ class Rows:
             raise ValueError(f"{source}: there are no rows")
         self.folder = path if self._pictures else Path(self.files[0]).parent
 
+    @property
+    def pictures(self) -> bool:
+        """Whether the source is a folder of images."""
+        return self._pictures is not None
+
+    @property
+    def tars(self) -> bool:
+        return self._tars is not None
+
     def _open_table(self) -> None:
         if self.files[0].lower().endswith(".parquet"):
             import pyarrow.parquet as pq
@@ -102,7 +111,7 @@ class Rows:
         """The rows of a part; each has an `id`: the column of this name, the name of a file or sample, or its number."""
         if self._pictures is not None:
             names = self._pictures[part.start : part.stop]
-            return [{"id": name, "image": name} for name in names]
+            return [{"id": name, "image": name, "text": self._caption(name)} for name in names]
         if self._tars is not None:
             return [self._read_sample(part.file, row) for row in range(part.start, part.stop)]
         rows = _pylist(self._read_table(part))
@@ -118,7 +127,16 @@ class Rows:
             sample = self._tars.read(file, row)
         except ValueError:  # a sample without a picture
             return {"id": f"{Path(self.files[file]).name}:{row}", "image": None}
-        return {"id": sample.key, "image": sample.image, "text": " ".join(sample.captions[:1]) or None}
+        facts = self._tars.facts(file, row) if self.columns is None else {}
+        own = {"__key__": sample.key, "image": sample.image, "text": " ".join(sample.captions[:1]) or None}
+        return {"id": sample.key, **facts, **own}
+
+    def _caption(self, name: str) -> str | None:
+        """The first line of the .txt file beside a picture."""
+        path = Path(self.name, name).with_suffix(".txt")
+        if not path.is_file():
+            return None
+        return next(filter(None, map(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n"))), None)
 
     def _read_table(self, part: Part):
         if self._table is not None:

@@ -47,7 +47,8 @@ class CachedEmbedder:
     def fingerprint(self) -> str:
         """SHA-256 of the model, its preprocessing and what runs it."""
         if self._fingerprint is None:
-            self._fingerprint = hashlib.sha256(_described(self.embedder).encode()).hexdigest()
+            facts = json.dumps(described(self.embedder), sort_keys=True, default=str)
+            self._fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         return self._fingerprint
 
     @property
@@ -170,10 +171,10 @@ def _content(source: Any) -> bytes:
     return f"array {array.dtype} {array.shape}".encode() + hashlib.sha256(array.tobytes()).digest()
 
 
-def _described(embedder: Embedder) -> str:
-    """All that decides about an embedding, as text."""
+def described(embedder: Embedder) -> dict[str, Any]:
+    """All that decides about an embedding: weights and vocabulary by their SHA-256, the rest as it is."""
     processor, tokenizer = embedder.image_processor, embedder.tokenizer
-    facts = {
+    return {
         "package": kakao_models.__version__,
         "engine": type(embedder.engine).__name__,
         "weights": _weights(embedder),
@@ -183,7 +184,6 @@ def _described(embedder: Embedder) -> str:
         "tokenizer": None if tokenizer is None else _vocabulary(tokenizer),
         "tokens": None if tokenizer is None else embedder.max_tokens,
     }
-    return json.dumps(facts, sort_keys=True, default=str)
 
 
 def _vocabulary(tokenizer) -> str:

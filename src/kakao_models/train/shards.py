@@ -145,16 +145,29 @@ class TarShards(_Shards):
         return samples
 
     def read(self, shard: int, row: int) -> Sample:
-        index = self._index(shard)
-        if row >= len(index):
-            raise ValueError(f"{self.paths[shard]}: has {len(index)} samples, its _stats.json says more")
-        key, parts = index[row]
-        data = {kind: os.pread(self._file(shard), size, offset) for kind, (offset, size) in parts.items()}
+        key, data = self._parts(shard, row)
         record = json.loads(data.pop("json")) if "json" in data else {}
         record = {name: record[name] for name in ("captions", "caption", "label", "labels") if record.get(name)}
         if "cls" in data:
             record["labels"] = [int(number) for number in data.pop("cls").decode().replace(",", " ").split()]
         return as_sample(record | data, f"{self.paths[shard].name}:{key}")
+
+    def facts(self, shard: int, row: int) -> dict[str, Any]:
+        """What a sample's .json says."""
+        record = json.loads(self._parts(shard, row, ("json",))[1].get("json", "{}"))
+        return record if isinstance(record, dict) else {}
+
+    def _parts(self, shard: int, row: int, kinds: Sequence[str] | None = None) -> tuple[str, dict[str, bytes]]:
+        index = self._index(shard)
+        if row >= len(index):
+            raise ValueError(f"{self.paths[shard]}: has {len(index)} samples, its _stats.json says more")
+        key, parts = index[row]
+        file = self._file(shard)
+        return key, {
+            kind: os.pread(file, size, offset)
+            for kind, (offset, size) in parts.items()
+            if kinds is None or kind in kinds
+        }
 
 
 class TFRecordShards(_Shards):

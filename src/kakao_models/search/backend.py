@@ -1,0 +1,169 @@
+"""Opening Milvus: a file of Milvus Lite or a server, by the same address."""
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+WAITS = (0.5, 1, 2, 4, 8)  # seconds between attempts to reach a server
+_ATTEMPT = 5.0  # seconds for an attempt
+_SQLITE = b"SQLite format 3\0"  # how a file of Milvus Lite 2 begins
+_opened: Counter[str] = Counter()  # path of a local database → how often this process has it open
+_lock = threading.Lock()
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri and not uri.startswith("unix:")
+
+
+def connect(uri: str, token: str | None = None, *, create: bool = False, waits=WAITS):
+    """A `MilvusClient`.
+
+    Args:
+        uri: NAME.db, a database of Milvus Lite in that folder, or a server's address such as http://host:19530.
+        create: make a local database that is not there.
+
+    Raises:
+        ImportError: pymilvus or milvus-lite is missing.
+        FileNotFoundError: a local database that is not there.
+        ValueError: the name is of neither kind, or what is there is no database of Milvus Lite 3.2 or newer.
+        BlockingIOError: another process has it open.
+        ConnectionError: no server answers.
+    """
+    try:
+        import pymilvus  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError("search needs pymilvus: pip install 'kakao-models[search]'") from error
+    for name in ("pymilvus", "milvus_lite"):  # they print tracebacks of errors that are raised, and explained, as well
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if is_local(uri):
+        return _local(uri, create)
+    return _remote(uri, token or "", waits)
+
+
+def disconnect(uri: str, client) -> None:
+    """Closes a client; the last one of a local database writes what is in memory and lets go of the database."""
+    client.close()
+    if is_local(uri):
+        from milvus_lite.server_manager import server_manager_instance
+
+        path = os.path.abspath(uri)
+        with _lock:
+            _opened[path] -= 1
+            if _opened[path] <= 0:
+                server_manager_instance.release_server(path)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Errors of Milvus as ValueError, or ConnectionError where the server is gone, that say what was being done."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        message = f"{what}: Milvus says: {error.message or error}"
+        if _is_gone(error):
+            raise ConnectionError(f"{message}. Is the server still there? The same command goes on") from error
+        raise ValueError(message) from error
+
+
+def clear_unfinished(uri: str, collection: str) -> None:
+    """Removes what a killed process left of a collection it was about to create in a local database."""
+    folder = Path(uri, "collections", collection)
+    if is_local(uri) and folder.is_dir() and not (folder / "schema.json").exists():
+        shutil.rmtree(folder)
+
+
+def _local(uri: str, create: bool):
+    path = Path(uri)
+    if path.suffix != ".db":
+        raise ValueError(f"{uri}: wanted a name that ends in .db, or a server's address such as http://localhost:19530")
+    _check_format(path)
+    if not path.exists() and not create:
+        raise FileNotFoundError(f"{uri}: there is no index. Make one: kakao-models index build FOLDER --to {uri}")
+    try:
+        import milvus_lite  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{uri}: a local index needs milvus-lite: pip install 'kakao-models[search]'") from error
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _lock:
+            client = MilvusClient(uri)
+            _opened[os.path.abspath(uri)] += 1
+    except MilvusException as error:
+        if _is_locked(path):
+            raise BlockingIOError(
+                f"{uri}: another process has this index open, and Milvus Lite allows one at a time. Wait for it or end "
+                "it; for several at once, use a Milvus server (--to http://host:19530)"
+            ) from error
+        raise OSError(
+            f"{uri} can't be opened ({error.message}). May this user write there, and is the disk full?"
+        ) from (error)
+    return client
+
+
+def _check_format(path: Path) -> None:
+    if path.is_file():
+        with open(path, "rb") as file:
+            old = file.read(len(_SQLITE)) == _SQLITE
+        if old:
+            raise ValueError(
+                f"{path}: is a database of Milvus Lite 2, and since 3 it has another format. Its embeddings can be "
+                f"taken over without the model: kakao-models index rebuild {path} --to NEW.db"
+            )
+        raise ValueError(f"{path}: is a file, and no index: wanted the folder that kakao-models index build makes")
+    if path.is_dir() and any(path.iterdir()) and not (path / "collections").is_dir():
+        raise ValueError(f"{path}: is a folder of something else. Name another one")
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        import fcntl
+
+        with open(path / "LOCK", "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _remote(uri: str, token: str, waits):
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    for wait in (*waits, None):
+        try:
+            return MilvusClient(uri, token=token, timeout=_ATTEMPT)
+        except MilvusException as error:
+            if wait is None or not _is_gone(error):
+                reason = error.message
+                break
+        time.sleep(wait)
+    if wait is None:
+        raise ConnectionError(
+            f"{uri}: no Milvus server answers, after {len(waits) + 1} attempts in {sum(waits):g} seconds and more "
+            f"({reason}). Is it running, and is the address right?"
+        )
+    raise ValueError(f"{uri}: Milvus refuses: {reason}. Are address and token right?")
+
+
+def _is_gone(error) -> bool:
+    """Whether trying again may help."""
+    words = f"{error.code} {error.message} {error.__cause__}".lower()
+    return any(
+        word in words for word in ("unavailable", "fail connecting", "timeout", "deadline", "connection refused")
+    )

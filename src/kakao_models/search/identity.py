@@ -1,0 +1,91 @@
+"""Which model and preprocessing an index is of, and whether an embedder goes with it."""
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from kakao_models.evaluate.cache import described
+from kakao_models.inference.embedder import Embedder, l2_normalize
+
+# Least cosine of two programs' embeddings of one picture by the same weights; in float32 they differ by 1e-6.
+SAME = 0.999
+_SIDE = 64
+
+
+def identity(embedder: Embedder) -> dict[str, Any]:
+    """What is stored in an index: the model's name, the SHA-256 of its weights, its preprocessing, and its embeddings of
+    one picture and one text, by which another program that runs the same model is recognised."""
+    facts = described(embedder)
+    return {
+        "model": embedder.name,
+        "dim": embedder.dim,
+        "weights": facts["weights"],
+        "engine": f"{facts['engine']} {facts['package']}",
+        "preprocessing": facts["image processor"],
+        "tokenizer": facts["tokenizer"],
+        "tokens": facts["tokens"],
+        "probe": base64.b64encode(_probe(embedder).astype("<f2").tobytes()).decode(),
+    }
+
+
+def check_identity(where: str, stored: dict[str, Any], embedder: Embedder) -> None:
+    """Nothing, if embeddings of `embedder` may be compared with those of an index.
+
+    The same weights run by the same program are known by their hash. Those that another program or precision runs
+    (PyTorch, Keras, Flax, another release of this package) are known by what they make of one picture and one text.
+
+    Raises:
+        ValueError: of another model or preprocessing; what differs is named.
+    """
+    other = f"{where} holds embeddings of {stored.get('model')} ({str(stored.get('weights'))[:12]})"
+    hint = "Search with the model that built it, or build another index"
+    if stored.get("dim") != embedder.dim:
+        raise ValueError(f"{other} of width {stored.get('dim')}, {embedder.name} makes {embedder.dim}. {hint}")
+    facts = described(embedder)
+    ours = f"{embedder.name} ({facts['weights'][:12]})"
+    if differences := _differences(stored, facts):
+        raise ValueError(f"{other}, made with another preprocessing than that of {ours}: {differences}. {hint}")
+    if stored["weights"] == facts["weights"]:
+        return
+    if (likeness := _likeness(stored, embedder)) < SAME:
+        raise ValueError(f"{other}, not of {ours}: of one picture and text their cosine is {likeness:.4f}. {hint}")
+
+
+def _differences(stored: dict[str, Any], facts: dict[str, Any]) -> str:
+    (kind, before), (our_kind, now) = stored["preprocessing"], facts["image processor"]
+    found = [] if kind == our_kind else [f"image processor was {kind}, is {our_kind}"]
+    found += [
+        f"{name} was {before[name]!r}, is {now[name]!r}"
+        for name in sorted(set(before) & set(now))  # a name that another release adds has a default
+        if _plain(before[name]) != _plain(now[name])
+    ]
+    found += [f"{name} is another" for name in ("tokenizer", "tokens") if stored[name] != facts[name]]
+    return "; ".join(found)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _probe(embedder: Embedder) -> np.ndarray:
+    """Unit embeddings (1 or 2, D) of one picture and, if the model reads texts, one text."""
+    x = np.linspace(0, 1, _SIDE)
+    waves = [np.outer(np.sin(3 * x + color), np.cos(5 * x + 2 * color)) for color in range(3)]
+    pixels = (127.5 + 127 * np.stack(waves, -1)).astype(np.uint8)
+    rows = [embedder.images([pixels], on_error="raise", progress=False)]
+    if embedder.tokenizer is not None:
+        rows.append(embedder.texts(["a red ball beside a blue box"], progress=False))
+    return l2_normalize(np.concatenate(rows))
+
+
+def _likeness(stored: dict[str, Any], embedder: Embedder) -> float:
+    """The smaller one of the cosines of picture and text."""
+    before = np.frombuffer(base64.b64decode(stored["probe"]), "<f2").astype(np.float32).reshape(-1, embedder.dim)
+    now = _probe(embedder)
+    return float((l2_normalize(before) * now).sum(-1).min()) if len(before) == len(now) else 0.0

@@ -1,0 +1,422 @@
+"""`SearchIndex`: embeddings and what is known about each, in a Milvus database.
+
+Axes: N rows  Q queries  D width of an embedding
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.search import backend
+from kakao_models.search.identity import check_identity, identity
+from kakao_models.search.sources import FIELDS, OWN, metadata_digest
+
+DEFAULT_URI = "./kakao.db"
+COLLECTION = "images"
+KEY = "kakao_models"  # the property of a collection that says what it is of
+METRICS = ("COSINE", "IP", "L2")
+CONSISTENCY = ("Strong", "Bounded", "Session", "Eventually")
+INSERT = 512  # rows of an insertion
+_PAGE = 1000  # rows of a page of all rows
+_MOST = 16_384  # hits that Milvus gives at most
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that was found.
+
+    score: cosine similarity, in -1..1.
+    path: of the image: a file, an address, or CONTAINER::NAME of one in a tar or table.
+    metadata: the further columns.
+    """
+
+    id: str
+    score: float
+    path: str = ""
+    caption: str = ""
+    width: int = 0
+    height: int = 0
+    bytes: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("id", "score", *FIELDS)} | {"metadata": self.metadata}
+
+
+class SearchIndex:
+    """An open index: use `SearchIndex.open`, and close it or use it in a `with` statement."""
+
+    def __init__(
+        self, client, uri: str, collection: str, facts: dict[str, Any], embedder: Embedder | None, params: dict
+    ):
+        self._client, self.uri, self.collection = client, uri, collection
+        self._facts, self.embedder, self._search_params = facts, embedder, dict(params)
+        self._written = False
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | os.PathLike = DEFAULT_URI,
+        embedder: "Embedder | str | None" = None,
+        *,
+        token: str | None = None,
+        collection: str = COLLECTION,
+        create: bool = False,
+        kind: str = "images",
+        index_type: str | None = None,
+        index_params: Mapping[str, Any] | None = None,
+        metric: str = "COSINE",
+        consistency: str = "Strong",
+        search_params: Mapping[str, Any] | None = None,
+    ) -> "SearchIndex":
+        """Opens an index.
+
+        Args:
+            uri: NAME.db, a database of Milvus Lite, or the address of a Milvus server or cluster.
+            embedder: what queries are embedded by, or a model for `Embedder`; it is refused if it doesn't go with the
+                index. Without one only vectors can be searched for.
+            token: of a server, "user:password" or an API key.
+            create: make the index if it is not there; it then is of this embedder, and the next four arguments count.
+            kind: what it is of, "images" or "texts".
+            index_type: FLAT, HNSW, IVF_FLAT, AUTOINDEX or another that Milvus knows; by default FLAT, which is exact,
+                in a local database, and AUTOINDEX on a server.
+            index_params: of the index type, such as {"M": 32, "efConstruction": 200}.
+            metric: COSINE, IP or L2. Vectors have length 1, so that all three give the same order.
+            consistency: Strong, Bounded, Session or Eventually: how soon a server's readers see what was written.
+            search_params: of the index type, such as {"ef": 128} or {"nprobe": 32}.
+
+        Raises:
+            FileNotFoundError: there is no such index.
+            BlockingIOError: another process has it open.
+            ConnectionError: no server answers.
+            ValueError: it is no index of this package, or of another model or preprocessing; a wrong option.
+        """
+        uri = os.fspath(uri)
+        _one_of("kind", kind, ("images", "texts"))
+        _one_of("metric", metric, METRICS)
+        _one_of("consistency", consistency, CONSISTENCY)
+        if embedder is not None and not isinstance(embedder, Embedder) and not hasattr(embedder, "dim"):
+            embedder = Embedder(embedder)
+        if create and embedder is None:
+            raise ValueError("create: an index is made for an embedder: give one")
+        client = backend.connect(uri, token, create=create)
+        try:
+            with backend.explained(uri):
+                if not client.has_collection(collection):
+                    if not create:
+                        raise FileNotFoundError(
+                            f"{uri}: has no collection {collection!r}; there are: "
+                            f"{', '.join(client.list_collections()) or 'none'}"
+                        )
+                    backend.clear_unfinished(uri, collection)
+                    facts = identity(embedder) | {"kind": kind, "metric": metric, "consistency": consistency}
+                    facts["index"] = [
+                        index_type or ("FLAT" if backend.is_local(uri) else "AUTOINDEX"),
+                        index_params or {},
+                    ]
+                    _create(client, collection, facts)
+                facts = _facts(client, uri, collection)
+                _prepare(client, uri, collection, facts)
+            if embedder is not None:
+                check_identity(uri, facts, embedder)
+            if create and facts["kind"] != kind:
+                raise ValueError(f"{uri}: is an index of {facts['kind']}, not of {kind}. Name another one")
+        except BaseException:
+            backend.disconnect(uri, client)
+            raise
+        return cls(client, uri, collection, facts, embedder, search_params or {})
+
+    def __enter__(self) -> "SearchIndex":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is in memory to a local database and lets go of it; closing twice is no error."""
+        if self._client is not None:
+            with contextlib.suppress(ConnectionError):
+                self.flush()
+            client, self._client = self._client, None
+            backend.disconnect(self.uri, client)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Of what model and preprocessing the index is: model, weights (SHA-256), dim, preprocessing, kind, metric,
+        index type."""
+        return {name: value for name, value in self._facts.items() if name != "probe"}
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self._facts["dim"]
+
+    @property
+    def count(self) -> int:
+        """N."""
+        with self._calling("counting rows"):
+            (row,) = self.client.query(self.collection, output_fields=["count(*)"], **self._read)
+        return int(row["count(*)"])
+
+    @property
+    def client(self):
+        """The `pymilvus.MilvusClient`, for whatever this class has no method for."""
+        if self._client is None:
+            raise ValueError(f"{self.uri}: this index is closed")
+        return self._client
+
+    def __len__(self) -> int:
+        return self.count
+
+    def build(self, sources, **options):
+        """Embeds and adds images or texts: see `kakao_models.search.build.build`."""
+        from kakao_models.search.build import build
+
+        return build(self, sources, **options)
+
+    def add(
+        self,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        metadata: Iterable[Mapping[str, Any]] | None = None,
+        *,
+        at_once: int = INSERT,
+    ) -> int:
+        """Adds rows, or replaces those of the same ids.
+
+        Args:
+            ids: N, of at most 64 characters; `build` takes the SHA-256 of the content.
+            vectors: (N, D), of any length but zero.
+            at_once: rows of an insertion, which is made as a whole or not at all.
+            metadata: N, with any of path, caption, width, height, bytes and further names of JSON values.
+
+        Raises:
+            ValueError: other shapes, a width that is not the index's, numbers that are not finite, an id twice.
+        """
+        vectors = self._checked(vectors)
+        metadata = [{}] * len(ids) if metadata is None else list(metadata)
+        if not len(ids) == len(vectors) == len(metadata):
+            raise ValueError(f"add: got {len(ids)} ids, {len(vectors)} vectors, {len(metadata)} rows of metadata")
+        if len(set(ids)) < len(ids):
+            raise ValueError("add: an id is there twice")
+        rows = [_row(key, vector, facts) for key, vector, facts in zip(ids, vectors, metadata)]
+        for start in range(0, len(rows), at_once):
+            with self._calling("adding rows"):
+                self.client.upsert(self.collection, rows[start : start + at_once])
+            self._written = True
+        return len(rows)
+
+    def delete(self, ids: Sequence[str] | None = None, *, filter: str | None = None) -> int:
+        """Removes rows by their ids or by a filter, and says how many there were.
+
+        Raises:
+            ValueError: neither or both, or a filter that Milvus does not understand.
+        """
+        if (ids is None) == (filter is None) or filter == "":
+            raise ValueError("delete: give ids or a filter")
+        if filter is not None:
+            ids = [row["sha256"] for row in self._pages(filter, ["sha256"])]
+        ids, removed = [ids] if isinstance(ids, str) else list(ids), 0
+        for start in range(0, len(ids), INSERT):
+            with self._calling("deleting rows"):
+                some = [row["sha256"] for row in self._get(ids[start : start + INSERT], ["sha256"])]
+                if some:
+                    self.client.delete(self.collection, ids=some)
+                    self._written = True
+            removed += len(some)
+        return removed
+
+    def search(self, query, k: int = 10, *, filter: str | None = None) -> "list[Hit] | list[list[Hit]]":
+        """The k most similar rows of a query, the most similar first; a list of such lists for several queries.
+
+        Args:
+            query: a vector (D,) such as `compose_query` gives, vectors (Q, D), or a text.
+            filter: an expression of Milvus on the metadata, such as 'width > 500 and caption like "%dog%"'.
+
+        Raises:
+            ValueError: another width, or a filter that Milvus does not understand.
+        """
+        if isinstance(query, str):
+            query = self._needed().texts([query], progress=False)[0]
+        if not isinstance(k, (int, np.integer)) or not 1 <= k <= _MOST:
+            raise ValueError(f"k: got {k!r}, wanted a whole number from 1 to {_MOST}")
+        single = np.ndim(query) == 1
+        vectors = self._checked(np.atleast_2d(query), "the query")
+        params = {"metric_type": self._facts["metric"], "params": self._search_params}
+        with self._calling(f"filter {filter!r:.300}" if filter else "searching"):
+            found = self.client.search(
+                self.collection,
+                data=list(vectors),
+                limit=int(k),
+                filter=filter or "",
+                output_fields=["*"],
+                search_params=params,
+                **self._read,
+            )
+        hits = [[self._hit(row["entity"], row["distance"]) for row in rows] for rows in found]
+        return hits[0] if single else hits
+
+    def vectors(
+        self, limit: int | None = None, *, filter: str | None = None, size: int = _PAGE
+    ) -> Iterator[tuple[list[Hit], np.ndarray]]:
+        """Rows and their unit vectors (n, D), page by page in the order of their ids; scores are 1."""
+        rows = self._pages(filter or "", ["*"], limit=limit, size=size)
+        page: list[tuple[Hit, np.ndarray]] = []
+        for row in rows:
+            vector = np.asarray(row["vector"], np.float32)
+            page.append((self._hit(row, None), vector))
+            if len(page) == size:
+                yield [hit for hit, _ in page], np.stack([vector for _, vector in page])
+                page = []
+        if page:
+            yield [hit for hit, _ in page], np.stack([vector for _, vector in page])
+
+    def digests(self, ids: Sequence[str]) -> dict[str, str]:
+        """Of those ids that are in the index, the digest of their metadata."""
+        with self._calling("looking rows up"):
+            return {row["sha256"]: row["digest"] for row in self._get(ids, ["sha256", "digest"])}
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The unit vectors of ids."""
+        with self._calling("looking rows up"):
+            found = self._get(ids, ["sha256", "vector"])
+        return {row["sha256"]: np.asarray(row["vector"], np.float32) for row in found}
+
+    def all_ids(self) -> Iterator[tuple[str, str]]:
+        """(id, path) of every row."""
+        for row in self._pages("", ["sha256", "path"], size=_MOST):
+            yield row["sha256"], row["path"]
+
+    def flush(self) -> None:
+        """What was added is on the disk, and in the index, when this returns."""
+        if self._written:
+            with self._calling("writing to the disk"):
+                self.client.flush(self.collection)
+            self._written = False
+
+    @property
+    def _read(self) -> dict[str, Any]:
+        return {"consistency_level": self._facts["consistency"]}
+
+    def _calling(self, what: str):
+        return backend.explained(f"{self.uri}: {what}")
+
+    def _needed(self) -> Embedder:
+        if self.embedder is None:
+            raise ValueError(f"{self.uri}: was opened without an embedder, which texts and images need")
+        return self.embedder
+
+    def _get(self, ids: Sequence[str], columns: list[str]) -> list[dict]:
+        return self.client.get(self.collection, ids=list(ids), output_fields=columns, **self._read) if len(ids) else []
+
+    def _pages(self, filter: str, columns: list[str], limit: int | None = None, size: int = _PAGE) -> Iterator[dict]:
+        what = f"filter {filter!r:.300}" if filter else "reading rows"
+        with self._calling(what):
+            pages = self.client.query_iterator(
+                self.collection,
+                batch_size=size,
+                limit=-1 if limit is None else limit,
+                filter=filter,
+                output_fields=columns,
+                **self._read,
+            )
+        try:
+            while True:
+                with self._calling(what):
+                    page = pages.next()
+                if not page:
+                    return
+                yield from page
+        finally:
+            pages.close()
+
+    def _hit(self, row: Mapping[str, Any], distance: float | None) -> Hit:
+        # of unit vectors the squared distance is 2 - 2 cos
+        score = 1.0 if distance is None else 1 - distance / 2 if self._facts["metric"] == "L2" else distance
+        known = {name: row[name] for name in FIELDS if name in row}
+        further = {name: value for name, value in row.items() if name not in (*FIELDS, *OWN)}
+        return Hit(id=row["sha256"], score=float(score), metadata=further, **known)
+
+    def _checked(self, vectors: np.ndarray, name: str = "vectors") -> np.ndarray:
+        """`vectors` as float32 (N, D) of length 1."""
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or vectors.dtype.kind != "f":
+            raise ValueError(f"{name}: got {vectors.dtype} of shape {vectors.shape}, wanted floats (N, {self.dim})")
+        if vectors.shape[1] != self.dim:
+            raise ValueError(
+                f"{name}: got width {vectors.shape[1]}, the index {self.uri} has {self.dim} ({self._facts['model']}). "
+                "Of another model?"
+            )
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        lengths = np.linalg.norm(vectors, axis=1)
+        if not np.isfinite(lengths).all() or (lengths < 1e-6).any():
+            raise ValueError(f"{name}: vectors must be finite and not all zeros")
+        return l2_normalize(vectors) if (np.abs(lengths - 1) > 1e-6).any() else vectors
+
+
+def _row(key: str, vector: np.ndarray, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(key, str) or not 0 < len(key) <= 64:
+        raise ValueError(f"id: got {key!r:.100}, wanted a string of 1 to 64 characters")
+    defaults = {"path": "", "caption": "", "width": 0, "height": 0, "bytes": 0}
+    if wrong := set(metadata) & set(OWN):
+        raise ValueError(f"metadata: {', '.join(sorted(wrong))} is a column of the index itself")
+    return {**defaults, **metadata, "sha256": key, "vector": vector, "digest": metadata_digest(dict(metadata))}
+
+
+def _create(client, collection: str, facts: dict[str, Any]) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(enable_dynamic_field=True, description=json.dumps({KEY: facts}, default=str))
+    schema.add_field("sha256", DataType.VARCHAR, is_primary=True, max_length=64)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=facts["dim"])
+    schema.add_field("digest", DataType.VARCHAR, max_length=16)
+    schema.add_field("path", DataType.VARCHAR, max_length=8192)
+    schema.add_field("caption", DataType.VARCHAR, max_length=65_535)
+    for name in ("width", "height", "bytes"):
+        schema.add_field(name, DataType.INT64)
+    client.create_collection(
+        collection,
+        schema=schema,
+        properties={KEY: json.dumps(facts, default=str)},
+        consistency_level=facts["consistency"],
+    )
+
+
+def _facts(client, uri: str, collection: str) -> dict[str, Any]:
+    """What `identity` said when the index was made."""
+    described = client.describe_collection(collection)
+    for text in (described["properties"].get(KEY), described.get("description")):
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            found = json.loads(text)
+            found = found.get(KEY, found)
+            if isinstance(found, dict) and "weights" in found:
+                return found
+    raise ValueError(
+        f"{uri}: collection {collection!r} was not made by kakao-models, and doesn't say of which model it is"
+    )
+
+
+def _prepare(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
+    """Makes the index of a new collection, or of one whose making was interrupted, and loads it."""
+    kind, params = facts["index"]
+    if kind == "FLAT" and backend.is_local(uri):
+        return  # Milvus Lite compares with every row by itself; an index of this type is a second copy on the disk
+    if not client.list_indexes(collection):
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type=kind, metric_type=facts["metric"], params=params)
+        client.create_index(collection, index)
+    client.load_collection(collection)
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(known)}")
+
+
+Advance = Callable[[int], None]

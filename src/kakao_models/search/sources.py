@@ -1,0 +1,259 @@
+"""What an index is built of: the images or texts of folders, tables and tars, with what is known about each."""
+
+import datetime
+import decimal
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kakao_models.data.fetch import fetch
+from kakao_models.data.images import ImageError, image_size
+from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, text_of
+
+MAX_BYTES = 256 * 2**20  # of a picture's file
+_LONGEST = {"path": 8192, "caption": 65_535}  # bytes; the latter is the most that Milvus allows
+_MOST = 65_000  # bytes of all further columns of a row; Milvus' limit is 65,536
+WITHIN = "::"  # between a container's path and the name in it
+FIELDS = ("path", "caption", "width", "height", "bytes")  # columns of every index, in this order
+OWN = ("sha256", "vector", "digest")  # and those that are not metadata
+
+
+@dataclass
+class Item:
+    """One image or text."""
+
+    name: str  # in messages
+    content: bytes | str = b""  # an image's file, or a text
+    metadata: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None  # why there is no content
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the content: that of the image's file, or of the text in UTF-8."""
+        content = self.content.encode("utf-8", "surrogatepass") if isinstance(self.content, str) else self.content
+        return hashlib.sha256(content).hexdigest()
+
+
+class Items:
+    """The images or texts of several sources, in a fixed order.
+
+    Args:
+        sources: folders of images, WebDataset tars, tables (.parquet, .csv, .jsonl), and for texts .txt files.
+        kind: "images" or "texts".
+        columns: keep these of a table's columns as metadata; None keeps all that can be kept.
+        roots: further folders that a table may name pictures in; its own folder is always allowed.
+        size: items of a part.
+
+    Raises:
+        ValueError: there is nothing, or nothing that is known.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | os.PathLike],
+        *,
+        kind: str = "images",
+        columns: Sequence[str] | None = None,
+        roots: Sequence[str | os.PathLike] = (),
+        size: int = 32,
+        workers: int = 4,
+    ):
+        if not sources:
+            raise ValueError("nothing to build an index of: name a folder, a table or tars")
+        self.kind, self.columns = kind, None if columns is None else set(columns)
+        self.roots = [Path(root).resolve() for root in roots]
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kakao-models-read")
+        self._opened = [_open(source, kind) for source in sources]
+        self.parts = [(rows, part) for rows in self._opened for part in rows.parts(size)]
+        self.total = sum(sum(rows.counts) for rows in self._opened)
+
+    def read(self, number: int) -> list[Item]:
+        """The items of a part; those that can't be read say why."""
+        rows, part = self.parts[number]
+        records = list(_records(rows, part))
+        return list(self._pool.map(lambda record: self._item(rows, part, *record), records))
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _item(self, rows: "Rows | Lines", part: Part, place: int, record: dict | Exception) -> Item:
+        name = f"{rows.files[part.file]}{WITHIN}{place}"
+        if isinstance(record, Exception):
+            return Item(name, error=str(record))
+        try:
+            if self.kind == "texts":
+                return self._text(name, record)
+            return self._image(rows, part, name, record)
+        except (ValueError, OSError) as error:
+            return Item(name, error=getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error))
+
+    def _text(self, name: str, record: dict) -> Item:
+        text = text_of(record)
+        if not isinstance(text, str) or not text.strip():
+            return Item(name, error="no text")
+        return Item(name, text.strip(), self._metadata(record, name, text.strip(), ()))
+
+    def _image(self, rows: "Rows | Lines", part: Part, name: str, record: dict) -> Item:
+        column = next((column for column in IMAGES if record.get(column) is not None), None)
+        value = record.get(column)
+        if isinstance(value, dict):  # as `datasets` stores images
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            return Item(name, error="no image")
+        path = name
+        if isinstance(value, str) and "://" in value:
+            path, value = value, None
+        elif isinstance(value, str):
+            path = str(self._allowed(rows.folder, value))
+            value = None
+        elif rows.tars:
+            path = f"{os.path.abspath(rows.files[part.file])}{WITHIN}{record['__key__'].partition(':')[2]}"
+        else:
+            path = os.path.abspath(rows.files[part.file]) + name[len(rows.files[part.file]) :]
+        item = Item(path)
+        try:
+            item.content = bytes(value) if value is not None else _content(path)
+            width, height = image_size(item.content)
+        except (ValueError, OSError) as error:
+            item.error = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+            return item
+        sizes = {"width": width, "height": height, "bytes": len(item.content)}
+        unused = (column, "__key__", "id" if rows.pictures else column)  # of a folder, the id is in the path
+        item.metadata = sizes | self._metadata(record, path, text_of(record), unused)
+        return item
+
+    def _allowed(self, folder: Path, value: str) -> Path:
+        """The absolute path of a picture, if it lies in the source's folder or in one of `roots`.
+
+        Raises:
+            ValueError: it leads elsewhere.
+        """
+        path = Path(os.path.abspath(folder / value))
+        real = path.resolve()
+        if not any(real.is_relative_to(root) for root in (folder.resolve(), *self.roots)):
+            raise ValueError(f"{value!r:.200} leads out of {folder}: allow its folder by --root")
+        return path
+
+    def _metadata(self, record: dict, path: str, text: Any, used: Sequence[str]) -> dict[str, Any]:
+        caption = "" if text is None else str(text)
+        found = {"path": _fitting(path, "path", cut=False), "caption": _fitting(caption, "caption", cut=True)}
+        for name, value in record.items():
+            if name in used or (name in TEXTS and str(value) == caption) or name == "embedding":
+                continue
+            if self.columns is not None and name not in self.columns:
+                continue
+            kept = _whole(value) if name in ("width", "height") else plain(value)
+            if kept is not None:
+                found.setdefault(f"{name}_" if name in OWN or name in ("path", "caption", "bytes") else name, kept)
+        extra = {name: value for name, value in found.items() if name not in FIELDS}
+        if (size := len(json.dumps(extra).encode())) > _MOST:
+            raise ValueError(f"its columns have {size:,} bytes, an index holds {_MOST:,}: choose some by --columns")
+        return found
+
+
+class Lines:
+    """The lines of a text file, as `Rows` would give them."""
+
+    tars = pictures = False
+
+    def __init__(self, path: str | os.PathLike):
+        self.files, self.folder = [os.fspath(path)], Path(path).parent
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+        self._lines = [line for line in map(str.strip, text.split("\n")) if line]
+        if not self._lines:
+            raise ValueError(f"{path}: there are no lines")
+        self.counts = [len(self._lines)]
+
+    def parts(self, size: int) -> list[Part]:
+        total = self.counts[0]
+        return [Part(n, 0, start, min(start + size, total)) for n, start in enumerate(range(0, total, size))]
+
+    def read(self, part: Part) -> list[dict[str, Any]]:
+        return [{"text": line} for line in self._lines[part.start : part.stop]]
+
+
+def metadata_digest(metadata: dict[str, Any]) -> str:
+    """16 hexadecimal digits by which a change of a row's metadata is seen."""
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+    """A value as a database keeps it; None of what it can't: bytes, NaN, nothing."""
+    if isinstance(value, (bool, str)):
+        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, (float, decimal.Decimal)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, dict):
+        kept = {str(name): plain(part) for name, part in value.items()}
+        return {name: part for name, part in kept.items() if part is not None} or None
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy
+        return plain(value.item())
+    return None
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return int(value) if 0 <= int(value) < 2**31 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _open(source: str | os.PathLike, kind: str) -> "Rows | Lines":
+    if kind == "texts" and os.fspath(source).lower().endswith(".txt"):
+        return Lines(source)
+    if os.path.isdir(source) and not any(os.scandir(source)):
+        raise ValueError(f"{source}: this folder is empty")
+    rows = Rows(source)
+    if kind == "texts" and rows.pictures:
+        raise ValueError(f"{source}: is a folder of images; texts come of a table or of .txt files")
+    return rows
+
+
+def _records(rows: "Rows | Lines", part: Part) -> Iterator[tuple[int, dict | Exception]]:
+    """(row in its file, record) of each row of a part; one by one where a row of them can't be read."""
+    try:
+        yield from enumerate(rows.read(part), part.start)
+        return
+    except (ValueError, OSError) as error:
+        if part.stop - part.start == 1:
+            yield part.start, error
+            return
+    for place in range(part.start, part.stop):
+        yield from _records(rows, Part(part.number, part.file, place, place + 1))
+
+
+def _content(source: str) -> bytes:
+    if "://" in source:
+        return fetch(source)
+    with open(source, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        kind = os.fstat(file.fileno())
+        if not stat.S_ISREG(kind.st_mode):  # reading a pipe or a device might never end
+            raise ImageError(source, "is not a regular file")
+        if kind.st_size > MAX_BYTES:
+            raise ImageError(source, f"has {kind.st_size:,} bytes, more than {MAX_BYTES:,}")
+        return file.read(MAX_BYTES + 1)
+
+
+def _fitting(text: str, name: str, *, cut: bool) -> str:
+    """`text` as UTF-8 of at most so many bytes as the column holds."""
+    data, most = text.encode("utf-8", "backslashreplace"), _LONGEST[name]
+    if len(data) > most and not cut:
+        raise ValueError(f"its {name} has {len(data):,} bytes, an index holds {most:,}")
+    return data[:most].decode("utf-8", "ignore")
