@@ -13,6 +13,8 @@ import typer
 from kakao_models import __version__
 from kakao_models.data.cli import app as data_app
 from kakao_models.evaluate.cli import app as evaluate_app
+from kakao_models.search.cli import app as index_app
+from kakao_models.search.cli import search
 from kakao_models.train.cli import app as train_app
 
 DEFAULT_MODEL = "kakaobrain/align-base"
@@ -32,6 +34,8 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(index_app, name="index")
+app.command(no_args_is_help=True)(search)
 app.add_typer(train_app, name="train")
 
 Model = Annotated[

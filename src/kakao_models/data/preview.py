@@ -1,38 +1,21 @@
 """The first rows of a table of image-text pairs: for the terminal, and as a page with pictures."""
 
-import base64
-import html
-import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from kakao_models.data.contact_sheet import SIDE, cell, picture_page
 from kakao_models.data.coyo import Finding, check_columns
 from kakao_models.data.images import ImageError, load_image
 from kakao_models.data.tables import connect, is_hub, open_table
 
 MAX_PIXELS = 50_000_000  # of a picture on the page
-_THUMBNAIL = 240
 _SHOWN = ("id", "text", "width", "height", "word_count", "clip_similarity_vitb32", "aesthetic_score_laion_v2", "url")
 _IMAGES = ("image", "jpg", "url", "image_path", "file_name", "filepath", "path")
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>
-body {{ font: 14px system-ui, sans-serif; margin: 24px; color: #222 }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 20px }}
-figure {{ margin: 0; border: 1px solid #ddd; padding: 10px; overflow-wrap: anywhere }}
-img, .lost {{ display: block; width: 240px; height: 240px; object-fit: contain; background: #f4f4f4; margin: auto }}
-.lost {{ color: #a33; font-size: 12px; padding: 8px; box-sizing: border-box }}
-table {{ font-size: 11px; color: #555; border-spacing: 0 }} td {{ padding: 0 8px 0 0; vertical-align: top }}
-</style></head><body><h1>{title}</h1><p>{note}</p><main>
-{figures}
-</main></body></html>
-"""
 
 
 def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> tuple[list[dict], dict[str, str]]:
@@ -81,7 +64,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
         width = {"text": 48, "url": 36}.get(name, 14)
         table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=6, max_width=width)
     for row in rows:
-        table.add_row(*(Text(_cell(row[name], 200)) for name in shown))  # Text: nothing in the data is markup
+        table.add_row(*(Text(cell(row[name], 200)) for name in shown))  # Text: nothing in the data is markup
     console = Console()
     (console if console.is_terminal else Console(width=180)).print(table)
 
@@ -104,34 +87,14 @@ def contact_sheet(
         timeout: seconds for a picture.
     """
 
-    def picture(row: Mapping[str, Any]) -> str | None:
-        try:
-            return _thumbnail(row, folder, timeout, allow_private_addresses)
-        except ImageError as error:
-            return f'<div class="lost">{html.escape(error.reason)}</div>'
+    def read(place: int) -> Image.Image:
+        return _picture(rows[place], folder, timeout, allow_private_addresses)
 
-    with ThreadPoolExecutor(workers) as pool:
-        pictures = list(pool.map(picture, rows))
-    lost = sum(found.startswith("<div") for found in pictures)
-    figures = "\n".join(_figures(rows, pictures))
-    note = f"{len(rows)} rows; {lost} pictures could not be had. Pictures belong to their owners."
-    return _PAGE.format(title=html.escape(title), note=note, figures=figures), lost
+    note = f"{len(rows)} rows; {{lost}} pictures could not be had. Pictures belong to their owners."
+    return picture_page(rows, title, note, read, workers=workers)
 
 
-def _figures(rows: Iterable[Mapping[str, Any]], pictures: Iterable[str]) -> Iterator[str]:
-    for row, picture in zip(rows, pictures):
-        text = html.escape(
-            _cell(next((row[name] for name in ("text", "caption", "captions") if row.get(name)), ""), 600)
-        )
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_cell(value, 200))}</td></tr>"
-            for name, value in row.items()
-            if name != "text"
-        )
-        yield f"<figure>{picture}<figcaption><p>{text}</p><table>{cells}</table></figcaption></figure>"
-
-
-def _thumbnail(row: Mapping[str, Any], folder: Path | None, timeout: float, allow_private: bool) -> str:
+def _picture(row: Mapping[str, Any], folder: Path | None, timeout: float, allow_private: bool) -> Image.Image:
     source = next((row[name] for name in _IMAGES if row.get(name) is not None), None)
     if isinstance(source, Mapping):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
@@ -139,23 +102,8 @@ def _thumbnail(row: Mapping[str, Any], folder: Path | None, timeout: float, allo
         raise ImageError("row", "has no image")
     if isinstance(source, str) and "://" not in source:
         source = (folder or Path()) / source
-    size = (_THUMBNAIL, _THUMBNAIL)
     options = {"timeout": timeout, "max_pixels": MAX_PIXELS, "allow_private_addresses": allow_private}
-    image = load_image(source, size_hint=size, **options)
-    image.thumbnail(size)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
-
-
-def _cell(value: Any, most: int) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (bytes, bytearray)):
-        return f"<{len(value)} bytes>"
-    text = str(value if value is not None else "")
-    text = "".join(letter if letter.isprintable() else " " for letter in text[: most + 1])  # no control sequences
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return load_image(source, size_hint=(SIDE, SIDE), **options)
 
 
 def _type(feature: Any) -> str:

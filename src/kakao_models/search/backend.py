@@ -119,7 +119,7 @@ def _check_format(path: Path) -> None:
         if old:
             raise ValueError(
                 f"{path}: is a database of Milvus Lite 2, and since 3 it has another format. Its embeddings can be "
-                f"taken over without the model: kakao-models index rebuild {path} --to NEW.db"
+                f"taken over as they are: kakao-models index load {path} --to NEW.db --model MODEL"
             )
         raise ValueError(f"{path}: is a file, and no index: wanted the folder that kakao-models index build makes")
     if path.is_dir() and any(path.iterdir()) and not (path / "collections").is_dir():

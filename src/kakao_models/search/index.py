@@ -293,6 +293,19 @@ class SearchIndex:
         for row in self._pages("", ["sha256", "path"], size=_MOST):
             yield row["sha256"], row["path"]
 
+    def drop(self) -> None:
+        """Removes the collection with all its rows; the index is closed then."""
+        with self._calling("removing the collection"):
+            self.client.drop_collection(self.collection)
+        self._written = False
+        self.close()
+
+    def use(self, embedder: Embedder) -> Embedder:
+        """From now on texts are embedded by `embedder`; it is refused as by `open`."""
+        check_identity(self.uri, self._facts, embedder)
+        self.embedder = embedder
+        return embedder
+
     def flush(self) -> None:
         """What was added is on the disk, and in the index, when this returns."""
         if self._written:

@@ -158,6 +158,11 @@ class Items:
         return found
 
 
+def count(sources: Sequence[str | os.PathLike], kind: str) -> int:
+    """How many images or texts there are in sources, readable or not."""
+    return sum(sum(_open(source, kind).counts) for source in sources)
+
+
 class Lines:
     """The lines of a text file, as `Rows` would give them."""
 
@@ -220,7 +225,12 @@ def _open(source: str | os.PathLike, kind: str) -> "Rows | Lines":
         return Lines(source)
     if os.path.isdir(source) and not any(os.scandir(source)):
         raise ValueError(f"{source}: this folder is empty")
-    rows = Rows(source)
+    if not os.path.exists(source) and not set("*?[{") & set(os.fspath(source)):
+        raise ValueError(f"{source}: there is no such file or folder")
+    try:
+        rows = Rows(source)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{source}: reading tables needs {error.name}: pip install 'kakao-models[data]'") from error
     if kind == "texts" and rows.pictures:
         raise ValueError(f"{source}: is a folder of images; texts come of a table or of .txt files")
     return rows

@@ -1,0 +1,367 @@
+"""The commands `kakao-models index` and `kakao-models search`: one short function per verb, no logic of its own."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kakao_models.evaluate.options import BatchSize, Device, Framework, Model, Revision
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make, look at and change an index of images or texts, which kakao-models search searches.",
+)
+
+DATABASE, OUTPUT = "Database", "Output"
+Uri = Annotated[
+    str,
+    typer.Option("--to", "--index", help="NAME.db, or a Milvus server: http://host:19530.", rich_help_panel=DATABASE),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MILVUS_TOKEN",
+        show_envvar=True,
+        show_default=False,
+        help="Of a server: user:password, or an API key.",
+        rich_help_panel=DATABASE,
+    ),
+]
+Collection = Annotated[str, typer.Option(help="Within the database.", rich_help_panel=DATABASE)]
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option("--root", exists=True, file_okay=False, help="Read pictures in this folder too; may be repeated."),
+]
+IndexType = Annotated[
+    str | None,
+    typer.Option(
+        help="FLAT, HNSW, IVF_FLAT, AUTOINDEX, ...; by default FLAT (exact) in a .db, AUTOINDEX on a server.",
+        rich_help_panel=DATABASE,
+        show_default=False,
+    ),
+]
+IndexParams = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", help='Of the type, such as {"M": 32}.', rich_help_panel=DATABASE, show_default=False),
+]
+Metric = Annotated[str, typer.Option(help="COSINE, IP or L2.", rich_help_panel=DATABASE)]
+Consistency = Annotated[
+    str, typer.Option(help="Of a server: Strong, Bounded, Session, Eventually.", rich_help_panel=DATABASE)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Kind = Annotated[str, typer.Option("--what", help="images, or texts.")]
+DEFAULT_URI, DEFAULT_COLLECTION, DEFAULT_MODEL = "./kakao.db", "images", "kakaobrain/align-base"
+
+
+@app.command(no_args_is_help=True)
+def build(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folders of images, WebDataset tars, tables (.parquet, .csv, .jsonl); of texts, tables and .txt files.",
+        ),
+    ],
+    uri: Uri = DEFAULT_URI,
+    sync: Annotated[bool, typer.Option("--sync", help="Remove what none of these sources has any more.")] = False,
+    what: Kind = "images",
+    columns: Annotated[
+        str | None, typer.Option(help="Of tables, keep these, separated by commas; by default all.")
+    ] = None,
+    root: Roots = None,
+    index_type: IndexType = None,
+    index_params: IndexParams = None,
+    metric: Metric = "COSINE",
+    consistency: Consistency = "Strong",
+    token: Token = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    framework: Framework = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+) -> None:
+    """Embed images or texts into an index; the same command adds what is new, and goes on after an interruption.
+
+    A row is known by the SHA-256 of its content: what is in the index is not embedded again, wherever it lies now.
+    Columns of tables, and captions in .txt files beside images, can be shown and filtered by.
+
+    [b]Examples[/b]
+
+      kakao-models index build photos/
+
+      kakao-models index build photos/ --sync --to photos.db --model align-tiny
+
+      kakao-models index build shards/ coyo.parquet --to http://localhost:19530 --index-type HNSW
+    """
+    options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
+    options |= {"consistency": consistency, "kind": what, "create": True}
+    embedder = _embedder(model, revision, framework, device, batch_size)
+    from kakao_models.inference.progress import Progress
+    from kakao_models.search import SearchIndex
+    from kakao_models.search.sources import count
+
+    total = count(sources, what)  # before an index of nothing is made
+    with SearchIndex.open(uri, embedder(), token=token, collection=collection, **options) as index:
+        with Progress(what, total, None) as bar:
+            done = index.build(
+                sources,
+                sync=sync,
+                columns=columns.split(",") if columns else None,
+                roots=root or (),
+                advance=bar.advance,
+            )
+        rows = index.count
+    print(
+        json.dumps({"index": uri, "rows": rows} | done.as_dict(), indent=1)
+        if as_json
+        else f"{uri}: {rows:,} rows; {done}"
+    )
+    _failed(done.failures)
+
+
+@app.command(no_args_is_help=True)
+def load(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, help="What kakao-models data embed or embed wrote, or a database of Milvus Lite 2."
+        ),
+    ],
+    uri: Uri = DEFAULT_URI,
+    what: Kind = "images",
+    index_type: IndexType = None,
+    index_params: IndexParams = None,
+    metric: Metric = "COSINE",
+    consistency: Consistency = "Strong",
+    token: Token = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    framework: Framework = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+) -> None:
+    """Put embeddings that are on the disk into an index; the model that made them only says which it is.
+
+    Rows keep their ids, and columns beside the embedding become metadata. After an interruption the same command goes on.
+
+    [b]Examples[/b]
+
+      kakao-models index load embeddings/ --to photos.db
+
+      kakao-models index load old-milvus-lite-2.db --to new.db
+    """
+    options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
+    options |= {"consistency": consistency, "kind": what, "create": True}
+    embedder = _embedder(model, revision, framework, device, batch_size)
+    from kakao_models.inference.progress import Progress
+    from kakao_models.search import SearchIndex
+    from kakao_models.search.stored import Stored
+
+    stored, embedder = Stored(source), embedder()
+    stored.check(embedder)  # before an index is made that its rows don't go into
+    with SearchIndex.open(uri, embedder, token=token, collection=collection, **options) as index:
+        with Progress("rows", stored.count, None) as bar:
+            loaded = stored.load(index, advance=bar.advance)
+        rows = index.count
+    print(
+        json.dumps({"index": uri, "rows": rows, "loaded": loaded})
+        if as_json
+        else f"{uri}: {rows:,} rows, {loaded:,} loaded"
+    )
+
+
+@app.command()
+def info(
+    uri: Uri = DEFAULT_URI,
+    token: Token = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an index holds: rows, model, preprocessing, type.
+
+    [b]Example[/b]
+
+      kakao-models index info --index photos.db
+    """
+    from kakao_models.search import SearchIndex
+
+    with SearchIndex.open(uri, token=token, collection=collection) as index:
+        facts = {"uri": uri, "collection": collection, "rows": index.count} | index.metadata
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        print(f"{name:<14} {value if isinstance(value, (str, int)) else json.dumps(value)}")
+
+
+@app.command(no_args_is_help=True)
+def delete(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of rows.")] = None,
+    filter: Annotated[
+        str | None, typer.Option("--filter", "-f", help="Rows of which this is true, such as 'width < 100'.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="The whole collection.")] = False,
+    uri: Uri = DEFAULT_URI,
+    token: Token = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+) -> None:
+    """Remove rows by id or by a filter, or with --all the collection itself.
+
+    [b]Example[/b]
+
+      kakao-models index delete --filter 'path like "%/private/%"' --index photos.db
+    """
+    if sum(map(bool, (ids, filter, everything))) != 1:
+        raise typer.BadParameter("give ids, a --filter, or --all")
+    from kakao_models.search import SearchIndex
+
+    with SearchIndex.open(uri, token=token, collection=collection) as index:
+        if everything:
+            removed, left = index.count, 0
+            index.drop()
+        else:
+            removed = index.delete(ids) if ids else index.delete(filter=filter)
+            left = index.count
+    print(
+        json.dumps({"index": uri, "removed": removed, "rows": left})
+        if as_json
+        else f"{uri}: {removed:,} removed, {left:,} left"
+    )
+
+
+def search(
+    text: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
+    image: Annotated[list[str] | None, typer.Option(help="An image to look for; may be repeated.")] = None,
+    plus: Annotated[list[str] | None, typer.Option(help="A further text.")] = None,
+    minus: Annotated[list[str] | None, typer.Option(help="A text to take away.")] = None,
+    minus_image: Annotated[list[Path] | None, typer.Option(help="An image to take away.")] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=NUMBER", help="text=2 and image=1 unless you say otherwise.")
+    ] = None,
+    filter: Annotated[
+        str | None, typer.Option("--filter", "-f", help="Only rows of which this is true, such as 'width > 500'.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16_384, help="How many.")] = 10,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", dir_okay=False, help="Also write a page with the pictures.", rich_help_panel=OUTPUT),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="For --html: show pictures in these folders alone.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    uri: Uri = DEFAULT_URI,
+    search_params: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON", help='Of the index type, such as {"ef": 128}.', rich_help_panel=DATABASE, show_default=False
+        ),
+    ] = None,
+    token: Token = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="By default the one the index was built with.",
+            rich_help_panel="Model",
+            show_default=False,
+        ),
+    ] = None,
+    revision: Revision = None,
+    framework: Framework = None,
+    device: Device = "auto",
+) -> None:
+    """Find images (or texts) by a text, by an image, or by both added and subtracted.
+
+    Texts and images are embedded, weighted (a text twice an image), added or subtracted, as in ALIGN's paper.
+
+    [b]Examples[/b]
+
+      kakao-models search "red shoes"
+
+      kakao-models search "red" --image shoe.jpg --minus laces --filter 'width > 500' -k 20 --html shoes.html
+
+      kakao-models search --image shoe.jpg --index photos.db --json
+    """
+    if not (text or image or plus):
+        raise typer.BadParameter("say what to look for: a text, --image, or both")
+    if page and not page.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--html {page}: there is no such folder")
+    weights, params = _weights(weight or []), _params("--search-params", search_params)
+    from kakao_models.search import SearchIndex, compose_query
+    from kakao_models.search.results import hits_json, hits_page, print_hits, write_page
+
+    with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
+        embedder = index.use(_embedder(model or index.metadata["model"], revision, framework, device, 32)())
+        taken = [*(minus or []), *(minus_image or [])]
+        query = compose_query(embedder, text, image, plus=plus or (), minus=taken, weights=weights)
+        hits = index.search(query, k, filter=filter)
+    if as_json:
+        print(hits_json(hits))
+    else:
+        print_hits(hits)
+    if page:
+        terms = [*([text] if text else []), *(plus or ()), *(f"[{name}]" for name in image or ())]
+        named = " + ".join(terms) + "".join(f" - {term}" for term in taken)
+        document, lost = hits_page(hits, named[:200], roots=root)
+        write_page(page, document)
+        print(f"{page}: {len(hits) - lost} of {len(hits)} pictures", file=sys.stderr)
+
+
+def _embedder(model: str, revision, framework, device, batch_size):
+    """A function that loads the model, after what can be said without it has been checked."""
+    from kakao_models.cli import _prepare
+
+    _prepare(model, revision)
+
+    def load():
+        from kakao_models import Embedder
+
+        return Embedder(model, revision=revision, framework=framework, device=device, batch_size=batch_size)
+
+    return load
+
+
+def _params(option: str, text: str | None) -> dict:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"{option} {text}: is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f'{option} {text}: wanted an object, such as {{"ef": 128}}')
+    return found
+
+
+def _weights(pairs: list[str]) -> dict[str, float]:
+    from kakao_models.search.query import check_weights
+
+    try:
+        return check_weights({name: float(value) for name, _, value in (pair.partition("=") for pair in pairs)})
+    except ValueError as error:
+        raise typer.BadParameter(f"--weight {' '.join(pairs)}: wanted text=NUMBER or image=NUMBER ({error})") from error
+
+
+def _failed(failures: list[tuple[str, str]]) -> None:
+    for name, reason in failures:
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)

@@ -1,0 +1,197 @@
+"""Embeddings that are on the disk already → rows of an index, without running the model."""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kakao_models.inference.embedder import Embedder
+from kakao_models.search.index import INSERT, SearchIndex
+from kakao_models.search.sources import OWN, metadata_digest, plain
+
+Rows = tuple[list[str], np.ndarray, list[dict[str, Any]]]  # ids, (n, D), metadata
+
+
+class Stored:
+    """Embeddings and what lies beside them.
+
+    Args:
+        source: a folder of `kakao-models data embed` or a .parquet, with `id` or `name`, `embedding` and any further
+            columns; a .npy with its .names.json; or a database file of Milvus Lite 2.
+
+    Raises:
+        ValueError: it is nothing of these.
+    """
+
+    def __init__(self, source: str | os.PathLike):
+        self.source = Path(source)
+        self.model: str | None = None  # that made them, where it is said
+        if self.source.suffix == ".npy":
+            self.count, self._rows = self._npy()
+        elif self.source.is_file() and self.source.suffix != ".parquet":
+            self.count, self._rows = self._lite2()
+        else:
+            self.count, self._rows = self._parquet()
+
+    def load(self, index: SearchIndex, *, advance: Callable[[int], None] = lambda rows: None) -> int:
+        """Adds all rows that an index has not, or has with other metadata, and says how many these were.
+
+        Raises:
+            ValueError: embeddings of another width or of another model, or of no finite numbers.
+        """
+        self.check(index.metadata)
+        loaded = 0
+        for ids, vectors, metadata in self._rows():
+            last = {key: place for place, key in enumerate(ids)}  # of an id that is there twice, the last one counts
+            known = index.digests(list(last))
+            fresh = [place for key, place in last.items() if known.get(key) != metadata_digest(metadata[place])]
+            if fresh:
+                index.add([ids[p] for p in fresh], vectors[fresh], [metadata[p] for p in fresh])
+            loaded += len(fresh)
+            advance(len(ids))
+        index.flush()
+        return loaded
+
+    def check(self, wanted: "Embedder | Mapping[str, Any]") -> None:
+        """Nothing, if these can be embeddings of a model: an `Embedder`, or an index's `metadata`.
+
+        Raises:
+            ValueError: they are of another width, or said to be of another model.
+        """
+        if not isinstance(wanted, Mapping):
+            wanted = {"model": wanted.name, "dim": wanted.dim}
+        if self.model is not None and os.path.basename(self.model) != os.path.basename(wanted["model"]):
+            raise ValueError(f"{self.source}: holds embeddings of {self.model}, not of {wanted['model']}")
+        for _, vectors, _ in self._rows():
+            if vectors.shape[1] != wanted["dim"]:
+                raise ValueError(
+                    f"{self.source}: holds embeddings of width {vectors.shape[1]}, {wanted['model']} makes {wanted['dim']}"
+                )
+            return
+        raise ValueError(f"{self.source}: holds no embeddings")
+
+    def _npy(self) -> tuple[int, Callable[[], Iterator[Rows]]]:
+        beside = self.source.with_suffix(".names.json")
+        try:
+            rows = np.load(self.source, mmap_mode="r", allow_pickle=False)
+            names = json.loads(beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.source}: wanted an array, and the names of its rows in {beside} ({error})"
+            ) from error
+        if rows.ndim != 2 or not isinstance(names, list) or len(names) != len(rows):
+            raise ValueError(f"{self.source}: an array of shape {rows.shape}, and {beside} has {len(names)} names")
+
+        def read() -> Iterator[Rows]:
+            for start in range(0, len(rows), INSERT):
+                some = [str(name) for name in names[start : start + INSERT]]
+                yield _ids(some), np.array(rows[start : start + INSERT], np.float32), [{"path": name} for name in some]
+
+        return len(rows), read
+
+    def _parquet(self) -> tuple[int, Callable[[], Iterator[Rows]]]:
+        import pyarrow.parquet as pq
+
+        if self.source.is_dir():
+            files = sorted(path for path in self.source.glob("*.parquet") if path.name[0] not in "._")
+            plan = self.source / "plan.json"
+            self.model = json.loads(plan.read_text(encoding="utf-8")).get("model") if plan.is_file() else None
+        else:
+            files = [self.source]
+        if not files:
+            raise ValueError(f"{self.source}: there are no .parquet files here")
+        opened = [pq.ParquetFile(path) for path in files]
+        for path, file in zip(files, opened):
+            names = file.schema_arrow.names
+            if "embedding" not in names or not {"id", "name"} & set(names):
+                raise ValueError(f"{path}: wanted columns embedding, and id or name; there are {', '.join(names)}")
+
+        def read() -> Iterator[Rows]:
+            for file in opened:
+                for batch in file.iter_batches(INSERT):
+                    column = batch.column("embedding")
+                    kept = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+                    batch = batch.take(kept)
+                    column = batch.column("embedding")
+                    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+                    vectors = vectors.reshape(len(kept), -1)
+                    further = [name for name in batch.schema.names if name != "embedding"]
+                    yield _named(batch.select(further).to_pylist(), vectors)
+
+        return sum(file.metadata.num_rows for file in opened), read
+
+    def _lite2(self) -> tuple[int, Callable[[], Iterator[Rows]]]:
+        """Milvus Lite 2 kept each row as a message of Milvus' own fields in an SQLite table."""
+        connection = sqlite3.connect(f"{self.source.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        connection.text_factory = bytes
+        try:
+            found = connection.execute("SELECT DISTINCT collection_name FROM collection_meta").fetchall()
+            names = [name.decode() for (name,) in found]
+            if len(names) != 1:
+                raise ValueError(f"{self.source}: wanted one collection, there are {', '.join(names) or 'none'}")
+            table = '"' + names[0].replace('"', '""') + '"'
+            (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.source}: is no database of Milvus Lite 2 ({error})") from error
+
+        def read() -> Iterator[Rows]:
+            rows = connection.execute(f"SELECT milvus_id, data FROM {table} ORDER BY id")
+            while some := rows.fetchmany(INSERT):
+                fields = [_lite2_row(self.source, key, data) for key, data in some]
+                yield _named([facts for facts, _ in fields], np.stack([vector for _, vector in fields]))
+
+        return count, read
+
+
+def _lite2_row(source: Path, key: bytes, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    from google.protobuf.message import DecodeError
+    from pymilvus.grpc_gen import schema_pb2
+
+    row = schema_pb2.StructArrayField()  # the same bytes: a list of fields
+    try:
+        row.ParseFromString(data)
+    except DecodeError as error:
+        raise ValueError(f"{source}: row {key!r:.80} can't be read ({error})") from error
+    facts, vector = {"id": key.decode(errors="replace")}, None
+    for field in row.fields:
+        if field.WhichOneof("field") == "vectors":
+            vector = np.array(field.vectors.float_vector.data, np.float32)
+            continue
+        values = getattr(field.scalars, field.scalars.WhichOneof("data") or "string_data").data
+        if field.is_dynamic or field.field_name == "$meta":
+            facts |= json.loads(values[0]) if values else {}
+        elif len(values) and not isinstance(values[0], bytes):
+            facts[field.field_name] = values[0]
+    if vector is None or not len(vector):
+        raise ValueError(f"{source}: row {key!r:.80} has no vector of floats")
+    return facts, vector
+
+
+def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> Rows:
+    """Rows of records: `id`, or `name`, names them; the rest is metadata, as an index keeps it."""
+    names = [str(record["id"] if record.get("id") is not None else record.get("name")) for record in records]
+    metadata = []
+    for name, record in zip(names, records):
+        facts = {key: plain(value) for key, value in record.items() if key not in ("embedding", *OWN)}
+        facts = {key: value for key, value in facts.items() if value is not None}
+        caption = facts.pop("text", None) if "caption" not in facts else None
+        facts |= {"caption": str(caption)} if caption else {}
+        facts.setdefault("path", name)
+        for key, wanted in (("path", str), ("caption", str), ("width", int), ("height", int), ("bytes", int)):
+            if key in facts and not isinstance(facts[key], wanted):
+                facts[f"{key}_"] = facts.pop(key)
+        metadata.append(facts)
+    return _ids(names), vectors, metadata
+
+
+def _ids(names: list[str]) -> list[str]:
+    """Names that fit the column of ids; longer ones by their SHA-256."""
+    return [
+        name if 0 < len(name.encode()) <= 64 else hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()
+        for name in names
+    ]
