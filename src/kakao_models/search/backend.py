@@ -162,8 +162,9 @@ def _remote(uri: str, token: str, waits):
 
 
 def _is_gone(error) -> bool:
-    """Whether trying again may help."""
-    words = f"{error.code} {error.message} {error.__cause__}".lower()
-    return any(
-        word in words for word in ("unavailable", "fail connecting", "timeout", "deadline", "connection refused")
-    )
+    """Whether no server answered, so that trying again may help."""
+    import grpc
+    from pymilvus.client.types import Status
+
+    codes = (Status.CONNECT_FAILED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    return error.code in codes or (isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() in codes)

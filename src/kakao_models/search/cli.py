@@ -50,7 +50,9 @@ IndexParams = Annotated[
     str | None,
     typer.Option(metavar="JSON", help='Of the type, such as {"M": 32}.', rich_help_panel=DATABASE, show_default=False),
 ]
-Metric = Annotated[str, typer.Option(help="COSINE, IP or L2.", rich_help_panel=DATABASE)]
+Metric = Annotated[
+    str, typer.Option(help="IP, COSINE or L2: the same order, for vectors have length 1.", rich_help_panel=DATABASE)
+]
 Consistency = Annotated[
     str, typer.Option(help="Of a server: Strong, Bounded, Session, Eventually.", rich_help_panel=DATABASE)
 ]
@@ -77,7 +79,7 @@ def build(
     root: Roots = None,
     index_type: IndexType = None,
     index_params: IndexParams = None,
-    metric: Metric = "COSINE",
+    metric: Metric = "IP",
     consistency: Consistency = "Strong",
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
@@ -139,7 +141,7 @@ def load(
     what: Kind = "images",
     index_type: IndexType = None,
     index_params: IndexParams = None,
-    metric: Metric = "COSINE",
+    metric: Metric = "IP",
     consistency: Consistency = "Strong",
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,

@@ -20,7 +20,7 @@ from kakao_models.search.sources import FIELDS, OWN, metadata_digest
 DEFAULT_URI = "./kakao.db"
 COLLECTION = "images"
 KEY = "kakao_models"  # the property of a collection that says what it is of
-METRICS = ("COSINE", "IP", "L2")
+METRICS = ("IP", "COSINE", "L2")
 CONSISTENCY = ("Strong", "Bounded", "Session", "Eventually")
 INSERT = 512  # rows of an insertion
 _PAGE = 1000  # rows of a page of all rows
@@ -71,7 +71,7 @@ class SearchIndex:
         kind: str = "images",
         index_type: str | None = None,
         index_params: Mapping[str, Any] | None = None,
-        metric: str = "COSINE",
+        metric: str = "IP",
         consistency: str = "Strong",
         search_params: Mapping[str, Any] | None = None,
     ) -> "SearchIndex":
@@ -87,7 +87,8 @@ class SearchIndex:
             index_type: FLAT, HNSW, IVF_FLAT, AUTOINDEX or another that Milvus knows; by default FLAT, which is exact,
                 in a local database, and AUTOINDEX on a server.
             index_params: of the index type, such as {"M": 32, "efConstruction": 200}.
-            metric: COSINE, IP or L2. Vectors have length 1, so that all three give the same order.
+            metric: IP, COSINE or L2. Vectors are kept with length 1, so that all three give the same order, and IP, the
+                quickest, is the cosine.
             consistency: Strong, Bounded, Session or Eventually: how soon a server's readers see what was written.
             search_params: of the index type, such as {"ef": 128} or {"nprobe": 32}.
 
@@ -417,14 +418,30 @@ def _facts(client, uri: str, collection: str) -> dict[str, Any]:
 
 def _prepare(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
     """Makes the index of a new collection, or of one whose making was interrupted, and loads it."""
-    kind, params = facts["index"]
-    if kind == "FLAT" and backend.is_local(uri):
+    from pymilvus.exceptions import MilvusException
+
+    if facts["index"][0] == "FLAT" and backend.is_local(uri):
         return  # Milvus Lite compares with every row by itself; an index of this type is a second copy on the disk
     if not client.list_indexes(collection):
-        index = client.prepare_index_params()
-        index.add_index("vector", index_type=kind, metric_type=facts["metric"], params=params)
-        client.create_index(collection, index)
-    client.load_collection(collection)
+        _make_index(client, uri, collection, facts)
+    try:
+        client.load_collection(collection)
+    except MilvusException:
+        if not backend.is_local(uri):
+            raise
+        # Milvus Lite writes files of an index in place: what a kill left of one is no index. The rows have them all.
+        client.drop_index(collection, "vector")
+        _make_index(client, uri, collection, facts)
+        client.load_collection(collection)
+
+
+def _make_index(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
+    kind, params = facts["index"]
+    if params and backend.is_local(uri):
+        params = {"params": params}  # pymilvus sends them one by one, Milvus Lite looks for them under this name
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type=kind, metric_type=facts["metric"], params=params)
+    client.create_index(collection, index)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -1,0 +1,288 @@
+"""An index of vectors: recall, latency, insertion, disk and memory beside faiss and usearch, in one run.
+
+    python benchmarks/search.py --rows 100000
+    python benchmarks/search.py --rows 1000000 --only "exact,milvus-lite FLAT" --work big/
+    python benchmarks/search.py --vectors align-tiny --rows 100000
+    python benchmarks/search.py --images 4096
+
+Rows are points around centres, 100 to a centre on the average, of length 1; or embeddings by align-tiny of random pieces of
+the bundled photographs (256 wide). Queries are drawn as rows are, and are not among them. Each candidate is a process of its
+own; its memory is the operating system's figure of what it holds after the queries, less what the bare program holds.
+With --images, a whole build instead: JPEG files of 640 x 480 on the disk to rows of an index, with align-tiny.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HNSW = {"M": 32, "efConstruction": 128}
+EF = 192  # of every HNSW at search
+
+
+def clusters(rows: int, dim: int, seed: int) -> np.ndarray:
+    """Unit vectors around rows / 100 centres, which depend on the number of rows alone."""
+    centres = np.random.default_rng(rows).standard_normal((max(rows // 100, 1), dim), np.float32)
+    draw = np.random.default_rng(seed)
+    found = np.empty((rows, dim), np.float32)
+    for start in range(0, rows, 65_536):
+        part = found[start : start + 65_536]
+        part[:] = centres[draw.integers(0, len(centres), len(part))]
+        part += 0.7 * draw.standard_normal(part.shape, np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return found
+
+
+def crops(rows: int, dim: int, seed: int) -> np.ndarray:
+    """align-tiny's embeddings of random pieces of the bundled photographs."""
+    from PIL import Image
+
+    from kakao_models import Embedder
+
+    folder = next(Path(__file__).parents[1].rglob("cat.jpg")).parent
+    photos = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
+    draw = np.random.default_rng(seed)
+
+    def pieces():
+        for _ in range(rows):
+            photo = photos[draw.integers(len(photos))]
+            side = int(min(photo.size) * draw.uniform(0.15, 0.9))
+            left, top = (int(draw.integers(0, length - side + 1)) for length in photo.size)
+            piece = photo.crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BOX)
+            yield piece if draw.random() < 0.5 else piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+    return Embedder("align-tiny", batch_size=256).images(pieces(), normalize=True, progress=False)
+
+
+class Faiss:
+    def __init__(self, kind: str):
+        import faiss  # noqa: F401  imports are no part of what is measured
+
+        self.kind = kind
+
+    def build(self, rows: np.ndarray, where: Path) -> None:
+        import faiss
+
+        if self.kind == "flat":
+            self.index = faiss.IndexFlatIP(rows.shape[1])
+        else:
+            self.index = faiss.IndexHNSWFlat(rows.shape[1], HNSW["M"], faiss.METRIC_INNER_PRODUCT)
+            self.index.hnsw.efConstruction, self.index.hnsw.efSearch = HNSW["efConstruction"], EF
+        self.index.add(rows)
+        faiss.write_index(self.index, str(where))
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        return self.index.search(queries, k)[1]
+
+
+class Usearch:
+    def __init__(self):
+        import usearch.index  # noqa: F401
+
+    def build(self, rows: np.ndarray, where: Path) -> None:
+        from usearch.index import Index
+
+        self.index = Index(
+            ndim=rows.shape[1],
+            metric="ip",
+            dtype="f32",
+            connectivity=HNSW["M"],
+            expansion_add=HNSW["efConstruction"],
+            expansion_search=EF,
+        )
+        self.index.add(np.arange(len(rows)), rows, threads=os.cpu_count())
+        self.index.save(str(where))
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        return np.atleast_2d(self.index.search(queries, k).keys)
+
+
+class Milvus:
+    """`SearchIndex` on Milvus Lite."""
+
+    def __init__(self, kind: str, params: dict, search: dict):
+        from milvus_lite.adapter.grpc import server  # noqa: F401
+
+        from kakao_models.search import SearchIndex
+
+        self.open, self.search_params = SearchIndex.open, search
+        self.options = {"index_type": kind, "index_params": params, "create": True}
+        self.vectors = _Vectors()
+
+    def build(self, rows: np.ndarray, where: Path) -> None:
+        self.vectors.dim = rows.shape[1]
+        with self.open(where, self.vectors, **self.options) as index:
+            for start in range(0, len(rows), 4096):
+                part = rows[start : start + 4096]
+                ids = [f"{start + place:064x}" for place in range(len(part))]
+                index.add(ids, part, [{"path": f"/photos/{key}.jpg", "number": int(key, 16)} for key in ids])
+        # opened again, as a search finds it: what was left to build in the background is built
+        self.index = self.open(where, search_params=self.search_params)
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        hits = self.index.search(queries, k)
+        return np.array([[int(hit.id, 16) for hit in some] for some in hits])
+
+
+class _Vectors:
+    """Takes the place of an embedder: the index is given vectors."""
+
+    def __init__(self):
+        from kakao_models import AlignImageProcessor
+
+        self.dim, self.name, self.tokenizer, self.image_processor = 0, "vectors", None, AlignImageProcessor()
+        self.engine, self.config, self.image_options = self, self, {}
+        self.model, self.weights = self, [np.zeros(1)]
+
+    def to_dict(self) -> dict:
+        return {}
+
+    def images(self, *args, **options) -> np.ndarray:
+        return np.ones((1, self.dim), np.float32)
+
+
+CANDIDATES = {
+    "exact (faiss flat)": lambda: Faiss("flat"),
+    "faiss HNSW": lambda: Faiss("hnsw"),
+    "usearch HNSW": Usearch,
+    "milvus-lite FLAT": lambda: Milvus("FLAT", {}, {}),
+    "milvus-lite HNSW": lambda: Milvus("HNSW", HNSW, {"ef": EF}),
+    "milvus-lite IVF_FLAT": lambda: Milvus("IVF_FLAT", {"nlist": 256}, {"nprobe": 32}),
+}
+
+
+def held() -> float:
+    """MiB of memory of its own that this process holds now; mapped files are not among it."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+
+def size_of(path: Path) -> float:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 2**20
+
+
+def measure(name: str, work: Path, k: int, result) -> None:
+    rows, queries = np.load(work / "rows.npy", mmap_mode="r"), np.load(work / "queries.npy")
+    candidate, where = CANDIDATES[name](), work / f"{name.replace(' ', '-')}.db"
+    before = held()
+    start = time.perf_counter()
+    candidate.build(rows, where)
+    facts = {"seconds": time.perf_counter() - start, "disk": size_of(where)}
+    seconds, found = [], []
+    candidate.search(queries[:1], k)
+    for query in queries:
+        start = time.perf_counter()
+        found.append(candidate.search(query[None], k)[0])
+        seconds.append(time.perf_counter() - start)
+    facts |= {"p50": np.percentile(seconds, 50) * 1e3, "p99": np.percentile(seconds, 99) * 1e3}
+    start = time.perf_counter()
+    candidate.search(queries, k)
+    facts["together"] = (time.perf_counter() - start) / len(queries) * 1e3
+    facts["memory"] = held() - before
+    result.put((facts, np.array(found)))
+
+
+def in_process(name: str, work: Path, k: int) -> tuple[dict, np.ndarray]:
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=measure, args=(name, work, k, result))
+    process.start()
+    while process.is_alive() and result.empty():
+        time.sleep(0.2)
+    if result.empty():
+        raise SystemExit(f"{name}: the process ended with {process.exitcode}")
+    found = result.get()
+    process.join()
+    return found
+
+
+def vectors(options, work: Path) -> None:
+    from common import show
+
+    make = {"clusters": clusters, "align-tiny": crops}[options.vectors]
+    if not (work / "rows.npy").exists():
+        np.save(work / "rows.npy", make(options.rows, options.dim, 1))
+        np.save(work / "queries.npy", make(options.queries, options.dim, 2) if options.vectors == "align-tiny"
+                else clusters_like(options.rows, options.dim, options.queries))  # fmt: skip
+    chosen = [name for name in CANDIDATES if not options.only or any(part in name for part in options.only.split(","))]
+    exact, table = None, []
+    for name in chosen:
+        facts, found = in_process(name, work, options.k)
+        exact = found if exact is None else exact
+        recall = np.mean([len(set(a) & set(b)) / options.k for a, b in zip(found, exact)])
+        line = [name, f"{recall:.4f}", *(f"{facts[key]:.3g}" for key in ("p50", "p99", "together"))]
+        line += [f"{options.rows / facts['seconds']:,.0f}", f"{facts['disk']:,.0f}", f"{facts['memory']:,.0f}"]
+        table.append(line)
+        print(json.dumps([name, recall, facts]), flush=True)
+    columns = ["", f"recall@{options.k}", "p50, ms", "p99, ms", f"{options.queries} at once, ms each", "rows/s", "disk, MiB",
+               "memory, MiB"]  # fmt: skip
+    dim = np.load(work / "rows.npy", mmap_mode="r").shape[1]
+    show(f"{options.rows:,} x {dim}, {options.vectors}, {options.queries} queries", columns, table)
+
+
+def clusters_like(rows: int, dim: int, queries: int) -> np.ndarray:
+    centres = np.random.default_rng(rows).standard_normal((max(rows // 100, 1), dim), np.float32)
+    draw = np.random.default_rng(2)
+    found = centres[draw.integers(0, len(centres), queries)] + 0.7 * draw.standard_normal((queries, dim), np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def images(options, work: Path) -> None:
+    from common import show
+    from PIL import Image
+
+    from kakao_models import Embedder
+    from kakao_models.search import SearchIndex
+
+    folder = work / "photos"
+    folder.mkdir(exist_ok=True)
+    draw = np.random.default_rng(0)
+    for number in range(options.images):
+        pixels = draw.integers(0, 256, (30, 40, 3), np.uint8)
+        Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(
+            folder / f"{number:06}.jpg", quality=90
+        )
+    embedder, table = Embedder(options.model), []
+    start = time.perf_counter()
+    embedder.images(folder, progress=False)
+    table.append(["embedding alone", options.images / (time.perf_counter() - start)])
+    for name in ("build", "the same again, nothing new"):
+        start = time.perf_counter()
+        with SearchIndex.open(work / "photos.db", embedder, create=True) as index:
+            index.build(folder)
+        table.append([name, options.images / (time.perf_counter() - start)])
+    show(f"{options.images} JPEGs of 640 x 480, {options.model}", ["", "images/s"], table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=640)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--vectors", choices=("clusters", "align-tiny"), default="clusters")
+    parser.add_argument(
+        "--only", default="", help="parts of candidates' names, separated by commas; the exact one is first"
+    )
+    parser.add_argument("--work", type=Path, help="keep vectors and indexes in this folder")
+    parser.add_argument("--images", type=int, default=0, help="measure a build of so many images instead")
+    parser.add_argument("--model", default="align-tiny", help="for --images")
+    options = parser.parse_args()
+    work = options.work or Path(tempfile.mkdtemp())
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        (images if options.images else vectors)(options, work)
+    finally:
+        if options.work is None:
+            shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
