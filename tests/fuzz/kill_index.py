@@ -20,7 +20,11 @@ from pathlib import Path
 
 os.environ.setdefault("MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES", "6000")
 
+import faiss
+import milvus_lite.adapter.grpc.server  # imported before the forks, for their sake; nothing is started here
 import numpy as np
+from milvus_lite.storage import data_file
+from milvus_lite.storage.wal import WAL
 from PIL import Image
 
 from kakao_models import AlignImageProcessor, Embedder
@@ -148,10 +152,6 @@ def kill_once(draw: random.Random, longest: float, *args) -> bool:
 
 
 def _die_at(when: str, place: int) -> None:
-    import faiss
-    from milvus_lite.storage import data_file
-    from milvus_lite.storage.wal import WAL
-
     replace, write_rows, write_index, log = os.replace, data_file.pq.write_table, faiss.write_index, WAL.write_insert
     calls = [0]
 

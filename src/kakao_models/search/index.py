@@ -208,10 +208,19 @@ class SearchIndex:
             raise ValueError("add: an id is there twice")
         rows = [_row(key, vector, facts) for key, vector, facts in zip(ids, vectors, metadata)]
         for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
             with self._calling("adding rows"):
-                self.client.upsert(self.collection, rows[start : start + at_once])
+                if backend.is_local(self.uri):
+                    self._forget_columns(some)
+                self.client.upsert(self.collection, some)
             self._written = True
         return len(rows)
+
+    def _forget_columns(self, rows: list[dict[str, Any]]) -> None:
+        """Names the columns that a row had and has no more: Milvus Lite keeps what an upsert does not name."""
+        there = {row["sha256"]: row for row in self._get([row["sha256"] for row in rows], ["*"])}
+        for row in rows:
+            row |= {name: None for name in there.get(row["sha256"], ()) if name not in row}
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: str | None = None) -> int:
         """Removes rows by their ids or by a filter, and says how many there were.
@@ -354,7 +363,7 @@ class SearchIndex:
         # of unit vectors the squared distance is 2 - 2 cos
         score = 1.0 if distance is None else 1 - distance / 2 if self._facts["metric"] == "L2" else distance
         known = {name: row[name] for name in FIELDS if name in row}
-        further = {name: value for name, value in row.items() if name not in (*FIELDS, *OWN)}
+        further = {name: value for name, value in row.items() if name not in (*FIELDS, *OWN) and value is not None}
         return Hit(id=row["sha256"], score=float(score), metadata=further, **known)
 
     def _checked(self, vectors: np.ndarray, name: str = "vectors") -> np.ndarray:

@@ -95,7 +95,7 @@ class Items:
             return Item(name, error=getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error))
 
     def _text(self, name: str, record: dict) -> Item:
-        text = text_of(record)
+        text = _caption(record)
         if not isinstance(text, str) or not text.strip():
             return Item(name, error="no text")
         return Item(name, text.strip(), self._metadata(record, name, text.strip(), ()))
@@ -111,8 +111,9 @@ class Items:
         if isinstance(value, str) and "://" in value:
             path, value = value, None
         elif isinstance(value, str):
-            path = str(self._allowed(rows.folder, value))
-            value = None
+            path, value = os.path.abspath(rows.folder / value), None
+            if not rows.pictures and (error := self._outside(rows.folder, path)):
+                return Item(path, error=error)
         elif rows.tars:
             path = f"{os.path.abspath(rows.files[part.file])}{WITHIN}{record['__key__'].partition(':')[2]}"
         else:
@@ -126,20 +127,14 @@ class Items:
             return item
         sizes = {"width": width, "height": height, "bytes": len(item.content)}
         unused = (column, "__key__", "id" if rows.pictures else column)  # of a folder, the id is in the path
-        item.metadata = sizes | self._metadata(record, path, text_of(record), unused)
+        item.metadata = sizes | self._metadata(record, path, _caption(record), unused)
         return item
 
-    def _allowed(self, folder: Path, value: str) -> Path:
-        """The absolute path of a picture, if it lies in the source's folder or in one of `roots`.
-
-        Raises:
-            ValueError: it leads elsewhere.
-        """
-        path = Path(os.path.abspath(folder / value))
-        real = path.resolve()
-        if not any(real.is_relative_to(root) for root in (folder.resolve(), *self.roots)):
-            raise ValueError(f"{value!r:.200} leads out of {folder}: allow its folder by --root")
-        return path
+    def _outside(self, folder: Path, path: str) -> str | None:
+        """What is wrong with a picture that lies neither in its table's folder nor in one of `roots`."""
+        if any(Path(path).resolve().is_relative_to(root) for root in (folder.resolve(), *self.roots)):
+            return None
+        return f"leads out of {folder}: allow its folder by --root"
 
     def _metadata(self, record: dict, path: str, text: Any, used: Sequence[str]) -> dict[str, Any]:
         caption = "" if text is None else str(text)
@@ -211,6 +206,12 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy
         return plain(value.item())
     return None
+
+
+def _caption(record: dict) -> Any:
+    """The text of a record, or the first of its captions, as shards for training have them."""
+    several = record.get("captions")
+    return text_of(record) or (several[0] if isinstance(several, list) and several else None)
 
 
 def _whole(value: Any) -> int | None:

@@ -1,0 +1,281 @@
+"""The index: what goes in comes out, searches are exact, and what doesn't fit is refused by name."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+from kakao_models import AlignImageProcessor, Embedder
+from kakao_models.search import SearchIndex, backend
+from kakao_models.search.identity import check_identity, identity
+
+
+@pytest.fixture(scope="module")
+def rows():
+    draw = np.random.default_rng(0)
+    return draw.standard_normal((700, 16)).astype(np.float32), [f"row{n}" for n in range(700)]
+
+
+@pytest.fixture(scope="module", params=["FLAT", "HNSW"])
+def filled(embedder, rows, tmp_path_factory, request):
+    vectors, ids = rows
+    path = tmp_path_factory.mktemp("filled") / "x.db"
+    facts = [
+        {"path": f"/p/{n}.jpg", "width": n, "license": "cc" if n % 2 else "no", "tags": ["a", n]} for n in range(700)
+    ]
+    options = {} if request.param == "FLAT" else {"index_type": "HNSW", "index_params": {"M": 32}}
+    with SearchIndex.open(path, embedder, create=True, search_params={"ef": 400}, **options) as index:
+        assert index.add(ids, vectors, facts) == 700
+    with SearchIndex.open(path, embedder, search_params={"ef": 400}) as index:
+        yield index
+
+
+def brute(rows, query, k, keep=lambda n: True):
+    vectors, ids = rows
+    cosine = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    order = [n for n in np.argsort(-cosine, kind="stable") if keep(n)][:k]
+    return [ids[n] for n in order], cosine[order]
+
+
+def test_finds_what_comparing_with_all_finds(filled, rows):
+    queries = np.random.default_rng(1).standard_normal((20, 16)).astype(np.float32)
+    for query, hits in zip(queries, filled.search(queries, 12)):
+        ids, cosine = brute(rows, query, 12)
+        assert [hit.id for hit in hits] == ids
+        np.testing.assert_allclose([hit.score for hit in hits], cosine, atol=1e-5)
+    assert [hit.id for hit in filled.search(queries[0], 3)] == brute(rows, queries[0], 3)[0]
+
+
+def test_filters(filled, rows):
+    query = np.ones(16, np.float32)
+    hits = filled.search(query, 5, filter='width > 300 and license == "cc"')
+    assert [hit.id for hit in hits] == brute(rows, query, 5, lambda n: n > 300 and n % 2)[0]
+    n = int(hits[0].id[3:])
+    assert (hits[0].path, hits[0].width, hits[0].metadata) == (f"/p/{n}.jpg", n, {"license": "cc", "tags": ["a", n]})
+    assert filled.search(query, 5, filter="width < 0") == []
+    with pytest.raises(ValueError, match="filter 'width >>> 3'.*Milvus says"):
+        filled.search(query, filter="width >>> 3")
+
+
+def test_all_rows_with_their_unit_vectors(filled, rows):
+    vectors, ids = rows
+    found = {}
+    for hits, page in filled.vectors(size=300):
+        found |= dict(zip([hit.id for hit in hits], page))
+    assert sorted(found) == sorted(ids) and filled.count == len(filled) == 700
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.stack([found[key] for key in ids]), unit, atol=1e-6)
+    assert sum(len(page) for _, page in filled.vectors(limit=150, size=100)) == 150
+    assert sum(len(page) for _, page in filled.vectors(filter="width < 10")) == 10
+
+
+@pytest.mark.parametrize(
+    "query, k, said",
+    [
+        (np.ones(7, np.float32), 10, "width 7.*has 16"),
+        (np.full(16, np.nan, np.float32), 10, "finite"),
+        (np.zeros(16, np.float32), 10, "all zeros"),
+        (np.ones(16, np.int64), 10, "floats"),
+        (np.ones(16, np.float32), 0, "k: got 0"),
+        (np.ones(16, np.float32), 10**6, "k: got 1000000"),
+    ],
+)
+def test_queries_that_do_not_fit(filled, query, k, said):
+    with pytest.raises(ValueError, match=said):
+        filled.search(query, k)
+
+
+@pytest.mark.parametrize("metric", ["IP", "COSINE", "L2"])
+def test_scores_are_cosines_by_every_metric(embedder, tmp_path, metric):
+    with SearchIndex.open(tmp_path / "m.db", embedder, create=True, metric=metric) as index:
+        index.add(["a", "b", "c"], np.array([[3.0] + [0] * 15, [1, 1] + [0] * 14, [-1] + [0] * 15], np.float32))
+        hits = index.search(np.eye(16, dtype=np.float32)[0], 3)
+    assert [hit.id for hit in hits] == ["a", "b", "c"]
+    np.testing.assert_allclose([hit.score for hit in hits], [1, 0.5**0.5, -1], atol=1e-6)
+
+
+def test_rows_are_replaced_and_deleted(copied, embedder):
+    with SearchIndex.open(copied, embedder) as index:
+        before = index.count
+        new = np.ones((2, 16), np.float32)
+        index.add(["x", "y"], new, [{"caption": "old"}, {}])
+        index.add(["x"], -new[:1], [{"caption": "new"}])
+        assert index.count == before + 2
+        assert index.search(-new[0], 1)[0].caption == "new"
+        assert index.delete(["x", "not there"]) == 1 and index.delete(filter='caption == "new"') == 0
+        assert index.delete("y") == 1
+    with SearchIndex.open(copied) as index:
+        assert index.count == before
+        for wrong in ({}, {"ids": ["x"], "filter": "width > 0"}, {"filter": ""}):
+            with pytest.raises(ValueError, match="ids or a filter"):
+                index.delete(**wrong)
+
+
+@pytest.mark.parametrize(
+    "ids, vectors, facts, said",
+    [
+        (["a"], np.ones((2, 16)), None, "1 ids, 2 vectors"),
+        (["a", "a"], np.ones((2, 16)), None, "twice"),
+        (["a" * 65], np.ones((1, 16)), None, "64 characters"),
+        (["a"], np.ones((1, 8)), None, "width 8"),
+        (["a"], np.full((1, 16), np.inf), None, "finite"),
+        (["a"], np.ones((1, 16)), [{"vector": 1}], "column of the index itself"),
+    ],
+)
+def test_rows_that_do_not_fit(copied, ids, vectors, facts, said):
+    with SearchIndex.open(copied) as index, pytest.raises(ValueError, match=said):
+        index.add(ids, vectors, facts)
+
+
+def test_text_search_wants_an_embedder(copied, embedder):
+    with SearchIndex.open(copied, embedder) as index:
+        assert len(index.search("a dog", 3)) == 3
+    with SearchIndex.open(copied) as index:
+        with pytest.raises(ValueError, match="without an embedder"):
+            index.search("a dog")
+    with pytest.raises(ValueError, match="is closed"):
+        index.search(np.ones(16, np.float32))
+    index.close()
+
+
+def test_two_in_one_process(copied):
+    with SearchIndex.open(copied) as one, SearchIndex.open(copied) as two:
+        one.close()
+        assert two.count == 8
+
+
+def test_another_model_is_refused(built, embedder, model, tmp_path):
+    other = Embedder(tiny.align_folder(tmp_path / "other", seed=1))
+    with pytest.raises(ValueError, match=f"holds embeddings of {model}.*not of {tmp_path}.*Search with the model"):
+        SearchIndex.open(built, other)
+    cropping = AlignImageProcessor(size=36, crop_size=32)
+    with pytest.raises(ValueError, match="another preprocessing.*size was .*40.*is .*36"):
+        SearchIndex.open(built, Embedder(model, image_processor=cropping))
+    with SearchIndex.open(built) as index:
+        with pytest.raises(ValueError, match="not of"):
+            index.use(other)
+        assert index.metadata["model"] == model and index.metadata["dim"] == 16
+
+
+def test_the_same_model_is_known_by_what_it_does(embedder, model, tmp_path):
+    """Weights that another program holds have another hash; what they make of a picture and a text is the same."""
+    stored = json.loads(json.dumps(identity(embedder), default=str)) | {
+        "weights": "as Flax holds them",
+        "engine": "Flax 9",
+    }
+    check_identity("x.db", stored, embedder)
+    other = Embedder(tiny.align_folder(tmp_path / "other", seed=1))
+    with pytest.raises(ValueError, match="their cosine is"):
+        check_identity("x.db", stored, other)
+    with pytest.raises(ValueError, match="of width 8"):
+        check_identity("x.db", stored | {"dim": 8}, embedder)
+    with pytest.raises(ValueError, match="tokenizer is another"):
+        check_identity("x.db", stored | {"tokenizer": "0"}, embedder)
+
+
+def test_what_is_no_index(embedder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no index. Make one"):
+        SearchIndex.open(tmp_path / "missing.db")
+    assert not (tmp_path / "missing.db").exists()
+    with pytest.raises(ValueError, match="ends in .db"):
+        SearchIndex.open(tmp_path / "missing", embedder, create=True)
+    sqlite3.connect(tmp_path / "old.db").execute("CREATE TABLE x (y)")
+    with pytest.raises(ValueError, match="Milvus Lite 2.*index load"):
+        SearchIndex.open(tmp_path / "old.db")
+    (tmp_path / "text.db").write_text("text")
+    with pytest.raises(ValueError, match="is a file, and no index"):
+        SearchIndex.open(tmp_path / "text.db")
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "folder.db" / "letter.txt").write_text("mine")
+    with pytest.raises(ValueError, match="folder of something else"):
+        SearchIndex.open(tmp_path / "folder.db", embedder, create=True)
+
+
+def test_other_collections(copied, embedder):
+    with pytest.raises(FileNotFoundError, match="no collection 'songs'; there are: images"):
+        SearchIndex.open(copied, collection="songs")
+    with SearchIndex.open(copied, embedder, collection="songs", create=True, kind="texts") as index:
+        index.add(["a"], np.ones((1, 16), np.float32))
+        index.client.create_collection("foreign", dimension=4)
+        with pytest.raises(ValueError, match="was not made by kakao-models"):
+            SearchIndex.open(copied, collection="foreign")
+    with pytest.raises(ValueError, match="an index of texts, not of images"):
+        SearchIndex.open(copied, embedder, collection="songs", create=True)
+    with SearchIndex.open(copied, collection="songs") as index:
+        index.drop()
+    with SearchIndex.open(copied) as index:
+        assert index.client.list_collections() == ["foreign", "images"]
+
+
+@pytest.mark.parametrize("option", ["kind", "metric", "consistency"])
+def test_wrong_options(built, option):
+    with pytest.raises(ValueError, match=f"{option}: got 'nonsense', wanted one of"):
+        SearchIndex.open(built, **{option: "nonsense"})
+
+
+def test_an_index_that_another_process_has_open(copied):
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(1, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, copied / "LOCK"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        with pytest.raises(BlockingIOError, match="another process has this index open"):
+            SearchIndex.open(copied)
+        holder.stdin.close()
+    with SearchIndex.open(copied) as index:
+        assert index.count == 8
+
+
+def test_a_server_that_is_not_there(monkeypatch):
+    waited = []
+    monkeypatch.setattr(backend.time, "sleep", waited.append)
+    monkeypatch.setattr(backend, "_ATTEMPT", 0.2)
+    with pytest.raises(ConnectionError, match="no Milvus server answers, after 6 attempts"):
+        SearchIndex.open("http://127.0.0.1:1")
+    assert [seconds for seconds in waited if seconds in backend.WAITS] == list(backend.WAITS)
+
+
+def test_what_a_killed_creation_leaves(embedder, tmp_path):
+    (tmp_path / "k.db" / "collections" / "images").mkdir(parents=True)
+    with SearchIndex.open(tmp_path / "k.db", embedder, create=True) as index:
+        assert index.count == 0
+
+
+def test_a_broken_file_of_an_index_is_made_again(embedder, rows, tmp_path):
+    vectors, ids = rows
+    with SearchIndex.open(tmp_path / "b.db", embedder, create=True, index_type="HNSW") as index:
+        index.add(ids, vectors)
+    with SearchIndex.open(tmp_path / "b.db") as index:  # opening makes it, at the latest
+        wanted = index.search(vectors[:3], 5)
+    (file,) = (tmp_path / "b.db").rglob("*.idx")
+    file.write_bytes(file.read_bytes()[:1000])
+    with SearchIndex.open(tmp_path / "b.db") as index:
+        assert index.search(vectors[:3], 5) == wanted
+
+
+def test_the_package_needs_no_pymilvus_until_an_index_is_opened(tmp_path):
+    code = """
+import sys
+sys.modules["pymilvus"] = None
+import kakao_models.search, kakao_models.cli
+from kakao_models.search import SearchIndex, Hit, compose_query, hit_picture
+try:
+    SearchIndex.open("x.db")
+except ImportError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.stdout.strip() == "search needs pymilvus: pip install 'kakao-models[search]'", ran.stderr
+
+
+def test_copies_are_whole(built, tmp_path):
+    moved = shutil.copytree(built, tmp_path / "elsewhere.db")
+    with SearchIndex.open(moved) as index:
+        assert index.count == 8
