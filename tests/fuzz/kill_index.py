@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES", "6000")
 
 import faiss
-import milvus_lite.adapter.grpc.server  # imported before the forks, for their sake; nothing is started here
+import milvus_lite.adapter.grpc.server  # noqa: F401  imported before the forks, for their sake; nothing is started here
 import numpy as np
 from milvus_lite.storage import data_file
 from milvus_lite.storage.wal import WAL

@@ -1,0 +1,98 @@
+"""Embeddings on the disk become rows without the model: of data embed, of embed, of Milvus Lite 2."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kakao_models.data.embed import Settings, embed_table
+from kakao_models.inference.output import write_embeddings
+from kakao_models.search import SearchIndex
+from kakao_models.search.stored import Stored
+
+LITE_2 = Path(__file__).parent / "milvus-lite-2" / "photos.db"
+
+
+def load(source, embedder, where):
+    with SearchIndex.open(where, embedder, create=True) as index:
+        loaded = Stored(source).load(index)
+        rows = {hit.id: (hit, v) for hits, vectors in index.vectors() for hit, v in zip(hits, vectors)}
+        assert index.count == len(rows)
+        return loaded, rows
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_milvus_lite_2(embedder, tmp_path):
+    loaded, rows = load(LITE_2, embedder, tmp_path / "new.db")
+    assert loaded == 4 and set(rows) == {"id0", "id2", "id3", "id4"}  # id1 was deleted
+    vectors = unit(np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32))
+    for number in (0, 2, 3, 4):
+        hit, vector = rows[f"id{number}"]
+        np.testing.assert_allclose(vector, vectors[number], atol=1e-6)
+        assert (hit.path, hit.metadata["w"], hit.metadata["t"]) == (f"p{number}", number, "x" * number)
+    assert load(LITE_2, embedder, tmp_path / "new.db")[0] == 0  # a second time there is nothing to do
+
+
+def test_embeddings_of_a_table(embedder, photos, tmp_path):
+    pq.write_table(pa.table({"id": [5, 6], "path": ["000.png", "001.png"]}), photos / "t.parquet")
+    embed_table(embedder, photos / "t.parquet", tmp_path / "e", Settings("images", 1), model=embedder.name)
+    (photos / "t.parquet").unlink()
+    loaded, rows = load(tmp_path / "e", embedder, tmp_path / "x.db")
+    assert loaded == 2
+    wanted = embedder.images([photos / "000.png", photos / "001.png"], normalize=True)
+    np.testing.assert_allclose(np.stack([rows["5"][1], rows["6"][1]]), wanted, atol=1e-6)
+
+
+def test_embeddings_with_columns_and_without_some(embedder, tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((3, 16)).astype(np.float16)
+    column = pa.array([*vectors[:2].tolist(), None], pa.list_(pa.float16(), 16))
+    facts = {
+        "id": ["a" * 100, "b", "c"],
+        "embedding": column,
+        "text": ["a cat", None, "x"],
+        "width": ["wide", "5", "1"],
+    }
+    pq.write_table(pa.table(facts), tmp_path / "e.parquet")
+    loaded, rows = load(tmp_path / "e.parquet", embedder, tmp_path / "x.db")
+    assert loaded == 2 and "b" in rows
+    (long,) = set(rows) - {"b"}
+    assert (
+        len(long) == 64
+        and rows[long][0].caption == "a cat"
+        and rows[long][0].metadata == {"width_": "wide", "id": "a" * 100}
+    )
+
+
+def test_an_array_with_names(embedder, photos, tmp_path):
+    names = [str(photos / "000.png"), str(photos / "001.png")]
+    write_embeddings(tmp_path / "e.npy", names, embedder.images(names))
+    loaded, rows = load(tmp_path / "e.npy", embedder, tmp_path / "x.db")
+    assert loaded == 2 and {hit.path for hit, _ in rows.values()} == set(names)
+
+
+def test_what_does_not_fit(embedder, tmp_path):
+    def refused(source, said):
+        with pytest.raises(ValueError, match=said):
+            Stored(source).check(embedder)
+
+    np.save(tmp_path / "a.npy", np.ones((2, 16)))
+    refused(tmp_path / "a.npy", "the names of its rows in")
+    (tmp_path / "a.names.json").write_text('["one"]')
+    refused(tmp_path / "a.npy", "has 1 names")
+    write_embeddings(tmp_path / "b.npy", ["x"], np.ones((1, 8), np.float32))
+    refused(tmp_path / "b.npy", "of width 8.*makes 16")
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "c.parquet")
+    refused(tmp_path / "c.parquet", "wanted columns embedding")
+    (tmp_path / "d").mkdir()
+    refused(tmp_path / "d", "no .parquet files")
+    shutil.copy(tmp_path / "c.parquet", tmp_path / "e.db")
+    refused(tmp_path / "e.db", "no database of Milvus Lite 2")
+    pq.write_table(pa.table({"id": [1], "embedding": [[1.0] * 16]}), tmp_path / "d" / "0.parquet")
+    (tmp_path / "d" / "plan.json").write_text('{"model": "kakaobrain/align-base"}')
+    refused(tmp_path / "d", "of kakaobrain/align-base, not of")
