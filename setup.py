@@ -35,7 +35,7 @@ EXTRAS = {
         "scipy>=1.14",
     ],
     "spark": ["pyspark>=4.3"],  # data --backend pyspark; beside data, and Java 17
-    "search": ["pymilvus>=2.5", "milvus-lite>=3.2"],
+    "search": ["pymilvus>=3.0", "milvus-lite>=3.2"],
     "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "pyyaml>=6"],
     "demo": ["gradio>=6.7"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0"],

@@ -7,7 +7,8 @@
 
 Rows are points around centres, 100 to a centre on the average, of length 1; or embeddings by align-tiny of random pieces of
 the bundled photographs (256 wide). Queries are drawn as rows are, and are not among them. Each candidate is a process of its
-own; its memory is the operating system's figure of what it holds after the queries, less what the bare program holds.
+own; its memory is the operating system's figure of what it holds after the queries, less what the bare program holds. "CPU" is
+the time of all its threads on processors, which other work on the machine changes little.
 With --images, a whole build instead: JPEG files of 640 x 480 on the disk to rows of an index, with align-tiny.
 """
 
@@ -171,20 +172,21 @@ def size_of(path: Path) -> float:
 def measure(name: str, work: Path, k: int, result) -> None:
     rows, queries = np.load(work / "rows.npy", mmap_mode="r"), np.load(work / "queries.npy")
     candidate, where = CANDIDATES[name](), work / f"{name.replace(' ', '-')}.db"
-    before = held()
-    start = time.perf_counter()
+    before, start, spent = held(), time.perf_counter(), time.process_time()
     candidate.build(rows, where)
-    facts = {"seconds": time.perf_counter() - start, "disk": size_of(where)}
+    facts = {"seconds": time.perf_counter() - start, "cpu_build": time.process_time() - spent, "disk": size_of(where)}
     seconds, found = [], []
     candidate.search(queries[:1], k)
+    spent = time.process_time()
     for query in queries:
         start = time.perf_counter()
         found.append(candidate.search(query[None], k)[0])
         seconds.append(time.perf_counter() - start)
+    facts["cpu"] = (time.process_time() - spent) / len(queries) * 1e3
     facts |= {"p50": np.percentile(seconds, 50) * 1e3, "p99": np.percentile(seconds, 99) * 1e3}
-    start = time.perf_counter()
+    spent = time.process_time()
     candidate.search(queries, k)
-    facts["together"] = (time.perf_counter() - start) / len(queries) * 1e3
+    facts["together"] = (time.process_time() - spent) / len(queries) * 1e3
     facts["memory"] = held() - before
     result.put((facts, np.array(found)))
 
@@ -217,12 +219,20 @@ def vectors(options, work: Path) -> None:
         facts, found = in_process(name, work, options.k)
         exact = found if exact is None else exact
         recall = np.mean([len(set(a) & set(b)) / options.k for a, b in zip(found, exact)])
-        line = [name, f"{recall:.4f}", *(f"{facts[key]:.3g}" for key in ("p50", "p99", "together"))]
-        line += [f"{options.rows / facts['seconds']:,.0f}", f"{facts['disk']:,.0f}", f"{facts['memory']:,.0f}"]
+        line = [name, f"{recall:.4f}", *(f"{facts[key]:.3g}" for key in ("p50", "p99", "cpu", "together"))]
+        line += [f"{options.rows / facts[key]:,.0f}" for key in ("seconds", "cpu_build")]
+        line += [f"{facts['disk']:,.0f}", f"{facts['memory']:,.0f}"]
         table.append(line)
         print(json.dumps([name, recall, facts]), flush=True)
-    columns = ["", f"recall@{options.k}", "p50, ms", "p99, ms", f"{options.queries} at once, ms each", "rows/s", "disk, MiB",
-               "memory, MiB"]  # fmt: skip
+    columns = [
+        "",
+        f"recall@{options.k}",
+        "p50, ms",
+        "p99, ms",
+        "CPU of a query, ms",
+        f"of one of {options.queries} at once",
+    ]
+    columns += ["rows/s", "rows per CPU second", "disk, MiB", "memory, MiB"]
     dim = np.load(work / "rows.npy", mmap_mode="r").shape[1]
     show(f"{options.rows:,} x {dim}, {options.vectors}, {options.queries} queries", columns, table)
 

@@ -218,6 +218,16 @@ def test_wrong_options(built, option):
         SearchIndex.open(built, **{option: "nonsense"})
 
 
+def test_an_index_type_that_is_none_leaves_nothing(embedder, tmp_path):
+    with pytest.raises(ValueError, match="got 'NONSENSE', wanted one of FLAT, HNSW"):
+        SearchIndex.open(tmp_path / "x.db", embedder, create=True, index_type="NONSENSE")
+    assert not list(tmp_path.iterdir())
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True, index_type="HNSW", index_params={"M": 8}) as index:
+        index.add(["a"], np.ones((1, 16), np.float32))
+        assert index.metadata["index"] == ["HNSW", {"M": 8}]
+        assert index.client.describe_index("images", "vector")["params"] == {"M": 8}
+
+
 def test_an_index_that_another_process_has_open(copied):
     hold = (
         "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(1, flush=True); sys.stdin.read()"

@@ -56,6 +56,7 @@ Metric = Annotated[
 Consistency = Annotated[
     str, typer.Option(help="Of a server: Strong, Bounded, Session, Eventually.", rich_help_panel=DATABASE)
 ]
+Shards = Annotated[int, typer.Option(min=1, help="Of a server's new collection.", rich_help_panel=DATABASE)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Kind = Annotated[str, typer.Option("--what", help="images, or texts.")]
 DEFAULT_URI, DEFAULT_COLLECTION, DEFAULT_MODEL = "./kakao.db", "images", "kakaobrain/align-base"
@@ -81,6 +82,7 @@ def build(
     index_params: IndexParams = None,
     metric: Metric = "IP",
     consistency: Consistency = "Strong",
+    shards: Shards = 1,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
     as_json: AsJson = False,
@@ -104,7 +106,7 @@ def build(
       kakao-models index build shards/ coyo.parquet --to http://localhost:19530 --index-type HNSW
     """
     options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
-    options |= {"consistency": consistency, "kind": what, "create": True}
+    options |= {"consistency": consistency, "shards": shards, "kind": what, "create": True}
     embedder = _embedder(model, revision, framework, device, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
@@ -143,6 +145,7 @@ def load(
     index_params: IndexParams = None,
     metric: Metric = "IP",
     consistency: Consistency = "Strong",
+    shards: Shards = 1,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
     as_json: AsJson = False,
@@ -163,7 +166,7 @@ def load(
       kakao-models index load old-milvus-lite-2.db --to new.db
     """
     options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
-    options |= {"consistency": consistency, "kind": what, "create": True}
+    options |= {"consistency": consistency, "shards": shards, "kind": what, "create": True}
     embedder = _embedder(model, revision, framework, device, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex

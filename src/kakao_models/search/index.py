@@ -4,9 +4,8 @@ Axes: N rows  Q queries  D width of an embedding
 """
 
 import contextlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +13,15 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.search import backend
+from kakao_models.search.collection import create_collection, prepare, read_facts, row_of
 from kakao_models.search.identity import check_identity, identity
-from kakao_models.search.sources import FIELDS, OWN, metadata_digest
+from kakao_models.search.sources import FIELDS, OWN
 
 DEFAULT_URI = "./kakao.db"
 COLLECTION = "images"
-KEY = "kakao_models"  # the property of a collection that says what it is of
 METRICS = ("IP", "COSINE", "L2")
 CONSISTENCY = ("Strong", "Bounded", "Session", "Eventually")
+LOCAL_TYPES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8", "AUTOINDEX")  # that Milvus Lite has
 INSERT = 512  # rows of an insertion
 _PAGE = 1000  # rows of a page of all rows
 _MOST = 16_384  # hits that Milvus gives at most
@@ -73,6 +73,7 @@ class SearchIndex:
         index_params: Mapping[str, Any] | None = None,
         metric: str = "IP",
         consistency: str = "Strong",
+        shards: int = 1,
         search_params: Mapping[str, Any] | None = None,
     ) -> "SearchIndex":
         """Opens an index.
@@ -82,7 +83,7 @@ class SearchIndex:
             embedder: what queries are embedded by, or a model for `Embedder`; it is refused if it doesn't go with the
                 index. Without one only vectors can be searched for.
             token: of a server, "user:password" or an API key.
-            create: make the index if it is not there; it then is of this embedder, and the next four arguments count.
+            create: make the index if it is not there; it then is of this embedder, and the arguments to `shards` count.
             kind: what it is of, "images" or "texts".
             index_type: FLAT, HNSW, IVF_FLAT, AUTOINDEX or another that Milvus knows; by default FLAT, which is exact,
                 in a local database, and AUTOINDEX on a server.
@@ -90,6 +91,7 @@ class SearchIndex:
             metric: IP, COSINE or L2. Vectors are kept with length 1, so that all three give the same order, and IP, the
                 quickest, is the cosine.
             consistency: Strong, Bounded, Session or Eventually: how soon a server's readers see what was written.
+            shards: of a server's collection: how many nodes may write to it at a time.
             search_params: of the index type, such as {"ef": 128} or {"nprobe": 32}.
 
         Raises:
@@ -104,26 +106,30 @@ class SearchIndex:
         _one_of("consistency", consistency, CONSISTENCY)
         if embedder is not None and not isinstance(embedder, Embedder) and not hasattr(embedder, "dim"):
             embedder = Embedder(embedder)
+        if index_type and backend.is_local(uri):  # Milvus Lite would take any name, and fail when it builds the index
+            _one_of("index_type", index_type, LOCAL_TYPES)
         if create and embedder is None:
             raise ValueError("create: an index is made for an embedder: give one")
         client = backend.connect(uri, token, create=create)
         try:
             with backend.explained(uri):
-                if not client.has_collection(collection):
-                    if not create:
-                        raise FileNotFoundError(
-                            f"{uri}: has no collection {collection!r}; there are: "
-                            f"{', '.join(client.list_collections()) or 'none'}"
-                        )
+                made = not client.has_collection(collection)
+                if made and not create:
+                    there = ", ".join(client.list_collections()) or "none"
+                    raise FileNotFoundError(f"{uri}: has no collection {collection!r}; there are: {there}")
+                if made:
                     backend.clear_unfinished(uri, collection)
                     facts = identity(embedder) | {"kind": kind, "metric": metric, "consistency": consistency}
-                    facts["index"] = [
-                        index_type or ("FLAT" if backend.is_local(uri) else "AUTOINDEX"),
-                        index_params or {},
-                    ]
-                    _create(client, collection, facts)
-                facts = _facts(client, uri, collection)
-                _prepare(client, uri, collection, facts)
+                    default = "FLAT" if backend.is_local(uri) else "AUTOINDEX"
+                    facts["index"] = [index_type or default, dict(index_params or {})]
+                    create_collection(client, collection, facts, shards)
+                facts = read_facts(client, uri, collection)
+                try:
+                    prepare(client, uri, collection, facts)
+                except Exception:
+                    if made:  # of an index type that the server hasn't, say
+                        client.drop_collection(collection)
+                    raise
             if embedder is not None:
                 check_identity(uri, facts, embedder)
             if create and facts["kind"] != kind:
@@ -206,7 +212,7 @@ class SearchIndex:
             raise ValueError(f"add: got {len(ids)} ids, {len(vectors)} vectors, {len(metadata)} rows of metadata")
         if len(set(ids)) < len(ids):
             raise ValueError("add: an id is there twice")
-        rows = [_row(key, vector, facts) for key, vector, facts in zip(ids, vectors, metadata)]
+        rows = [row_of(key, vector, facts) for key, vector, facts in zip(ids, vectors, metadata)]
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
             with self._calling("adding rows"):
@@ -383,79 +389,6 @@ class SearchIndex:
         return l2_normalize(vectors) if (np.abs(lengths - 1) > 1e-6).any() else vectors
 
 
-def _row(key: str, vector: np.ndarray, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(key, str) or not 0 < len(key) <= 64:
-        raise ValueError(f"id: got {key!r:.100}, wanted a string of 1 to 64 characters")
-    defaults = {"path": "", "caption": "", "width": 0, "height": 0, "bytes": 0}
-    if wrong := set(metadata) & set(OWN):
-        raise ValueError(f"metadata: {', '.join(sorted(wrong))} is a column of the index itself")
-    return {**defaults, **metadata, "sha256": key, "vector": vector, "digest": metadata_digest(dict(metadata))}
-
-
-def _create(client, collection: str, facts: dict[str, Any]) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(enable_dynamic_field=True, description=json.dumps({KEY: facts}, default=str))
-    schema.add_field("sha256", DataType.VARCHAR, is_primary=True, max_length=64)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=facts["dim"])
-    schema.add_field("digest", DataType.VARCHAR, max_length=16)
-    schema.add_field("path", DataType.VARCHAR, max_length=8192)
-    schema.add_field("caption", DataType.VARCHAR, max_length=65_535)
-    for name in ("width", "height", "bytes"):
-        schema.add_field(name, DataType.INT64)
-    client.create_collection(
-        collection,
-        schema=schema,
-        properties={KEY: json.dumps(facts, default=str)},
-        consistency_level=facts["consistency"],
-    )
-
-
-def _facts(client, uri: str, collection: str) -> dict[str, Any]:
-    """What `identity` said when the index was made."""
-    described = client.describe_collection(collection)
-    for text in (described["properties"].get(KEY), described.get("description")):
-        with contextlib.suppress(TypeError, ValueError, AttributeError):
-            found = json.loads(text)
-            found = found.get(KEY, found)
-            if isinstance(found, dict) and "weights" in found:
-                return found
-    raise ValueError(
-        f"{uri}: collection {collection!r} was not made by kakao-models, and doesn't say of which model it is"
-    )
-
-
-def _prepare(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
-    """Makes the index of a new collection, or of one whose making was interrupted, and loads it."""
-    from pymilvus.exceptions import MilvusException
-
-    if facts["index"][0] == "FLAT" and backend.is_local(uri):
-        return  # Milvus Lite compares with every row by itself; an index of this type is a second copy on the disk
-    if not client.list_indexes(collection):
-        _make_index(client, uri, collection, facts)
-    try:
-        client.load_collection(collection)
-    except MilvusException:
-        if not backend.is_local(uri):
-            raise
-        # Milvus Lite writes files of an index in place: what a kill left of one is no index. The rows have them all.
-        client.drop_index(collection, "vector")
-        _make_index(client, uri, collection, facts)
-        client.load_collection(collection)
-
-
-def _make_index(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
-    kind, params = facts["index"]
-    if params and backend.is_local(uri):
-        params = {"params": params}  # pymilvus sends them one by one, Milvus Lite looks for them under this name
-    index = client.prepare_index_params()
-    index.add_index("vector", index_type=kind, metric_type=facts["metric"], params=params)
-    client.create_index(collection, index)
-
-
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(known)}")
-
-
-Advance = Callable[[int], None]

@@ -1,0 +1,84 @@
+"""The collection of Milvus that an index is: its schema, what it says of itself, its index."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kakao_models.search import backend
+from kakao_models.search.sources import OWN, metadata_digest
+
+KEY = "kakao_models"  # the property of a collection that says what it is of
+
+
+def row_of(key: str, vector: np.ndarray, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(key, str) or not 0 < len(key) <= 64:
+        raise ValueError(f"id: got {key!r:.100}, wanted a string of 1 to 64 characters")
+    defaults = {"path": "", "caption": "", "width": 0, "height": 0, "bytes": 0}
+    if wrong := set(metadata) & set(OWN):
+        raise ValueError(f"metadata: {', '.join(sorted(wrong))} is a column of the index itself")
+    return {**defaults, **metadata, "sha256": key, "vector": vector, "digest": metadata_digest(dict(metadata))}
+
+
+def create_collection(client, collection: str, facts: dict[str, Any], shards: int) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(enable_dynamic_field=True, description=json.dumps({KEY: facts}, default=str))
+    schema.add_field("sha256", DataType.VARCHAR, is_primary=True, max_length=64)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=facts["dim"])
+    schema.add_field("digest", DataType.VARCHAR, max_length=16)
+    schema.add_field("path", DataType.VARCHAR, max_length=8192)
+    schema.add_field("caption", DataType.VARCHAR, max_length=65_535)
+    for name in ("width", "height", "bytes"):
+        schema.add_field(name, DataType.INT64)
+    client.create_collection(
+        collection,
+        schema=schema,
+        properties={KEY: json.dumps(facts, default=str)},
+        consistency_level=facts["consistency"],
+        num_shards=shards,
+    )
+
+
+def read_facts(client, uri: str, collection: str) -> dict[str, Any]:
+    """What `identity` said when the index was made."""
+    described = client.describe_collection(collection)
+    for text in (described["properties"].get(KEY), described.get("description")):
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            found = json.loads(text)
+            found = found.get(KEY, found)
+            if isinstance(found, dict) and "weights" in found:
+                return found
+    raise ValueError(
+        f"{uri}: collection {collection!r} was not made by kakao-models, and doesn't say of which model it is"
+    )
+
+
+def prepare(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
+    """Makes the index of a new collection, or of one whose making was interrupted, and loads it."""
+    from pymilvus.exceptions import MilvusException
+
+    if facts["index"][0] == "FLAT" and backend.is_local(uri):
+        return  # Milvus Lite compares with every row by itself; an index of this type is a second copy on the disk
+    if not client.list_indexes(collection):
+        _make_index(client, uri, collection, facts)
+    try:
+        client.load_collection(collection)
+    except MilvusException:
+        if not backend.is_local(uri):
+            raise
+        # Milvus Lite writes files of an index in place: what a kill left of one is no index. The rows have them all.
+        client.drop_index(collection, "vector")
+        _make_index(client, uri, collection, facts)
+        client.load_collection(collection)
+
+
+def _make_index(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
+    kind, params = facts["index"]
+    if params and backend.is_local(uri):
+        params = {"params": params}  # pymilvus sends them one by one, Milvus Lite looks for them under this name
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type=kind, metric_type=facts["metric"], params=params)
+    client.create_index(collection, index)
