@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-HNSW = {"M": 32, "efConstruction": 128}
-EF = 192  # of every HNSW at search
+HNSW = {"M": 16, "efConstruction": 100}
+EF = 128  # of every HNSW at search
 
 
 def clusters(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -150,11 +150,11 @@ class _Vectors:
 
 CANDIDATES = {
     "exact (faiss flat)": lambda: Faiss("flat"),
-    "faiss HNSW": lambda: Faiss("hnsw"),
-    "usearch HNSW": Usearch,
     "milvus-lite FLAT": lambda: Milvus("FLAT", {}, {}),
-    "milvus-lite HNSW": lambda: Milvus("HNSW", HNSW, {"ef": EF}),
+    "usearch HNSW": Usearch,
+    "faiss HNSW": lambda: Faiss("hnsw"),
     "milvus-lite IVF_FLAT": lambda: Milvus("IVF_FLAT", {"nlist": 256}, {"nprobe": 32}),
+    "milvus-lite HNSW": lambda: Milvus("HNSW", HNSW, {"ef": EF}),
 }
 
 
