@@ -1,0 +1,102 @@
+"""What the page's buttons do, without the page: values of inputs in, values of outputs out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from kakao_models.data.images import load_image
+from kakao_models.vit.rollout import attention_rollout, patch_map, recorded_attention
+
+from .models import Models
+from .photos import MAX_PIXELS, overlay
+from .render import bars, note
+
+ZERO_SHOT, CLASSES = "zero-shot-image-classification", "image-classification"
+MAX_CHARACTERS = 100_000  # of a text field
+MAX_SENTENCES = 2_000  # labels times templates: half a minute of ALIGN-base on two cores
+_SIDE = 1024  # of a picture that is shown
+
+Loading = Callable[[str], None]
+
+
+def read_lines(text: str | None, what: str) -> list[str]:
+    """A text field's lines, without blanks and repetitions."""
+    text = check_length(text, what)
+    return list(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))
+
+
+def check_length(text: str | None, what: str) -> str:
+    """The text of a field.
+
+    Raises:
+        ValueError: it is longer than a page has to read.
+    """
+    text = text or ""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{what}: {len(text):,} characters are more than the {MAX_CHARACTERS:,} that this page takes")
+    return text
+
+
+def zero_shot(
+    models: Models, photo: str | None, labels: str, templates: str, first: str, second: str, loading: Loading
+) -> str:
+    """Bars of one model's scores, or of two models'.
+
+    Args:
+        photo: path of the uploaded file.
+        labels: one a line.
+        templates: sentences with {}, one a line; none: transformers' default.
+        second: name of the model to compare with, or nothing.
+    """
+    photo = _given(photo)
+    names, sentences = read_lines(labels, "Labels"), read_lines(templates, "Templates")
+    if not names:
+        raise ValueError("Write the labels to choose from, one a line")
+    if len(names) * max(1, len(sentences)) > MAX_SENTENCES:
+        raise ValueError(
+            f"{len(names):,} labels in {len(sentences):,} templates are more than the {MAX_SENTENCES:,} sentences "
+            "that this page takes: kakao-models classify has no such limit"
+        )
+    results = []
+    for name in filter(None, dict.fromkeys([first, second])):
+        classify = models.get(ZERO_SHOT, name, loading)
+        found = classify(photo, candidate_labels=names, **({"hypothesis_template": sentences} if sentences else {}))
+        results.append((name, found))
+    return bars(results)
+
+
+def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) -> tuple[str, Image.Image | None]:
+    """Bars of a ViT's five best classes, and the photograph with the patches that they came from."""
+    photo = _given(photo)
+    classify = models.get(CLASSES, name, loading)
+    model = classify.embedder.engine.model
+    if not hasattr(model, "set_attn_implementation"):  # of Keras or Flax
+        return bars([(name, classify(photo))]) + note("What the model looked at is shown where PyTorch runs it."), None
+    with recorded_attention(model) as layers:
+        found = classify(photo)
+    heat = patch_map(attention_rollout(layers), model)[0]
+    return bars([(name, found)]), overlay(_as_seen(photo, classify.embedder.image_processor), heat)
+
+
+def _as_seen(photo: Path, processor) -> Image.Image:
+    """The part of a photograph that a processor gives to the model, in the photograph's own proportions."""
+    picture = load_image(photo, max_pixels=MAX_PIXELS, size_hint=(_SIDE, _SIDE))
+    if processor.do_center_crop:
+        width, height = picture.size
+        shorter, crop = processor.size, processor.crop_size
+        if "shortest_edge" in shorter:
+            scale = min(width, height) / shorter["shortest_edge"]
+            across, down = crop["width"] * scale, crop["height"] * scale
+        else:
+            across, down = width * crop["width"] / shorter["width"], height * crop["height"] / shorter["height"]
+        left, top = (width - across) / 2, (height - down) / 2
+        picture = picture.crop((round(left), round(top), round(left + across), round(top + down)))
+    picture.thumbnail((_SIDE, _SIDE))
+    return picture
+
+
+def _given(photo: str | None) -> Path:
+    if not photo:
+        raise ValueError("Choose a photograph first: drop one, or take one of the examples")
+    return Path(photo)  # a path, whatever it looks like: load_image would fetch a URL

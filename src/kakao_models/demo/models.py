@@ -1,0 +1,50 @@
+"""The page's models: loaded when they are first asked for, and only so many kept."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from kakao_models.inference.pipelines import ImagePipeline, pipeline
+
+from .photos import MAX_PIXELS
+
+KEPT = 4  # models in memory: two that are compared, the index's and a ViT
+
+
+class Models:
+    """Pipelines by task and name of a model.
+
+    Args:
+        offered: names to choose from.
+        others: whether any other Hub id or folder may be named too.
+        kept: so many stay in memory, those used last.
+        options: further arguments of `pipeline`, such as `device`.
+    """
+
+    def __init__(self, offered: list[str], *, others: bool = True, kept: int = KEPT, **options):
+        self.offered, self.others = list(dict.fromkeys(offered)), others
+        self._kept, self._options = kept, options
+        self._loaded: OrderedDict[tuple[str, str], ImagePipeline] = OrderedDict()
+        self._lock = threading.Lock()  # two threads must not load one model twice
+
+    def get(self, task: str, name: str, loading: Callable[[str], None] = lambda name: None) -> ImagePipeline:
+        """The pipeline, loaded if need be; `loading` is told the name first.
+
+        Raises:
+            ValueError: no name, a model that isn't offered, or one that can't do the task.
+            OSError: no such checkpoint, or it can't be fetched.
+        """
+        name = (name or "").strip()
+        if not name:
+            raise ValueError("Name a model: a Hub id such as kakaobrain/align-base, or a folder")
+        if not self.others and name not in self.offered:
+            raise ValueError(f"{name}: this page runs {' and '.join(self.offered)} only")
+        with self._lock:
+            if (task, name) not in self._loaded:
+                loading(name)
+                while len(self._loaded) >= self._kept:  # before the next is loaded: both might not fit
+                    self._loaded.popitem(last=False)
+                found = pipeline(task, name, image_options={"max_pixels": MAX_PIXELS}, **self._options)
+                self._loaded[task, name] = found
+            self._loaded.move_to_end((task, name))
+            return self._loaded[task, name]
