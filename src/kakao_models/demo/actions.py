@@ -1,6 +1,7 @@
 """What the page's buttons do, without the page: values of inputs in, values of outputs out."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -8,13 +9,15 @@ from PIL import Image
 from kakao_models.data.images import load_image
 from kakao_models.vit.rollout import attention_rollout, patch_map, recorded_attention
 
-from .models import Models
+from .catalogue import Catalogue
+from .models import CLASSES, ZERO_SHOT, Models
 from .photos import MAX_PIXELS, overlay
-from .render import bars, note
+from .projection import project
+from .render import bars, note, scatter, strip
 
-ZERO_SHOT, CLASSES = "zero-shot-image-classification", "image-classification"
 MAX_CHARACTERS = 100_000  # of a text field
 MAX_SENTENCES = 2_000  # labels times templates: half a minute of ALIGN-base on two cores
+_READERS = 4  # threads
 _SIDE = 1024  # of a picture that is shown
 
 Loading = Callable[[str], None]
@@ -77,6 +80,68 @@ def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) 
         found = classify(photo)
     heat = patch_map(attention_rollout(layers), model)[0]
     return bars([(name, found)]), overlay(_as_seen(photo, classify.embedder.image_processor), heat)
+
+
+def search(
+    catalogue: Catalogue,
+    text: str,
+    text_weight: float,
+    image: str | None,
+    image_weight: float,
+    words: str,
+    words_weight: float,
+    count: int,
+    loading: Loading,
+) -> tuple[str, list[str]]:
+    """A strip of what is found, and the paths of it.
+
+    Args:
+        image: path of the uploaded file.
+        words: a second text, added or, with a weight below 0, taken away.
+        count: how many photographs.
+    """
+    terms: dict[str | Path, float] = {Path(image): image_weight} if image else {}
+    for term, weight in ((text, text_weight), (words, words_weight)):
+        term = check_length(term, "Text").strip()
+        terms[term] = terms.get(term, 0.0) + weight  # the same words twice are added up
+    terms = {term: weight for term, weight in terms.items() if term and weight}
+    if not terms:
+        raise ValueError("Write what to search for, or choose an image; a weight of 0 leaves a part out")
+    plus, minus = ({term: abs(w) for term, w in terms.items() if w * sign > 0} for sign in (1, -1))
+    hits = catalogue.search(plus, minus, int(count), loading)
+    if not hits:
+        raise ValueError(f"{catalogue.name}: nothing is in it")
+    shown = [catalogue.thumbnail(hit.path) for hit in hits]
+    captions = [f"{hit.score:.3f}  {hit.caption or Path(hit.path).name}"[:120] for hit in hits]
+    names = [f"Search with {Path(hit.path).name}" for hit in hits]
+    found = strip(names, [uri for uri, _ in shown], captions)
+    cut = [note(f"“{term[:40]}…” is longer than {tokens} tokens: the model reads its beginning.")
+           for term in terms if isinstance(term, str) and (tokens := catalogue.cut(term))]  # fmt: skip
+    return found + "".join(cut) + _lost([reason for _, reason in shown]), [hit.path for hit in hits]
+
+
+def found_picture(catalogue: Catalogue, paths: list[str], number: int) -> Image.Image:
+    """The picture of a hit, to search with."""
+    if not 0 <= number < len(paths or ()):
+        raise ValueError("That photograph is not among those found any more: search again")
+    return catalogue.picture(paths[number], _SIDE)
+
+
+def embedding_map(catalogue: Catalogue, method: str, count: int, loading: Loading) -> str:
+    """A map of at most `count` photographs of the index."""
+    hits, rows = catalogue.rows(int(count), loading)
+    points, what = project(rows, method)
+    with ThreadPoolExecutor(_READERS) as readers:
+        shown = list(readers.map(catalogue.thumbnail, [hit.path for hit in hits]))
+    names = [(hit.caption or Path(hit.path).name)[:120] for hit in hits]
+    said = note(f"{len(hits):,} of {catalogue.count(loading):,} photographs. {what}")
+    return scatter(points, names, [uri for uri, _ in shown]) + said + _lost([reason for _, reason in shown])
+
+
+def _lost(reasons: list[str]) -> str:
+    lost = list(filter(None, reasons))
+    hint = "; start the page with --photos FOLDER for other folders" if any("folders" in r for r in lost) else ""
+    return note(f"{len(lost):,} pictures can't be shown: {lost[0]}{hint}") if lost else ""
 
 
 def _as_seen(photo: Path, processor) -> Image.Image:

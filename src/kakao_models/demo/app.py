@@ -1,32 +1,37 @@
 """The web page: zero-shot classification, a ViT's classes, search, a map of embeddings.
 
-    page = build(["align-tiny"])
+    models = Models(["align-tiny"])
+    page = build(models, Catalogue(models, folder))
     page.launch(**LAUNCH)
-
-`serve` is what `kakao-models demo` calls.
 """
 
 import functools
 import logging
-import threading
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import gradio as gr
 
+from kakao_models.data.images import load_image
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
 
 from . import actions
+from .catalogue import Catalogue
 from .models import Models
-from .photos import BUNDLED, bundled_labels, bundled_photos, data_uri, thumbnail
-from .render import message, strip
+from .photos import BUNDLED, bundled_labels, bundled_photos, data_uri
+from .projection import METHODS
+from .render import message, note, strip
 
-DEFAULT_MODEL = "align-tiny"
-DEFAULT_VIT = "kakaobrain/vit-large-patch16-384"
 MAX_UPLOAD = 20 * 2**20  # bytes
 WAITING = 32  # requests; one runs at a time
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")  # nothing is fetched
 _MONO = ("ui-monospace", "monospace")
+
+_NO_VIT = (
+    "No ViT ships inside the package. A Hub id is downloaded when it is first used (kakaobrain/vit-large-patch16-384: "
+    "1.2 GB). Without a network, give the folder of a checkpoint that you have."
+)
 
 # A click on a photograph of a strip, told to Python with its number.
 _CHOOSE = """element.addEventListener("click", event => {
@@ -36,9 +41,18 @@ _CHOOSE = """element.addEventListener("click", event => {
 
 _log = logging.getLogger(__name__)
 
+_THEME = gr.themes.Default(
+    primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=_FONT, font_mono=_MONO
+).set(  # gradio's own greys are too faint to read
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_400",
+)
+
 # Arguments of `launch`: of this computer alone, no public link, no file served but those of the page itself.
 LAUNCH = {
-    "theme": gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=_FONT, font_mono=_MONO),
+    "theme": _THEME,
     "css_paths": Path(__file__).parent / "style.css",
     "allowed_paths": [str(BUNDLED)],
     "max_file_size": MAX_UPLOAD,
@@ -48,12 +62,12 @@ LAUNCH = {
 }
 
 
-def build(models: Models, vit: str = DEFAULT_VIT) -> gr.Blocks:
+def build(models: Models, catalogue: Catalogue) -> gr.Blocks:
     """The page, to be launched with `LAUNCH`.
 
     Args:
         models: what may run; the first that it offers is chosen.
-        vit: the ViT that is filled in.
+        catalogue: what search and map are of.
     """
     with gr.Blocks(title="kakao-models", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
@@ -64,8 +78,12 @@ def build(models: Models, vit: str = DEFAULT_VIT) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Zero-shot"):
                 _zero_shot(models)
-            with gr.Tab("ViT classes"):
-                _vit(models, vit)
+            with gr.Tab("ViT"):
+                _vit(models)
+            with gr.Tab("Search"):
+                _search(catalogue)
+            with gr.Tab("Map"):
+                _map(catalogue)
     # One at a time: a model fills all cores, and `Embedder` is not for two threads.
     return page.queue(default_concurrency_limit=1, max_size=WAITING)
 
@@ -84,30 +102,27 @@ def _zero_shot(models: Models) -> None:
                 first = _model(models, "Model", models.offered[0])
                 second = _model(models, "Compare with", None)
             button = gr.Button("Classify", variant="primary")
-            said, result = gr.HTML(), gr.HTML(label="Scores")
+            result = gr.HTML(label="Scores")
 
     def classify(photo, labels, templates, first, second, progress=gr.Progress()):
         return actions.zero_shot(models, photo, labels, templates, first, second, _loading(progress))
 
     button.click(
-        _told(classify, 1), [photo, labels, templates, first, second], [said, result],
+        _told(classify), [photo, labels, templates, first, second], [result],
         api_name="zero_shot", concurrency_id="model", show_progress_on=result,
     )  # fmt: skip
 
 
-def _vit(models: Models, vit: str) -> None:
+def _vit(models: Models) -> None:
     with gr.Row():
         with gr.Column():
             photo = _photo("Photograph")
             _examples(photo)
         with gr.Column():
-            name = gr.Textbox(vit, label="ViT: a Hub id or a folder", max_lines=1)
-            gr.HTML(
-                '<p class="km-note">No ViT ships inside the package. A Hub id is downloaded when it is first used '
-                f"({DEFAULT_VIT}: 1.2 GB); without a network, give the folder of a checkpoint that you have.</p>"
-            )
+            name = gr.Textbox(models.vit, label="ViT: a Hub id or a folder", max_lines=1)
+            gr.HTML(note(_NO_VIT))
             button = gr.Button("Classify", variant="primary")
-            said, result = gr.HTML(), gr.HTML(label="Classes")
+            result = gr.HTML(label="Classes")
             seen = gr.Image(
                 label="Where the answer came from: attention rollout", interactive=False, buttons=["fullscreen"],
                 alt_text="The photograph in grey, with a glow where the model's attention was", visible=True,
@@ -117,13 +132,66 @@ def _vit(models: Models, vit: str) -> None:
         return actions.vit_classes(models, photo, name, _loading(progress))
 
     button.click(
-        _told(classify, 2), [photo, name], [said, result, seen],
+        _told(classify, 1), [photo, name], [result, seen],
         api_name="vit", concurrency_id="model", show_progress_on=result,
     )  # fmt: skip
 
 
-def _photo(label: str) -> gr.Image:
-    photo = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=300, buttons=["fullscreen"])
+def _search(catalogue: Catalogue) -> None:
+    paths = gr.State([])
+    with gr.Row():
+        with gr.Column(scale=2):
+            text = gr.Textbox(label="Text", placeholder="snow on a mountain", max_lines=3, lines=1)
+            text_weight = gr.Slider(0, 4, 2, step=0.1, label="Weight of the text")
+            words = gr.Textbox(label="Second text, to add or take away", placeholder="people", max_lines=3, lines=1)
+            words_weight = gr.Slider(-4, 4, -1, step=0.1, label="Its weight; below 0 takes it away")
+            image = _photo("Image", 220)
+            image_weight = gr.Slider(0, 4, 1, step=0.1, label="Weight of the image")
+            count = gr.Slider(1, 48, 12, step=1, label="How many")
+            button = gr.Button("Search", variant="primary")
+        with gr.Column(scale=3):
+            found = gr.HTML(note(f"Of {catalogue.name}. Click on one that is found to search with it."), js_on_load=_CHOOSE)
+
+    def search(text, text_weight, image, image_weight, words, words_weight, count, progress=gr.Progress()):
+        return actions.search(
+            catalogue, text, text_weight, image, image_weight, words, words_weight, count, _loading(progress)
+        )
+
+    def choose(paths: list[str], event: gr.EventData):
+        try:
+            return actions.found_picture(catalogue, paths, int(event.number))
+        except (OSError, ValueError) as error:  # of ValueError too: what was found stays on the page
+            gr.Warning(escape(str(error)))
+            return gr.skip()
+
+    gr.on(
+        [button.click, text.submit, words.submit], _told(search, 1),
+        [text, text_weight, image, image_weight, words, words_weight, count], [found, paths],
+        api_name="search", concurrency_id="model", show_progress_on=found,
+    )  # fmt: skip
+    found.click(choose, paths, image, api_visibility="private", show_progress_on=image)
+
+
+def _map(catalogue: Catalogue) -> None:
+    with gr.Row():
+        method = gr.Radio(METHODS, value=METHODS[0], label="Projection")
+        count = gr.Slider(10, 500, 200, step=10, label="Photographs at most")
+    button = gr.Button("Draw", variant="primary")
+    drawn = gr.HTML(note(f"Of {catalogue.name}: photographs that the model finds alike lie together."))
+
+    def draw(method, count, progress=gr.Progress()):
+        return actions.embedding_map(catalogue, method, count, _loading(progress))
+
+    button.click(
+        _told(draw), [method, count], [drawn],
+        api_name="map", concurrency_id="model", show_progress_on=drawn,
+    )  # fmt: skip
+
+
+def _photo(label: str, height: int = 300) -> gr.Image:
+    photo = gr.Image(
+        label=label, type="filepath", sources=["upload", "clipboard"], height=height, buttons=["fullscreen"]
+    )
     # gradio would open the file itself, by every decoder that PIL has; data/images.py reads it safely.
     photo.preprocess = lambda payload: None if payload is None else payload.path
     return photo
@@ -131,7 +199,7 @@ def _photo(label: str) -> gr.Image:
 
 def _examples(photo: gr.Image) -> None:
     photos = bundled_photos()
-    pictures = [data_uri(thumbnail(path, 160)) for path in photos]
+    pictures = [data_uri(load_image(path), 160) for path in photos]
 
     def choose(event: gr.EventData) -> str:
         return str(photos[int(event.number) % len(photos)])
@@ -150,22 +218,18 @@ def _loading(progress: gr.Progress) -> Callable[[str], None]:
     return lambda name: progress(None, desc=f"Loading {name}")
 
 
-def _told(run: Callable, outputs: int) -> Callable:
-    """`run` with a message in front of its outputs: empty, or what went wrong, and then the outputs are empty."""
+def _told(run: Callable, further: int = 0) -> Callable:
+    """`run`, whose first output is HTML: what went wrong takes its place, and nothing that of the `further` outputs."""
 
     @functools.wraps(run)  # gradio finds the progress bar in the signature
     def told(*inputs, **others):
         try:
-            values = run(*inputs, **others)
+            return run(*inputs, **others)
         except (OSError, ValueError, ImportError, MemoryError) as error:
-            return message(str(error) or type(error).__name__), *[None] * outputs
-        except gr.Error:
-            raise
+            said = str(error) or type(error).__name__
         except Exception:
             _log.exception("an action of the page failed")
-            return message("That did not work, for a reason that this page does not know. The server's log has it."), *[
-                None
-            ] * outputs
-        return "", *(values if isinstance(values, tuple) else (values,))
+            said = "That did not work, for a reason that this page does not know. The server's log has it."
+        return (message(said), *[None] * further) if further else message(said)
 
     return told

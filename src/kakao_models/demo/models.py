@@ -2,12 +2,14 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kakao_models.inference.pipelines import ImagePipeline, pipeline
 
 from .photos import MAX_PIXELS
 
+ZERO_SHOT, CLASSES = "zero-shot-image-classification", "image-classification"
+DEFAULT_VIT = "kakaobrain/vit-large-patch16-384"
 KEPT = 4  # models in memory: two that are compared, the index's and a ViT
 
 
@@ -15,17 +17,24 @@ class Models:
     """Pipelines by task and name of a model.
 
     Args:
-        offered: names to choose from.
+        offered: names of ALIGN models to choose from, the first of which is chosen.
+        vit: the ViT that is filled in.
         others: whether any other Hub id or folder may be named too.
         kept: so many stay in memory, those used last.
         options: further arguments of `pipeline`, such as `device`.
     """
 
-    def __init__(self, offered: list[str], *, others: bool = True, kept: int = KEPT, **options):
-        self.offered, self.others = list(dict.fromkeys(offered)), others
+    def __init__(
+        self, offered: Iterable[str], vit: str = DEFAULT_VIT, *, others: bool = True, kept: int = KEPT, **options
+    ):
+        self.offered, self.vit, self.others = list(dict.fromkeys(offered)), vit, others
         self._kept, self._options = kept, options
         self._loaded: OrderedDict[tuple[str, str], ImagePipeline] = OrderedDict()
         self._lock = threading.Lock()  # two threads must not load one model twice
+
+    def offer(self, name: str) -> None:
+        if name not in self.offered:
+            self.offered.append(name)
 
     def get(self, task: str, name: str, loading: Callable[[str], None] = lambda name: None) -> ImagePipeline:
         """The pipeline, loaded if need be; `loading` is told the name first.
@@ -37,8 +46,9 @@ class Models:
         name = (name or "").strip()
         if not name:
             raise ValueError("Name a model: a Hub id such as kakaobrain/align-base, or a folder")
-        if not self.others and name not in self.offered:
-            raise ValueError(f"{name}: this page runs {' and '.join(self.offered)} only")
+        known = [*self.offered, self.vit]
+        if not self.others and name not in known:
+            raise ValueError(f"{name}: this page runs {', '.join(known)} only")
         with self._lock:
             if (task, name) not in self._loaded:
                 loading(name)

@@ -10,9 +10,7 @@ SHOWN = 30  # labels with bars
 
 
 def message(text: str) -> str:
-    """A message that a screen reader says at once; nothing for no text."""
-    if not text:
-        return ""
+    """A message that a screen reader says at once."""
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     return f'<p class="km-message" role="alert">{escape(text)}</p>'
 
@@ -78,7 +76,7 @@ def scatter(points: np.ndarray, names: Sequence[str], pictures: Sequence[str]) -
     items = []
     for (x, y), name, picture in zip(places, names, pictures):
         items.append(
-            f'<li tabindex="0" style="left:{2 + 96 * x:.2f}%;top:{98 - 96 * y:.2f}%;--x:{x:.3f};--y:{1 - y:.3f}">'
+            f'<li tabindex="0" style="left:{100 * x:.2f}%;top:{100 - 100 * y:.2f}%;--x:{x:.3f};--y:{1 - y:.3f}">'
             f'<img src="{escape(picture)}" alt="{escape(name)}"><span>{escape(name)}</span></li>'
         )
     return f'<ul class="km-map" style="--side:{side:.2f}%" aria-label="Map of photographs">{"".join(items)}</ul>'

@@ -30,6 +30,7 @@ def compose_query(
         text: a text, or several.
         image: an image as `load_image` reads it (a string is a path or URL), or a list of such.
         plus, minus: what else is added or subtracted: strings are texts; a `Path`, PIL image, array or bytes is an image.
+            A mapping gives each a factor, by which the weight of its kind is multiplied: {"laces": 0.5}.
         weights: of "text" and "image"; 2 and 1 unless they are given.
 
     Raises:
@@ -41,7 +42,8 @@ def compose_query(
     images = [(1.0, part) for part in _several(image, (str, os.PathLike, bytes, Image.Image, np.ndarray))]
     for sign, terms in ((1.0, plus), (-1.0, minus)):
         for term in [terms] if isinstance(terms, str) else terms:
-            (texts if isinstance(term, str) else images).append((sign, term))
+            factor = check_weight("a factor", terms[term]) if isinstance(terms, Mapping) else 1.0
+            (texts if isinstance(term, str) else images).append((sign * factor, term))
     if not texts and not images:
         raise ValueError("nothing to search for: give a text, an image or both")
     total = np.zeros(embedder.dim, np.float64)
@@ -67,10 +69,13 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """
     if unknown := set(weights) - set(WEIGHTS):
         raise ValueError(f"weights: got {', '.join(sorted(unknown))}, wanted {' and '.join(WEIGHTS)}")
-    for name, value in weights.items():
-        if not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
-            raise ValueError(f"weights: {name} is {value!r}, wanted a number above 0; minus subtracts")
-    return WEIGHTS | {name: float(value) for name, value in weights.items()}
+    return WEIGHTS | {name: check_weight(name, value) for name, value in weights.items()}
+
+
+def check_weight(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
+        raise ValueError(f"weights: {name} is {value!r}, wanted a number above 0; minus subtracts")
+    return float(value)
 
 
 def _signed_sum(terms: Sequence[tuple[float, Any]], rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,125 @@
+"""The index behind the page's search and map: the one that is given, or one of the photographs inside the package."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kakao_models.data.images import ImageError
+from kakao_models.search import Hit, SearchIndex, compose_query, hit_picture
+
+from .models import ZERO_SHOT, Models
+from .photos import BUNDLED, MAX_PIXELS, data_uri
+
+_THUMBNAIL = 240  # pixels
+_BLANK = data_uri(Image.new("RGB", (8, 8), (128, 128, 128)), 8)
+
+
+class Catalogue:
+    """An index and the pictures that it leads to.
+
+    Args:
+        models: where the index's model comes from.
+        uri: of the index. None makes one in `folder` of the photographs inside the package, when it is first asked for,
+            with the first model that is offered.
+        roots: pictures are shown from these folders alone, whatever paths an index holds.
+        token: of a Milvus server.
+
+    Raises:
+        OSError: no such index, or it is open elsewhere.
+        ValueError: no index of images of this package.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        folder: Path,
+        uri: str | None = None,
+        *,
+        roots: Sequence[Path] = (),
+        token: str | None = None,
+    ):
+        self._models, self._token = models, token
+        self._lock = threading.Lock()
+        self._index: SearchIndex | None = None
+        if uri is None:
+            self._uri, self._model, self._roots, self._builds = str(folder / "photos.db"), models.offered[0], [BUNDLED], True
+        else:
+            self._uri, self._roots, self._builds = uri, list(roots), False
+            with SearchIndex.open(uri, token=token) as index:  # what is wrong with it is said before the page is there
+                self._model = str(index.metadata["model"])
+                if index.metadata["kind"] != "images":
+                    raise ValueError(f"{uri}: is an index of {index.metadata['kind']}: the page shows one of images")
+            models.offer(self._model)
+        self.thumbnail = lru_cache(maxsize=2048)(self._thumbnail)
+
+    @property
+    def name(self) -> str:
+        """What the page calls it."""
+        return "the photographs inside the package" if self._builds else self._uri
+
+    def search(
+        self, plus: dict[str | Path, float], minus: dict[str | Path, float], k: int, loading: Callable[[str], None]
+    ) -> list[Hit]:
+        """The k photographs nearest to texts and images (paths), each with its weight, added or subtracted."""
+        index = self.open(loading)
+        weights = {"text": 1, "image": 1}  # they are in the terms already
+        query = compose_query(index.embedder, plus=plus, minus=minus, weights=weights)
+        return index.search(query, k)
+
+    def rows(self, limit: int, loading: Callable[[str], None]) -> tuple[list[Hit], np.ndarray]:
+        """At most `limit` photographs and their embeddings (N, D): by their contents' hashes, so a fair sample.
+
+        Raises:
+            ValueError: the index is empty.
+        """
+        pages = list(self.open(loading).vectors(limit=limit))
+        if not pages:
+            raise ValueError(f"{self._uri}: the index is empty: kakao-models index build FOLDER --to {self._uri}")
+        return [hit for hits, _ in pages for hit in hits], np.concatenate([vectors for _, vectors in pages])
+
+    def count(self, loading: Callable[[str], None]) -> int:
+        return self.open(loading).count
+
+    def cut(self, text: str) -> int:
+        """The tokens that the model reads of a text that is longer; 0 of one that is not."""
+        embedder = self.open().embedder
+        limit = embedder.max_tokens
+        return limit if len(embedder.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"]) > limit else 0
+
+    def picture(self, path: str, side: int) -> Image.Image:
+        """The picture at a path of the index, of about that size.
+
+        Raises:
+            ImageError: it can't be read, or lies in none of the folders that are shown.
+        """
+        picture = hit_picture(path, roots=self._roots, size_hint=(side, side), max_pixels=MAX_PIXELS)
+        picture.thumbnail((side, side))
+        return picture
+
+    def _thumbnail(self, path: str) -> tuple[str, str]:
+        """URI of a small picture, and why there is none."""
+        try:
+            return data_uri(self.picture(path, _THUMBNAIL), _THUMBNAIL), ""
+        except ImageError as error:
+            return _BLANK, error.reason
+
+    def open(self, loading: Callable[[str], None] = lambda name: None) -> SearchIndex:
+        """The index, with its model. One process may have a local index open at a time: this one until `close`."""
+        with self._lock:
+            if self._index is None:
+                embedder = self._models.get(ZERO_SHOT, self._model, loading).embedder
+                index = SearchIndex.open(self._uri, embedder, token=self._token, create=self._builds)
+                if self._builds:
+                    index.build([BUNDLED])
+                self._index = index
+            return self._index
+
+    def close(self) -> None:
+        with self._lock:
+            if self._index is not None:
+                self._index.close()
+                self._index = None

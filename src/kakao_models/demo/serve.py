@@ -1,0 +1,79 @@
+"""What `kakao-models demo` runs."""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from .catalogue import Catalogue
+from .models import Models
+
+_log = logging.getLogger(__name__)
+
+
+def serve(
+    names: Iterable[str],
+    *,
+    index: str | None = None,
+    token: str | None = None,
+    photos: Sequence[Path] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    ready: Callable[[str], None] = lambda url: None,
+    **options,
+) -> None:
+    """Serves the page until it is interrupted. Uploads, and an index of its own, are in a folder that goes with it.
+
+    Args:
+        names: models to choose from.
+        index, token, photos: of `Catalogue`, whose roots `photos` are.
+        port: by default the first free one from 7860.
+        ready: is told the address when the page can be opened.
+        options: of `Models`: `vit`, `others`, `device`, `framework`.
+
+    Raises:
+        ImportError: gradio or pymilvus is missing.
+        OSError: the port is taken; there is no such index.
+        ValueError: no index of images.
+    """
+    models = Models(names, **options)
+    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is temporary is removed then
+    with tempfile.TemporaryDirectory(prefix="kakao-models-demo-") as folder:
+        catalogue = Catalogue(models, Path(folder), index, roots=photos, token=token)
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
+        page = _app().build(models, catalogue)
+        try:
+            _, url, _ = page.launch(
+                server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **_app().LAUNCH
+            )
+            ready(url)
+            threading.Thread(target=_warm_up, args=(catalogue,), daemon=True).start()
+            while True:
+                time.sleep(3600)  # an interrupt ends it
+        finally:
+            page.close(verbose=False)
+            catalogue.close()
+            signal.signal(signal.SIGTERM, usual)
+
+
+def _app():
+    try:
+        from . import app
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ImportError("The web page needs gradio: pip install 'kakao-models[demo]'") from error
+    return app
+
+
+def _warm_up(catalogue) -> None:
+    """Loads the first model and the index while the visitor reads the page."""
+    try:
+        catalogue.open()
+    except Exception as error:  # whoever uses them is told
+        _log.debug("warming up: %s", error)

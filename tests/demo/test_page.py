@@ -1,0 +1,259 @@
+"""The page in a real browser."""
+
+import io
+import re
+
+import hostile
+import numpy as np
+import pytest
+from PIL import Image
+
+from kakao_models.demo.photos import bundled_photos
+
+SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" onload="document.title='run'"><script>document.title='run'</script></svg>"""
+HOSTILE = {
+    "bomb.png": (hostile.bomb(), "more than max_pixels"),
+    "picture.svg": (SVG, "not an image of a kind that is read"),
+    "empty.jpg": (b"", "empty (0 bytes)"),
+    "text.png": (b"MZ this is no picture" * 9, "not an image of a kind that is read"),
+    "short.png": (hostile.png(0)[:200], "cannot be decoded"),
+}
+
+
+def tab(page, name: str):
+    page.get_by_role("tab", name=name).click()
+    return page.get_by_role("tabpanel").filter(visible=True)
+
+
+def upload(panel, name: str, content: bytes, kind: str = "image/png") -> None:
+    file = {"name": name, "mimeType": kind, "buffer": content}
+    with panel.page.expect_response(re.compile("/upload")):
+        panel.locator("input[type=file]").first.set_input_files(files=[file])
+
+
+def rows(panel) -> list[list[str]]:
+    panel.locator(".km-bars").wait_for()
+    return [row.locator("th, td").all_inner_texts() for row in panel.locator(".km-bars tbody tr").all()]
+
+
+def wide(page) -> bool:
+    """Whether the page has to be scrolled sideways."""
+    return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def test_labels_of_the_visitor_get_bars(opened, models):
+    photo = next(path for path in bundled_photos() if path.stem == "mountains")
+    with opened() as page:
+        panel = tab(page, "Zero-shot")
+        upload(panel, "mine.jpg", photo.read_bytes(), "image/jpeg")
+        panel.get_by_label("Labels").fill("a motorcycle\n\nmountains\n<b>a ship</b>")
+        panel.get_by_label("Templates").fill("a photo of {}.\n{}")
+        panel.get_by_role("button", name="Classify").click()
+        found = rows(panel)
+    classify = models.get("zero-shot-image-classification", "align-tiny")
+    wanted = classify(
+        photo,
+        candidate_labels=["a motorcycle", "mountains", "<b>a ship</b>"],
+        hypothesis_template=["a photo of {}.", "{}"],
+    )
+    assert found == [[entry["label"], f"{entry['score']:.1%}"] for entry in wanted]
+    assert found[0][0] == "mountains"
+
+
+def test_two_models_are_compared_on_an_example(opened, align):
+    with opened() as page:
+        panel = tab(page, "Zero-shot")
+        panel.get_by_role("button", name="Example: cat").click()
+        other = panel.get_by_label("Compare with")
+        other.fill(align)
+        other.press("Enter")
+        panel.get_by_role("button", name="Classify").click()
+        found = rows(panel)
+        head = panel.locator(".km-bars thead th").all_inner_texts()
+    assert head == ["label", "align-tiny", align] and len(found) == 8
+    for column in (1, 2):
+        assert sum(float(row[column].rstrip("%")) for row in found) == pytest.approx(100, abs=0.5)
+
+
+def test_what_can_not_be_done_is_said(opened):
+    with opened() as page:
+        panel = tab(page, "Zero-shot")
+        button, alert = panel.get_by_role("button", name="Classify"), panel.get_by_role("alert")
+        button.click()
+        alert.filter(has_text="Choose a photograph first").wait_for()
+        panel.get_by_role("button", name="Example: cat").click()
+        panel.get_by_label("Templates").fill("no place for it")
+        panel.locator("img[src*='cat.jpg']").wait_for()
+        button.click()
+        alert.filter(has_text="does not say once").wait_for()
+        panel.get_by_label("Labels").fill(" \n")
+        button.click()
+        alert.filter(has_text="Write the labels").wait_for()
+        panel.get_by_label("Labels").fill("a cat")
+        panel.get_by_label("Templates").fill("")
+        panel.get_by_label("Model").fill("no/such/<i>model</i>")
+        panel.get_by_label("Model").press("Enter")
+        button.click()
+        alert.filter(has_text="no/such/<i>model</i>: no such folder").wait_for()
+        assert "Traceback" not in page.content()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_uploads_are_named_and_the_page_goes_on(opened, name):
+    content, reason = HOSTILE[name]
+    with opened() as page:
+        panel = tab(page, "Zero-shot")
+        upload(panel, name, content, "image/svg+xml" if name.endswith("svg") else "image/png")
+        panel.get_by_role("button", name="Classify").click()
+        panel.get_by_role("alert").filter(has_text=reason).wait_for()
+        assert page.title() == "kakao-models"
+        if name == "empty.jpg":
+            panel.get_by_role("button", name="Example: cat").click()
+            panel.locator("img[src*='cat.jpg']").wait_for()
+            panel.get_by_role("button", name="Classify").click()
+            assert rows(panel)
+
+
+def test_a_vit_says_its_five_classes_and_where_they_came_from(opened, vit):
+    with opened() as page:
+        panel = tab(page, "ViT")
+        panel.get_by_role("button", name="Example: deer").click()
+        panel.locator("img[src*='deer.jpg']").wait_for()
+        panel.get_by_role("button", name="Classify").click()
+        found = rows(panel)
+        seen = panel.get_by_role("img", name="The photograph in grey")
+        seen.wait_for()
+        shown = np.asarray(Image.open(io.BytesIO(page.request.get(seen.get_attribute("src")).body())).convert("RGB"))
+        panel.get_by_label("ViT").fill("align-tiny")
+        panel.get_by_role("button", name="Classify").click()
+        panel.get_by_role("alert").filter(has_text="has no classifier").wait_for()
+    assert len(found) == 5
+    width, height = Image.open(next(path for path in bundled_photos() if path.stem == "deer")).size
+    assert shown.shape == (height, width, 3)
+    colour = np.ptp(shown.astype(int), axis=2)
+    assert np.quantile(colour, 0.01) < 12 and np.quantile(colour, 0.99) > 60  # grey in places, orange in others
+
+
+def test_search_by_text_and_by_what_was_found(opened):
+    with opened() as page:
+        panel = tab(page, "Search")
+        text = panel.get_by_label("Text", exact=True)
+        text.fill("mountains with snow")
+        text.press("Enter")
+        hits = panel.get_by_role("button", name=re.compile("^Search with"))
+        hits.first.wait_for()
+        assert hits.count() == 8 and "mountains.jpg" in hits.first.inner_text()
+        hits.filter(has_text="cat.jpg").click()
+        panel.locator("img[src*='image.webp']").wait_for()  # it is the query's image now
+        text.fill("")
+        panel.get_by_role("button", name="Search", exact=True).click()
+        panel.locator(".km-strip li:first-child").filter(has_text="cat.jpg").wait_for()
+        score = float(hits.first.inner_text().split()[0])
+        assert score > 0.95  # the same photograph, drawn anew
+        panel.get_by_label("Second text, to add or take away", exact=True).fill("a cat")
+        panel.get_by_role("button", name="Search", exact=True).click()
+        panel.locator(".km-strip li:first-child").filter(has_not_text=f"{score:.3f}").wait_for()
+        assert float(hits.first.inner_text().split()[0]) < score  # a cat was taken away from it
+
+
+def test_a_query_of_ten_thousand_words(opened):
+    with opened() as page:
+        panel = tab(page, "Search")
+        panel.get_by_label("Text", exact=True).fill("mountains " + "and snow " * 5_000)
+        panel.get_by_role("button", name="Search", exact=True).click()
+        panel.get_by_text("is longer than 64 tokens").wait_for()
+        panel.get_by_label("Text", exact=True).fill("snow " * 30_000)
+        panel.get_by_role("button", name="Search", exact=True).click()
+        panel.get_by_role("alert").filter(has_text="are more than the 100,000").wait_for()
+
+
+@pytest.mark.parametrize("method", ["PCA", "t-SNE"])
+def test_the_map_shows_a_photograph_under_the_mouse_and_with_the_focus(opened, method):
+    with opened() as page:
+        panel = tab(page, "Map")
+        panel.get_by_label(method).check()
+        panel.get_by_role("button", name="Draw").click()
+        points = panel.locator(".km-map li")
+        points.first.wait_for()
+        panel.get_by_text(f"8 of 8 photographs. {method}").wait_for()
+        assert points.count() == 8
+        frame = panel.locator(".km-map").bounding_box()
+        for point in points.all():
+            box = point.bounding_box()
+            assert frame["x"] <= box["x"] and box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
+        small = points.nth(3).bounding_box()["width"]
+        points.nth(3).hover()
+        page.wait_for_function("width => document.querySelectorAll('.km-map li')[3].offsetWidth > 1.5 * width", arg=small)
+        points.nth(4).focus()
+        page.wait_for_function("width => document.querySelectorAll('.km-map li')[4].offsetWidth > 1.5 * width", arg=small)
+        assert points.nth(4).locator("span").is_visible()
+
+
+def test_the_keyboard_is_enough(opened):
+    with opened() as page:
+        page.get_by_role("tab", name="Zero-shot").focus()
+        reached = []
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            name = page.evaluate("e => (e = document.activeElement).ariaLabel || e.innerText || e.closest('label')?.innerText")
+            reached.append((name or "").strip().split("\n")[0])
+            if reached[-1] == "Example: deer":
+                page.keyboard.press("Enter")
+                page.locator("img[src*='deer.jpg']").first.wait_for()
+            if reached[-1] == "Classify":
+                page.keyboard.press("Enter")
+                break
+        page.locator(".km-bars").wait_for()
+    order = ["Example: cat", "Example: woman", "Labels", "Templates", "Model", "Compare with", "Classify"]
+    places = [next(n for n, name in enumerate(reached) if name.startswith(label)) for label in order]
+    assert places == sorted(places)
+
+
+def test_everything_has_a_name(opened):
+    with opened() as page:
+        for name in ("Zero-shot", "ViT", "Search", "Map"):
+            panel = tab(page, name)
+            nameless = panel.evaluate(
+                """panel => [...panel.querySelectorAll("button, input, textarea, select, img")]
+                     .filter(e => e.checkVisibility() && e.type !== "file")
+                     .filter(e => !(e.ariaLabel || e.title || e.innerText?.trim() || e.labels?.length
+                                    || e.getAttribute("aria-labelledby") || e.hasAttribute("alt")))
+                     .map(e => e.outerHTML.slice(0, 200))"""
+            )
+            assert nameless == [], name
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_on_a_phone_by_day_and_night(opened, scheme):
+    with opened(390, 844, color_scheme=scheme, is_mobile=True, has_touch=True) as page:
+        panel = tab(page, "Zero-shot")
+        panel.get_by_role("button", name="Example: woman").click()
+        panel.locator("img[src*='woman.jpg']").wait_for()
+        panel.get_by_label("Labels").fill("a woman\n" + "w" * 300)
+        panel.get_by_role("button", name="Classify").click()
+        assert len(rows(panel)) == 2 and not wide(page)
+        contrast = page.evaluate(
+            """() => {
+              const light = colour => {
+                const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255)
+                  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+              };
+              const behind = e => {
+                for (; e; e = e.parentElement) {
+                  const colour = getComputedStyle(e).backgroundColor;
+                  if (!/, 0\\)$|transparent/.test(colour)) return colour;
+                }
+                return "rgb(255, 255, 255)";
+              };
+              return [...document.querySelectorAll(".km-bars th, .km-bars td span, .km-head h1, .km-head p")]
+                .filter(e => e.innerText.trim()).map(e => {
+                  const [a, b] = [light(getComputedStyle(e).color), light(behind(e))];
+                  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+                });
+            }"""
+        )
+        assert min(contrast) >= 4.5  # WCAG 2.2 AA
+        for name in ("ViT", "Search", "Map"):
+            tab(page, name)
+            assert not wide(page), name
