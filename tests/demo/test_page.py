@@ -121,8 +121,8 @@ def test_a_vit_says_its_five_classes_and_where_they_came_from(opened, vit):
         panel.locator("img[src*='deer.jpg']").wait_for()
         panel.get_by_role("button", name="Classify").click()
         found = rows(panel)
-        seen = panel.get_by_role("img", name="The photograph in grey")
-        seen.wait_for()
+        seen = panel.get_by_alt_text("The photograph in grey")
+        seen.wait_for(state="attached")  # it is below the window, and loaded when it comes into it
         shown = np.asarray(Image.open(io.BytesIO(page.request.get(seen.get_attribute("src")).body())).convert("RGB"))
         panel.get_by_label("ViT").fill("align-tiny")
         panel.get_by_role("button", name="Classify").click()
@@ -131,7 +131,7 @@ def test_a_vit_says_its_five_classes_and_where_they_came_from(opened, vit):
     width, height = Image.open(next(path for path in bundled_photos() if path.stem == "deer")).size
     assert shown.shape == (height, width, 3)
     colour = np.ptp(shown.astype(int), axis=2)
-    assert np.quantile(colour, 0.01) < 12 and np.quantile(colour, 0.99) > 60  # grey in places, orange in others
+    assert np.quantile(colour, 0.01) < 25 and np.quantile(colour, 0.99) > 60  # grey in places, orange in others
 
 
 def test_search_by_text_and_by_what_was_found(opened):

@@ -74,8 +74,9 @@ def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) 
     photo = _given(photo)
     classify = models.get(CLASSES, name, loading)
     model = classify.embedder.engine.model
-    if not hasattr(model, "set_attn_implementation"):  # of Keras or Flax
-        return bars([(name, classify(photo))]) + note("What the model looked at is shown where PyTorch runs it."), None
+    if classify.embedder.config.model_type != "vit" or not hasattr(model, "set_attn_implementation"):
+        missing = note("What the model looked at is shown of a ViT in PyTorch.")
+        return bars([(name, classify(photo))]) + missing, None
     with recorded_attention(model) as layers:
         found = classify(photo)
     heat = patch_map(attention_rollout(layers), model)[0]

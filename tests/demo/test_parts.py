@@ -1,0 +1,171 @@
+"""The page's parts, without the page."""
+
+import html
+import re
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from kakao_models import cli
+from kakao_models.demo import actions, render
+from kakao_models.demo.catalogue import Catalogue
+from kakao_models.demo.models import Models
+from kakao_models.demo.photos import BUNDLED, bundled_labels, bundled_photos, overlay
+from kakao_models.demo.projection import project
+from kakao_models.demo.serve import serve
+
+
+def quiet(name: str) -> None:
+    pass
+
+
+def test_every_bundled_photograph_has_an_author_and_a_licence():
+    rows = [line for line in (BUNDLED / "README.md").read_text().splitlines() if line.startswith("| `")]
+    assert [re.match(r"\| `(.+?)`", row)[1] for row in rows] == [path.name for path in bundled_photos()]
+    assert all(re.search(r"CC0|CC BY 4.0|public domain", row) for row in rows)
+    assert len(bundled_labels()) == 15 and "a cat" in bundled_labels()
+
+
+def test_models_are_kept_up_to_a_bound_and_the_oldest_goes(monkeypatch):
+    loaded = []
+    monkeypatch.setattr("kakao_models.demo.models.pipeline", lambda task, name, **options: loaded.append(name) or name)
+    models = Models(["a", "b"], "v", kept=2)
+    told = []
+    for name in ("a", "b", "a", "c", "a", "b"):
+        assert models.get("task", name, told.append) == name
+    assert loaded == told == ["a", "b", "c", "b"]  # b went for c, c for b
+
+
+def test_only_what_is_offered_runs_where_visitors_may_not_choose(vit):
+    models = Models(["align-tiny"], vit, others=False)
+    with pytest.raises(ValueError, match="/etc: this page runs align-tiny, .* only"):
+        models.get("zero-shot-image-classification", "/etc")
+    with pytest.raises(ValueError, match="Name a model"):
+        models.get("zero-shot-image-classification", "  ")
+    assert models.get("image-classification", vit).embedder.name == vit
+
+
+def test_bars_escape_and_keep_classes_of_the_same_name_apart():
+    found = render.bars([("<m>", [{"label": "crane", "score": 0.75}, {"label": "crane", "score": 0.25}])])
+    assert "&lt;m&gt;" in found and found.index("75.0%") < found.index("25.0%")
+    pair = [[{"label": "x", "score": 0.9}, {"label": "y", "score": 0.1}], [{"label": "y", "score": 1.0}, {"label": "x", "score": 0.0}]]
+    cells = re.findall(r"[\d.]+%", render.bars(list(zip("ab", pair))))
+    assert cells == ["90.0%", "0.0%", "10.0%", "100.0%"]
+    many = [{"label": str(n), "score": 0.0} for n in range(1_040)]
+    assert "and 1,010 labels" in render.bars([("m", many)])
+
+
+def test_messages_are_escaped_and_cut():
+    assert "<b>" not in render.message("<b>" * 1_000) and len(render.message("x" * 10**6)) < 1_000
+
+
+def test_too_many_sentences_are_refused(models):
+    labels = "\n".join(map(str, range(1_001)))
+    with pytest.raises(ValueError, match="1,001 labels in 2 templates are more than the 2,000"):
+        actions.zero_shot(models, str(bundled_photos()[0]), labels, "{}\na {}", "align-tiny", "", quiet)
+
+
+def test_pca_finds_the_plane_that_points_lie_in():
+    random = np.random.default_rng(0)
+    flat = random.normal(size=(50, 2)) * (5, 1)
+    axes = np.linalg.qr(random.normal(size=(16, 2)))[0]
+    points, said = project((flat @ axes.T + 3).astype(np.float32), "PCA")
+    assert "100%" in said
+    between = lambda rows: np.linalg.norm(rows[:, None] - rows[None], axis=-1)  # noqa: E731
+    np.testing.assert_allclose(between(points), between(flat), atol=1e-5)
+    np.testing.assert_array_equal(project((flat @ axes.T + 3).astype(np.float32), "PCA")[0], points)
+
+
+def test_tsne_keeps_two_clusters_apart():
+    random = np.random.default_rng(0)
+    rows = np.concatenate([random.normal(size=(20, 8)) + 8 * np.eye(8)[side] for side in (0, 1)]).astype(np.float32)
+    points, _ = project(rows, "t-SNE")
+    nearest = np.linalg.norm(points[:, None] - points[None] + np.eye(40)[..., None] * 1e9, axis=-1).argmin(1)
+    assert ((nearest < 20) == (np.arange(40) < 20)).all()
+    with pytest.raises(ValueError, match="at least 5 photographs, got 4"):
+        project(rows[:4], "t-SNE")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_photographs_have_a_map_too(count):
+    points, _ = project(np.eye(4, dtype=np.float32)[:count], "PCA")
+    assert np.isfinite(points).all() and "km-map" in render.scatter(points, ["a"] * count, ["data:"] * count)
+
+
+def test_the_overlay_glows_where_the_heat_is():
+    heat = np.zeros((4, 4))
+    heat[1, 2] = 1
+    seen = np.asarray(overlay(Image.new("RGB", (80, 40), (90, 90, 90)), heat)).astype(int)
+    colour = np.ptp(seen, axis=2)
+    assert np.unravel_index(colour.argmax(), colour.shape)[0] in range(10, 20) and colour[:, 40:60].max() > 100
+    assert colour[25:, :20].max() == 0
+    assert np.ptp(np.asarray(overlay(Image.new("RGB", (8, 8)), np.ones((2, 2)))), axis=2).max() == 0
+
+
+def test_the_overlay_is_of_the_part_that_the_model_sees(vit, tmp_path):
+    from kakao_models import ViTImageProcessor
+
+    path = tmp_path / "wide.png"
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, 20:60] = 255
+    Image.fromarray(picture).save(path)
+    crops = ViTImageProcessor(size={"shortest_edge": 20}, do_center_crop=True, crop_size=20)
+    seen = np.asarray(actions._as_seen(path, crops))
+    assert seen.shape == (40, 40, 3) and seen.min() == 255
+    assert actions._as_seen(path, ViTImageProcessor(size=20)).size == (80, 40)
+
+
+def test_pictures_outside_of_the_folders_are_not_shown(models, tmp_path):
+    """Whoever wrote an index chose its paths."""
+    from kakao_models.search import SearchIndex
+
+    shown, secret = tmp_path / "shown", tmp_path / "secret"
+    inside, outside = tiny.picture_folder(shown, 1)[0], tiny.picture_folder(secret, 1)[0]
+    (shown / "link.png").symlink_to(outside)
+    paths = [str(inside), str(outside), f"{shown}/../secret/000.png", str(shown / "link.png"), "/etc/passwd", "000.png", "a\0b"]
+    embedder = models.get("zero-shot-image-classification", "align-tiny").embedder
+    uri = str(tmp_path / "hostile.db")
+    with SearchIndex.open(uri, embedder, create=True) as index:
+        rows = np.random.default_rng(0).normal(size=(len(paths), index.dim)).astype(np.float32)
+        index.add([f"{n:064}" for n in range(len(paths))], rows, [{"path": path} for path in paths])
+    catalogue = Catalogue(models, tmp_path, uri, roots=[shown])
+    reasons = [catalogue.thumbnail(path)[1] for path in paths]
+    assert reasons[0] == "" and all(reasons[1:])
+    found, hits = actions.search(catalogue, "a dog", 2, None, 1, "", -1, 10, quiet)
+    assert f"{len(paths) - 1} pictures can't be shown" in html.unescape(found) and set(hits) == set(paths)
+    with pytest.raises(ValueError, match="lies in none"):
+        actions.found_picture(catalogue, [str(outside)], 0)
+    with pytest.raises(ValueError, match="search again"):
+        actions.found_picture(catalogue, hits, 99)
+    catalogue.close()
+
+
+def test_an_index_that_can_not_be_shown_is_named_at_once(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", "--index", str(tmp_path / "none.db")])
+    assert ended.value.code == 2 and "none.db" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_named_at_once(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", "--model", "no/such/model"])
+    assert ended.value.code == 2 and "no/such/model: no such folder" in capsys.readouterr().err
+
+
+def test_what_is_temporary_goes_when_the_page_is_interrupted(monkeypatch, tmp_path):
+    pytest.importorskip("gradio")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    told = []
+
+    def ready(url: str) -> None:
+        told.append((url, [path.name for path in tmp_path.iterdir()]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(["align-tiny"], ready=ready)
+    ((url, folders),) = told
+    assert url.startswith("http://127.0.0.1:") and folders[0].startswith("kakao-models-demo-")
+    assert list(tmp_path.iterdir()) == []
