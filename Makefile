@@ -24,12 +24,15 @@ endif
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.main  ## classify the photographs in examples/photos with align-tiny and draw demo.png
-	$(BIN)/kakao-models classify examples/photos/*.jpg --labels-file examples/photos/labels.txt \
+PHOTOS := src/kakao_models/photos
+demo: $(VENV)/.main  ## classify the photographs inside the package with align-tiny and draw demo.png
+	$(BIN)/kakao-models classify $(PHOTOS)/*.jpg --labels-file $(PHOTOS)/labels.txt \
 		--model align-tiny --top-k 3 --picture demo.png
 	@echo "The same as a picture: demo.png"
 
 test: $(VENV)/.test  ## everything but full-size models
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		echo "No chromium: the web page is not tested in a browser. On Debian: apt-get install chromium"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.test  ## the tests of full-size models (up to 10 GB of memory)
@@ -52,5 +55,5 @@ $(VENV)/.main: setup.py Makefile | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.main setup.py Makefile
-	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,data,search,test]'
+	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,data,search,demo,test]'
 	touch $@

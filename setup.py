@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "src/kakao_models/__init__.py").read_text()).group(1)
 
 TORCH = ["torch>=2.6"]
+SEARCH = ["pymilvus>=3.0", "milvus-lite>=3.2"]
 KERAS = ["keras>=3.11.3"]  # older releases have holes in their loading
 # No framework needs another.
 EXTRAS = {
@@ -35,11 +36,20 @@ EXTRAS = {
         "scipy>=1.14",
     ],
     "spark": ["pyspark>=4.3"],  # data --backend pyspark; beside data, and Java 17
-    "search": ["pymilvus>=3.0", "milvus-lite>=3.2"],
+    "search": SEARCH,
     "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "pyyaml>=6"],
-    "demo": ["gradio>=6.7"],
+    "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
     "export": ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0"],
-    "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "pyarrow>=18", "scipy>=1.14", "h5py>=3.11", "msgpack>=1.1"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3",
+        "ruff>=0.9",
+        "pyarrow>=18",
+        "scipy>=1.14",
+        "h5py>=3.11",
+        "msgpack>=1.1",
+        "playwright>=1.50",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for name in EXTRAS if name not in ("test", "spark") for requirement in EXTRAS[name]})
 
@@ -53,7 +63,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"kakao_models": ["checkpoints/*/*", "train/recipes/*.yaml"]},
+    package_data={"kakao_models": ["checkpoints/*/*", "demo/style.css", "photos/*", "train/recipes/*.yaml"]},
     install_requires=[
         "transformers>=5.16,<6",
         "huggingface_hub>=1.3",

@@ -12,6 +12,7 @@ import typer
 
 from kakao_models import __version__
 from kakao_models.data.cli import app as data_app
+from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.search.cli import app as index_app
 from kakao_models.search.cli import search
@@ -36,6 +37,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(index_app, name="index")
 app.command(no_args_is_help=True)(search)
+app.command()(demo)
 app.add_typer(train_app, name="train")
 
 Model = Annotated[
@@ -310,92 +312,6 @@ def verify(
     )
     if wrong:
         raise typer.Exit(1)
-
-
-@app.command()
-def demo(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help=f"A Hub id or a folder of an ALIGN to choose; may be repeated. By default {BUNDLED_MODEL}.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    vit: Annotated[
-        str | None,
-        typer.Option(
-            help="A Hub id or a folder of a ViT with a classifier. By default kakaobrain/vit-large-patch16-384, "
-            "downloaded when it is first used.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    only: Annotated[
-        bool,
-        typer.Option("--only", help="Visitors can't name further models on the page.", rich_help_panel="Model"),
-    ] = False,
-    device: Device = "auto",
-    framework: Framework = None,
-    index: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI",
-            help="An index that kakao-models index build made; by default one of the photographs inside the package.",
-            rich_help_panel="Search",
-        ),
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(help="Of a Milvus server: user:password or a key.", rich_help_panel="Search")
-    ] = None,
-    photos: Annotated[
-        list[Path] | None,
-        typer.Option(
-            exists=True,
-            file_okay=False,
-            help="Pictures of the index are shown from this folder alone; may be repeated. By default the current one.",
-            rich_help_panel="Search",
-        ),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other computers in.")] = "127.0.0.1",
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.")
-    ] = None,
-    browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
-) -> None:
-    """Try everything on a web page: zero-shot, a ViT's classes, search, a map of embeddings. Ctrl-C ends it.
-
-    [b]Examples[/b]
-
-      kakao-models demo
-
-      kakao-models demo --model kakaobrain/align-base --index kakao.db --photos holiday/
-
-      kakao-models demo --vit vit-large-patch16-384/ --port 8000 --open
-    """
-    for name in filter(None, [*(model or ()), vit]):
-        _prepare(name, None)
-    from kakao_models.demo.serve import serve
-
-    def ready(url: str) -> None:
-        print(json.dumps({"url": url}) if as_json else f"{url} - Ctrl-C ends it", flush=True)
-        if browser:
-            typer.launch(url)
-
-    serve(
-        model or [BUNDLED_MODEL],
-        index=index,
-        token=token,
-        photos=photos or [Path()],
-        others=not only,
-        host=host,
-        port=port,
-        ready=ready,
-        device=device,
-        framework=framework,
-        **_given({"vit": vit}),
-    )
 
 
 @app.callback(invoke_without_command=True)

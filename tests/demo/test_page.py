@@ -183,9 +183,13 @@ def test_the_map_shows_a_photograph_under_the_mouse_and_with_the_focus(opened, m
             assert frame["x"] <= box["x"] and box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
         small = points.nth(3).bounding_box()["width"]
         points.nth(3).hover()
-        page.wait_for_function("width => document.querySelectorAll('.km-map li')[3].offsetWidth > 1.5 * width", arg=small)
+        page.wait_for_function(
+            "width => document.querySelectorAll('.km-map li')[3].offsetWidth > 1.5 * width", arg=small
+        )
         points.nth(4).focus()
-        page.wait_for_function("width => document.querySelectorAll('.km-map li')[4].offsetWidth > 1.5 * width", arg=small)
+        page.wait_for_function(
+            "width => document.querySelectorAll('.km-map li')[4].offsetWidth > 1.5 * width", arg=small
+        )
         assert points.nth(4).locator("span").is_visible()
 
 
@@ -195,7 +199,9 @@ def test_the_keyboard_is_enough(opened):
         reached = []
         for _ in range(40):
             page.keyboard.press("Tab")
-            name = page.evaluate("e => (e = document.activeElement).ariaLabel || e.innerText || e.closest('label')?.innerText")
+            name = page.evaluate(
+                "e => (e = document.activeElement).ariaLabel || e.innerText || e.closest('label')?.innerText"
+            )
             reached.append((name or "").strip().split("\n")[0])
             if reached[-1] == "Example: deer":
                 page.keyboard.press("Enter")

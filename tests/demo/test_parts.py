@@ -50,7 +50,10 @@ def test_only_what_is_offered_runs_where_visitors_may_not_choose(vit):
 def test_bars_escape_and_keep_classes_of_the_same_name_apart():
     found = render.bars([("<m>", [{"label": "crane", "score": 0.75}, {"label": "crane", "score": 0.25}])])
     assert "&lt;m&gt;" in found and found.index("75.0%") < found.index("25.0%")
-    pair = [[{"label": "x", "score": 0.9}, {"label": "y", "score": 0.1}], [{"label": "y", "score": 1.0}, {"label": "x", "score": 0.0}]]
+    pair = [
+        [{"label": "x", "score": 0.9}, {"label": "y", "score": 0.1}],
+        [{"label": "y", "score": 1.0}, {"label": "x", "score": 0.0}],
+    ]
     cells = re.findall(r"[\d.]+%", render.bars(list(zip("ab", pair))))
     assert cells == ["90.0%", "0.0%", "10.0%", "100.0%"]
     many = [{"label": str(n), "score": 0.0} for n in range(1_040)]
@@ -124,7 +127,15 @@ def test_pictures_outside_of_the_folders_are_not_shown(models, tmp_path):
     shown, secret = tmp_path / "shown", tmp_path / "secret"
     inside, outside = tiny.picture_folder(shown, 1)[0], tiny.picture_folder(secret, 1)[0]
     (shown / "link.png").symlink_to(outside)
-    paths = [str(inside), str(outside), f"{shown}/../secret/000.png", str(shown / "link.png"), "/etc/passwd", "000.png", "a\0b"]
+    paths = [
+        str(inside),
+        str(outside),
+        f"{shown}/../secret/000.png",
+        str(shown / "link.png"),
+        "/etc/passwd",
+        "000.png",
+        "a\0b",
+    ]
     embedder = models.get("zero-shot-image-classification", "align-tiny").embedder
     uri = str(tmp_path / "hostile.db")
     with SearchIndex.open(uri, embedder, create=True) as index:

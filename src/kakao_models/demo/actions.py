@@ -141,7 +141,7 @@ def embedding_map(catalogue: Catalogue, method: str, count: int, loading: Loadin
 
 def _lost(reasons: list[str]) -> str:
     lost = list(filter(None, reasons))
-    hint = "; start the page with --photos FOLDER for other folders" if any("folders" in r for r in lost) else ""
+    hint = "; start the page with --root FOLDER to show another folder" if any("folders" in r for r in lost) else ""
     return note(f"{len(lost):,} pictures can't be shown: {lost[0]}{hint}") if lost else ""
 
 

@@ -1,8 +1,8 @@
 """The web page: zero-shot classification, a ViT's classes, search, a map of embeddings.
 
-    models = Models(["align-tiny"])
-    page = build(models, Catalogue(models, folder))
-    page.launch(**LAUNCH)
+models = Models(["align-tiny"])
+page = build(models, Catalogue(models, folder))
+page.launch(**LAUNCH)
 """
 
 import functools
@@ -39,6 +39,7 @@ _CHOOSE = """element.addEventListener("click", event => {
   if (button) trigger("click", {number: Number(button.dataset.number)});
 });"""
 
+_PROGRESS = gr.Progress()  # gradio finds it in a signature
 _log = logging.getLogger(__name__)
 
 _THEME = gr.themes.Default(
@@ -104,7 +105,7 @@ def _zero_shot(models: Models) -> None:
             button = gr.Button("Classify", variant="primary")
             result = gr.HTML(label="Scores")
 
-    def classify(photo, labels, templates, first, second, progress=gr.Progress()):
+    def classify(photo, labels, templates, first, second, progress=_PROGRESS):
         return actions.zero_shot(models, photo, labels, templates, first, second, _loading(progress))
 
     button.click(
@@ -128,7 +129,7 @@ def _vit(models: Models) -> None:
                 alt_text="The photograph in grey, with a glow where the model's attention was", visible=True,
             )  # fmt: skip
 
-    def classify(photo, name, progress=gr.Progress()):
+    def classify(photo, name, progress=_PROGRESS):
         return actions.vit_classes(models, photo, name, _loading(progress))
 
     button.click(
@@ -150,9 +151,11 @@ def _search(catalogue: Catalogue) -> None:
             count = gr.Slider(1, 48, 12, step=1, label="How many")
             button = gr.Button("Search", variant="primary")
         with gr.Column(scale=3):
-            found = gr.HTML(note(f"Of {catalogue.name}. Click on one that is found to search with it."), js_on_load=_CHOOSE)
+            found = gr.HTML(
+                note(f"Of {catalogue.name}. Click on one that is found to search with it."), js_on_load=_CHOOSE
+            )
 
-    def search(text, text_weight, image, image_weight, words, words_weight, count, progress=gr.Progress()):
+    def search(text, text_weight, image, image_weight, words, words_weight, count, progress=_PROGRESS):
         return actions.search(
             catalogue, text, text_weight, image, image_weight, words, words_weight, count, _loading(progress)
         )
@@ -179,7 +182,7 @@ def _map(catalogue: Catalogue) -> None:
     button = gr.Button("Draw", variant="primary")
     drawn = gr.HTML(note(f"Of {catalogue.name}: photographs that the model finds alike lie together."))
 
-    def draw(method, count, progress=gr.Progress()):
+    def draw(method, count, progress=_PROGRESS):
         return actions.embedding_map(catalogue, method, count, _loading(progress))
 
     button.click(

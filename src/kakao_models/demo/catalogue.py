@@ -46,7 +46,12 @@ class Catalogue:
         self._lock = threading.Lock()
         self._index: SearchIndex | None = None
         if uri is None:
-            self._uri, self._model, self._roots, self._builds = str(folder / "photos.db"), models.offered[0], [BUNDLED], True
+            self._uri, self._model, self._roots, self._builds = (
+                str(folder / "photos.db"),
+                models.offered[0],
+                [BUNDLED],
+                True,
+            )
         else:
             self._uri, self._roots, self._builds = uri, list(roots), False
             with SearchIndex.open(uri, token=token) as index:  # what is wrong with it is said before the page is there

@@ -21,7 +21,8 @@ def serve(
     *,
     index: str | None = None,
     token: str | None = None,
-    photos: Sequence[Path] = (),
+    collection: str | None = None,
+    roots: Sequence[Path] = (),
     host: str = "127.0.0.1",
     port: int | None = None,
     ready: Callable[[str], None] = lambda url: None,
@@ -31,7 +32,7 @@ def serve(
 
     Args:
         names: models to choose from.
-        index, token, photos: of `Catalogue`, whose roots `photos` are.
+        index, token, collection, roots: of `Catalogue`.
         port: by default the first free one from 7860.
         ready: is told the address when the page can be opened.
         options: of `Models`: `vit`, `others`, `device`, `framework`.
@@ -42,9 +43,11 @@ def serve(
         ValueError: no index of images.
     """
     models = Models(names, **options)
-    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is temporary is removed then
+    usual = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # what is temporary is removed then
     with tempfile.TemporaryDirectory(prefix="kakao-models-demo-") as folder:
-        catalogue = Catalogue(models, Path(folder), index, roots=photos, token=token)
+        catalogue = Catalogue(models, Path(folder), index, roots=roots, token=token, collection=collection)
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         page = _app().build(models, catalogue)
         try:

@@ -1,0 +1,95 @@
+"""The command `kakao-models demo`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kakao_models.evaluate.options import Device, Framework
+from kakao_models.search.cli import DATABASE, Collection, Token
+
+_MODEL = "Model"
+
+
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A Hub id or a folder of an ALIGN; may be repeated. By default align-tiny.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    vit: Annotated[
+        str | None,
+        typer.Option(
+            help="A Hub id or a folder of a ViT. By default kakaobrain/vit-large-patch16-384, fetched on first use.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="Visitors can't name further models.", rich_help_panel=_MODEL)
+    ] = False,
+    framework: Framework = None,
+    device: Device = "auto",
+    index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="What kakao-models index build made; by default an index of the photographs inside the package.",
+            rich_help_panel=DATABASE,
+        ),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Show pictures of the index in this folder alone; may be repeated. By default the current one.",
+            rich_help_panel=DATABASE,
+        ),
+    ] = None,
+    token: Token = None,
+    collection: Collection = "images",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other computers in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.")] = None,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
+) -> None:
+    """Try everything on a web page: zero-shot, a ViT's classes, search, a map of embeddings. Ctrl-C ends it.
+
+    [b]Examples[/b]
+
+      kakao-models demo
+
+      kakao-models demo --model kakaobrain/align-base --index kakao.db --root holiday/
+
+      kakao-models demo --vit vit-large-patch16-384/ --port 8000 --open
+    """
+    from kakao_models.cli import BUNDLED_MODEL, _given, _prepare, _quiet
+    from kakao_models.demo.serve import serve
+
+    def ready(url: str) -> None:
+        print(json.dumps({"url": url}) if as_json else f"{url} - Ctrl-C ends it", flush=True)
+        if browser:
+            typer.launch(url)
+
+    _quiet()
+    for name in filter(None, [*(model or ()), vit]):
+        _prepare(name, None)
+    serve(
+        model or [BUNDLED_MODEL],
+        index=index,
+        token=token,
+        collection=collection,
+        roots=root or [Path()],
+        others=not only,
+        host=host,
+        port=port,
+        ready=ready,
+        device=device,
+        framework=framework,
+        **_given({"vit": vit}),
+    )
