@@ -19,14 +19,15 @@ _BLANK = data_uri(Image.new("RGB", (8, 8), (128, 128, 128)), 8)
 
 
 class Catalogue:
-    """An index and the pictures that it leads to.
+    """An index and the pictures that it leads to. A local index can be open in one process alone: this one, until `close`.
 
     Args:
         models: where the index's model comes from.
-        uri: of the index. None makes one in `folder` of the photographs inside the package, when it is first asked for,
+        folder: where the page's own index is made.
+        uri: of an index. Without one, one of the photographs inside the package is made when it is first asked for,
             with the first model that is offered.
         roots: pictures are shown from these folders alone, whatever paths an index holds.
-        token: of a Milvus server.
+        token, collection: as of `SearchIndex.open`.
 
     Raises:
         OSError: no such index, or it is open elsewhere.
@@ -41,30 +42,19 @@ class Catalogue:
         *,
         roots: Sequence[Path] = (),
         token: str | None = None,
+        collection: str | None = None,
     ):
-        self._models, self._token = models, token
-        self._lock = threading.Lock()
+        self._models, self._folder, self._roots = models, folder, [BUNDLED] if uri is None else list(roots)
+        self._lock = threading.Lock()  # one thread makes it while others wait
         self._index: SearchIndex | None = None
-        if uri is None:
-            self._uri, self._model, self._roots, self._builds = (
-                str(folder / "photos.db"),
-                models.offered[0],
-                [BUNDLED],
-                True,
-            )
-        else:
-            self._uri, self._roots, self._builds = uri, list(roots), False
-            with SearchIndex.open(uri, token=token) as index:  # what is wrong with it is said before the page is there
-                self._model = str(index.metadata["model"])
-                if index.metadata["kind"] != "images":
-                    raise ValueError(f"{uri}: is an index of {index.metadata['kind']}: the page shows one of images")
-            models.offer(self._model)
+        self.name = "the photographs inside the package" if uri is None else uri
         self.thumbnail = lru_cache(maxsize=2048)(self._thumbnail)
-
-    @property
-    def name(self) -> str:
-        """What the page calls it."""
-        return "the photographs inside the package" if self._builds else self._uri
+        if uri is not None:  # what is wrong with it is said before there is a page
+            self._index = SearchIndex.open(uri, token=token, **({"collection": collection} if collection else {}))
+            if (kind := self._index.metadata["kind"]) != "images":
+                self.close()
+                raise ValueError(f"{uri}: is an index of {kind}; the page shows images")
+            models.offer(str(self._index.metadata["model"]))
 
     def search(
         self, plus: dict[str | Path, float], minus: dict[str | Path, float], k: int, loading: Callable[[str], None]
@@ -83,7 +73,7 @@ class Catalogue:
         """
         pages = list(self.open(loading).vectors(limit=limit))
         if not pages:
-            raise ValueError(f"{self._uri}: the index is empty: kakao-models index build FOLDER --to {self._uri}")
+            raise ValueError(f"{self.name}: the index is empty: kakao-models index build FOLDER --to {self.name}")
         return [hit for hits, _ in pages for hit in hits], np.concatenate([vectors for _, vectors in pages])
 
     def count(self, loading: Callable[[str], None]) -> int:
@@ -113,14 +103,20 @@ class Catalogue:
             return _BLANK, error.reason
 
     def open(self, loading: Callable[[str], None] = lambda name: None) -> SearchIndex:
-        """The index, with its model. One process may have a local index open at a time: this one until `close`."""
+        """The index, with its model.
+
+        Raises:
+            OSError: its model can't be had.
+            ValueError: a model of its name is there, but is another one.
+        """
         with self._lock:
             if self._index is None:
-                embedder = self._models.get(ZERO_SHOT, self._model, loading).embedder
-                index = SearchIndex.open(self._uri, embedder, token=self._token, create=self._builds)
-                if self._builds:
-                    index.build([BUNDLED])
+                embedder = self._models.get(ZERO_SHOT, self._models.offered[0], loading).embedder
+                index = SearchIndex.open(self._folder / "photos.db", embedder, create=True)
+                index.build([BUNDLED])
                 self._index = index
+            elif self._index.embedder is None:
+                self._index.use(self._models.get(ZERO_SHOT, str(self._index.metadata["model"]), loading).embedder)
             return self._index
 
     def close(self) -> None:
