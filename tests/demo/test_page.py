@@ -70,7 +70,7 @@ def test_two_models_are_compared_on_an_example(opened, align):
         panel.get_by_role("button", name="Classify").click()
         found = rows(panel)
         head = panel.locator(".km-bars thead th").all_inner_texts()
-    assert head == ["label", "align-tiny", align] and len(found) == 8
+    assert head == ["label", "align-tiny", align] and len(found) == 10
     for column in (1, 2):
         assert sum(float(row[column].rstrip("%")) for row in found) == pytest.approx(100, abs=0.5)
 

@@ -95,7 +95,7 @@ def _zero_shot(models: Models) -> None:
             photo = _photo("Photograph")
             _examples(photo)
         with gr.Column():
-            labels = gr.Textbox("\n".join(bundled_labels()[:8]), label="Labels, one a line", lines=8, max_lines=12)
+            labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one a line", lines=10, max_lines=12)
             templates = gr.Textbox(
                 HYPOTHESIS_TEMPLATE, label="Templates, one a line; {} is the label", lines=1, max_lines=5
             )
