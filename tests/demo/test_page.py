@@ -31,6 +31,11 @@ def upload(panel, name: str, content: bytes, kind: str = "image/png") -> None:
         panel.locator("input[type=file]").first.set_input_files(files=[file])
 
 
+def take(panel, example: str) -> None:
+    panel.get_by_role("button", name=f"Example: {example}").click()
+    panel.locator(f"img[src*='{example}.jpg']").wait_for()
+
+
 def rows(panel) -> list[list[str]]:
     panel.locator(".km-bars").wait_for()
     return [row.locator("th, td").all_inner_texts() for row in panel.locator(".km-bars tbody tr").all()]
@@ -63,7 +68,7 @@ def test_labels_of_the_visitor_get_bars(opened, models):
 def test_two_models_are_compared_on_an_example(opened, align):
     with opened() as page:
         panel = tab(page, "Zero-shot")
-        panel.get_by_role("button", name="Example: cat").click()
+        take(panel, "cat")
         other = panel.get_by_label("Compare with")
         other.fill(align)
         other.press("Enter")
@@ -81,9 +86,8 @@ def test_what_can_not_be_done_is_said(opened):
         button, alert = panel.get_by_role("button", name="Classify"), panel.get_by_role("alert")
         button.click()
         alert.filter(has_text="Choose a photograph first").wait_for()
-        panel.get_by_role("button", name="Example: cat").click()
+        take(panel, "cat")
         panel.get_by_label("Templates").fill("no place for it")
-        panel.locator("img[src*='cat.jpg']").wait_for()
         button.click()
         alert.filter(has_text="does not say once").wait_for()
         panel.get_by_label("Labels").fill(" \n")
@@ -105,11 +109,12 @@ def test_hostile_uploads_are_named_and_the_page_goes_on(opened, name):
         panel = tab(page, "Zero-shot")
         upload(panel, name, content, "image/svg+xml" if name.endswith("svg") else "image/png")
         panel.get_by_role("button", name="Classify").click()
-        panel.get_by_role("alert").filter(has_text=reason).wait_for()
+        alert = panel.get_by_role("alert").filter(has_text=reason)
+        alert.wait_for()
+        assert alert.inner_text().startswith(f"{name}: ")  # and no path
         assert page.title() == "kakao-models"
         if name == "empty.jpg":
-            panel.get_by_role("button", name="Example: cat").click()
-            panel.locator("img[src*='cat.jpg']").wait_for()
+            take(panel, "cat")
             panel.get_by_role("button", name="Classify").click()
             assert rows(panel)
 
@@ -117,8 +122,7 @@ def test_hostile_uploads_are_named_and_the_page_goes_on(opened, name):
 def test_a_vit_says_its_five_classes_and_where_they_came_from(opened, vit):
     with opened() as page:
         panel = tab(page, "ViT")
-        panel.get_by_role("button", name="Example: deer").click()
-        panel.locator("img[src*='deer.jpg']").wait_for()
+        take(panel, "deer")
         panel.get_by_role("button", name="Classify").click()
         found = rows(panel)
         seen = panel.get_by_alt_text("The photograph in grey")
@@ -233,8 +237,7 @@ def test_everything_has_a_name(opened):
 def test_it_can_be_read_on_a_phone_by_day_and_night(opened, scheme):
     with opened(390, 844, color_scheme=scheme, is_mobile=True, has_touch=True) as page:
         panel = tab(page, "Zero-shot")
-        panel.get_by_role("button", name="Example: woman").click()
-        panel.locator("img[src*='woman.jpg']").wait_for()
+        take(panel, "woman")
         panel.get_by_label("Labels").fill("a woman\n" + "w" * 300)
         panel.get_by_role("button", name="Classify").click()
         assert len(rows(panel)) == 2 and not wide(page)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import hostile
 import httpx
 import pytest
 
@@ -54,6 +55,14 @@ def test_an_upload_that_is_none_is_refused(api, path):
     assert "event: error" in answer and "km-bars" not in answer
 
 
+def test_no_address_is_fetched(api):
+    with hostile.hostile_server() as elsewhere:
+        for address in (f"{elsewhere.url}/good/1", f"{elsewhere.url}/endless"):
+            answer = call(api, "zero_shot", [photo(address), "a cat\na dog", "", "align-tiny", ""])
+            assert "event: error" in answer
+        assert not elsewhere.requests
+
+
 def test_numbers_beyond_the_sliders_are_refused(api):
     answer = call(api, "search", ["mountains", 2, None, 1, "", -1, 100_000])
     assert "event: error" in answer
@@ -69,3 +78,4 @@ def test_what_is_written_into_the_page_is_escaped(api):
 def test_uploads_are_bounded(api):
     answer = api.post("/gradio_api/upload", files={"files": ("big.png", bytes(21 * 2**20))})
     assert answer.status_code == 413
+    assert api.post("/gradio_api/upload", files={"files": ("small.png", bytes(2**20))}).status_code == 200

@@ -62,7 +62,7 @@ def zero_shot(
             "that this page takes: kakao-models classify has no such limit"
         )
     results = []
-    for name in filter(None, dict.fromkeys([first, second])):
+    for name in dict.fromkeys([first, second] if second else [first]):
         classify = models.get(ZERO_SHOT, name, loading)
         found = classify(photo, candidate_labels=names, **({"hypothesis_template": sentences} if sentences else {}))
         results.append((name, found))

@@ -1,8 +1,9 @@
 """The web page: zero-shot classification, a ViT's classes, search, a map of embeddings.
 
-models = Models(["align-tiny"])
-page = build(models, Catalogue(models, folder))
-page.launch(**LAUNCH)
+    models = Models(["align-tiny"])
+    build(models, Catalogue(models, folder)).launch(**LAUNCH)
+
+`serve.py` does this for `kakao-models demo`.
 """
 
 import functools
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from kakao_models.data.images import load_image
+from kakao_models.data.images import ImageError, load_image
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
 
 from . import actions
@@ -126,7 +127,7 @@ def _vit(models: Models) -> None:
             result = gr.HTML(label="Classes")
             seen = gr.Image(
                 label="Where the answer came from: attention rollout", interactive=False, buttons=["fullscreen"],
-                alt_text="The photograph in grey, with a glow where the model's attention was", visible=True,
+                alt_text="The photograph in grey, with a glow where the model's attention was",
             )  # fmt: skip
 
     def classify(photo, name, progress=_PROGRESS):
@@ -163,8 +164,8 @@ def _search(catalogue: Catalogue) -> None:
     def choose(paths: list[str], event: gr.EventData):
         try:
             return actions.found_picture(catalogue, paths, int(event.number))
-        except (OSError, ValueError) as error:  # of ValueError too: what was found stays on the page
-            gr.Warning(escape(str(error)))
+        except (OSError, ValueError) as error:  # what was found stays on the page
+            gr.Warning(escape(_reason(error)))
             return gr.skip()
 
     gr.on(
@@ -197,6 +198,14 @@ def _photo(label: str, height: int = 300) -> gr.Image:
     )
     # gradio would open the file itself, by every decoder that PIL has; data/images.py reads it safely.
     photo.preprocess = lambda payload: None if payload is None else payload.path
+    keep = photo.async_move_resource_to_block_cache
+
+    async def keep_files(path: str | None):  # gradio would fetch an address that a request names, however large
+        if path and "://" in path:
+            raise gr.Error("Send the photograph itself, not its address")
+        return await keep(path)
+
+    photo.async_move_resource_to_block_cache = keep_files
     return photo
 
 
@@ -229,10 +238,16 @@ def _told(run: Callable, further: int = 0) -> Callable:
         try:
             return run(*inputs, **others)
         except (OSError, ValueError, ImportError, MemoryError) as error:
-            said = str(error) or type(error).__name__
+            said = _reason(error)
         except Exception:
             _log.exception("an action of the page failed")
             said = "That did not work, for a reason that this page does not know. The server's log has it."
         return (message(said), *[None] * further) if further else message(said)
 
     return told
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImageError):  # where an upload lies is nobody's business
+        return f"{Path(error.source).name}: {error.reason}"
+    return str(error) or type(error).__name__

@@ -47,7 +47,7 @@ class Catalogue:
         self._models, self._folder, self._roots = models, folder, [BUNDLED] if uri is None else list(roots)
         self._lock = threading.Lock()  # one thread makes it while others wait
         self._index: SearchIndex | None = None
-        self.name = "the photographs inside the package" if uri is None else uri
+        self.name = "the photographs inside the package" if uri is None else uri.rpartition("@")[2]  # no password
         self.thumbnail = lru_cache(maxsize=2048)(self._thumbnail)
         if uri is not None:  # what is wrong with it is said before there is a page
             self._index = SearchIndex.open(uri, token=token, **({"collection": collection} if collection else {}))

@@ -43,17 +43,14 @@ def serve(
         ValueError: no index of images.
     """
     models = Models(names, **options)
-    usual = signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # what is temporary is removed then
+    # An exception, so that what is temporary is removed.
+    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="kakao-models-demo-") as folder:
         catalogue = Catalogue(models, Path(folder), index, roots=roots, token=token, collection=collection)
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         page = _app().build(models, catalogue)
         try:
-            _, url, _ = page.launch(
-                server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **_app().LAUNCH
-            )
+            url = _launch(page, host, port)
             ready(url)
             threading.Thread(target=_warm_up, args=(catalogue,), daemon=True).start()
             while True:
@@ -62,6 +59,19 @@ def serve(
             page.close(verbose=False)
             catalogue.close()
             signal.signal(signal.SIGTERM, usual)
+
+
+def _launch(page, host: str, port: int | None) -> str:
+    try:
+        return page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **_app().LAUNCH)[1]
+    except OSError as error:
+        raise OSError(
+            f"{host}, port {port or '7860 to 7959'}: is taken, or no address of this computer. Choose another --port or --host"
+        ) from error
+    except ValueError as error:  # gradio asks itself for the page, and would have a public link instead
+        raise OSError(
+            f"{host}: this computer can't reach its own page. Behind an HTTP proxy, set NO_PROXY=localhost,{host}"
+        ) from error
 
 
 def _app():
