@@ -121,8 +121,9 @@ def _vit(models: Models) -> None:
             photo = _photo("Photograph")
             _examples(photo)
         with gr.Column():
-            name = gr.Textbox(models.vit, label="ViT: a Hub id or a folder", max_lines=1)
-            gr.HTML(note(_NO_VIT))
+            name = gr.Textbox(models.vit, label="ViT: a Hub id or a folder", max_lines=1, interactive=models.others)
+            if models.others:
+                gr.HTML(note(_NO_VIT))
             button = gr.Button("Classify", variant="primary")
             result = gr.HTML(label="Classes")
             seen = gr.Image(
