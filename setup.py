@@ -51,7 +51,9 @@ EXTRAS = {
         "playwright>=1.50",
     ],
 }
-EXTRAS["all"] = sorted({requirement for name in EXTRAS if name not in ("test", "spark") for requirement in EXTRAS[name]})
+EXTRAS["all"] = sorted(
+    {requirement for name in EXTRAS if name not in ("test", "spark") for requirement in EXTRAS[name]}
+)
 
 setup(
     name="kakao-models",

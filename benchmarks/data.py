@@ -119,9 +119,7 @@ def main() -> None:
             table.append([name, f"{kept / rows:.1%}", f"{seconds:.0f}", *rates, f"{peak:.2f}"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    title = (
-        f"{rows:,} rows ({size:.1f} GiB of Parquet), memory limit {options.memory}, {options.threads} threads"
-    )
+    title = f"{rows:,} rows ({size:.1f} GiB of Parquet), memory limit {options.memory}, {options.threads} threads"
     show(title, ["run", "kept", "seconds", "rows/s", "rows per second of a core", "peak RSS, GiB"], table)
 
 

@@ -246,14 +246,20 @@ def test_manifests_that_are_none(tmp_path):
             read_manifest(tmp_path)
     (tmp_path / "x.tar").write_bytes(b"x")
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/manifest.json").write_text(json.dumps(sound | {"shards": [sound["shards"][0] | {"file": "../x.tar"}]}))
+    (tmp_path / "in/manifest.json").write_text(
+        json.dumps(sound | {"shards": [sound["shards"][0] | {"file": "../x.tar"}]})
+    )
     assert verify(tmp_path / "in") == ["../x.tar: is missing"]
 
 
 def test_captions_and_labels_that_cannot_be_written(tmp_path):
     tiny.picture_folder(tmp_path / "p", 3)
     images = [{"id": n, "file_name": f"{n:03}.png"} for n in range(3)]
-    notes = [{"image_id": 0, "caption": "good"}, {"image_id": 1, "caption": "half \ud800"}, {"image_id": 2, "caption": {}}]
+    notes = [
+        {"image_id": 0, "caption": "good"},
+        {"image_id": 1, "caption": "half \ud800"},
+        {"image_id": 2, "caption": {}},
+    ]
     (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
     for form in ("webdataset", "tfrecord", "parquet"):
         source = open_pairs(tmp_path / "c.json", images=tmp_path / "p")

@@ -89,7 +89,9 @@ def preview(
 
     found, types = first_rows(source, rows, split)
     if as_json:
-        told = [{name: None if value != value else value for name, value in row.items()} for row in found]  # NaN is no JSON
+        told = [
+            {name: None if value != value else value for name, value in row.items()} for row in found
+        ]  # NaN is no JSON
         print(json.dumps({"rows": told, "findings": list(map(str, findings(types)))}, default=str, indent=1))
     else:
         print_table(found, columns.split(",") if columns else None)

@@ -13,7 +13,16 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-from kakao_models.data.counting import Context, digest, drop_keys, frequent_keys, numbered, shared_keys, tokens_of, words_of
+from kakao_models.data.counting import (
+    Context,
+    digest,
+    drop_keys,
+    frequent_keys,
+    numbered,
+    shared_keys,
+    tokens_of,
+    words_of,
+)
 from kakao_models.data.neighbours import near_embeddings, near_hashes
 from kakao_models.data.tables import fresh, require, without
 

@@ -45,7 +45,9 @@ def connect(
     try:
         from pyspark.sql import SparkSession
     except ModuleNotFoundError as error:
-        raise ImportError("the backend pyspark needs Spark: pip install 'kakao-models[data,spark]', and Java 17 or newer") from error
+        raise ImportError(
+            "the backend pyspark needs Spark: pip install 'kakao-models[data,spark]', and Java 17 or newer"
+        ) from error
     return ibis.pyspark.connect(SparkSession.builder.appName("kakao-models data").getOrCreate())
 
 
