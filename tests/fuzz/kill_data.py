@@ -6,6 +6,7 @@ Each run is a fork of this process, killed (SIGKILL) after a random time, or bef
 parent does no work itself but serve pictures: a fork of a process with running threads could stand still.
 """
 
+import functools
 import os
 import random
 import shutil
@@ -196,7 +197,7 @@ def trial(work: Downloads, kills: int, seed: int) -> int:
         output, mine = work.folder / f"killed{finished}", 0
         work.begin()
         for _ in range(draw.randrange(1, 6)):
-            mine += killed(lambda: work.run(output), draw, work.longest)
+            mine += killed(functools.partial(work.run, output), draw, work.longest)
             if isinstance(work, Once) and output.exists():
                 break
         work.complete(output)

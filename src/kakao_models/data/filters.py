@@ -14,7 +14,6 @@ import ibis
 import ibis.expr.types as ir
 
 from kakao_models.data.counting import (
-    Context,
     digest,
     drop_keys,
     frequent_keys,
