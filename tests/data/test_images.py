@@ -21,7 +21,7 @@ from kakao_models.data.fetch import FetchError, fetch, is_public
 from kakao_models.data.images import ImageError, list_images, load_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what it skips in broken files
-PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
+PHOTOS = Path(__file__).parents[2] / "src" / "kakao_models" / "photos"
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
