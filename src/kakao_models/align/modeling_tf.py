@@ -122,7 +122,7 @@ class TFAlignBatchNorm(Layer):
 def _group_means(x, n):
     """(B, C) → (n, C): the means over the rows j, j + n, j + 2n, ... for each j below n."""
     batch, channels = ops.shape(x)
-    x = ops.pad(x, ((0, -batch % n), (0, 0)))  # a concatenation's gradient fails in TensorFlow where B is 0
+    x = ops.pad(x, ((0, -batch % n), (0, 0)))
     sizes = (batch - ops.arange(n) + n - 1) // n
     sizes = ops.cast(ops.maximum(sizes, 1), x.dtype)
     return ops.sum(ops.reshape(x, (-1, n, channels)), 0) / sizes[:, None]
