@@ -33,7 +33,7 @@ def lamb(
         if jnp.finfo(parameter.dtype).bits < 32:
             raise ValueError(
                 f"lamb: {'.'.join(map(str, path))} is {parameter.dtype}, which rounds b2 to 1 and small steps to none. Train "
-                "float32 parameters, and compute in bfloat16 by casting them inside the loss (docs/jax.md)"
+                "a model of float32 parameters: from_pretrained(..., dtype='float32')"
             )
     normalised, unused = set(), set()
     for path, module in nnx.iter_modules(model):
