@@ -27,8 +27,8 @@ def tab(page, name: str):
 
 def upload(panel, name: str, content: bytes, kind: str = "image/png") -> None:
     file = {"name": name, "mimeType": kind, "buffer": content}
-    with panel.page.expect_response(re.compile("/upload")):
-        panel.locator("input[type=file]").first.set_input_files(files=[file])
+    panel.locator("input[type=file]").first.set_input_files(files=[file])
+    panel.get_by_role("button", name="Remove Image").wait_for()  # it has arrived
 
 
 def take(panel, example: str) -> None:

@@ -30,6 +30,7 @@ def vectors(embedder):
         (dict(image=tiny.picture(1), minus=[tiny.picture(2)], plus=["a tree"]), (0, 0, 2, 1, -1)),
         (dict(text=["a dog", "a tree"], weights={"text": 3, "image": 0.5}, image=[tiny.picture(2)]), (3, 0, 3, 0, 0.5)),
         (dict(plus="a dog", minus="a cat"), (2, -2, 0, 0, 0)),
+        (dict(plus={"a dog": 1.5}, minus={"a cat": 0.25}), (3, -0.5, 0, 0, 0)),
     ],
 )
 def test_weighted_sum_of_unit_vectors(embedder, vectors, asked, weights):
@@ -48,6 +49,7 @@ def test_weighted_sum_of_unit_vectors(embedder, vectors, asked, weights):
         ({"text": "a dog", "weights": {"sound": 1}}, "sound"),
         ({"text": "a dog", "weights": {"text": -1}}, "above 0"),
         ({"text": "a dog", "weights": {"text": float("nan")}}, "above 0"),
+        ({"text": "a dog", "minus": {"a cat": 0}}, "a factor is 0, wanted a number above 0"),
         ({"image": "/no/such.jpg"}, "no such file"),
         ({"image": b"no picture"}, "not an image"),
     ],

@@ -30,7 +30,7 @@ def compose_query(
         text: a text, or several.
         image: an image as `load_image` reads it (a string is a path or URL), or a list of such.
         plus, minus: what else is added or subtracted: strings are texts; a `Path`, PIL image, array or bytes is an image.
-            A mapping gives each a factor, by which the weight of its kind is multiplied: {"laces": 0.5}.
+            A mapping of texts and paths gives each a factor beside the weight of its kind: {"laces": 0.5}.
         weights: of "text" and "image"; 2 and 1 unless they are given.
 
     Raises:
