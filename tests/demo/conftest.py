@@ -68,7 +68,7 @@ def opened(server, browser):
     @contextmanager
     def open_page(width: int = 1200, height: int = 900, **context):
         window = browser.new_context(viewport={"width": width, "height": height}, **context)
-        window.set_default_timeout(120_000)  # a test is never about time
+        window.set_default_timeout(90_000)  # a test is never about time
         asked, errors = [], []
         page = window.new_page()
         page.on("request", lambda request: asked.append(request.url))
