@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from kakao_models import Embedder
 from kakao_models.data.pairs import open_pairs
 from kakao_models.data.shard import write_shards
 from kakao_models.data.writers import Stored as StoredSample
 from kakao_models.data.writers import TarWriter
-from kakao_models.search import SearchIndex, hit_picture
+from kakao_models.search import SearchIndex, compose_query, hit_picture
 
 FUZZ = Path(__file__).parents[1] / "fuzz"
 
@@ -218,6 +219,31 @@ def test_files_that_are_no_files(embedder, folder, tmp_path):
         reasons = {Path(name).name: reason for name, reason in index.build(folder).failures}
     assert reasons["pipe.png"] == "is not a regular file" and "no such file" in reasons["dangling.png"].lower()
     assert set(reasons) == {"pipe.png", "dangling.png", "003.png"}
+
+
+def test_batches_are_those_of_the_sources_whatever_is_there(embedder, photos, tmp_path, counting):
+    """Parts of four: 000 to 003 (broken), 004 to 007 (006 is 001), 008 and 009."""
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        counting.clear()
+        index.build(photos)
+        assert counting == [3, 3, 2] and embedder.failures == []
+        whole = rows_of(index)
+        second = [key for key, (hit, _) in whole.items() if Path(hit.path).stem in ("004", "005", "007")]
+        index.delete(second)
+        counting.clear()
+        index.build(photos)
+        assert counting == [3]  # the same batch, and so the same bits
+        assert all((vector == whole[key][1]).all() for key, (_, vector) in rows_of(index).items())
+
+
+def test_a_vit_searches_by_images(photos, tmp_path):
+    vit = Embedder(tiny.vit_folder(tmp_path / "vit"), batch_size=4)
+    with SearchIndex.open(tmp_path / "x.db", vit, create=True) as index:
+        assert index.build(photos).added == 8
+        best = index.search(compose_query(vit, image=photos / "004.png"), 1)[0]
+        assert best.path == str(photos / "004.png") and best.score > 0.9999
+        with pytest.raises(ValueError, match="reads no texts"):
+            index.search("a dog")
 
 
 def test_columns_that_are_too_much(embedder, photos, tmp_path):

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from kakao_models.search.index import INSERT, SearchIndex
-from kakao_models.search.sources import Item, Items, metadata_digest
+from kakao_models.search.sources import Item, Items, metadata_digest, plain
 
 _AHEAD = 2  # parts that are read while others are embedded
+_TEXTS = 16  # times as many texts in a part as images
 
 
 @dataclass
@@ -83,8 +84,8 @@ def build(
     """
     start, report, embedder = time.monotonic(), BuildReport(), index._needed()
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    size = batch_size or embedder.batch_size
     kind = index.metadata["kind"]
+    size = (batch_size or embedder.batch_size) * (1 if kind == "images" else _TEXTS)
     items = Items(paths, kind=kind, columns=columns, roots=roots, size=size, workers=embedder.num_workers)
     writer = _Writer(index, report)
     seen: set[bytes] = set()
@@ -102,7 +103,7 @@ def build(
         name, reason = report.failures[0]
         raise ValueError(f"nothing could be read, {len(report.failures)} failed; the first: {name}: {reason}")
     if sync:
-        kept = {name for name, _ in report.failures}
+        kept = {plain(name) for name, _ in report.failures}
         gone = [key for key, path in index.all_ids() if _packed(key) not in seen and path not in kept]
         report.removed = index.delete(gone) if gone else 0
     index.flush()
@@ -113,14 +114,14 @@ def build(
 def _parts(index, items: Items, seen: set[bytes], report: BuildReport, writer: "_Writer", advance) -> Iterator[list]:
     """For each part that has something new: its new items in their places, None in the others."""
 
-    def look(number: int) -> tuple[list[Item], list[str], dict[str, str]]:
+    def look(number: int) -> tuple[list[Item], dict[str, str]]:
         read = items.read(number)
-        ids = ["" if item.error else item.id for item in read]
-        return read, ids, index.digests(sorted({key for key in ids if key}))
+        return read, index.digests(sorted({item.id for item in read if item.id}))
 
-    for read, ids, known in _ahead(look, len(items.parts)):
+    for read, known in _ahead(look, len(items.parts)):
         places: list[Item | None] = []
-        for item, key in zip(read, ids):
+        for item in read:
+            key = item.id
             new = not item.error and key not in known and _packed(key) not in seen
             places.append(item if new else None)
             if item.error:
@@ -175,6 +176,7 @@ def _images(embedder, parts: Iterator[list], size: int) -> Iterator[tuple[list[I
     stream = embedder.iter_images(places(), batch_size=size, normalize=True, on_error="ignore")
     for number, (indices, values, failures) in enumerate(stream):
         part = waiting.popleft()
+        embedder.failures.clear()  # places without an image are among them
         broken = [(part[failure.index - number * size], failure.reason) for failure in failures]
         items, finite = [part[index - number * size] for index in indices], np.isfinite(values).all(1)
         broken += [(item, "its embedding is not finite") for item, good in zip(items, finite) if not good]
@@ -193,19 +195,19 @@ class _Writer:
 
     def __init__(self, index: SearchIndex, report: BuildReport):
         self._index, self._report = index, report
-        self._items: list[Item] = []
+        self._rows: list[tuple[str, dict]] = []  # id and metadata: the content is of no more use
         self._vectors: list[np.ndarray] = []
-        self._changed: dict[str, Item] = {}
+        self._changed: dict[str, dict] = {}
 
     def add(self, items: list[Item], vectors: np.ndarray) -> None:
         if items:
-            self._items += items
+            self._rows += [(item.id, item.metadata) for item in items]
             self._vectors.append(vectors)
-        if len(self._items) >= INSERT:
+        if len(self._rows) >= INSERT:
             self._insert()
 
     def update(self, key: str, item: Item) -> None:
-        self._changed[key] = item
+        self._changed[key] = item.metadata
         if len(self._changed) >= INSERT:
             self._change()
 
@@ -214,17 +216,17 @@ class _Writer:
         self._change()
 
     def _insert(self) -> None:
-        if self._items:
-            ids = [item.id for item in self._items]
-            facts = [item.metadata for item in self._items]
+        if self._rows:
+            ids, facts = map(list, zip(*self._rows))
             self._index.add(ids, np.concatenate(self._vectors), facts, at_once=len(ids))
             self._report.added += len(ids)
-            self._items, self._vectors = [], []
+            self._rows, self._vectors = [], []
 
     def _change(self) -> None:
         if self._changed:
             vectors = self._index.vectors_of(list(self._changed))
-            rows = [(key, vectors[key], item.metadata) for key, item in self._changed.items() if key in vectors]
-            self._index.add(*map(list, zip(*rows))) if rows else None
-            self._report.updated += len(rows)
+            there = [key for key in self._changed if key in vectors]
+            if there:
+                self._index.add(there, np.stack([vectors[k] for k in there]), [self._changed[k] for k in there])
+            self._report.updated += len(there)
             self._changed = {}

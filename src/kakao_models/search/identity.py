@@ -1,6 +1,7 @@
 """Which model and preprocessing an index is of, and whether an embedder goes with it."""
 
 import base64
+import os
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def identity(embedder: Embedder) -> dict[str, Any]:
     one picture and one text, by which another program that runs the same model is recognised."""
     facts = described(embedder)
     return {
-        "model": embedder.name,
+        "model": os.path.abspath(embedder.name) if os.path.isdir(embedder.name) else embedder.name,
         "dim": embedder.dim,
         "weights": facts["weights"],
         "engine": f"{facts['engine']} {facts['package']}",

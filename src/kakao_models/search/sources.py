@@ -27,18 +27,22 @@ OWN = ("sha256", "vector", "digest")  # and those that are not metadata
 
 @dataclass
 class Item:
-    """One image or text."""
+    """One image or text.
+
+    id: SHA-256 of the content, that of the image's file or of the text in UTF-8; "" where there is none.
+    error: why there is none.
+    """
 
     name: str  # in messages
     content: bytes | str = b""  # an image's file, or a text
     metadata: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None  # why there is no content
+    error: str | None = None
+    id: str = ""
 
-    @property
-    def id(self) -> str:
-        """SHA-256 of the content: that of the image's file, or of the text in UTF-8."""
-        content = self.content.encode("utf-8", "surrogatepass") if isinstance(self.content, str) else self.content
-        return hashlib.sha256(content).hexdigest()
+    def __post_init__(self):
+        if self.content:
+            data = self.content.encode("utf-8", "surrogatepass") if isinstance(self.content, str) else self.content
+            self.id = hashlib.sha256(data).hexdigest()
 
 
 class Items:
@@ -86,19 +90,19 @@ class Items:
     def _item(self, rows: "Rows | Lines", part: Part, place: int, record: dict | Exception) -> Item:
         name = f"{rows.files[part.file]}{WITHIN}{place}"
         if isinstance(record, Exception):
-            return Item(name, error=str(record))
-        try:
-            if self.kind == "texts":
-                return self._text(name, record)
-            return self._image(rows, part, name, record)
-        except (ValueError, OSError) as error:
-            return Item(name, error=getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error))
+            return Item(name, error=_reason(record))
+        if self.kind == "texts":
+            return self._text(name, record)
+        return self._image(rows, part, name, record)
 
     def _text(self, name: str, record: dict) -> Item:
         text = _caption(record)
         if not isinstance(text, str) or not text.strip():
             return Item(name, error="no text")
-        return Item(name, text.strip(), self._metadata(record, name, text.strip(), ()))
+        try:
+            return Item(name, text.strip(), self._metadata(record, name, text.strip(), ()))
+        except ValueError as error:
+            return Item(name, error=_reason(error))
 
     def _image(self, rows: "Rows | Lines", part: Part, name: str, record: dict) -> Item:
         column = next((column for column in IMAGES if record.get(column) is not None), None)
@@ -118,17 +122,14 @@ class Items:
             path = f"{os.path.abspath(rows.files[part.file])}{WITHIN}{record['__key__'].partition(':')[2]}"
         else:
             path = os.path.abspath(rows.files[part.file]) + name[len(rows.files[part.file]) :]
-        item = Item(path)
         try:
-            item.content = bytes(value) if value is not None else _content(path)
-            width, height = image_size(item.content)
+            content = bytes(value) if value is not None else _content(path)
+            width, height = image_size(content)
+            unused = (column, "__key__", "id" if rows.pictures else column)  # of a folder, the id is in the path
+            facts = self._metadata(record, path, _caption(record), unused)
         except (ValueError, OSError) as error:
-            item.error = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-            return item
-        sizes = {"width": width, "height": height, "bytes": len(item.content)}
-        unused = (column, "__key__", "id" if rows.pictures else column)  # of a folder, the id is in the path
-        item.metadata = sizes | self._metadata(record, path, _caption(record), unused)
-        return item
+            return Item(path, error=_reason(error))
+        return Item(path, content, {"width": width, "height": height, "bytes": len(content)} | facts)
 
     def _outside(self, folder: Path, path: str) -> str | None:
         """What is wrong with a picture that lies neither in its table's folder nor in one of `roots`."""
@@ -260,6 +261,10 @@ def _content(source: str) -> bytes:
         if kind.st_size > MAX_BYTES:
             raise ImageError(source, f"has {kind.st_size:,} bytes, more than {MAX_BYTES:,}")
         return file.read(MAX_BYTES + 1)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
 
 
 def _fitting(text: str, name: str, *, cut: bool) -> str:
