@@ -7,10 +7,13 @@ import goldens
 import numpy as np
 import pytest
 import torch
+from tiny import IMAGE_SIZE, align_config, fill
 from tolerances import TOLERANCE
 
 from kakao_models import AlignConfig, AlignModel
 from kakao_models.align import modeling_torch
+from kakao_models.align.ghost_norm_torch import ghost_norm
+from kakao_models.train.recompute import checkpointing
 
 SMALL = ["align_a", "align_b", "align_nano"]
 FULL = [pytest.param(name, marks=pytest.mark.slow) for name in ("align_c", "align_d")]
@@ -328,20 +331,109 @@ def test_drop_connect_drops_whole_samples(align_a):
     assert block.eval().drop_connect(torch.ones(4, 3, 2, 2)).eq(1).all()
 
 
-def test_gradient_checkpointing_changes_nothing(golden_folder):
-    """Gradients and running statistics after a step are those of a plain step, on both towers."""
-    golden = goldens.load("align_nano")
-    inputs = inputs_of(golden)
+def step_of(model, inputs) -> dict[str, torch.Tensor]:
+    """Gradients and running statistics after one step."""
+    torch.manual_seed(1)  # of dropouts
+    model(**inputs, return_loss=True).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return gradients | {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+
+
+def training_model(dtype=torch.float64) -> tuple[AlignModel, dict]:
+    """A small one with the dropouts that training has and ghost batches of two, and a batch of four."""
+    config = align_config()
+    config.vision_config.virtual_batch_size, config.vision_config.drop_connect_rate = 2, 0.5
+    model = fill(AlignModel(config)).to(dtype).train()
+    torch.manual_seed(0)
+    ids = torch.randint(5, 20, (4, 6))
+    return model, {"pixel_values": torch.rand(4, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype) * 2 - 1, "input_ids": ids}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("what", ["activations", "blocks", "hf"])
+def test_gradient_checkpointing_changes_nothing(what, layout):
+    """Gradients and running statistics after a step are those of a plain step, on both towers, dropouts included."""
     steps = []
-    for checkpointing in (False, True):
-        model = ghost_model(golden_folder("align_nano"), torch.float32)
-        if checkpointing:
-            model.gradient_checkpointing_enable()
+    for checkpointed in (False, True):
+        model, inputs = training_model()
+        inputs["pixel_values"] = inputs["pixel_values"].to(memory_format=layout)
+        model.to(memory_format=layout)
+        if checkpointed:
+            model.activation_checkpointing_enable(None if what == "hf" else checkpointing(what))
             assert model.vision_model.encoder.blocks[0].gradient_checkpointing
             assert model.text_model.encoder.layer[0].gradient_checkpointing
-        model(**inputs, return_loss=True).loss.backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-        steps.append(gradients | {name: buffer for name, buffer in model.named_buffers() if "running" in name})
+        steps.append(step_of(model, inputs))
     assert steps[0].keys() == steps[1].keys()
     for name, value in steps[0].items():
-        torch.testing.assert_close(value, steps[1][name], rtol=1e-5, atol=1e-7, msg=name)
+        torch.testing.assert_close(value, steps[1][name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_activations_are_not_kept():
+    """What is there between forward and backward; and with "activations" no convolution runs again."""
+    kept, convolutions = {}, {}
+    for what in (None, "activations", "blocks"):
+        model, inputs = training_model(torch.float32)
+        if what:
+            model.activation_checkpointing_enable(checkpointing(what))
+        with torch.profiler.profile(profile_memory=True) as profile:
+            loss = model(**inputs, return_loss=True).loss
+        kept[what] = sum(event.self_cpu_memory_usage for event in profile.events())
+        with torch.profiler.profile() as profile:
+            loss.backward()
+        convolutions[what] = sum(event.name == "aten::mkldnn_convolution" for event in profile.events())
+    assert kept["blocks"] < kept["activations"] < 0.7 * kept[None], kept
+    assert convolutions["activations"] == convolutions[None] == 0 < convolutions["blocks"]
+
+
+def test_bfloat16_step_is_near_float32():
+    """Autocast: maps in bfloat16, statistics in float32."""
+    steps = []
+    for enabled in (False, True):
+        model, inputs = training_model(torch.float32)
+        model.activation_checkpointing_enable(checkpointing("activations"))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            steps.append(step_of(model, inputs))
+    norms = [name for name in steps[0] if "running" in name]
+    assert len(norms) > 10
+    for name in norms:
+        assert steps[1][name].dtype == torch.float32
+        torch.testing.assert_close(steps[0][name], steps[1][name], rtol=0.05, atol=0.05, msg=name)
+
+
+@pytest.mark.parametrize("batch", [16, 48, 37])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batch_norm_with_silu_is_both_one_after_the_other(batch, layout, monkeypatch):
+    """In value, gradients and statistics; and equal to the plain path, which GPUs and compilers take."""
+    results = []
+    for way in ("together", "apart", "plain"):
+        torch.manual_seed(0)
+        norm = batch_norm(16)
+        x = torch.randn(batch, 5, 3, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+        with monkeypatch.context() as context:
+            if way == "plain":
+                context.setattr(torch.compiler, "is_compiling", lambda: True)
+            y = norm(x, torch.nn.SiLU()) if way != "apart" else torch.nn.functional.silu(norm(x))
+        gradients = torch.autograd.grad(y, [x, norm.weight, norm.bias], torch.sin(torch.arange(y.numel())).view_as(y))
+        results.append([y, *gradients, norm.running_mean, norm.running_var])
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("silu", [False, True])
+def test_gradients_of_ghost_norm(groups, silu):
+    torch.manual_seed(0)
+    x = torch.randn(7, 4, 3, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
+    given = [value.requires_grad_() for value in (x, torch.rand(4, dtype=x.dtype), torch.randn(4, dtype=x.dtype))]
+    assert torch.autograd.gradcheck(lambda *given: ghost_norm(*given, groups, 1e-3, silu)[0], given)
+
+
+def test_statistics_of_large_channels_last_maps_are_accurate():
+    """PyTorch's own kernel for them adds in float32 one by one, and is wrong by 1e-4 here."""
+    torch.manual_seed(0)
+    x = (torch.randn(16, 8, 145, 145) * 3 + 5).to(memory_format=torch.channels_last)
+    _, mean, variance = ghost_norm(x, torch.ones(8), torch.zeros(8), 1, 1e-3, True)
+    wide = x.double()
+    torch.testing.assert_close(mean[0].double(), wide.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance[0].double(), wide.var((0, 2, 3), unbiased=False), rtol=1e-6, atol=0)

@@ -59,6 +59,7 @@ def test_recipes_have_the_originals_numbers(name, settings):
         ("batch_size=many", "batch_size must be int, got 'many'"),
         ("epochs=3", "give steps or epochs, one of them"),
         ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),
+        ("checkpointing=layers", "checkpointing must be activations, blocks or false, got 'layers'"),
         ("lr", "lr: wanted key=value"),
     ],
 )

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
+from kakao_models.align.ghost_norm_torch import ghost_norm
 from kakao_models.checkpoint.torch import BijectiveLoading
 
 
@@ -74,12 +75,19 @@ class AlignBatchNorm(nn.BatchNorm2d):
         super().__init__(channels, eps=config.batch_norm_eps, momentum=1 - config.batch_norm_momentum)
         self.virtual_batch_size = config.virtual_batch_size
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
+        """Normalises x (B, C, H, W); `activation` comes after it, and is part of it because the two together need less."""
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            return x if activation is None else activation(x)
         batch = len(x)
         n = max(1, batch // self.virtual_batch_size) if self.virtual_batch_size else 1
-        if batch % n:
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            silu = isinstance(activation, nn.SiLU)
+            x, mean, variance = ghost_norm(x, self.weight, self.bias, n, self.eps, silu)
+            mean, variance = mean.mean(0), variance.mean(0)
+            activation = None if silu else activation
+        elif batch % n:
             parts = [self._normalize(x[j::n], 1) for j in range(n)]
             mean, variance = (torch.stack(values).mean(0) for values in zip(*(part[1:] for part in parts)))
             # sample j + i * n is row i of group j: undo the interleaving
@@ -88,7 +96,7 @@ class AlignBatchNorm(nn.BatchNorm2d):
         else:
             x, mean, variance = self._normalize(x, n)
         self._update_running_statistics(mean, variance)
-        return x
+        return x if activation is None else activation(x)
 
     def _normalize(self, x: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch, channels, height, width = x.shape
@@ -136,7 +144,7 @@ class AlignVisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         x = pad_for_stride_2(pixel_values, 3)
-        return self.activation(self.batchnorm(self.convolution(x)))  # (B, C, H/2, W/2)
+        return self.batchnorm(self.convolution(x), self.activation)  # (B, C, H/2, W/2)
 
 
 class AlignVisionExpansionLayer(nn.Module):
@@ -147,7 +155,7 @@ class AlignVisionExpansionLayer(nn.Module):
         self.expand_act = ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.expand_act(self.expand_bn(self.expand_conv(x)))
+        return self.expand_bn(self.expand_conv(x), self.expand_act)
 
 
 class AlignVisionDepthwiseLayer(nn.Module):
@@ -169,7 +177,7 @@ class AlignVisionDepthwiseLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad_explicitly:
             x = pad_for_stride_2(x, self.depthwise_conv.kernel_size[0])
-        return self.depthwise_act(self.depthwise_norm(self.depthwise_conv(x)))
+        return self.depthwise_norm(self.depthwise_conv(x), self.depthwise_act)
 
 
 class AlignVisionSqueezeExciteLayer(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from kakao_models.train.optim import OPTIMIZERS, SCHEDULES
+from kakao_models.train.recompute import CHECKPOINTING
 
 
 @dataclass
@@ -23,6 +24,7 @@ class TrainArguments(TrainingArguments):
         chunk_size: samples of a process whose activations are in memory at a time; None for its whole share. Without
             captions it must be None: there, `gradient_accumulation_steps` does the same.
         channels_last: memory layout of pictures and of convolutions' weights.
+        checkpointing: "activations", "blocks" or None: what backward computes again, as of `recompute.checkpointing`.
         shuffle_window: shards that are read at a time and shuffled among each other.
     """
 
@@ -34,12 +36,17 @@ class TrainArguments(TrainingArguments):
     ema_decay: float | None = None
     chunk_size: int | None = None
     channels_last: bool = False
+    checkpointing: str | None = None
     shuffle_window: int = 16
 
     def __post_init__(self):
-        for name, value, known in (("optimizer", self.optimizer, OPTIMIZERS), ("schedule", self.schedule, SCHEDULES)):
+        for name, value, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("checkpointing", self.checkpointing, (*CHECKPOINTING, None)),
+        ):
             if value not in known:
-                raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(known)}")
+                raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(map(str, known))}")
         self.remove_unused_columns = False  # batches have what a model takes, and `keys` and `failures`
         self.logging_nan_inf_filter = False  # a loss that is not finite stops the run
         self.ddp_find_unused_parameters = False

@@ -24,6 +24,7 @@ class Recipe:
     model: fields of the configuration.
     batch_size: of all processes together. chunk_size: samples of a process that are in memory at a time.
     steps or epochs: how long. clip: largest norm of the gradient, 0 for none. ema: decay of the moving average.
+    checkpointing: what backward computes again instead of keeping it: "activations", "blocks" (or true), or false.
     evaluate: name → data or arguments, as of `build_evaluations`; every `evaluate_every` steps and at the end.
     augment: fields of the augmentation. trainer: further fields of transformers' TrainingArguments.
     """
@@ -47,7 +48,7 @@ class Recipe:
     clip: float = 0.0
     ema: float | None = None
     precision: str = "fp32"
-    checkpointing: bool = False
+    checkpointing: str | bool = False
     channels_last: bool = False
     compile: bool = False
     freeze: list = field(default_factory=list)
@@ -68,6 +69,8 @@ class Recipe:
             raise ValueError(f"recipe: give steps or epochs, one of them; got {self.steps} and {self.epochs}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"recipe: precision must be fp32, bf16 or fp16, got {self.precision!r}")
+        if self.checkpointing not in (True, False, "activations", "blocks"):
+            raise ValueError(f"recipe: checkpointing must be activations, blocks or false, got {self.checkpointing!r}")
         if self.streaming and self.steps is None:
             raise ValueError("recipe: a stream has no known length: give steps, not epochs")
         if self.batch_size < 1:

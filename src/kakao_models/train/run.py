@@ -95,7 +95,7 @@ def _arguments(recipe: Recipe) -> TrainArguments:
         "chunk_size": recipe.chunk_size if isinstance(recipe, AlignRecipe) else None,
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
-        "activation_checkpointing": recipe.checkpointing,
+        "checkpointing": {True: "blocks", False: None}.get(recipe.checkpointing, recipe.checkpointing),
         "channels_last": recipe.channels_last,
         "torch_compile": recipe.compile,
         "freeze": recipe.freeze,

@@ -18,7 +18,9 @@ from kakao_models.train.checkpoints import AtomicCheckpoints
 from kakao_models.train.data import Failures, GlobalBatches, Loader, StreamData, TrainData
 from kakao_models.train.gradcache import BatchNormStatistics, chunked_step, ghost_chunks
 from kakao_models.train.loss import tiled_contrastive_loss
+from kakao_models.train.memory import keep_memory
 from kakao_models.train.optim import MovingAverage, build_optimizer, build_schedule, parameter_groups
+from kakao_models.train.recompute import checkpointing
 
 Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 
@@ -57,6 +59,10 @@ class _BaseTrainer(AtomicCheckpoints):
         freeze(model, args.freeze)
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
+        if args.checkpointing:
+            model.activation_checkpointing_enable(checkpointing(args.checkpointing))
+        if args.device.type == "cpu":
+            keep_memory()
         super().__init__(
             model,
             args,
@@ -210,7 +216,7 @@ class AlignTrainer(_BaseTrainer):
         if args.fsdp:
             raise ValueError(
                 "fsdp: ALIGN's temperature is a scalar, which FSDP refuses. Where memory is short, set chunk_size and "
-                "activation_checkpointing; docs/scaling.md says how to shard parameters in a loop of your own"
+                "checkpointing; docs/scaling.md says how to shard parameters in a loop of your own"
             )
         if args.gradient_accumulation_steps > 1:
             args.chunk_size = args.chunk_size or args.per_device_train_batch_size
