@@ -66,12 +66,12 @@ def uneven_contrastive_loss(rank: int, world: int) -> str:
 
 
 def align_run(rank: int, world: int, folder: str, options: dict) -> dict:
-    """Weights and mean loss of a short run of the trainer."""
+    """Weights and mean loss of a short run of the trainer, and the seed its random numbers began with."""
     import training
 
     trainer = training.align_trainer(Path(folder), **options)
     result = trainer.train()
-    return {"weights": trainer.model.state_dict(), "loss": result.training_loss}
+    return {"weights": trainer.model.state_dict(), "loss": result.training_loss, "seed": torch.initial_seed()}
 
 
 def sharded_step(rank: int, world: int, folder: str) -> dict:

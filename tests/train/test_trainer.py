@@ -76,6 +76,8 @@ def test_processes_together_are_one_process(world, options, tmp_path):
     alone.train()
     for result in results:
         close(result["weights"], weights(alone), TOLERANCE["runs float32"])
+    # dropouts of processes differ: with one seed they would drop the same units in each share of a batch
+    assert [result["seed"] for result in results] == [alone.args.seed + rank for rank in range(world)]
     assert results[0]["loss"] == pytest.approx(alone.state.log_history[-1]["train_loss"], abs=1e-4)
 
 
@@ -111,6 +113,16 @@ def test_a_run_killed_with_signal_9_goes_on_and_ends_bit_identical(stop, options
     states = [t.optimizer.state_dict()["state"] for t in (straight, again)]
     for number, state in states[0].items():
         assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(states[1][number][k])) for k, x in state.items())
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "ema.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_a_checkpoint_damaged_from_outside_is_named(damaged, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "ema_decay": 0.9}
+    training.align_trainer(tmp_path, **options).train()
+    file = tmp_path / "checkpoint-1" / damaged
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="checkpoint-1 cannot be loaded .*Delete this folder"):
+        training.align_trainer(tmp_path, **options | {"max_steps": 2}).train(resume_from_checkpoint=True)
 
 
 def test_a_finished_run_gone_on_with_makes_no_further_step(tmp_path):

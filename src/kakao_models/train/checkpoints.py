@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
@@ -60,14 +63,41 @@ class AtomicCheckpoints(Trainer):
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.ema:
-            self.ema.load_state_dict(load_file(Path(resume_from_checkpoint, EMA_FILE)))
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self.ema:
+                self.ema.load_state_dict(load_file(Path(resume_from_checkpoint, EMA_FILE)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def save_final(self, folder: str | os.PathLike) -> None:
         """Writes the model as it was evaluated: its moving average, where there is one."""
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             self.save_model(str(folder), _internal_call=True)
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """
+    Raises:
+        ValueError: in the place of what the readers of files say of damaged ones.
+    """
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
+        if checkpoint is None:
+            raise
+        raise ValueError(
+            f"{checkpoint} cannot be loaded ({type(error).__name__}: {str(error)[:200]}). Checkpoints get their name once "
+            "they are complete, so something has changed or lost a file since. Delete this folder, and the same command "
+            "goes on from the one before"
+        ) from error
 
 
 def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
