@@ -39,7 +39,9 @@ EXTRAS = {
     "search": SEARCH,
     "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "pyyaml>=6"],
     "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
-    "export": ["onnx>=1.17", "onnxruntime>=1.20", "openvino>=2025.0"],
+    "openvino": [*TORCH, "openvino>=2025.0"],
+    "onnx": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"],
     "test": [
         "pytest>=8",
         "pytest-xdist>=3",

@@ -100,6 +100,20 @@ class ImageProcessor(BaseImageProcessor):
         """
         return self._decode_size(self._options({}))
 
+    @property
+    def byte_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a byte u becomes, per channel: (u - zero) * scale. Gives scale and zero, float64 (3,)."""
+        factor = self.rescale_factor if self.do_rescale else 1
+        scale, zero = np.full(3, float(factor)), np.zeros(3)
+        if self.do_rescale and self.rescale_offset:
+            zero += 1
+        std = np.broadcast_to(np.float64(self.image_std), 3)
+        if self.do_normalize:
+            zero, scale = zero + self.image_mean, scale / std
+        if self.include_top:
+            scale = scale / std
+        return scale, zero / factor
+
     def preprocess(self, images, *, return_tensors: str | None = None, **changes) -> BatchFeature:
         """Prepares one picture, a list of pictures, or a 4-dimensional array of them.
 
@@ -183,9 +197,17 @@ class ImageProcessor(BaseImageProcessor):
 
     def _one(self, source, options: SimpleNamespace) -> np.ndarray:
         picture = load_image(source, size_hint=self._decode_size(options))
-        return self._like_tf(picture, options) if options.preprocessing == "tf" else self._like_hf(picture, options)
+        if options.preprocessing == "tf":
+            return self._like_tf(picture, options)
+        return self._values(self._like_hf(picture, options), options)
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
+        `preprocessing="hf"`: the originals' resizing does not round."""
+        return np.ascontiguousarray(self._like_hf(picture, self._options({})))
 
     def _like_hf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
+        """Bytes (height, width, 3)."""
         if options.do_resize:
             height, width = _resized(options.size, picture.height, picture.width, truncated=True)
             if height * width > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
@@ -198,6 +220,9 @@ class ImageProcessor(BaseImageProcessor):
         if options.do_center_crop:
             crop = options.crop_size["height"], options.crop_size["width"]
             pixels = center_crop(pixels, crop, data_format="channels_last", input_data_format="channels_last")
+        return pixels
+
+    def _values(self, pixels: np.ndarray, options: SimpleNamespace) -> np.ndarray:
         # A byte has 256 values: the arithmetic is done once for each of them, per channel.
         table = _affine(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), options, np.float64)
         return np.stack([table[channel].take(pixels[:, :, channel]) for channel in range(3)])
