@@ -1,13 +1,12 @@
 """Configuration of ALIGN, one for all frameworks. Every config.json of a Hub checkpoint loads unchanged."""
 
-import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from kakao_models.align.blocks import BlockSpec, block_specs, round_filters
 from kakao_models.checkpoint.config import StrictConfig
 
 # EfficientNet's compound scaling, (width, depth): Tan & Le 2019 for B0-B7; Xie et al. 2020 (Noisy Student) for L2,
@@ -25,25 +24,6 @@ EFFICIENTNET_SIZES = {
 }
 # BERT's (layers, width); a head is 64 wide and the inner layer four times the width (Devlin et al. 2018, Turc et al. 2019).
 BERT_SIZES = {"mini": (4, 256), "base": (12, 768), "large": (24, 1024)}
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    """One inverted-residual block of the image tower."""
-
-    in_channels: int
-    out_channels: int
-    kernel_size: int
-    stride: int
-    expand_ratio: int
-    se_channels: int  # width inside squeeze-and-excite
-    drop_rate: float  # drop-connect
-    skip: bool  # whether the input is added to the output
-    symmetric_padding: bool  # only where the configuration lists the block in depthwise_padding
-
-    @property
-    def expanded_channels(self) -> int:
-        return self.in_channels * self.expand_ratio
 
 
 @strict
@@ -86,11 +66,7 @@ class AlignVisionConfig(StrictConfig, transformers.AlignVisionConfig):
 
     def round_filters(self, channels: int) -> int:
         """`channels` scaled by the width, to a multiple of `depth_divisor` that is at most 10 % lower."""
-        wanted = channels * self.width_coefficient
-        rounded = max(
-            self.depth_divisor, int(wanted + self.depth_divisor / 2) // self.depth_divisor * self.depth_divisor
-        )
-        return int(rounded + self.depth_divisor if rounded < 0.9 * wanted else rounded)
+        return round_filters(self, channels)
 
     @property
     def stem_channels(self) -> int:
@@ -103,31 +79,7 @@ class AlignVisionConfig(StrictConfig, transformers.AlignVisionConfig):
 
     def blocks(self) -> list[BlockSpec]:
         """The inverted-residual blocks, in the order of the forward pass."""
-        stages = list(
-            zip(self.in_channels, self.out_channels, self.kernel_sizes, self.strides, self.expand_ratios,
-                self.num_block_repeats, strict=True)
-        )  # fmt: skip
-        repeats = [math.ceil(self.depth_coefficient * stage[-1]) for stage in stages]
-        specs = []
-        for (entry, exit, kernel, stride, expand, _), repeat in zip(stages, repeats):
-            for position in range(repeat):
-                width_in = self.round_filters(entry if position == 0 else exit)
-                width_out = self.round_filters(exit)
-                step = stride if position == 0 else 1
-                specs.append(
-                    BlockSpec(
-                        in_channels=width_in,
-                        out_channels=width_out,
-                        kernel_size=kernel,
-                        stride=step,
-                        expand_ratio=expand,
-                        se_channels=max(1, int(self.squeeze_expansion_ratio * width_in)),
-                        drop_rate=self.drop_connect_rate * len(specs) / sum(repeats),
-                        skip=step == 1 and width_in == width_out,
-                        symmetric_padding=len(specs) in self.depthwise_padding,
-                    )
-                )
-        return specs
+        return block_specs(self)
 
 
 @strict

@@ -101,6 +101,11 @@ class ImageProcessor(BaseImageProcessor):
         return self._decode_size(self._options({}))
 
     @property
+    def gives_bytes(self) -> bool:
+        """Whether `pixels` is the whole of preprocessing but for the arithmetic that `byte_values` tells."""
+        return self.preprocessing == "hf"
+
+    @property
     def byte_values(self) -> tuple[np.ndarray, np.ndarray]:
         """What a byte u becomes, per channel: (u - zero) * scale. Gives scale and zero, float64 (3,)."""
         factor = self.rescale_factor if self.do_rescale else 1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from PIL import ImageOps
 
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.data.images import load_image
@@ -33,7 +34,13 @@ class Embedder:
         framework: what runs the model: "torch", "tf" (Keras on TensorFlow) or "flax"; by default that of a loaded model,
             or the first of these that is installed. Preprocessing and results are the same.
         device: "auto" takes the GPU if there is one.
-        dtype: what the model computes in: "float32" (the default), "bfloat16", "float16". Results are always float32.
+        engine: what runs a PyTorch model. By default a checkpoint runs in "torch" with batch norms folded and
+            operations fused, which gives the same numbers faster, and a model object as it is, with the weights it has
+            at each call. "compile", "openvino" and "onnx" are checked against the plain model, on photographs and
+            texts, once on each machine; "auto" takes the fastest that is installed, for each tower. `engine.checks`
+            has what was measured. A model object given an engine runs with the weights it has now.
+        dtype: what the model computes in: "float32" (the default), "bfloat16", "float16"; "auto" for the fastest of
+            them whose cosine to float32 stays above 0.9999. Results are always float32.
         batch_size: images at a time; as many texts of 64 tokens, and more of shorter ones.
         num_workers: threads that read and preprocess images; by default one per processor core, at most 8.
         image_options: further arguments of `kakao_models.data.images.load_image`, such as `max_pixels`.
@@ -52,6 +59,7 @@ class Embedder:
         image_processor=None,
         tokenizer=None,
         framework: str | None = None,
+        engine: str | None = None,
         device: str | int = "auto",
         dtype: str | None = None,
         batch_size: int = 32,
@@ -62,14 +70,22 @@ class Embedder:
         subfolder: str = "",
     ):
         where = dict(revision=revision, token=token, subfolder=subfolder)
-        engine = engine_class(framework, model)
-        if isinstance(model, (str, os.PathLike)):
-            self.name = os.fspath(model)
-            self.engine = engine.load(model, device=device, dtype=dtype, **where)
+        loaded = not isinstance(model, (str, os.PathLike))
+        self.name = (getattr(model, "name_or_path", "") or type(model).__name__) if loaded else os.fspath(model)
+        kind = engine_class(framework, model)
+        fused = kind.__name__ == "TorchEngine" and (engine is not None or not loaded)
+        if engine is not None and not fused:
+            raise ValueError(f"engine={engine!r} is of PyTorch models; {kind.__name__} runs by itself")
+        if fused:
+            source = _source(model, where, engine, dtype)
+            texts = source.reads_texts
         else:
-            self.name = getattr(model, "name_or_path", "") or type(model).__name__
-            self.engine = engine(model, device=device, dtype=dtype)
-        texts = self.engine.reads_texts
+            self.engine = (
+                kind(model, device=device, dtype=dtype)
+                if loaded
+                else kind.load(model, device=device, dtype=dtype, **where)
+            )
+            texts = self.engine.reads_texts
         if processor is None and (image_processor is None or (texts and tokenizer is None)):
             processor = _processor(texts, self.name, where)
         self.image_processor = image_processor or getattr(processor, "image_processor", processor)
@@ -78,6 +94,35 @@ class Embedder:
         self.num_workers = _positive("num_workers", num_workers or min(8, os.cpu_count() or 1))
         self.image_options = dict(image_options or {})
         self.failures: list[Failure] = []
+        if fused:
+            self._choose_engine(source, engine, device, dtype)
+
+    def _choose_engine(self, source, engine: str | None, device: str | int, dtype: str | None) -> None:
+        from kakao_models.inference.engine_towers import TowerEngine, Way
+
+        pixels = self.image_processor.byte_values if getattr(self.image_processor, "gives_bytes", False) else None
+        towers = ("image", "text") if source.reads_texts else ("image",)
+        certain = engine in (None, "torch") and dtype in (None, "float32")  # exact by construction
+        way = Way("torch" if engine in (None, "auto") else engine, "float32")
+        ways = dict.fromkeys(towers, way) if certain else {}
+        self.engine = TowerEngine(source, ways, device=device, pixels=pixels)
+        if not certain:
+            from kakao_models.inference import selfcheck
+
+            selfcheck.choose(self.engine, *self._examples(), engine or "torch", dtype)
+
+    def _examples(self) -> tuple[dict[str, tuple[np.ndarray, ...]], np.ndarray]:
+        """What a self-check runs on: photographs, and their mirror images, and texts, as engines take them; and the
+        photographs as the plain model does."""
+        from kakao_models.inference.selfcheck import PHOTOS, TEXTS
+
+        photos = [load_image(path) for path in PHOTOS]
+        photos += [ImageOps.mirror(photo) for photo in photos]
+        pixels = np.stack(list(map(self._preparing({}, {}), photos)))
+        inputs = {"image": (pixels,)}
+        if self.engine.reads_texts:
+            inputs["text"] = next(self._token_batches(TEXTS, MAX_TOKENS * len(TEXTS)))[1:]
+        return inputs, self.image_processor(images=photos, return_tensors="np")["pixel_values"]
 
     @property
     def config(self):
@@ -92,7 +137,7 @@ class Embedder:
     @property
     def max_tokens(self) -> int:
         """Longer texts are cut to this many tokens."""
-        return min(MAX_TOKENS, self.config.text_config.max_position_embeddings)
+        return min(MAX_TOKENS, self.engine.max_positions)
 
     def images(
         self,
@@ -192,6 +237,8 @@ class Embedder:
         options = {"size_hint": getattr(self.image_processor, "decode_size", None)} | self.image_options | image_options
         if processor_options:
             options["size_hint"] = None  # the processor may now need more pixels than it said
+        elif self.engine.takes_bytes and getattr(self.image_processor, "gives_bytes", False):
+            return lambda source: self.image_processor.pixels(load_image(source, **options))
 
         def prepare(source) -> np.ndarray:
             image = load_image(source, **options)
@@ -265,6 +312,18 @@ def l2_normalize(x: np.ndarray) -> np.ndarray:
 
 def _length(sources) -> int | None:
     return len(sources) if isinstance(sources, (list, tuple)) else None
+
+
+def _source(model, where: dict, engine: str | None, dtype: str | None):
+    from kakao_models.inference.engines import torch_dtype
+    from kakao_models.inference.runners import ENGINES
+    from kakao_models.inference.source import Source
+
+    if engine not in (None, "auto", *ENGINES):
+        raise ValueError(f"engine: got {engine!r}, wanted 'auto' or one of {', '.join(map(repr, ENGINES))}")
+    if dtype not in (None, "auto"):
+        torch_dtype(dtype)
+    return Source(model, where)
 
 
 def _processor(reads_texts: bool, name: str, where: dict):

@@ -13,27 +13,30 @@ from flax import nnx
 
 from kakao_models.align.modeling_flax import FlaxAlignModel
 from kakao_models.checkpoint.flax import FlaxLoading
-from kakao_models.checkpoint.hub import described_by, fetch, read_config
-from kakao_models.vit.modeling_flax import FlaxViTForImageClassification, FlaxViTModel
+from kakao_models.inference.engine import Engine
 
 TOKEN_STEP = 16  # texts are padded to a multiple of this many tokens
 _DTYPES = "float32", "bfloat16", "float16"
 
 
-class FlaxEngine:
-    """An ALIGN or a ViT in Flax, always in evaluation mode; the interface of `TorchEngine`.
+class FlaxEngine(Engine):
+    """An ALIGN or a ViT in Flax, always in evaluation mode.
 
     Every shape of input is compiled once, which takes seconds to minutes. So batches are padded to powers of two, or to
     a larger size that has been compiled already, and texts to multiples of 16 tokens.
 
     A model object is used as it is, with the values it has now; `device="auto"` and `dtype=None` leave it where and what
     it is.
+
+    Args:
+        device: "auto" (JAX's default), "cpu", "gpu", "cuda", "tpu", one of several as "cuda:1", or its number.
+        dtype: "float32", "bfloat16" or "float16"; of a checkpoint by default float32.
     """
 
+    prefix = "Flax"
+
     def __init__(self, model: FlaxLoading, *, device: str | int = "auto", dtype: str | None = None):
-        kind = model.config.model_type
-        if kind not in ("align", "vit"):
-            raise ValueError(f"the model is of type {kind!r}, wanted 'align' or 'vit': an AlignModel or a ViT")
+        self.check_kind(model)
         self.model = model
         self.config = model.config
         evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
@@ -48,61 +51,26 @@ class FlaxEngine:
     def load(
         cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where
     ) -> "FlaxEngine":
-        """The model of a checkpoint, by the `model_type` of its config.json.
+        return cls(cls.load_model(name_or_path, _dtype(dtype or "float32"), where), device=device)
 
-        Args:
-            device: "auto" (JAX's default), "cpu", "gpu", "cuda", "tpu", one of several as "cuda:1", or its number.
-            dtype: "float32" (the default), "bfloat16" or "float16".
-            where: `revision`, `token`, `subfolder`, as of `from_pretrained`.
-
-        Raises:
-            OSError: no such checkpoint, or a file of it can't be read.
-            ValueError: a checkpoint of another kind of model.
-        """
-        config_file = fetch(name_or_path, "config.json", **{name: value for name, value in where.items() if value})
-        with described_by(config_file):
-            model_class = _model_class(read_config(config_file), name_or_path)
-            model = model_class.from_pretrained(name_or_path, dtype=_dtype(dtype or "float32"), **where)
-        return cls(model, device=device)
-
-    @property
-    def reads_texts(self) -> bool:
-        return self.config.model_type == "align"
-
-    @property
-    def classifies(self) -> bool:
-        """Whether the model has a classifier, and so `logits`."""
-        return getattr(self.model, "classifier", None) is not None
-
-    @property
-    def dim(self) -> int:
-        """D, the width of `features` and `texts`."""
-        if self.reads_texts:
-            return self.config.projection_dim
+    def _pooled_width(self) -> int | None:
         pooler = _backbone(self.model).pooler
-        return self.config.hidden_size if pooler is None else pooler.dense.out_features
+        return None if pooler is None else pooler.dense.out_features
 
     @property
     def temperature(self) -> float:
         return float(self._state["temperature"].get_value())
 
     def features(self, pixel_values: np.ndarray) -> np.ndarray:
-        """(B, C, H, W), as a processor gives it → (B, D), not normalised.
-
-        Of ALIGN the image features; of ViT the pre-logits, or the final [CLS] of a model without them.
-        """
         return self._batch("features", pixel_values)
 
     def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) → the image tower's last hidden state: (B, tokens, D) of ViT, (B, C', H', W') of ALIGN."""
         return self._batch("hidden", pixel_values)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) → (B, classes), before any softmax or sigmoid. Only where the model `classifies`."""
         return self._batch("logits", pixel_values)
 
     def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """(B, L), (B, L) → (B, D), not normalised. Only where the model `reads_texts`."""
         length = input_ids.shape[1]
         padded = max(length, min(-length % TOKEN_STEP + length, self.config.text_config.max_position_embeddings))
         widen = partial(np.pad, pad_width=((0, 0), (0, padded - length)))  # masked tokens change nothing
@@ -152,18 +120,6 @@ _FUNCTIONS = {"features": _features, "hidden": _hidden, "logits": _logits, "text
 
 def _cast(array: jax.Array, dtype: str) -> jax.Array:
     return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
-
-
-def _model_class(config: dict, name) -> type[FlaxLoading]:
-    kind = config.get("model_type")
-    if kind == "align":
-        return FlaxAlignModel
-    if kind == "vit":
-        classifies = "ViTForImageClassification" in (config.get("architectures") or ())
-        return FlaxViTForImageClassification if classifies else FlaxViTModel
-    raise ValueError(
-        f"{name}: its config.json has model_type {kind!r}, wanted 'align' or 'vit'. Only ALIGN and ViT run here."
-    )
 
 
 def _device(name: str | int) -> jax.Device:

@@ -10,10 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kakao_models.align.modeling_tf import TFAlignModel
-from kakao_models.checkpoint.hub import described_by, fetch, read_config
 from kakao_models.checkpoint.keras_model import TFPreTrainedModel
-from kakao_models.vit.modeling_tf import TFViTForImageClassification, TFViTModel
+from kakao_models.inference.engine import Engine
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -23,19 +21,24 @@ if keras.backend.backend() != "tensorflow":
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-class KerasEngine:
+class KerasEngine(Engine):
     """An ALIGN or a ViT in Keras on TensorFlow, always in evaluation mode; the interface of `TorchEngine`.
 
     What runs is a graph, made once for each size of image and for any size of batch. XLA is left out: on processors
     TensorFlow's own convolutions are faster, and every new shape would be compiled for minutes.
 
     A model object is used as it is: `device="auto"` and `dtype=None` leave it where and what it is.
+
+    Args:
+        device: "auto" (TensorFlow's choice: the first GPU, else the processor), "cpu", "cuda", "gpu", "cuda:1", or the
+            number of a GPU.
+        dtype: "float32", "bfloat16" or "float16"; of a checkpoint by default float32.
     """
 
+    prefix = "TF"
+
     def __init__(self, model: TFPreTrainedModel, *, device: str | int = "auto", dtype: str | None = None):
-        kind = model.config.model_type
-        if kind not in ("align", "vit"):
-            raise ValueError(f"the model is of type {kind!r}, wanted 'align' or 'vit': a TFAlignModel or a ViT")
+        self.check_kind(model)
         if dtype is not None and _dtype(dtype) != model.variable_dtype:
             raise ValueError(
                 f"dtype {dtype!r}: the model is {model.variable_dtype}; load it with from_pretrained(..., dtype={dtype!r})"
@@ -49,62 +52,28 @@ class KerasEngine:
     def load(
         cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where
     ) -> "KerasEngine":
-        """The model of a checkpoint, by the `model_type` of its config.json.
-
-        Args:
-            device: "auto" (TensorFlow's choice: the first GPU, else the processor), "cpu", "cuda", "gpu", "cuda:1", or
-                the number of a GPU.
-            dtype: "float32" (the default), "bfloat16" or "float16".
-            where: `revision`, `token`, `subfolder`, as of `from_pretrained`.
-
-        Raises:
-            OSError: no such checkpoint, or a file of it can't be read.
-            ValueError: a checkpoint of another kind of model.
-        """
-        config_file = fetch(name_or_path, "config.json", **{name: value for name, value in where.items() if value})
-        with described_by(config_file), tf.device(None if device == "auto" else _device(device)):
-            model_class = _model_class(read_config(config_file), name_or_path)
-            model = model_class.from_pretrained(name_or_path, dtype=_dtype(dtype or "float32"), **where)
+        with tf.device(None if device == "auto" else _device(device)):
+            model = cls.load_model(name_or_path, _dtype(dtype or "float32"), where)
         return cls(model, device=device)
 
-    @property
-    def reads_texts(self) -> bool:
-        return self.config.model_type == "align"
-
-    @property
-    def classifies(self) -> bool:
-        """Whether the model has a classifier, and so `logits`."""
-        return getattr(self.model, "classifier", None) is not None
-
-    @property
-    def dim(self) -> int:
-        """D, the width of `features` and `texts`."""
-        if self.reads_texts:
-            return self.config.projection_dim
+    def _pooled_width(self) -> int | None:
         pooler = self.model.backbone().pooler
-        return self.config.hidden_size if pooler is None else pooler.dense.units
+        return None if pooler is None else pooler.dense.units
 
     @property
     def temperature(self) -> float:
         return float(self.model.temperature)
 
     def features(self, pixel_values: np.ndarray) -> np.ndarray:
-        """(B, C, H, W), as a processor gives it → (B, D), not normalised.
-
-        Of ALIGN the image features; of ViT the pre-logits, or the final [CLS] of a model without them.
-        """
         return self._run(self._features, pixel_values.astype(np.float32, copy=False))
 
     def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) → the image tower's last hidden state: (B, tokens, D) of ViT, (B, C', H', W') of ALIGN."""
         return self._run(self._hidden, pixel_values.astype(np.float32, copy=False))
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) → (B, classes), before any softmax or sigmoid. Only where the model `classifies`."""
         return self._run(self._logits, pixel_values.astype(np.float32, copy=False))
 
     def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """(B, L), (B, L) → (B, D), not normalised. Only where the model `reads_texts`."""
         return self._run(self._texts, input_ids.astype(np.int32), attention_mask.astype(np.int32))
 
     def _features(self, pixels):
@@ -132,18 +101,6 @@ class KerasEngine:
             self._graphs[key] = tf.function(lambda *x: tf.cast(function(*x), tf.float32), input_signature=specs)
         with tf.device(self._device):
             return self._graphs[key](*map(tf.convert_to_tensor, arrays)).numpy()
-
-
-def _model_class(config: dict, name) -> type[TFPreTrainedModel]:
-    kind = config.get("model_type")
-    if kind == "align":
-        return TFAlignModel
-    if kind == "vit":
-        classifies = "ViTForImageClassification" in (config.get("architectures") or ())
-        return TFViTForImageClassification if classifies else TFViTModel
-    raise ValueError(
-        f"{name}: its config.json has model_type {kind!r}, wanted 'align' or 'vit'. Only ALIGN and ViT run here."
-    )
 
 
 def _device(name: str | int) -> str:

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-Tensors = Mapping[str, torch.Tensor]  # keys as in model.safetensors
+from kakao_models.align.blocks import block_specs, round_filters
+
 Pixels = tuple[torch.Tensor, torch.Tensor]  # scale, zero, (C,) each: a byte u stands for (u - zero) * scale
 
 _ACTIVATIONS = {
@@ -36,6 +37,32 @@ def _activation(name: str):
     return _ACTIVATIONS[name]
 
 
+class Weights:
+    """Tensors by their keys in model.safetensors: each is checked for its shape, and which ones were used is known.
+
+    Args:
+        dtype: what they become; by default they stay what they are.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None):
+        self._tensors, self._dtype, self._used = tensors, dtype, set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
+
+    def __call__(self, key: str, *shape: int) -> torch.Tensor:
+        if key not in self._tensors:
+            raise ValueError(f"missing {key}")
+        tensor = self._tensors[key]
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{key}: the file has {tuple(tensor.shape)}, the model wants {shape}")
+        self._used.add(key)
+        return tensor if self._dtype is None else tensor.to(self._dtype)
+
+    def unused(self) -> set[str]:
+        return self._tensors.keys() - self._used
+
+
 def _constant(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
@@ -50,10 +77,10 @@ class Convolution(nn.Module):
         self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
 
     @classmethod
-    def folded(cls, tensors: Tensors, conv: str, norm: str, eps: float, **options) -> "Convolution":
-        weight = tensors[conv + ".weight"]
+    def folded(cls, weights: Weights, conv: str, norm: str, shape: tuple, eps: float, **options) -> "Convolution":
+        weight = weights(conv + ".weight", *shape)
         mean, variance, gamma, beta = (
-            tensors[f"{norm}.{leaf}"].double() for leaf in ("running_mean", "running_var", "weight", "bias")
+            weights(f"{norm}.{leaf}", shape[0]).double() for leaf in ("running_mean", "running_var", "weight", "bias")
         )
         scale = gamma / (variance + eps).sqrt()
         return cls(
@@ -75,9 +102,10 @@ def _activate(x: torch.Tensor, name: str) -> torch.Tensor:
 class SqueezeExcite(nn.Module):
     """Scales channels by what two small products make of their means; in place."""
 
-    def __init__(self, tensors: Tensors, name: str, activation: str):
+    def __init__(self, weights: Weights, name: str, channels: int, inner: int, activation: str):
         super().__init__()
-        self.reduce, self.expand = (Linear(tensors, f"{name}.{part}") for part in ("reduce", "expand"))
+        self.reduce = Linear(weights, f"{name}.reduce", inner=channels, outer=inner, kernel=(1, 1))
+        self.expand = Linear(weights, f"{name}.expand", inner=inner, outer=channels, kernel=(1, 1))
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -86,13 +114,18 @@ class SqueezeExcite(nn.Module):
 
 
 class Linear(nn.Module):
-    """A product with the sum of a bias; of several names, their results side by side."""
+    """A product, and a bias where there is one; of several names, their results side by side.
 
-    def __init__(self, tensors: Tensors, *names: str):
+    Args:
+        inner, outer: width of the input, and of one result.
+        kernel: of a convolution that is a product in truth.
+    """
+
+    def __init__(self, weights: Weights, *names: str, inner: int, outer: int, kernel: tuple[int, ...] = ()):
         super().__init__()
-        weights = [tensors[name + ".weight"].flatten(1) for name in names]
-        self.weight = _constant(torch.cat(weights) if len(weights) > 1 else weights[0])
-        biases = [tensors[name + ".bias"] for name in names if name + ".bias" in tensors]
+        matrices = [weights(name + ".weight", outer, inner, *kernel).flatten(1) for name in names]
+        self.weight = _constant(torch.cat(matrices) if len(matrices) > 1 else matrices[0])
+        biases = [weights(name + ".bias", outer) for name in names if name + ".bias" in weights]
         self.bias = _constant(torch.cat(biases) if len(biases) > 1 else biases[0]) if biases else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -100,9 +133,9 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, tensors: Tensors, name: str, eps: float):
+    def __init__(self, weights: Weights, name: str, width: int, eps: float):
         super().__init__()
-        self.weight, self.bias = _constant(tensors[name + ".weight"]), _constant(tensors[name + ".bias"])
+        self.weight, self.bias = (_constant(weights(f"{name}.{leaf}", width)) for leaf in ("weight", "bias"))
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -112,28 +145,26 @@ class LayerNorm(nn.Module):
 class Block(nn.Module):
     """An inverted-residual block of EfficientNet."""
 
-    def __init__(self, tensors: Tensors, name: str, spec, activation: str, eps: float):
+    def __init__(self, weights: Weights, name: str, spec, activation: str, eps: float):
         super().__init__()
+        width, kernel = spec.expanded_channels, spec.kernel_size
+
+        def folded(layer: str, conv: str, norm: str, *shape: int, **options) -> Convolution:
+            return Convolution.folded(
+                weights, f"{name}.{layer}.{conv}", f"{name}.{layer}.{norm}", shape, eps, **options
+            )
+
         self.expand = None
         if spec.expand_ratio != 1:
-            self.expand = Convolution.folded(
-                tensors, f"{name}.expansion.expand_conv", f"{name}.expansion.expand_bn", eps, activation=activation
-            )
-        half = spec.kernel_size // 2
-        low = half - 1 if spec.stride == 2 and not spec.symmetric_padding else half
-        self.depthwise = Convolution.folded(
-            tensors,
-            f"{name}.depthwise_conv.depthwise_conv",
-            f"{name}.depthwise_conv.depthwise_norm",
-            eps,
-            stride=spec.stride,
-            pad=(low, half),
-            activation=activation,
-        )
-        self.squeeze_excite = SqueezeExcite(tensors, f"{name}.squeeze_excite", activation)
-        self.project = Convolution.folded(
-            tensors, f"{name}.projection.project_conv", f"{name}.projection.project_bn", eps
-        )
+            shape = width, spec.in_channels, 1, 1
+            self.expand = folded("expansion", "expand_conv", "expand_bn", *shape, activation=activation)
+        high = kernel // 2
+        low = high - 1 if spec.stride == 2 and not spec.symmetric_padding else high
+        options = dict(stride=spec.stride, pad=(low, high), activation=activation)
+        shape = width, 1, kernel, kernel
+        self.depthwise = folded("depthwise_conv", "depthwise_conv", "depthwise_norm", *shape, **options)
+        self.squeeze_excite = SqueezeExcite(weights, f"{name}.squeeze_excite", width, spec.se_channels, activation)
+        self.project = folded("projection", "project_conv", "project_bn", spec.out_channels, width, 1, 1)
         self.skip = spec.skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -147,25 +178,31 @@ class AlignImageTower(nn.Module):
 
     Args:
         config: `AlignVisionConfig`.
-        tensors: of a whole ALIGN, or of an `AlignForImageClassification`.
+        weights: of a whole ALIGN.
+        projection: width of the projection behind it; None where there is none.
         pixels: what `uint8` input stands for; without it only floating-point input, as the processor gives it, is taken.
     """
 
-    def __init__(self, config, tensors: Tensors, pixels: Pixels | None = None):
+    def __init__(self, config, weights: Weights, projection: int | None, pixels: Pixels | None = None):
         super().__init__()
         self.channels, self.pooling = config.num_channels, config.pooling_type
         eps, activation = config.batch_norm_eps, config.hidden_act
         _activation(activation)
         name = "vision_model.embeddings."
+        specs = block_specs(config)
+        shape, options = (round_filters(config, 32), self.channels, 3, 3), dict(stride=2, pad=(0, 1))
         self.stem = Convolution.folded(
-            tensors, name + "convolution", name + "batchnorm", eps, stride=2, pad=(0, 1), activation=activation
+            weights, name + "convolution", name + "batchnorm", shape, eps, activation=activation, **options
         )
         self.byte_stem = None if pixels is None else ByteStem(self.stem, *pixels)
         self.blocks = nn.ModuleList(
-            Block(tensors, f"vision_model.encoder.blocks.{index}", spec, activation, eps)
-            for index, spec in enumerate(config.blocks())
+            Block(weights, f"vision_model.encoder.blocks.{index}", spec, activation, eps)
+            for index, spec in enumerate(specs)
         )
-        self.projection = Linear(tensors, "visual_projection") if "visual_projection.weight" in tensors else None
+        width = round_filters(config, config.out_channels[-1])
+        self.projection = None
+        if projection is not None:
+            self.projection = Linear(weights, "visual_projection", inner=width, outer=projection)
 
     def hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The last block's map (B, C', H', W')."""
@@ -209,9 +246,10 @@ def _check_pixels(pixels: torch.Tensor, channels: int, size: tuple[int, int] | N
 class Attention(nn.Module):
     """Self-attention. With `first`, of the first token only: (B, 1, D)."""
 
-    def __init__(self, tensors: Tensors, query: str, key: str, value: str, output: str, heads: int):
+    def __init__(self, weights: Weights, projections: tuple[str, str, str], output: str, width: int, heads: int):
         super().__init__()
-        self.project, self.output, self.heads = Linear(tensors, query, key, value), Linear(tensors, output), heads
+        self.project = Linear(weights, *projections, inner=width, outer=width)
+        self.output, self.heads = Linear(weights, output, inner=width, outer=width), heads
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, first: bool) -> torch.Tensor:
         width = x.shape[-1]
@@ -230,16 +268,16 @@ class Attention(nn.Module):
 class TextLayer(nn.Module):
     """A layer of BERT: normalisation behind each sum."""
 
-    def __init__(self, config, tensors: Tensors, name: str):
+    def __init__(self, config, weights: Weights, name: str):
         super().__init__()
-        self_attention = (f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
-        self.attention = Attention(
-            tensors, *self_attention, f"{name}.attention.output.dense", config.num_attention_heads
-        )
-        self.attention_norm = LayerNorm(tensors, f"{name}.attention.output.LayerNorm", config.layer_norm_eps)
-        self.intermediate = Linear(tensors, f"{name}.intermediate.dense")
-        self.output = Linear(tensors, f"{name}.output.dense")
-        self.output_norm = LayerNorm(tensors, f"{name}.output.LayerNorm", config.layer_norm_eps)
+        width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        projections = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
+        output = f"{name}.attention.output."
+        self.attention = Attention(weights, projections, output + "dense", width, config.num_attention_heads)
+        self.attention_norm = LayerNorm(weights, output + "LayerNorm", width, eps)
+        self.intermediate = Linear(weights, f"{name}.intermediate.dense", inner=width, outer=inner)
+        self.output = Linear(weights, f"{name}.output.dense", inner=inner, outer=width)
+        self.output_norm = LayerNorm(weights, f"{name}.output.LayerNorm", width, eps)
         self.activation = _activation(config.hidden_act)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, first: bool) -> torch.Tensor:
@@ -253,20 +291,22 @@ class AlignTextTower(nn.Module):
 
     Args:
         config: `AlignTextConfig`.
-        tensors: of a whole ALIGN.
+        weights: of a whole ALIGN.
+        projection: P.
     """
 
-    def __init__(self, config, tensors: Tensors):
+    def __init__(self, config, weights: Weights, projection: int):
         super().__init__()
-        name = "text_model.embeddings."
-        self.words = _constant(tensors[name + "word_embeddings.weight"])
-        positions, types = (tensors[f"{name}{part}_embeddings.weight"] for part in ("position", "token_type"))
-        self.positions = _constant(positions + types[0])
-        self.norm = LayerNorm(tensors, name + "LayerNorm", config.layer_norm_eps)
+        name, width = "text_model.embeddings.", config.hidden_size
+        tables = {"word": config.vocab_size, "position": config.max_position_embeddings}
+        tables["token_type"] = config.type_vocab_size
+        words, positions, types = (weights(f"{name}{t}_embeddings.weight", rows, width) for t, rows in tables.items())
+        self.words, self.positions = _constant(words), _constant(positions + types[0])
+        self.norm = LayerNorm(weights, name + "LayerNorm", width, config.layer_norm_eps)
         self.layers = nn.ModuleList(
-            TextLayer(config, tensors, f"text_model.encoder.layer.{index}") for index in range(config.num_hidden_layers)
+            TextLayer(config, weights, f"text_model.encoder.layer.{index}") for index in range(config.num_hidden_layers)
         )
-        self.projection = Linear(tensors, "text_projection")
+        self.projection = Linear(weights, "text_projection", inner=width, outer=projection)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Without a mask, every token counts."""
@@ -282,16 +322,17 @@ class AlignTextTower(nn.Module):
 class ViTLayer(nn.Module):
     """A layer of ViT: normalisation in front of each block."""
 
-    def __init__(self, config, tensors: Tensors, name: str):
+    def __init__(self, config, weights: Weights, name: str):
         super().__init__()
-        self_attention = (f"{name}.attention.attention.{part}" for part in ("query", "key", "value"))
-        self.attention = Attention(
-            tensors, *self_attention, f"{name}.attention.output.dense", config.num_attention_heads
+        width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        projections = tuple(f"{name}.attention.attention.{part}" for part in ("query", "key", "value"))
+        output = f"{name}.attention.output.dense"
+        self.attention = Attention(weights, projections, output, width, config.num_attention_heads)
+        self.before, self.after = (
+            LayerNorm(weights, f"{name}.layernorm_{at}", width, eps) for at in ("before", "after")
         )
-        self.before = LayerNorm(tensors, f"{name}.layernorm_before", config.layer_norm_eps)
-        self.after = LayerNorm(tensors, f"{name}.layernorm_after", config.layer_norm_eps)
-        self.intermediate = Linear(tensors, f"{name}.intermediate.dense")
-        self.output = Linear(tensors, f"{name}.output.dense")
+        self.intermediate = Linear(weights, f"{name}.intermediate.dense", inner=width, outer=inner)
+        self.output = Linear(weights, f"{name}.output.dense", inner=inner, outer=width)
         self.activation = _activation(config.hidden_act)
 
     def forward(self, x: torch.Tensor, first: bool) -> torch.Tensor:
@@ -305,35 +346,37 @@ class ViTTower(nn.Module):
 
     Args:
         config: `ViTConfig`.
-        tensors: keys begin with "vit."; a pooler is used if it is there.
+        weights: keys begin with "vit."; a pooler is used if it is there.
         pixels: as of `AlignImageTower`.
     """
 
-    def __init__(self, config, tensors: Tensors, pixels: Pixels | None = None):
+    def __init__(self, config, weights: Weights, pixels: Pixels | None = None):
         super().__init__()
-        name = "vit.embeddings."
+        name, width = "vit.embeddings.", config.hidden_size
         size, patch = config.image_size, config.patch_size
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
         self.channels = config.num_channels
-        self.patches = Linear(tensors, name + "patch_embeddings.projection")
+        self.grid = self.size[0] // self.patch[0], self.size[1] // self.patch[1]
+        of_patches = dict(inner=self.channels, outer=width, kernel=self.patch)
+        self.patches = Linear(weights, name + "patch_embeddings.projection", **of_patches)
         self.byte_patches = None if pixels is None else _byte_patches(self.patches, *pixels)
-        positions = tensors[name + "position_embeddings"]
-        self.first_token = _constant(tensors[name + "cls_token"] + positions[:, :1])
+        positions = weights(name + "position_embeddings", 1, 1 + self.grid[0] * self.grid[1], width)
+        self.first_token = _constant(weights(name + "cls_token", 1, 1, width) + positions[:, :1])
         self.positions = _constant(positions[:, 1:])
         self.layers = nn.ModuleList(
-            ViTLayer(config, tensors, f"vit.encoder.layer.{index}") for index in range(config.num_hidden_layers)
+            ViTLayer(config, weights, f"vit.encoder.layer.{index}") for index in range(config.num_hidden_layers)
         )
-        self.norm = LayerNorm(tensors, "vit.layernorm", config.layer_norm_eps)
-        self.pooler = Linear(tensors, "vit.pooler.dense") if "vit.pooler.dense.weight" in tensors else None
-        self.pooler_act = {"tanh": torch.tanh}.get(getattr(config, "pooler_act", None)) or _activation(
-            config.pooler_act
-        )
+        self.norm = LayerNorm(weights, "vit.layernorm", width, config.layer_norm_eps)
+        self.pooler = None
+        if "vit.pooler.dense.weight" in weights:
+            self.pooler = Linear(weights, "vit.pooler.dense", inner=width, outer=config.pooler_output_size or width)
+            self.pooler_act = torch.tanh if config.pooler_act == "tanh" else _activation(config.pooler_act)
 
     def _embedded(self, pixels: torch.Tensor) -> torch.Tensor:
         _check_pixels(pixels, self.channels, self.size)
         patches = self.byte_patches if pixels.dtype == torch.uint8 else self.patches
-        (height, width), (rows, columns) = self.patch, (side // part for side, part in zip(self.size, self.patch))
+        (height, width), (rows, columns) = self.patch, self.grid
         x = pixels[:, :, : rows * height, : columns * width].to(patches.weight.dtype)
         x = (
             x.reshape(-1, self.channels, rows, height, columns, width)
@@ -361,25 +404,32 @@ class ViTTower(nn.Module):
 
 def _byte_patches(patches: Linear, scale: torch.Tensor, zero: torch.Tensor) -> Linear:
     """Of patches nothing is padded, so that scale and zero go into weights and bias whole."""
-    weight = patches.weight.double()
-    scaled = (weight.unflatten(1, (len(scale), -1)) * scale.double()[None, :, None]).flatten(1)
-    shift = (scaled.unflatten(1, (len(scale), -1)) * zero.double()[None, :, None]).sum((1, 2))
+    by_channel = (len(scale), -1)
+    scaled = patches.weight.double().unflatten(1, by_channel) * scale.double()[None, :, None]
+    shift = (scaled * zero.double()[None, :, None]).sum((1, 2))
     bias = -shift if patches.bias is None else patches.bias.double() - shift
-    tensors = {"weight": scaled.to(patches.weight.dtype), "bias": bias.to(patches.weight.dtype)}
-    return Linear({f"bytes.{name}": tensor for name, tensor in tensors.items()}, "bytes")
+    tensors = {"bytes.weight": scaled.flatten(1), "bytes.bias": bias}
+    outer, inner = patches.weight.shape
+    return Linear(Weights(tensors, patches.weight.dtype), "bytes", inner=inner, outer=outer)
 
 
 class Classifier(nn.Module):
     """A tower and the classifier behind it: pixels (B, C, H, W) → logits (B, classes)."""
 
-    def __init__(self, tower: nn.Module, tensors: Tensors):
+    def __init__(self, tower: nn.Module, weights: Weights, classes: int):
         super().__init__()
-        self.tower, self.head = tower, Linear(tensors, "classifier")
+        width = (tower.pooler or tower.layers[-1].output).weight.shape[0]
+        self.tower, self.head = tower, Linear(weights, "classifier", inner=width, outer=classes)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.head(self.tower(pixel_values))
 
 
+# What a checkpoint holds and nothing here reads: BERT's pooler, the temperature, tables and counters of training
+_UNREAD = (
+    *("text_model.pooler.dense.weight", "text_model.pooler.dense.bias", "temperature", "num_batches_tracked"),
+    *("embeddings.position_ids", "embeddings.token_type_ids", "vit.embeddings.mask_token"),
+)
 _VIT_ON_DISK = {  # in a model of transformers 5 → in its model.safetensors
     "layers.": "encoder.layer.",
     "attention.q_proj": "attention.attention.query",
@@ -403,13 +453,34 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def towers(config, tensors: Tensors, pixels: Pixels | None = None) -> dict[str, nn.Module]:
-    """What a checkpoint holds: "image" always, "text" of an ALIGN, "classifier" where there is one (sharing "image")."""
+def towers(
+    config, tensors: Mapping[str, torch.Tensor], pixels: Pixels | None = None, dtype: torch.dtype | None = None
+) -> dict[str, nn.Module]:
+    """What a checkpoint holds: "image" always, "text" of an ALIGN, "classifier" where there is one (sharing "image").
+
+    Args:
+        config: `AlignConfig` or `ViTConfig`, or anything with all their fields.
+        tensors: all of a checkpoint, by their keys in model.safetensors.
+        pixels: what `uint8` pixels stand for, by the processor; without it only floating point is taken.
+        dtype: of the towers; by default that of the tensors.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape.
+    """
+    weights = Weights(tensors, dtype)
     if config.model_type == "align":
-        image = AlignImageTower(config.vision_config, tensors, pixels)
-        found = {"image": image, "text": AlignTextTower(config.text_config, tensors)}
+        width = config.projection_dim
+        projection = width if config.use_visual_projection else None
+        found = {
+            "image": AlignImageTower(config.vision_config, weights, projection, pixels),
+            "text": AlignTextTower(config.text_config, weights, width),
+        }
     else:
-        found = {"image": ViTTower(config, tensors, pixels)}
-        if "classifier.weight" in tensors:
-            found["classifier"] = Classifier(found["image"], tensors)
+        found = {"image": ViTTower(config, weights, pixels)}
+        if "classifier.weight" in weights:
+            classes = len(tensors["classifier.bias"])
+            found["classifier"] = Classifier(found["image"], weights, classes)
+    unknown = [key for key in weights.unused() if not key.endswith(_UNREAD)]
+    if unknown:
+        raise ValueError(f"unknown {min(unknown)}, and {len(unknown) - 1} more")
     return {name: tower.eval() for name, tower in found.items()}

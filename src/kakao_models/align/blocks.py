@@ -1,0 +1,63 @@
+"""The arithmetic of EfficientNet's compound scaling: from the fields of a configuration to the blocks of the tower.
+
+`config` is an `AlignVisionConfig`, or anything with its fields: what only runs a model reads them from config.json, and
+does without transformers, whose import takes longer than all the rest.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One inverted-residual block of the image tower."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    expand_ratio: int
+    se_channels: int  # width inside squeeze-and-excite
+    drop_rate: float  # drop-connect
+    skip: bool  # whether the input is added to the output
+    symmetric_padding: bool  # only where the configuration lists the block in depthwise_padding
+
+    @property
+    def expanded_channels(self) -> int:
+        return self.in_channels * self.expand_ratio
+
+
+def round_filters(config, channels: int) -> int:
+    """`channels` scaled by the width, to a multiple of `depth_divisor` that is at most 10 % lower."""
+    wanted, divisor = channels * config.width_coefficient, config.depth_divisor
+    rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
+    return int(rounded + divisor if rounded < 0.9 * wanted else rounded)
+
+
+def block_specs(config) -> list[BlockSpec]:
+    """The inverted-residual blocks, in the order of the forward pass."""
+    stages = list(
+        zip(config.in_channels, config.out_channels, config.kernel_sizes, config.strides, config.expand_ratios,
+            config.num_block_repeats, strict=True)
+    )  # fmt: skip
+    repeats = [math.ceil(config.depth_coefficient * stage[-1]) for stage in stages]
+    specs = []
+    for (entry, exit, kernel, stride, expand, _), repeat in zip(stages, repeats):
+        for position in range(repeat):
+            width_in = round_filters(config, entry if position == 0 else exit)
+            width_out = round_filters(config, exit)
+            step = stride if position == 0 else 1
+            specs.append(
+                BlockSpec(
+                    in_channels=width_in,
+                    out_channels=width_out,
+                    kernel_size=kernel,
+                    stride=step,
+                    expand_ratio=expand,
+                    se_channels=max(1, int(config.squeeze_expansion_ratio * width_in)),
+                    drop_rate=config.drop_connect_rate * len(specs) / sum(repeats),
+                    skip=step == 1 and width_in == width_out,
+                    symmetric_padding=len(specs) in config.depthwise_padding,
+                )
+            )
+    return specs

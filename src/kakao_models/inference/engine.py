@@ -1,0 +1,126 @@
+"""What every engine is to the `Embedder`: arrays in, float32 arrays out.
+
+Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
+"""
+
+import importlib
+import os
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from kakao_models.checkpoint.hub import described_by, fetch, read_config
+
+
+def model_class_name(config: dict, name) -> str:
+    """The class for a checkpoint, by its config.json and without a framework's prefix.
+
+    Raises:
+        ValueError: another kind of model.
+    """
+    kind = config.get("model_type")
+    if kind == "align":
+        return "AlignModel"
+    if kind == "vit":
+        classifies = "ViTForImageClassification" in (config.get("architectures") or ())
+        return "ViTForImageClassification" if classifies else "ViTModel"
+    raise ValueError(
+        f"{name}: its config.json has model_type {kind!r}, wanted 'align' or 'vit'. Only ALIGN and ViT run here."
+    )
+
+
+class Engine:
+    """An ALIGN or a ViT, always in evaluation mode.
+
+    Class attributes:
+        prefix: of the framework's model classes ("TF", "Flax").
+
+    Attributes:
+        model: the model object.
+        config: its configuration.
+    """
+
+    prefix: ClassVar[str] = ""
+    model: Any
+    config: Any
+
+    @staticmethod
+    def check_kind(model) -> None:
+        kind = model.config.model_type
+        if kind not in ("align", "vit"):
+            raise ValueError(f"the model is of type {kind!r}, wanted 'align' or 'vit': an AlignModel or a ViT")
+
+    @classmethod
+    def load_model(cls, name_or_path: str | os.PathLike, dtype: Any, where: dict) -> Any:
+        """The model of a checkpoint, by the `model_type` of its config.json.
+
+        Raises:
+            OSError: no such checkpoint, or a file of it can't be read.
+            ValueError: a checkpoint of another kind of model.
+        """
+        config_file = fetch(name_or_path, "config.json", **{name: value for name, value in where.items() if value})
+        with described_by(config_file):
+            name = cls.prefix + model_class_name(read_config(config_file), name_or_path)
+            model_class = getattr(importlib.import_module("kakao_models"), name)
+            return model_class.from_pretrained(name_or_path, dtype=dtype, **where)
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike, *, device: str | int, dtype: str | None, **where) -> Self:
+        """The engine for a checkpoint; see the class for `device` and `dtype`, and `load_model` for errors."""
+        raise NotImplementedError
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.config.model_type == "align"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model has a classifier, and so `logits`."""
+        return getattr(self.model, "classifier", None) is not None
+
+    @property
+    def dim(self) -> int:
+        """D, the width of `features` and `texts`."""
+        return self.config.projection_dim if self.reads_texts else self._pooled_width() or self.config.hidden_size
+
+    def _pooled_width(self) -> int | None:
+        """Width of a ViT's pooler, None where it has none."""
+        raise NotImplementedError
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a text may have at most. Only where the model `reads_texts`."""
+        return self.config.text_config.max_position_embeddings
+
+    @property
+    def description(self) -> str:
+        """What runs the model, for a line of text."""
+        return type(self).__name__
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether pixels may be bytes (B, H, W, C), as `ImageProcessor.pixels` gives them."""
+        return False
+
+    @property
+    def temperature(self) -> float:
+        raise NotImplementedError
+
+    def features(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(B, C, H, W), as a processor gives it → (B, D), not normalised.
+
+        Of ALIGN the image features; of ViT the pre-logits, or the final [CLS] of a model without them.
+        """
+        raise NotImplementedError
+
+    def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) → the image tower's last hidden state: (B, tokens, D) of ViT, (B, C', H', W') of ALIGN."""
+        raise NotImplementedError
+
+    def logits(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) → (B, classes), before any softmax or sigmoid. Only where the model `classifies`."""
+        raise NotImplementedError
+
+    def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """(B, L), (B, L) → (B, D), not normalised. Only where the model `reads_texts`."""
+        raise NotImplementedError

@@ -1,0 +1,138 @@
+"""What runs a checkpoint fastest for the `Embedder`: the fused towers, each in the engine that was asked for or chosen.
+
+Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from kakao_models.inference.engine import Engine
+from kakao_models.inference.engines import torch_device
+from kakao_models.inference.runners import cache_folder, make_runner
+from kakao_models.inference.source import Source
+
+
+class Way(NamedTuple):
+    """What runs a tower, and in which type of numbers."""
+
+    engine: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return self.engine if self.dtype == "float32" else f"{self.engine} in {self.dtype}"
+
+
+class TowerEngine(Engine):
+    """An ALIGN or a ViT as towers of `inference.fused`. Results are those of the weights when this was made.
+
+    Args:
+        source: the model.
+        device: of PyTorch; as of `TorchEngine`.
+        pixels: (scale, zero) of `ImageProcessor.byte_values`, if pixels are given as bytes.
+        ways: "image" and "text" → what runs the tower.
+        keep: whether what engines make is kept in the user's cache.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ways: dict[str, Way],
+        *,
+        device: str | int = "auto",
+        pixels: tuple[np.ndarray, np.ndarray] | None = None,
+        keep: bool = True,
+    ):
+        self.source, self.ways, self.device = source, ways, torch_device(device)
+        self.checks: list[dict] = []  # what the self-check measured, see `inference.selfcheck`
+        self._pixels = None if pixels is None else tuple(map(torch.from_numpy, pixels))
+        self._folder = cache_folder() / source.fingerprint[:32] if keep else None
+        self._runners: dict[tuple, Callable] = {}
+        if any(way.engine == "torch" for way in ways.values()):
+            self._towers  # noqa: B018  a checkpoint that does not fit is said now
+
+    @cached_property
+    def _towers(self) -> dict[str, torch.nn.Module]:
+        return self.source.towers(self._pixels)
+
+    @property
+    def takes_bytes(self) -> bool:
+        return self._pixels is not None
+
+    @property
+    def model(self) -> Any:
+        """The model object, loaded when it is first asked for; it plays no part in what runs."""
+        return self.source.plain.model
+
+    @property
+    def config(self) -> Any:
+        return self.source.config
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.source.reads_texts
+
+    @property
+    def max_positions(self) -> int:
+        return self.source.facts.text_config.max_position_embeddings
+
+    @property
+    def classifies(self) -> bool:
+        return self.source.classifier is not None
+
+    @property
+    def dim(self) -> int:
+        return self.source.dim
+
+    @property
+    def temperature(self) -> float:
+        return self.source.temperature
+
+    @property
+    def description(self) -> str:
+        return ", ".join(f"{what}: {way}" for what, way in self.ways.items())
+
+    def run(self, what: str, way: Way, *arrays: np.ndarray) -> np.ndarray:
+        """A tower's features (B, D), by any way.
+
+        Raises:
+            EngineError: it can't be had here.
+        """
+        like = arrays[0]
+        # PyTorch takes every size and both kinds of pixels; the others are made for one of each.
+        kind = (what, way) if way.engine == "torch" or like.ndim == 2 else (what, way, like.shape[1:], like.dtype)
+        if kind not in self._runners:
+            folder = self._folder
+
+            def tower() -> torch.nn.Module:
+                return self._towers[what]
+
+            self._runners[kind] = make_runner(way.engine, tower, what, arrays, self.device, way.dtype, folder)
+            if not any(chosen.engine == "torch" for chosen in self.ways.values()):
+                self.__dict__.pop("_towers", None)  # what was made of them has weights of its own
+        return self._runners[kind](*arrays)
+
+    def features(self, pixel_values: np.ndarray) -> np.ndarray:
+        return self.run("image", self.ways["image"], pixel_values)
+
+    def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self.run("text", self.ways["text"], input_ids, attention_mask)
+
+    def logits(self, pixel_values: np.ndarray) -> np.ndarray:
+        weight, bias = self._classifier
+        return torch.nn.functional.linear(torch.from_numpy(self.features(pixel_values)), weight, bias).numpy()
+
+    @cached_property
+    def _classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.source.classifier
+
+    def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
+        """By PyTorch, whatever runs the rest."""
+        pixels = torch.from_numpy(pixel_values)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            return self._towers["image"].to(self.device).hidden(pixels.to(self.device)).float().cpu().numpy()

@@ -1,0 +1,273 @@
+"""What runs a tower: PyTorch, its compiler, OpenVINO, ONNX Runtime.
+
+A runner is made of a tower and called with arrays: bytes (B, H, W, C) or floats (B, C, H, W) of images, ids and mask
+(B, L) of texts. float32 (B, D) comes out.
+"""
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+ENGINES = ("torch", "compile", "openvino", "onnx")
+_PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
+
+
+class EngineError(ValueError):
+    """An engine that can't be used here, or whose numbers are not the model's."""
+
+
+def missing_package(engine: str) -> str | None:
+    """A package that the engine needs and that is not installed."""
+    return next((name for name in _PACKAGES.get(engine, ()) if not _installed(name)), None)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # in sys.modules as None
+        return False
+
+
+def make_runner(
+    engine: str, tower: Callable, what: str, arrays: tuple[np.ndarray, ...], device, dtype: str, folder: Path | None
+) -> Callable[..., np.ndarray]:
+    """A runner for inputs like `arrays`, of batches of any size.
+
+    Args:
+        engine: of `ENGINES`.
+        tower: gives the tower of `inference.fused`, in float32; called only where nothing is kept of an earlier time.
+        what: "image" or "text".
+        device: a `torch.device`; OpenVINO and ONNX Runtime run on the processor.
+        dtype: "float32", "bfloat16" or "float16".
+        folder: where what an engine makes is kept for the next time; None keeps nothing.
+
+    Raises:
+        EngineError: this engine can't do that here; the message says what to do.
+    """
+    if name := missing_package(engine):
+        raise EngineError(f"engine={engine!r} needs {name}: pip install 'kakao-models[{engine}]'")
+    if engine == "torch":
+        return TorchRunner(tower(), device, dtype)
+    if engine == "compile":
+        return CompiledRunner(tower(), device, dtype)
+    if device.type != "cpu":
+        raise EngineError(f"engine={engine!r} runs on the processor, not on {device}: use engine='compile' there")
+    uint8 = arrays[0].dtype == np.uint8
+    size = None if what == "text" else arrays[0].shape[1:3] if uint8 else arrays[0].shape[2:]
+    make = OpenVINORunner if engine == "openvino" else OnnxRunner
+    return make(tower, what, size, uint8, dtype, folder)
+
+
+class TorchRunner:
+    """A tower in PyTorch: on a processor with oneDNN's fused convolutions, else as it is; images are channels last."""
+
+    _drops_masks = True  # a mask that hides nothing
+
+    def __init__(self, tower, device, dtype: str):
+        import torch
+
+        self._torch, self._device, self._dtype = torch, device, getattr(torch, dtype)
+        tower = copy.deepcopy(tower) if self._dtype != next(tower.parameters()).dtype else tower
+        tower = tower.to(device, self._dtype)
+        if device.type == "cpu":
+            from kakao_models.inference.packed import packed
+
+            tower = packed(tower)
+        elif device.type == "cuda":
+            tower = tower.to(memory_format=torch.channels_last)
+        self._tower = tower
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        if arrays[0].ndim == 2 and self._drops_masks and arrays[1].all():
+            arrays = arrays[:1]
+        with self._torch.inference_mode():
+            return self._tower(*map(self._tensor, arrays)).float().cpu().numpy()
+
+    def _tensor(self, array: np.ndarray):
+        torch = self._torch
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
+        elif self._device.type != "cpu":
+            tensor = tensor.to(self._device)
+        if array.dtype == np.uint8:
+            return tensor.permute(0, 3, 1, 2)  # channels last as it is
+        if array.ndim == 4:
+            return tensor.to(self._dtype, memory_format=torch.channels_last)
+        return tensor
+
+
+class CompiledRunner(TorchRunner):
+    """A tower compiled by `torch.compile`: with weights packed into the code on a processor, with CUDA graphs and tuned
+    kernels on a GPU. What is compiled is kept in the user's cache, so that the next process only looks it up.
+
+    Every shape is compiled once: batches are padded to powers of two, or to a larger size that has been compiled already,
+    and texts to multiples of 16 tokens.
+    """
+
+    _drops_masks = False  # it would be compiled twice
+
+    def __init__(self, tower, device, dtype: str):
+        import torch
+
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        self._torch, self._device, self._dtype = torch, device, getattr(torch, dtype)
+        tower = copy.deepcopy(tower).to(device, self._dtype)
+        if device.type == "cpu":
+            self._tower = torch.compile(tower, dynamic=False, options={"freezing": True})
+        else:
+            self._tower = torch.compile(tower.to(memory_format=torch.channels_last), dynamic=False, mode="max-autotune")
+        self._sizes: dict[tuple, set[int]] = {}
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        count = len(arrays[0])
+        if arrays[0].ndim == 2:
+            length = arrays[0].shape[1]
+            arrays = tuple(np.pad(array, ((0, 0), (0, self._longer(length) - length))) for array in arrays)
+        size = padded_size(count, self._sizes.setdefault(arrays[0].shape[1:], set()))
+        return super().__call__(*(pad_rows(array, size) for array in arrays))[:count]
+
+    def _longer(self, length: int) -> int:
+        positions = len(self._tower.positions)
+        return max(length, min(-length % TOKEN_STEP + length, positions))
+
+
+TOKEN_STEP = 16  # what is compiled for one length takes texts padded to a multiple of this many tokens
+
+
+def padded_size(count: int, known: set[int]) -> int:
+    """A number of rows that is compiled, or now will be. Up to four times the work is less than compiling once more."""
+    larger = [size for size in known if count <= size <= 4 * count]
+    size = min(larger, default=1 << (count - 1).bit_length())
+    known.add(size)
+    return size
+
+
+def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
+    """`array` with its last row repeated, to `size` rows."""
+    if len(array) == size:
+        return array
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
+class OpenVINORunner:
+    """A tower in OpenVINO, on the processor."""
+
+    def __init__(self, tower: Callable, what: str, size, uint8: bool, dtype: str, folder: Path | None):
+        import openvino
+
+        core = openvino.Core()
+        if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise EngineError("dtype='bfloat16': OpenVINO does not compute in it on this processor")
+        if dtype == "float16":
+            raise EngineError("dtype='float16': of OpenVINO on a processor use 'bfloat16' or 'float32'")
+
+        def write(place: Path) -> None:
+            from kakao_models.export.openvino import to_openvino
+
+            model = to_openvino(tower(), what, size, uint8=uint8)
+            openvino.save_model(model, place / "model.xml", compress_to_fp16=False)
+
+        options = {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
+            "INFERENCE_NUM_THREADS": threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        with _made(folder, f"openvino-{_kind(what, size, uint8)}", write) as place:
+            self._compiled = core.compile_model(core.read_model(place / "model.xml"), "CPU", options)
+        self._bytes = uint8
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        result = self._compiled(_inputs(arrays, self._bytes), share_inputs=True)[0]
+        return np.asarray(result, np.float32)
+
+
+class OnnxRunner:
+    """A tower in ONNX Runtime, on the processor, in float32."""
+
+    def __init__(self, tower: Callable, what: str, size, uint8: bool, dtype: str, folder: Path | None):
+        import onnxruntime
+
+        if dtype != "float32":
+            raise EngineError(f"dtype={dtype!r}: ONNX Runtime has float32 alone on a processor; use engine='openvino'")
+
+        def write(place: Path) -> None:
+            from kakao_models.export.onnx import to_onnx
+
+            to_onnx(tower(), what, size, uint8=uint8).save(place / "model.onnx", external_data=True)
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.log_severity_level = 3
+        with _made(folder, f"onnx-{_kind(what, size, uint8)}", write) as place:
+            self._session = onnxruntime.InferenceSession(
+                place / "model.onnx", options, providers=["CPUExecutionProvider"]
+            )
+        self._names = [value.name for value in self._session.get_inputs()]
+        self._bytes = uint8
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        return self._session.run(None, dict(zip(self._names, _inputs(arrays, self._bytes))))[0]
+
+
+def _inputs(arrays: tuple[np.ndarray, ...], uint8: bool) -> list[np.ndarray]:
+    return [np.ascontiguousarray(arrays[0].transpose(0, 3, 1, 2))] if uint8 else list(arrays)
+
+
+def _kind(what: str, size, uint8: bool) -> str:
+    return what if size is None else f"{what}-{size[0]}x{size[1]}-{'uint8' if uint8 else 'float32'}"
+
+
+def threads() -> int:
+    """As PyTorch counts them: OMP_NUM_THREADS, else the cores that this process may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(said) if said.isdigit() and said != "0" else cores
+
+
+def cache_folder() -> Path:
+    """Where engines keep what they make: kakao-models/engines in the user's cache (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kakao-models", "engines")
+
+
+class _made:
+    """A folder with what `write` writes: kept under its name once it is complete, or gone again without a `folder`."""
+
+    def __init__(self, folder: Path | None, name: str, write: Callable[[Path], None]):
+        self._target, self._write = folder and folder / name, write
+
+    def __enter__(self) -> Path:
+        self._temporary = None
+        if self._target and self._target.is_dir():
+            return self._target
+        parent = None
+        if self._target:
+            try:
+                self._target.parent.mkdir(parents=True, exist_ok=True)
+                parent = self._target.parent
+            except OSError:  # a home that can't be written to: nothing is kept
+                self._target = None
+        self._temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
+        try:
+            self._write(self._temporary)
+        except BaseException:
+            self.__exit__()
+            raise
+        if self._target:
+            try:
+                os.replace(self._temporary, self._target)
+            except OSError:  # another process was first; ours is as good
+                return self._temporary
+            self._temporary = None
+            return self._target
+        return self._temporary
+
+    def __exit__(self, *error) -> None:
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)

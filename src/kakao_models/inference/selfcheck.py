@@ -1,0 +1,206 @@
+"""Which engine runs a model here: measured on photographs and texts, against the plain model in float32.
+
+What was measured is kept per model, machine and versions in the user's cache, so that it is measured once.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from kakao_models import __version__
+from kakao_models.inference.engine_towers import TowerEngine, Way
+from kakao_models.inference.runners import EngineError, cache_folder, missing_package, threads
+
+logger = logging.getLogger("kakao_models")
+
+MIN_COSINE = 0.9999  # of an engine's embedding with the plain model's, for the worst of the inputs
+PHOTOS = sorted(Path(__file__).parent.joinpath("photos").glob("*.jpg"))
+TEXTS = [
+    "a cat", "a photo of a moose", "a man with a camera", "an astronaut in an orange suit, smiling", "the sea at night",
+    "two dogs play in the snow while a child watches them from the window of a red house", "invoice", "map of a city",
+]  # fmt: skip
+_REPEATS = 3
+
+Inputs = Mapping[str, tuple[np.ndarray, ...]]  # "image" and "text" → what a runner is called with
+
+
+def choose(
+    engine: TowerEngine,
+    inputs: Inputs,
+    pixel_values: np.ndarray,
+    name: str | None,
+    dtype: str | None,
+    *,
+    keep: bool = True,
+) -> None:
+    """Gives an engine its ways, by what they measure.
+
+    Args:
+        inputs: photographs and texts, prepared.
+        pixel_values: the photographs as the plain model takes them, float32 (B, C, H, W).
+        name: "auto" for the fastest, or one of `runners.ENGINES`.
+        dtype: "float32" (also None), "bfloat16", "float16", or "auto" for whichever of them holds `MIN_COSINE`.
+
+    Raises:
+        EngineError: what was asked for can't be had here, or its numbers are not the model's.
+    """
+    reference: dict[str, np.ndarray] = {}
+    engine.checks = []
+    for what, arrays in inputs.items():
+        entries = []
+        for way in _candidates(engine, name, dtype):
+            entry = _known(engine, what, way, arrays) if keep else None
+            if entry is None:
+                if what not in reference:
+                    plain = engine.source.plain
+                    reference[what] = plain.texts(*arrays) if what == "text" else plain.features(pixel_values)
+                entry = _measured(engine, what, way, arrays, reference[what])
+                if keep and "error" not in entry:
+                    _remember(engine, what, way, arrays, entry)
+            entries.append(entry | {"what": what, "engine": way.engine, "dtype": way.dtype})
+        best = _best(entries, name, dtype)
+        for entry in entries:
+            entry["chosen"] = entry is best
+        engine.checks += entries
+        engine.ways[what] = Way(best["engine"], best["dtype"])
+        logger.info("%s", explain(entries))
+
+
+def explain(checks: list[dict]) -> str:
+    """What was picked and why, a line per tower."""
+    lines = []
+    for what in dict.fromkeys(entry["what"] for entry in checks):
+        said = []
+        for entry in sorted((e for e in checks if e["what"] == what), key=lambda e: not e["chosen"]):
+            way = Way(entry["engine"], entry["dtype"])
+            if "error" in entry:
+                said.append(f"{way}: {entry['error']}")
+            else:
+                said.append(f"{way} {entry['seconds'] * 1e3:.0f} ms, cosine {entry['cosine']:.6f}")
+        lines.append(f"{what}: {said[0]}" + (f" (others: {'; '.join(said[1:])})" if said[1:] else ""))
+    return "\n".join(lines)
+
+
+def _candidates(engine: TowerEngine, name: str | None, dtype: str | None) -> list[Way]:
+    gpu = engine.device.type != "cpu"
+    if name in (None, "auto"):
+        # Compiling takes minutes on a processor: there it is for those who ask for it.
+        names = ["torch", "compile"] if gpu else ["torch", "openvino", "onnx"]
+        names = [name for name in names if missing_package(name) is None]
+    else:
+        names = [name]
+    dtypes = {None: ["float32"], "auto": ["float32", "bfloat16"]}.get(dtype, [dtype])
+    return [Way(name, dtype) for dtype in dtypes for name in names]
+
+
+def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
+    """The fastest of those that hold; what was asked for by name holds at lower precision, as long as it is sound."""
+    least = -1.0 if dtype in ("bfloat16", "float16") else MIN_COSINE
+    holding = [entry for entry in entries if "error" not in entry and entry["cosine"] >= least]
+    if holding:
+        return min(holding, key=lambda entry: entry["seconds"])
+    reasons = "; ".join(
+        entry.get("error") or f"{entry['engine']} in {entry['dtype']}: cosine {entry['cosine']:.6f}"
+        for entry in entries
+    )
+    if len(entries) == 1 and "error" in entries[0]:
+        raise EngineError(entries[0]["error"])
+    raise EngineError(
+        f"no engine gives this model's numbers here (wanted cosine >= {MIN_COSINE} to the plain model in float32): "
+        f"{reasons}. engine='torch' with dtype='float32' always does"
+    )
+
+
+def _measured(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...], reference: np.ndarray) -> dict:
+    try:
+        rows = engine.run(what, way, *arrays)
+    except EngineError as error:
+        return {"error": str(error)}
+    except (RuntimeError, ValueError, OSError, ImportError, NotImplementedError) as error:
+        return {"error": f"{way} failed ({str(error).strip().partition(chr(10))[0]:.200})"}
+    if rows.shape != reference.shape or not np.isfinite(rows).all():
+        return {"error": f"{way} gives rows that are no numbers"}
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        engine.run(what, way, *arrays)
+        seconds.append(time.perf_counter() - start)
+    return {"cosine": float(_cosines(rows, reference).min()), "seconds": min(seconds)}
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30)
+
+
+# --- what was measured before
+
+
+def _place(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...]) -> tuple[Path, dict]:
+    """The file of a measurement, and all that it depends on."""
+    about = {
+        "model": engine.source.fingerprint,
+        "what": what,
+        "engine": way.engine,
+        "dtype": way.dtype,
+        "inputs": hashlib.sha256(b"".join(np.ascontiguousarray(array) for array in arrays)).hexdigest(),
+        "device": str(engine.device),
+        "machine": machine(),
+        "versions": _versions(),
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "checks" / f"{digest[:40]}.json", about
+
+
+def _known(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...]) -> dict | None:
+    path, about = _place(engine, what, way, arrays)
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        cosine, seconds = float(said["cosine"]), float(said["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or torn
+        return None
+    if said.get("about") != about or not (-1.001 <= cosine <= 1.001 and seconds > 0):
+        return None
+    return {"cosine": cosine, "seconds": seconds}
+
+
+def _remember(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...], entry: dict) -> None:
+    path, about = _place(engine, what, way, arrays)
+    with suppress(OSError):  # a home that can't be written to: it is measured again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(entry | {"about": about}, file, indent=1)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def machine() -> dict:
+    """What a measurement holds for, beside versions."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        facts = [next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags")]
+        name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16] + " " + facts[0].partition(":")[2].strip()
+    return {"processor": name, "threads": threads(), "system": platform.system()}
+
+
+def _versions() -> dict:
+    found = {"kakao-models": __version__}
+    for package in ("torch", "openvino", "onnxruntime"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

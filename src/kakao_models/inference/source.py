@@ -1,0 +1,154 @@
+"""What a model is made of, before anything runs it: its configuration's fields and its tensors.
+
+Reading them takes config.json and model.safetensors, and not transformers, whose import takes longer than PyTorch's.
+Whatever is unusual about a checkpoint (shards, an older format, a field or a tensor that does not fit) is left to
+`from_pretrained`, which knows more, and says what is wrong.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from kakao_models.align.blocks import round_filters
+from kakao_models.checkpoint.hub import fetch, read_config, resolve
+from kakao_models.inference.engine import model_class_name
+from kakao_models.inference.engines import TorchEngine
+from kakao_models.inference.fused import Pixels, tensors_of, towers
+
+_WEIGHTS = "model.safetensors"
+_UNUSUAL = (OSError, SafetensorError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+
+
+class Source:
+    """A checkpoint, or a model object as it is when this is made.
+
+    Attributes:
+        facts: the configuration, or an object with its fields.
+        fingerprint: text that changes with the weights and the configuration.
+    """
+
+    def __init__(self, model: Any, where: dict):
+        self._model, self._where = model, {name: value for name, value in where.items() if value}
+        self._tensors: Mapping[str, torch.Tensor]
+        if isinstance(model, (str, os.PathLike)):
+            self._open(model)
+        else:
+            TorchEngine.check_kind(model)
+            self._take(model)
+
+    def _open(self, name: str | os.PathLike) -> None:
+        config_file = fetch(name, "config.json", **self._where)
+        config = read_config(config_file)
+        class_name = model_class_name(config, name)  # another kind of model is said at once
+        try:
+            file = fetch(name, _WEIGHTS, **self._where)
+            self.facts, self._tensors = _read(config, class_name, file)
+            self.fingerprint = _of_file(file, config_file)
+        except _UNUSUAL:
+            self._take(self.plain.model)
+
+    def _take(self, model) -> None:
+        self.facts, self._tensors = model.config, tensors_of(model)
+        if not getattr(model.config, "num_labels", 0):
+            self._tensors = {key: value for key, value in self._tensors.items() if not key.startswith("classifier.")}
+        self.fingerprint = _of_tensors(self._tensors, model.config)
+
+    @cached_property
+    def plain(self) -> TorchEngine:
+        """The model as it is, in float32 on the processor, with nothing done to make it fast."""
+        if isinstance(self._model, (str, os.PathLike)):
+            return TorchEngine.load(self._model, device="cpu", dtype="float32", **self._where)
+        return TorchEngine(self._model)
+
+    @cached_property
+    def config(self):
+        """The configuration."""
+        if not isinstance(self.facts, SimpleNamespace):
+            return self.facts
+        from kakao_models import AlignConfig, ViTConfig
+
+        kind = AlignConfig if self.facts.model_type == "align" else ViTConfig
+        return kind.from_pretrained(resolve(self._model), **self._where)
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.facts.model_type == "align"
+
+    @property
+    def classifier(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Weight (classes, D) and bias (classes,), float32 on the processor."""
+        if "classifier.weight" not in self._tensors:
+            return None
+        return tuple(self._tensors[f"classifier.{leaf}"].float().cpu() for leaf in ("weight", "bias"))
+
+    @property
+    def dim(self) -> int:
+        if self.reads_texts:
+            return self.facts.projection_dim
+        pooler = self._tensors.get("vit.pooler.dense.bias")
+        return self.facts.hidden_size if pooler is None else len(pooler)
+
+    @property
+    def temperature(self) -> float:
+        return self._tensors["temperature"].item()
+
+    def towers(self, pixels: Pixels | None) -> dict[str, torch.nn.Module]:
+        """Those of `inference.fused`, in float32.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape.
+        """
+        try:
+            return towers(self.facts, self._tensors, pixels, torch.float32)
+        except _UNUSUAL:
+            if self.facts is self.plain.config:
+                raise
+            self._take(self.plain.model)  # or it says what is wrong
+            return towers(self.facts, self._tensors, pixels, torch.float32)
+
+
+def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
+    with safe_open(file, "pt") as stored:
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}
+    facts = SimpleNamespace(**config)
+    if class_name == "AlignModel":
+        facts.text_config, facts.vision_config = (
+            SimpleNamespace(**config[f"{name}_config"]) for name in ("text", "vision")
+        )
+        if config.get("use_visual_projection") is None:
+            width = round_filters(facts.vision_config, facts.vision_config.out_channels[-1])
+            facts.use_visual_projection = width != facts.projection_dim
+    else:
+        if not any(key.startswith("vit.") for key in tensors):
+            tensors = {f"vit.{key}": tensor for key, tensor in tensors.items()}  # the backbone was saved alone
+        if class_name == "ViTModel":
+            tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.")}
+        elif ("vit.pooler.dense.weight" in tensors) != bool(config.get("representation_size")):
+            raise ValueError("a pooler that the classifier does not have")
+    return facts, tensors
+
+
+def _of_file(file: Path, config_file: Path) -> str:
+    """Of a file's header, size and time of change: reading it all would take longer than loading it."""
+    whole = hashlib.sha256(config_file.read_bytes())
+    with open(file, "rb") as stored:
+        whole.update(stored.read(8 + int.from_bytes(stored.read(8), "little")))
+        facts = os.fstat(stored.fileno())
+    whole.update(json.dumps([str(file.resolve()), facts.st_size, facts.st_mtime_ns]).encode())
+    return whole.hexdigest()
+
+
+def _of_tensors(tensors: Mapping[str, torch.Tensor], config) -> str:
+    whole = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
+    for key, tensor in sorted(tensors.items()):
+        whole.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
