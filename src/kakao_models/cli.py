@@ -14,6 +14,7 @@ from kakao_models import __version__
 from kakao_models.data.cli import app as data_app
 from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
+from kakao_models.inference.options import Dtype, Engine, say_engine
 from kakao_models.search.cli import app as index_app
 from kakao_models.search.cli import search
 from kakao_models.train.cli import app as train_app
@@ -80,6 +81,8 @@ def classify(
     revision: Revision = None,
     device: Device = "auto",
     framework: Framework = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Say which label fits each photo.
@@ -92,7 +95,7 @@ def classify(
 
       kakao-models classify holiday/ --labels-file places.txt --template "a photo of {}" --picture scores.png
 
-      kakao-models classify cat.jpg --model kakaobrain/vit-large-patch16-384
+      kakao-models classify cat.jpg --model kakaobrain/vit-large-patch16-384 --engine auto
     """
     names = _labels(labels, labels_file)
     if not names and model == DEFAULT_MODEL:
@@ -106,9 +109,9 @@ def classify(
 
     task = "zero-shot-image-classification" if names else "image-classification"
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
-    run = pipeline(
-        task, model, revision=revision, device=device, framework=framework, batch_size=batch_size, **_given(defaults)
-    )
+    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+    run = pipeline(task, model, batch_size=batch_size, **where, **_given(defaults))
+    say_engine(run.embedder)
     results = run(sources, top_k=top_k, on_error="ignore", progress=None)
     if as_json:
         print(scores_as_json(sources, results, run.embedder.failures))
@@ -139,6 +142,8 @@ def embed(
     revision: Revision = None,
     device: Device = "auto",
     framework: Framework = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Write embeddings of images or texts, a row each.
@@ -163,7 +168,9 @@ def embed(
     _prepare(model, revision)
     from kakao_models import Embedder
 
-    embedder = Embedder(model, revision=revision, device=device, framework=framework, batch_size=batch_size)
+    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+    embedder = Embedder(model, batch_size=batch_size, **where)
+    say_engine(embedder)
     if sentences:
         names, rows = sentences, embedder.texts(sentences, normalize=normalize)
     else:

@@ -10,6 +10,7 @@ from tolerances import TOLERANCE
 
 from kakao_models import AlignModel, AlignProcessor, Embedder, pipeline
 from kakao_models.data.images import ImageError
+from kakao_models.inference.engine_towers import TowerEngine
 from kakao_models.inference.labels import LabelEmbeddings
 
 LABELS = ["cat", "dog", "small red house", "zebra", "cat"]
@@ -41,13 +42,13 @@ def theirs(align):
 def texts_seen(monkeypatch):
     """Counts the texts that reach the text tower."""
     seen = []
-    run = AlignModel.get_text_features
+    run = TowerEngine.texts
 
-    def counted(self, input_ids, **kwargs):
+    def counted(self, input_ids, attention_mask):
         seen.extend(input_ids.tolist())
-        return run(self, input_ids=input_ids, **kwargs)
+        return run(self, input_ids, attention_mask)
 
-    monkeypatch.setattr(AlignModel, "get_text_features", counted)
+    monkeypatch.setattr(TowerEngine, "texts", counted)
     return seen
 
 

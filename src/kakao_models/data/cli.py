@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from kakao_models.evaluate.options import BatchSize, Device, Framework, Model, Revision
+from kakao_models.evaluate.options import BatchSize, Device, Engine, Framework, Model, Revision
 
 
 class _Group(TyperGroup):
@@ -392,6 +392,7 @@ def embed(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
@@ -413,7 +414,8 @@ def embed(
     def load():
         from kakao_models import Embedder
 
-        return Embedder(model, revision=revision, framework=framework, device=device, batch_size=batch_size)
+        where = dict(revision=revision, device=device, framework=framework, engine=engine)
+        return Embedder(model, batch_size=batch_size, **where)
 
     settings, name = Settings(what, per_shard, dtype, normalize), f"{model}@{revision}" if revision else model
     with Progress("rows", sum(Rows(source).counts) // world_size, None) as bar:

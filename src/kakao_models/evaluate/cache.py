@@ -176,7 +176,7 @@ def described(embedder: Embedder) -> dict[str, Any]:
     processor, tokenizer = embedder.image_processor, embedder.tokenizer
     return {
         "package": kakao_models.__version__,
-        "engine": type(embedder.engine).__name__,
+        "engine": [type(embedder.engine).__name__, embedder.engine.description],
         "weights": _weights(embedder),
         "config": embedder.config.to_dict(),
         "image processor": [type(processor).__name__, processor.to_dict()],

@@ -13,6 +13,8 @@ from .options import (
     Classes,
     Data,
     Device,
+    Dtype,
+    Engine,
     Framework,
     ImageColumn,
     LabelColumn,
@@ -65,6 +67,8 @@ def zero_shot(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Classify by class names: top-1, top-5, per class. --picture draws the confusion matrix.
@@ -74,7 +78,7 @@ def zero_shot(
       kakao-models evaluate zero-shot --data imagenet/val --classes clip --templates clip --name imagenet
     """
     check_output(output, picture)
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, max_memory)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
     from kakao_models.evaluate.pictures import draw_confusion, save_picture
 
@@ -105,6 +109,8 @@ def calibration(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Compare zero-shot probabilities with how often they are right. --picture draws the reliability diagram.
@@ -114,7 +120,7 @@ def calibration(
       kakao-models evaluate calibration --data cifar10/test.parquet --model align-tiny --picture reliability.png
     """
     check_output(output, picture)
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, max_memory)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
     from kakao_models.evaluate.pictures import draw_reliability, save_picture
 
@@ -141,6 +147,8 @@ def robustness(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Zero-shot accuracy and calibration on usual and on shifted data, such as ImageNet, -V2, -R and -A.
@@ -155,7 +163,7 @@ def robustness(
     pairs = [entry.partition("=") for entry in data]
     if any(not path for _, _, path in pairs):
         raise typer.BadParameter("--data: wanted NAME=PATH")
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, max_memory)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
 
     sets = [read_classes(path, None, image_column, label_column, name, classes) for name, _, path in pairs]
@@ -184,6 +192,8 @@ def classify(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Measure a model's own classifier: top-1, top-5, ImageNet-ReaL, or mean average precision of many labels.
@@ -193,7 +203,7 @@ def classify(
       kakao-models evaluate classify --data imagenet/val --real real.json --name imagenet
     """
     check_output(output, picture)
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, 512)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, 512)
     from kakao_models.evaluate import read_class_index, read_labelled, read_many_labels, tasks
     from kakao_models.evaluate.pictures import draw_confusion, save_picture
 
@@ -232,6 +242,8 @@ def retrieval(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Captions of images and images of captions: recall at 1, 5, 10, mean and median rank.
@@ -241,7 +253,7 @@ def retrieval(
       kakao-models evaluate retrieval --data dataset_coco.json --images coco/val2014 --name coco
     """
     check_output(output)
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, max_memory)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import read_captioned, tasks
 
     columns = dict(image_column=image_column, caption_column=caption_column)
@@ -268,6 +280,8 @@ def knn(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Labels of the nearest training images.
@@ -277,7 +291,7 @@ def knn(
       kakao-models evaluate knn --train imagenet/train --data imagenet/val --name imagenet
     """
     check_output(output)
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, max_memory)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import read_labelled, tasks
 
     columns = dict(image_column=image_column, label_column=label_column)
@@ -307,6 +321,8 @@ def linear_probe(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """A logistic regression on frozen features, with its confidence interval.
@@ -316,7 +332,7 @@ def linear_probe(
       kakao-models evaluate linear-probe --train cifar10/train.parquet --data cifar10/test.parquet --model align-tiny
     """
     check_output(output)
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, 512)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, 512)
     from kakao_models.evaluate import read_labelled, tasks
 
     columns = dict(image_column=image_column, label_column=label_column)
@@ -345,6 +361,8 @@ def similarity(
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
+    engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
 ) -> None:
     """Crisscrossed Captions: correlation with people's ratings (STS, SIS, SITS) and four retrieval tasks.
@@ -354,7 +372,7 @@ def similarity(
       kakao-models evaluate similarity --data dataset_coco.json --images coco/val2014 --ratings cxc/data
     """
     check_output(output)
-    run = start(model, revision, framework, device, batch_size, cache, no_cache, max_memory)
+    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import read_captioned, read_ratings, tasks
 
     files = {kind: ratings / f"{kind}_{split}.csv" for kind in ("sts", "sis", "sits")}

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from kakao_models.inference.options import Dtype, Engine, say_engine  # noqa: F401  the commands use these too
+
 MODEL_PANEL, DATA_PANEL = "Model", "Data"
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A Hub id, a folder, or align-tiny.", rich_help_panel=MODEL_PANEL)
@@ -56,7 +58,7 @@ Train = Annotated[str, typer.Option(help="The training data, as --data.", rich_h
 TrainSplit = Annotated[str | None, typer.Option(help="As --split, of --train.", rich_help_panel=DATA_PANEL)]
 
 
-def start(model, revision, framework, device, batch_size, cache, no_cache, max_memory):
+def start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory):
     from kakao_models.cli import _prepare
 
     _prepare(model, revision)
@@ -66,7 +68,9 @@ def start(model, revision, framework, device, batch_size, cache, no_cache, max_m
 
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = None if no_cache else cache or Path(home, "kakao-models", "embeddings")
-    embedder = Embedder(model, revision=revision, framework=framework, device=device, batch_size=batch_size)
+    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+    embedder = Embedder(model, batch_size=batch_size, **where)
+    say_engine(embedder)
     return Run(CachedEmbedder(embedder, folder), max_memory=max_memory * 2**20)
 
 
