@@ -1,7 +1,5 @@
 """Processors of ALIGN: pictures and texts in, what the model takes out."""
 
-from typing import ClassVar
-
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin, TextKwargs
@@ -11,11 +9,12 @@ from kakao_models.data.processor import ImageProcessor
 from kakao_models.data.tensors import as_tensors
 
 from .config import AlignConfig, AlignVisionConfig
+from .preparation import AlignPreparation
 
 MAX_TOKENS = 64  # what the released models were trained with
 
 
-class AlignImageProcessor(ImageProcessor):
+class AlignImageProcessor(AlignPreparation, ImageProcessor):
     """Pictures for ALIGN: resized to 346 x 346 whatever their shape, the central 289 x 289 of that, in -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `EfficientNetImageProcessor`, with one field more:
@@ -23,23 +22,7 @@ class AlignImageProcessor(ImageProcessor):
     of the released models on the Hub.
     """
 
-    fields = (*ImageProcessor.fields, "rescale_offset", "include_top")
     transformers_type = "EfficientNetImageProcessor"
-    transformers_defaults: ClassVar[dict] = {
-        "resample": 3,
-        "do_center_crop": False,
-        "rescale_factor": 1 / 255,
-        "rescale_offset": False,
-        "do_normalize": True,
-        "include_top": True,
-    }
-
-    size = 346
-    do_center_crop = True
-    crop_size = 289
-    rescale_factor = 1 / 127.5
-    rescale_offset = True
-    do_normalize = False
 
 
 class AlignProcessor(ProcessorMixin):

@@ -1,26 +1,18 @@
 """What the image processors of ALIGN and ViT share: one picture from anywhere in, one float32 array out."""
 
 import difflib
-from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_transforms import center_crop
 from transformers.processing_utils import ImagesKwargs
 
 from kakao_models.checkpoint.hub import resolve
 
-from .images import MAX_PIXELS, load_image
-from .resize import center_box, resize_area, resize_bilinear, shorter_side_to
+from .preparation import Preparation
 from .tensors import as_tensors
 
-PREPROCESSINGS = ("hf", "tf")
-_TF_RESIZE = {Image.Resampling.BILINEAR: resize_bilinear, Image.Resampling.BOX: resize_area}
-# What transformers writes into, or accepts in, a preprocessor_config.json beside the fields below.
+# What transformers writes into, or accepts in, a preprocessor_config.json beside the fields.
 _FOREIGN = frozenset(ImagesKwargs.__annotations__) | {"image_processor_type", "processor_class", "auto_map"}
 
 
@@ -32,7 +24,7 @@ class ImageProcessorKwargs(ImagesKwargs, total=False):
     include_top: bool
 
 
-class ImageProcessor(BaseImageProcessor):
+class ImageProcessor(Preparation, BaseImageProcessor):
     """Resize, centre crop, rescale, normalise; configured as transformers' image processors are.
 
     `preprocessing` chooses how:
@@ -47,77 +39,19 @@ class ImageProcessor(BaseImageProcessor):
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
     valid_kwargs = ImageProcessorKwargs
-    fields: ClassVar[tuple[str, ...]] = (
-        "preprocessing",
-        "do_resize",
-        "size",
-        "resample",
-        "do_center_crop",
-        "crop_size",
-        "do_rescale",
-        "rescale_factor",
-        "do_normalize",
-        "image_mean",
-        "image_std",
-    )
-    # The class of transformers that does the same, and its defaults where ours differ: they hold for a file that
-    # leaves a field out.
-    transformers_type: ClassVar[str]
-    transformers_defaults: ClassVar[Mapping[str, Any]] = {}
-
-    preprocessing = "hf"
-    do_resize = True
-    resample = Image.Resampling.BILINEAR
-    do_center_crop = False
-    crop_size = None
-    do_rescale = True
-    rescale_factor = 1 / 255
-    rescale_offset = False
-    do_normalize = True
-    image_mean = (0.5, 0.5, 0.5)
-    image_std = (0.5, 0.5, 0.5)
-    include_top = False
+    transformers_type: ClassVar[str]  # the class of transformers that does the same
 
     def __init__(self, **kwargs):
+        Preparation.__init__(self, **kwargs)
         for name in self.fields:
-            value = kwargs.pop(name, None)
-            setattr(self, name, self._checked(name, getattr(type(self), name) if value is None else value))
+            kwargs.pop(name, None)
         self._refuse_misspelt(kwargs)
         if kwargs.get("do_pad"):
             raise ValueError(
                 f"{type(self).__name__} does not pad (do_pad={kwargs['do_pad']!r}); resize or crop instead"
             )
         kwargs.pop("image_processor_type", None)
-        super().__init__(**kwargs)
-
-    @property
-    def decode_size(self) -> tuple[int, int] | None:
-        """(height, width) that `load_image(size_hint=...)` may be given, or None if pictures must be decoded in full.
-
-        Only antialiased resizing averages over all pixels, so that a JPEG decoded at reduced size gives the same
-        result. "tf" resizing takes single pixels of the full picture: from a reduced one it would take others, and
-        being equal to the original program is the point of it.
-        """
-        return self._decode_size(self._options({}))
-
-    @property
-    def gives_bytes(self) -> bool:
-        """Whether `pixels` is the whole of preprocessing but for the arithmetic that `byte_values` tells."""
-        return self.preprocessing == "hf"
-
-    @property
-    def byte_values(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a byte u becomes, per channel: (u - zero) * scale. Gives scale and zero, float64 (3,)."""
-        factor = self.rescale_factor if self.do_rescale else 1
-        scale, zero = np.full(3, float(factor)), np.zeros(3)
-        if self.do_rescale and self.rescale_offset:
-            zero += 1
-        std = np.broadcast_to(np.float64(self.image_std), 3)
-        if self.do_normalize:
-            zero, scale = zero + self.image_mean, scale / std
-        if self.include_top:
-            scale = scale / std
-        return scale, zero / factor
+        BaseImageProcessor.__init__(self, **kwargs)
 
     def preprocess(self, images, *, return_tensors: str | None = None, **changes) -> BatchFeature:
         """Prepares one picture, a list of pictures, or a 4-dimensional array of them.
@@ -162,134 +96,13 @@ class ImageProcessor(BaseImageProcessor):
             values["image_processor_type"] = self.transformers_type
         return values
 
-    def _options(self, changes: dict) -> SimpleNamespace:
-        if unknown := changes.keys() - {*self.fields, "do_convert_rgb"}:  # the last is always done
-            name = min(unknown)
-            raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.fields)}")
-        options = SimpleNamespace(rescale_offset=False, include_top=False)
-        for name in self.fields:
-            value = changes.get(name)
-            setattr(options, name, self._checked(name, getattr(self, name) if value is None else value))
-        if options.preprocessing == "tf" and options.do_resize and options.resample not in _TF_RESIZE:
-            raise ValueError(
-                f'preprocessing="tf" resizes with resample 2 (bilinear) or 4 (area), got {options.resample}; '
-                'for PIL\'s other filters use preprocessing="hf"'
-            )
-        if options.do_center_crop and options.crop_size is None:
-            raise ValueError("do_center_crop needs a crop_size")
-        return options
-
-    def _checked(self, name: str, value):
-        if name == "preprocessing" and value not in PREPROCESSINGS:
-            raise ValueError(f"preprocessing must be one of {PREPROCESSINGS}, got {value!r}")
-        if name in ("size", "crop_size") and value is not None:
-            return _size(name, value)
-        if name in ("image_mean", "image_std") and not isinstance(value, (int, float)):
-            return [float(v) for v in value]
-        return int(value) if name == "resample" else value
-
     def _refuse_misspelt(self, kwargs: dict) -> None:
         for name in kwargs.keys() - _FOREIGN:
             if meant := difflib.get_close_matches(name, self.fields, n=1, cutoff=0.8):
                 raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {meant[0]!r}?")
-
-    @staticmethod
-    def _decode_size(options: SimpleNamespace) -> tuple[int, int] | None:
-        if options.preprocessing == "tf" or not options.do_resize or options.resample == Image.Resampling.NEAREST:
-            return None
-        shorter = options.size.get("shortest_edge")  # neither side becomes smaller than that
-        return (shorter, shorter) if shorter else (options.size["height"], options.size["width"])
-
-    def _one(self, source, options: SimpleNamespace) -> np.ndarray:
-        picture = load_image(source, size_hint=self._decode_size(options))
-        if options.preprocessing == "tf":
-            return self._like_tf(picture, options)
-        return self._values(self._like_hf(picture, options), options)
-
-    def pixels(self, picture: Image.Image) -> np.ndarray:
-        """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
-        `preprocessing="hf"`: the originals' resizing does not round."""
-        return np.ascontiguousarray(self._like_hf(picture, self._options({})))
-
-    def _like_hf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
-        """Bytes (height, width, 3)."""
-        if options.do_resize:
-            height, width = _resized(options.size, picture.height, picture.width, truncated=True)
-            if height * width > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
-                raise ValueError(
-                    f"a picture of {picture.width} x {picture.height} becomes {width} x {height} at size {options.size}, "
-                    f"more than {MAX_PIXELS} pixels: give size as height and width, or leave this picture out"
-                )
-            picture = picture.resize((width, height), options.resample)
-        pixels = np.asarray(picture)
-        if options.do_center_crop:
-            crop = options.crop_size["height"], options.crop_size["width"]
-            pixels = center_crop(pixels, crop, data_format="channels_last", input_data_format="channels_last")
-        return pixels
-
-    def _values(self, pixels: np.ndarray, options: SimpleNamespace) -> np.ndarray:
-        # A byte has 256 values: the arithmetic is done once for each of them, per channel.
-        table = _affine(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), options, np.float64)
-        return np.stack([table[channel].take(pixels[:, :, channel]) for channel in range(3)])
-
-    def _like_tf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
-        pixels = np.asarray(picture)
-        height, width = pixels.shape[:2]
-        if options.do_resize:
-            height, width = _resized(options.size, height, width, truncated=False)
-        box = (0, 0, height, width)
-        if options.do_center_crop:
-            box = center_box(height, width, options.crop_size["height"], options.crop_size["width"])
-        if options.do_resize:
-            pixels = _TF_RESIZE[options.resample](pixels, height, width, box)
-        else:
-            top, left, height, width = box
-            pixels = pixels[top : top + height, left : left + width].astype(np.float32)
-        return _affine(np.ascontiguousarray(pixels.transpose(2, 0, 1)), options, np.float32)
 
 
 def _flat(images) -> list:
     if isinstance(images, (list, tuple)):
         return [picture for part in images for picture in _flat(part)]
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
-
-
-def _size(name: str, value) -> dict[str, int]:
-    """A size in any of transformers' spellings, as height and width, or as shortest_edge."""
-    if isinstance(value, int):
-        value = {"height": value, "width": value}
-    elif isinstance(value, (list, tuple)) and len(value) == 2:
-        value = {"height": value[0], "width": value[1]}
-    else:
-        value = {key: side for key, side in dict(value).items() if side is not None}
-    allowed = [{"height", "width"}, {"shortest_edge"}][: 1 if name == "crop_size" else 2]
-    if value.keys() not in allowed or not all(isinstance(side, int) and side > 0 for side in value.values()):
-        raise ValueError(f"{name} must be a positive number of pixels or have the keys {allowed}, got {value}")
-    return value
-
-
-def _resized(size: dict[str, int], height: int, width: int, truncated: bool) -> tuple[int, int]:
-    if "height" in size:
-        return size["height"], size["width"]
-    shorter = size["shortest_edge"]
-    if not truncated:
-        return shorter_side_to(shorter, height, width)
-    longer = int(shorter * max(height, width) / min(height, width))  # transformers' rounding
-    return (longer, shorter) if width <= height else (shorter, longer)
-
-
-def _affine(pixels: np.ndarray, options: SimpleNamespace, precision: type) -> np.ndarray:
-    """Rescaling and normalisation of (3, ...) pixels. The original programs multiply in float32, transformers in float64;
-    all else is float32 in both."""
-    if options.do_rescale:
-        pixels = (pixels * precision(options.rescale_factor)).astype(np.float32, copy=False)
-        if options.rescale_offset:
-            pixels -= 1
-    per_channel = (-1, *[1] * (pixels.ndim - 1))
-    mean = np.float32(options.image_mean).reshape(per_channel)
-    std = np.float32(options.image_std).reshape(per_channel)
-    if options.do_normalize:
-        pixels = (pixels - mean) / std
-    if options.include_top:
-        pixels = pixels / std
-    return pixels

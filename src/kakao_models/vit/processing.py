@@ -5,9 +5,10 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from kakao_models.data.processor import ImageProcessor
 
 from .config import ViTConfig
+from .preparation import ViTPreparation
 
 
-class ViTImageProcessor(ImageProcessor):
+class ViTImageProcessor(ViTPreparation, ImageProcessor):
     """Pictures for ViT: resized to a square whatever their shape, in -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `ViTImageProcessor`, with one field more:
@@ -18,8 +19,6 @@ class ViTImageProcessor(ImageProcessor):
     """
 
     transformers_type = "ViTImageProcessor"
-
-    size = 224
 
 
 class RegisteredViTImageProcessor(ViTImageProcessor):
