@@ -4,6 +4,7 @@ Exit codes: 0 fine, 1 some inputs failed (listed on stderr), 2 nothing could be 
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -258,12 +259,12 @@ def convert(
 
       kakao-models convert align-base/ original/model-weights --to tpu
     """
-    _quiet()
     from kakao_models.checkpoint import convert as conversion
     from kakao_models.checkpoint.report import summary
     from kakao_models.checkpoint.upload import push
     from kakao_models.inference.progress import steps
 
+    _quiet()
     if to not in ("hub", "tpu"):
         raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
     if to == "tpu":
@@ -400,13 +401,16 @@ def _prepare(model: str, revision: str | None) -> None:
 
 
 def _quiet() -> None:
-    """What transformers says while it loads helps no user of the command. Downloads keep their progress bars."""
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
+    """What transformers says while it loads helps no user of the command. It is not imported for that: most runs do
+    without it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
+    if "transformers" in sys.modules:
+        from huggingface_hub.utils import enable_progress_bars
+        from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    enable_progress_bars()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        enable_progress_bars()  # of downloads
 
 
 def _check_picture(path: Path | None) -> None:

@@ -139,6 +139,10 @@ class Preparation:
             return self._like_tf(picture, options)
         return self._values(self._like_hf(picture, options), options)
 
+    def pixel_values(self, picture: Image.Image) -> np.ndarray:
+        """What the model takes, float32 (3, height, width)."""
+        return self._one(picture, self._options({}))
+
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
         `preprocessing="hf"`: the originals' resizing does not round."""

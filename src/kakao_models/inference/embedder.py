@@ -13,8 +13,10 @@ from PIL import ImageOps
 
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.data.images import load_image
+from kakao_models.data.preparation import Preparation
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.progress import Progress
+from kakao_models.inference.reading import Tokenizer, read_preparation, read_tokenizer
 from kakao_models.inference.stream import Failure, ImageBatch, collect, each_source, report, stream_batches
 
 MAX_TOKENS = 64  # ALIGN was trained on texts of at most 64 tokens
@@ -86,10 +88,17 @@ class Embedder:
                 else kind.load(model, device=device, dtype=dtype, **where)
             )
             texts = self.engine.reads_texts
-        if processor is None and (image_processor is None or (texts and tokenizer is None)):
-            processor = _processor(texts, self.name, where)
-        self.image_processor = image_processor or getattr(processor, "image_processor", processor)
-        self.tokenizer = (tokenizer or getattr(processor, "tokenizer", None)) if texts else None
+        self._processor, self._where = processor, where
+        self._image_processor = image_processor or getattr(processor, "image_processor", processor)
+        self._tokenizer = (tokenizer or getattr(processor, "tokenizer", None)) if texts else None
+        self._reads_texts = texts
+        given = {name: value for name, value in where.items() if value}
+        if self._image_processor is None and not loaded:
+            self._image_processor = read_preparation(self.name, texts, given)
+        if texts and self._tokenizer is None and not loaded:
+            self._tokenizer = read_tokenizer(self.name, given)
+        if self._image_processor is None or (texts and self._tokenizer is None):
+            self._complete()
         self.batch_size = _positive("batch_size", batch_size)
         self.num_workers = _positive("num_workers", num_workers or min(8, os.cpu_count() or 1))
         self.image_options = dict(image_options or {})
@@ -97,10 +106,41 @@ class Embedder:
         if fused:
             self._choose_engine(source, engine, device, dtype)
 
+    def _complete(self) -> None:
+        """Takes the processor's own classes where a part is missing, or is only what running the model needs."""
+        processor = _processor(self._reads_texts, self.name, self._where)
+        if not callable(self._image_processor):
+            self._image_processor = getattr(processor, "image_processor", processor)
+        if self._reads_texts and (self._tokenizer is None or isinstance(self._tokenizer, Tokenizer)):
+            self._tokenizer = processor.tokenizer
+
+    @property
+    def image_processor(self):
+        """An `AlignImageProcessor` or a `ViTImageProcessor`, or what was given for it."""
+        if not callable(self._image_processor):
+            self._complete()
+        return self._image_processor
+
+    @image_processor.setter
+    def image_processor(self, value) -> None:
+        self._image_processor = value
+
+    @property
+    def tokenizer(self):
+        """The tokenizer; None of a ViT."""
+        if isinstance(self._tokenizer, Tokenizer):
+            self._complete()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value) -> None:
+        self._tokenizer = value
+
     def _choose_engine(self, source, engine: str | None, device: str | int, dtype: str | None) -> None:
         from kakao_models.inference.engine_towers import TowerEngine, Way
 
-        pixels = self.image_processor.byte_values if getattr(self.image_processor, "gives_bytes", False) else None
+        preparation = self._image_processor
+        pixels = preparation.byte_values if getattr(preparation, "gives_bytes", False) else None
         towers = ("image", "text") if source.reads_texts else ("image",)
         certain = engine in (None, "torch") and dtype in (None, "float32")  # exact by construction
         way = Way("torch" if engine in (None, "auto") else engine, "float32")
@@ -234,11 +274,16 @@ class Embedder:
         return known[output]
 
     def _preparing(self, image_options: dict, processor_options: dict) -> Callable[[Any], np.ndarray]:
-        options = {"size_hint": getattr(self.image_processor, "decode_size", None)} | self.image_options | image_options
+        options = (
+            {"size_hint": getattr(self._image_processor, "decode_size", None)} | self.image_options | image_options
+        )
         if processor_options:
             options["size_hint"] = None  # the processor may now need more pixels than it said
-        elif self.engine.takes_bytes and getattr(self.image_processor, "gives_bytes", False):
-            return lambda source: self.image_processor.pixels(load_image(source, **options))
+        elif isinstance(preparation := self._image_processor, Preparation):
+            prepare = preparation.pixel_values
+            if self.engine.takes_bytes and preparation.gives_bytes:
+                prepare = preparation.pixels
+            return lambda source: prepare(load_image(source, **options))
 
         def prepare(source) -> np.ndarray:
             image = load_image(source, **options)
@@ -285,13 +330,13 @@ class Embedder:
 
     def _token_batches(self, texts: list[str], budget: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(rows of `texts`, ids, mask), with at most `budget` tokens in a batch, padding included."""
-        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        tokens = self._tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
         lengths = np.array([len(ids) for ids in tokens])
         longest_first = np.argsort(-lengths, kind="stable")
         while len(longest_first):
             longest = lengths[longest_first[0]]
             rows, longest_first = np.split(longest_first, [max(1, budget // longest)])
-            ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, np.int64)
+            ids = np.full((len(rows), longest), self._tokenizer.pad_token_id, np.int64)
             for line, row in zip(ids, rows):
                 line[: lengths[row]] = tokens[row]
             yield rows, ids, (np.arange(longest) < lengths[rows, None]).astype(np.int64)

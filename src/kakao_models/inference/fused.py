@@ -311,7 +311,8 @@ class AlignTextTower(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Without a mask, every token counts."""
         length = input_ids.shape[1]
-        torch._check(length <= self.positions.shape[0], lambda: f"texts have at most {len(self.positions)} tokens")
+        if length > self.positions.shape[0]:
+            raise ValueError(f"texts have at most {self.positions.shape[0]} tokens, got {length}")
         x = self.norm(F.embedding(input_ids, self.words) + self.positions[:length])
         mask = None if attention_mask is None else (attention_mask != 0)[:, None, None]  # (B, 1, 1, L)
         for layer in self.layers[:-1]:

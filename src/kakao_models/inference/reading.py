@@ -1,0 +1,81 @@
+"""A checkpoint's image preparation and tokenizer for running it, without transformers, whose import takes longer than
+all the rest. Where a checkpoint is in any way unusual these give None, and the complete classes take over.
+"""
+
+import json
+from typing import Any
+
+from kakao_models.checkpoint.hub import fetch
+from kakao_models.data.preparation import Preparation
+
+_BERT = ("BertTokenizer", "BertTokenizerFast")
+# In tokenizer_config.json, with transformers' defaults → in the normalizer of tokenizer.json
+_NORMALIZING = {
+    ("do_lower_case", True): "lowercase",
+    ("strip_accents", None): "strip_accents",
+    ("tokenize_chinese_chars", True): "handle_chinese_chars",
+}
+_MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
+
+
+def read_preparation(name: str, reads_texts: bool, where: dict) -> Preparation | None:
+    """By preprocessor_config.json."""
+    from kakao_models.align.preparation import AlignPreparation
+    from kakao_models.vit.preparation import ViTPreparation
+
+    try:
+        file = fetch(name, "preprocessor_config.json", **where)
+        return (AlignPreparation if reads_texts else ViTPreparation).read(file)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+class Tokenizer:
+    """Texts → ids, by the `tokenizers` library alone; for texts of which nothing but ids is wanted."""
+
+    def __init__(self, tokenizer: Any, pad_token_id: int):
+        self._tokenizer, self.pad_token_id = tokenizer, pad_token_id
+        tokenizer.no_padding()
+
+    def __call__(self, texts: list[str], *, truncation: bool = True, max_length: int) -> dict[str, list]:
+        self._tokenizer.enable_truncation(max_length)
+        return {"input_ids": [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]}
+
+
+def read_tokenizer(name: str, where: dict) -> Tokenizer | None:
+    """By tokenizer.json, if it is a BERT's and says what tokenizer_config.json says."""
+    import tokenizers
+
+    try:
+        file = fetch(name, "tokenizer.json", **where)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads(fetch(name, "tokenizer_config.json", **where).read_text(encoding="utf-8"))
+        if not _plain_bert(content, said):
+            return None
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception:  # noqa: BLE001  tokenizers raises Exception itself; the complete class will say what is wrong
+        return None
+    pad = tokenizer.token_to_id("[PAD]")
+    return None if pad is None else Tokenizer(tokenizer, pad)
+
+
+def _plain_bert(content: dict, said: dict) -> bool:
+    normalizer, model = content["normalizer"], content["model"]
+    usual = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk")}
+    return (
+        said.get("tokenizer_class") in _BERT
+        and normalizer["type"] == "BertNormalizer"
+        and normalizer.get("clean_text", True)
+        and all(said.get(ours, usually) == normalizer[theirs] for (ours, usually), theirs in _NORMALIZING.items())
+        and content["pre_tokenizer"]["type"] == "BertPreTokenizer"
+        and content["post_processor"]["type"] in ("TemplateProcessing", "BertProcessing")
+        and model.get("type", "WordPiece") == "WordPiece"
+        and model["unk_token"] == "[UNK]"
+        and not any(said.get(key) for key in _MORE_TOKENS)
+        and all(_text(said.get(key, value)) == value for key, value in usual.items())
+        and all(entry["content"].startswith("[") for entry in content["added_tokens"])
+    )
+
+
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
