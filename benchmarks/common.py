@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from transformers import BertTokenizer
 
 import kakao_models
@@ -23,6 +24,9 @@ from kakao_models import (
     AlignProcessor,
     AlignTextConfig,
     AlignVisionConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 # transformers' AlignModel has no image projection, so the smaller size gets the width of its image tower.
@@ -83,6 +87,34 @@ def checkpoint(size: str) -> str:
         tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
         AlignProcessor(AlignImageProcessor(), tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def vit_checkpoint(size: str) -> str:
+    """A complete ViT classifier with random weights: L/16 at 384 pixels, or Ti/16 at 64."""
+    folder = Path(tempfile.gettempdir(), f"kakao-models-benchmark-vit-{size}-{kakao_models.__version__}")
+    if not (folder / "preprocessor_config.json").exists():
+        torch.manual_seed(0)
+        config = ViTConfig.vit(*(("l",) if size == "base" else ("ti",)), image_size=384 if size == "base" else 64)
+        config.num_labels = 1000
+        model = ViTForImageClassification(config)
+        torch.nn.init.normal_(model.classifier.weight, std=0.02)  # the original's head starts at zero
+        model.save_pretrained(folder)
+        ViTImageProcessor(size=config.image_size).save_pretrained(folder)
+    return str(folder)
+
+
+def write_photos(folder: Path, count: int, width: int, height: int) -> list[str]:
+    """JPEGs with detail at every scale, like photographs."""
+    paths = []
+    for index in range(count):
+        draw = np.random.default_rng(index)
+        picture = np.zeros((height, width, 3), np.float32)
+        for side in (4, 16, 64, 256, 1024):
+            layer = Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
+            picture += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 5
+        paths.append(str(folder / f"{index:03}.jpg"))
+        Image.fromarray(picture.astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
 
 
 def theirs(folder: str):

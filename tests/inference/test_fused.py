@@ -141,4 +141,6 @@ def test_bytes_stand_for_what_the_processor_says(align):
         pixels = processor.pixels(picture)
         wanted = processor(picture, return_tensors="np")["pixel_values"][0]
         assert pixels.dtype == np.uint8 and pixels.shape == (32, 32, 3)
-        np.testing.assert_allclose(((pixels - zero) * scale).transpose(2, 0, 1), wanted, rtol=0, atol=3e-6 * 255 * scale.max())
+        np.testing.assert_allclose(
+            ((pixels - zero) * scale).transpose(2, 0, 1), wanted, rtol=0, atol=3e-6 * 255 * scale.max()
+        )

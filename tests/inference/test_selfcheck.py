@@ -1,0 +1,222 @@
+"""Engines against the plain model, what a self-check keeps, and what it refuses."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from kakao_models import AlignModel, Embedder, ViTForImageClassification, pipeline
+from kakao_models.inference import runners, selfcheck
+from kakao_models.inference.engine_towers import TowerEngine
+from kakao_models.inference.runners import EngineError
+
+TEXTS = ["a cat", "this is a photo of a small red bird in the big green tree", "", "zebra " * 100]
+OTHERS = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """A cache of this module's own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield runners.cache_folder()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def plain(align, photos):
+    """Rows of the model object itself, in float32."""
+    embedder = Embedder(AlignModel.from_pretrained(align))
+    assert type(embedder.engine).__name__ == "TorchEngine"
+    return embedder.images(photos), embedder.texts(TEXTS)
+
+
+def engine(folder, name: str, **kwargs) -> Embedder:
+    for package in OTHERS.get(name, ()):
+        pytest.importorskip(package)
+    return Embedder(folder, engine=name, batch_size=3, **kwargs)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
+
+
+def assert_close(rows: np.ndarray, wanted: np.ndarray) -> None:
+    assert rows.dtype == np.float32 and rows.shape == wanted.shape
+    np.testing.assert_allclose(rows, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["torch", *OTHERS])
+def test_align_by_every_engine(align, photos, plain, name):
+    embedder = engine(align, name)
+    images, texts = plain
+    assert_close(embedder.images(photos), images)
+    assert_close(embedder.texts(TEXTS), texts)
+    backwards = list(reversed(photos))
+    for size in (1, 7):  # a batch of another size, another order
+        assert_close(embedder.images(backwards, batch_size=size), images[::-1])
+    if name != "torch":
+        assert {entry["what"] for entry in embedder.engine.checks} == {"image", "text"}
+        assert all(entry["cosine"] > selfcheck.MIN_COSINE and entry["chosen"] for entry in embedder.engine.checks)
+        assert name in selfcheck.explain(embedder.engine.checks)
+
+
+@pytest.mark.parametrize("name", ["torch", "onnx"])
+def test_vit_by_engines(vit, photos, name):
+    model = ViTForImageClassification.from_pretrained(vit)
+    wanted = Embedder(model)
+    embedder = engine(vit, name)
+    assert_close(embedder.images(photos), wanted.images(photos))
+    assert_close(embedder.class_logits(photos), wanted.class_logits(photos))
+    hidden = [np.concatenate([b.values for b in e.iter_images(photos, output="hidden")]) for e in (embedder, wanted)]
+    assert_close(*hidden)
+    assert embedder.engine.classifies and embedder.config.num_labels == model.config.num_labels
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_lower_precision_reports_its_cosine(align, photos, plain, name):
+    if name == "openvino":
+        openvino = pytest.importorskip("openvino")
+        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            with pytest.raises(EngineError, match="does not compute in it on this processor"):
+                engine(align, name, dtype="bfloat16")
+            return
+    embedder = engine(align, name, dtype="bfloat16")
+    rows = embedder.images(photos)
+    (entry,) = (entry for entry in embedder.engine.checks if entry["what"] == "image")
+    assert entry["dtype"] == "bfloat16" and 0.99 < entry["cosine"] < 1
+    assert 0 < np.abs(rows - plain[0]).max() and cosine(rows, plain[0]) > 0.99
+
+
+def test_what_was_measured_is_kept_and_what_was_made_is_used_again(align, home, monkeypatch):
+    pytest.importorskip("onnxscript")
+    first = engine(align, "onnx")
+    kept = sorted((home / "checks").glob("*.json"))
+    assert len(kept) >= 2 and not list(home.rglob(".unfinished*")) and not list(home.rglob("*.unfinished"))
+    monkeypatch.setattr(selfcheck, "_measured", None)  # would be called
+    monkeypatch.setattr("kakao_models.export.onnx.to_onnx", None)
+    again = engine(align, "onnx")
+    assert again.engine.checks == first.engine.checks
+    again.texts("a cat")
+
+
+def test_a_torn_or_foreign_measurement_is_made_again(align, home):
+    engine(align, "torch", dtype="bfloat16")
+    measured = []
+    for content in (
+        "",
+        '{"cosine": 1',
+        "[]",
+        '{"cosine": 2, "seconds": 1}',
+        '{"cosine": 1.0, "seconds": 0.1, "about": {}}',
+    ):
+        for path in (home / "checks").glob("*.json"):
+            path.write_text(content)
+        embedder = engine(align, "torch", dtype="bfloat16")
+        measured.append(embedder.engine.checks[0]["cosine"])
+    assert len(set(measured)) == 1 and measured[0] < 1
+    about = json.loads(next((home / "checks").glob("*.json")).read_text())["about"]
+    assert {"model", "machine", "versions", "engine", "dtype", "inputs", "device"} <= about.keys()
+
+
+@pytest.mark.parametrize("changed", ["machine", "model", "version"])
+def test_another_machine_model_or_version_is_measured_anew(align, tmp_path, monkeypatch, changed):
+    engine(align, "torch", dtype="bfloat16")
+    measured, run = [], selfcheck._measured
+    monkeypatch.setattr(selfcheck, "_measured", lambda *a: measured.append(a) or run(*a))
+    engine(align, "torch", dtype="bfloat16")
+    assert not measured
+    if changed == "machine":
+        monkeypatch.setattr(selfcheck, "machine", lambda: {"processor": "another"})
+    elif changed == "version":
+        monkeypatch.setattr(selfcheck, "__version__", "9")
+    else:
+        align = tiny.align_folder(tmp_path, seed=1)
+    engine(align, "torch", dtype="bfloat16")
+    assert len(measured) == 2
+
+
+def test_an_engine_whose_numbers_are_others_is_refused(align, monkeypatch):
+    run = TowerEngine.run
+
+    def wrong(self, what, way, *arrays):
+        rows = run(self, what, way, *arrays)
+        return rows + 0.2 * np.abs(rows).max() * np.arange(rows.shape[1]) if way.engine == "compile" else rows
+
+    monkeypatch.setattr(TowerEngine, "run", wrong)
+    monkeypatch.setattr(torch, "compile", lambda tower, **kwargs: tower)
+    monkeypatch.setattr(selfcheck, "_remember", lambda *a: None)
+    with pytest.raises(EngineError, match=r"no engine gives this model's numbers here.*compile in float32: cosine 0\."):
+        engine(align, "compile")
+    monkeypatch.setattr(TowerEngine, "run", lambda *a: np.full_like(run(*a), np.nan))
+    with pytest.raises(EngineError, match="rows that are no numbers"):
+        engine(align, "compile")
+
+
+def test_the_fastest_that_holds_is_chosen():
+    entries = [
+        {"engine": "torch", "dtype": "float32", "cosine": 1.0, "seconds": 3.0},
+        {"engine": "onnx", "dtype": "float32", "cosine": 0.99995, "seconds": 2.0},
+        {"engine": "openvino", "dtype": "bfloat16", "cosine": 0.9998, "seconds": 1.0},
+        {"engine": "compile", "dtype": "float32", "error": "no compiler"},
+    ]
+    assert selfcheck._best(entries, "auto", "auto")["engine"] == "onnx"
+    assert selfcheck._best(entries[2:], "auto", "bfloat16")["engine"] == "openvino"
+    with pytest.raises(EngineError, match=r"cosine 0\.999800; no compiler"):
+        selfcheck._best(entries[2:], "auto", "auto")
+
+
+def test_auto_chooses_among_what_is_installed(align, photos, plain, monkeypatch):
+    monkeypatch.setattr(selfcheck, "missing_package", lambda name: None if name == "torch" else name)
+    embedder = engine(align, "auto")
+    assert embedder.engine.description == "image: torch, text: torch"
+    assert_close(embedder.images(photos), plain[0])
+
+
+@pytest.mark.parametrize("name, package", [("openvino", "openvino"), ("onnx", "onnxruntime")])
+def test_a_missing_package_is_named(align, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EngineError, match=rf"engine='{name}' needs {package}: pip install 'kakao-models\[{name}\]'"):
+        Embedder(align, engine=name)
+
+
+def test_wrong_names(align, vit):
+    with pytest.raises(ValueError, match="engine: got 'tensorrt', wanted 'auto' or one of 'torch'"):
+        Embedder(align, engine="tensorrt")
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        pipeline("image-classification", vit, engine="auto", dtype="int8")
+    with pytest.raises(EngineError, match="ONNX Runtime has float32 alone"):
+        pytest.importorskip("onnxruntime")
+        Embedder(align, engine="onnx", dtype="bfloat16")
+
+
+def test_a_model_object_keeps_its_weights_live_unless_an_engine_is_named(align, photos):
+    model = AlignModel.from_pretrained(align)
+    live, frozen = Embedder(model), Embedder(model, engine="torch")
+    before = frozen.images(photos)
+    assert_close(live.images(photos), before)
+    with torch.no_grad():
+        model.vision_model.embeddings.convolution.weight.mul_(0.5)
+    assert np.abs(live.images(photos) - before).max() > 1e-2
+    assert_close(frozen.images(photos), before)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(align, photos, plain, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(blocked))
+    embedder = engine(align, "onnx")
+    assert_close(embedder.images(photos[:2]), plain[0][:2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["torch", "compile"])
+@pytest.mark.parametrize("dtype, least", [("float32", 0.9999), ("bfloat16", 0.99)])
+def test_on_a_gpu(align, photos, plain, name, dtype, least):
+    embedder = Embedder(align, engine=name, dtype=dtype, device="cuda", batch_size=3)
+    assert cosine(embedder.images(photos), plain[0]) > least and cosine(embedder.texts(TEXTS), plain[1]) > least
