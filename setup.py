@@ -39,6 +39,7 @@ EXTRAS = {
     "search": SEARCH,
     "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "pyyaml>=6"],
     "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
+    "fast": ["simplejpeg>=1.8"],  # a faster decoder of JPEGs, for fast_images=True
     "openvino": [*TORCH, "openvino>=2025.0"],
     "onnx": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"],

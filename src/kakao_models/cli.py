@@ -15,7 +15,7 @@ from kakao_models import __version__
 from kakao_models.data.cli import app as data_app
 from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
-from kakao_models.inference.options import Dtype, Engine, say_engine
+from kakao_models.inference.options import Dtype, Engine, FastImages, say_engine
 from kakao_models.search.cli import app as index_app
 from kakao_models.search.cli import search
 from kakao_models.train.cli import app as train_app
@@ -84,6 +84,7 @@ def classify(
     framework: Framework = None,
     engine: Engine = None,
     dtype: Dtype = None,
+    fast_images: FastImages = False,
     batch_size: BatchSize = 32,
 ) -> None:
     """Say which label fits each photo.
@@ -111,6 +112,7 @@ def classify(
     task = "zero-shot-image-classification" if names else "image-classification"
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
     where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+    where["fast_images"] = fast_images
     run = pipeline(task, model, batch_size=batch_size, **where, **_given(defaults))
     say_engine(run.embedder)
     results = run(sources, top_k=top_k, on_error="ignore", progress=None)
@@ -145,6 +147,7 @@ def embed(
     framework: Framework = None,
     engine: Engine = None,
     dtype: Dtype = None,
+    fast_images: FastImages = False,
     batch_size: BatchSize = 32,
 ) -> None:
     """Write embeddings of images or texts, a row each.
@@ -170,6 +173,7 @@ def embed(
     from kakao_models import Embedder
 
     where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+    where["fast_images"] = fast_images
     embedder = Embedder(model, batch_size=batch_size, **where)
     say_engine(embedder)
     if sentences:

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 from tolerances import TOLERANCE
 
 from kakao_models.data import fetch as fetch_module
+from kakao_models.data import images
 from kakao_models.data.fetch import FetchError, fetch, is_public
 from kakao_models.data.images import ImageError, list_images, load_image
 
@@ -555,3 +556,43 @@ def test_a_slow_name_server_is_not_waited_for(monkeypatch):
 )
 def test_public_addresses(address, public):
     assert is_public(address) is public
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pixels_are_those_of_the_picture_by_every_decoder(mode, monkeypatch):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    picture = noise.resize((450, 350), Image.Resampling.BICUBIC).convert(mode)
+    decoded = []
+    by_simplejpeg = images._by_simplejpeg
+    monkeypatch.setattr(images, "_by_simplejpeg", lambda *a: decoded.append(by_simplejpeg(*a)) or decoded[-1])
+    for orientation in range(9):
+        exif = Image.Exif()
+        if orientation:
+            exif[0x0112] = orientation
+        for progressive in (False, True):
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=80, progressive=progressive, exif=exif)
+            for hint in (None, (50, 60)):
+                wanted = np.asarray(load_image(file.getvalue(), size_hint=hint))
+                assert np.array_equal(images.load_pixels(file.getvalue(), size_hint=hint), wanted)
+    if images.simplejpeg is not None:
+        assert all((pixels is None) == (mode == "CMYK") for pixels in decoded)
+    for array in (np.zeros((4, 5), np.uint8), np.full((4, 5, 3), 0.5)):
+        assert np.array_equal(images.load_pixels(array), np.asarray(load_image(array)))
+
+
+def test_hostile_files_are_as_safe_by_every_decoder(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)).save(file, "JPEG")
+    sound = file.getvalue()
+    for broken in (b"", b"\xff\xd8\xff no", sound[: len(sound) // 2], sound[:300]):
+        with pytest.raises(ImageError) as by_pil:
+            load_image(broken)
+        with pytest.raises(ImageError) as by_any:
+            images.load_pixels(broken)
+        assert str(by_any.value) == str(by_pil.value)
+    with pytest.raises(ImageError, match="more than max_pixels = 9999"):
+        images.load_pixels(sound, max_pixels=9999)
+    large = tmp_path / "large.jpg"
+    large.write_bytes(sound + b"\0" * 5000)
+    assert np.array_equal(images.load_pixels(large, max_bytes=4000), np.asarray(load_image(large)))

@@ -279,3 +279,14 @@ def test_a_text_that_is_no_unicode_is_named(embedder):
 def test_a_device_that_is_not_there_is_a_clear_error(align, device):
     with pytest.raises(ValueError, match=f"device '{device}' can't be used"):
         Embedder(align, device=device)
+
+
+def test_fast_images_differ_by_rounding(align, vit, photos, tmp_path):
+    paths = [tmp_path / f"{seed}.jpg" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        tiny.picture(seed, 500, 375).save(path, quality=90)
+    for folder in (align, vit):
+        exact, fast = Embedder(folder).images(paths), Embedder(folder, fast_images=True).images(paths)
+        assert 0 < np.abs(fast - exact).max() < 0.01 * np.abs(exact).max()
+    with pytest.raises(ValueError, match="does not take bytes"):
+        Embedder(AlignModel.from_pretrained(align), fast_images=True)

@@ -24,6 +24,10 @@ from PIL import (  # importing a plugin registers its decoder
 
 from .fetch import FetchError, fetch
 
+try:
+    import simplejpeg
+except ImportError:  # PIL reads everything; this is faster
+    simplejpeg = None
 with contextlib.suppress(ImportError):  # since Pillow 11.3
     from PIL import AvifImagePlugin  # noqa: F401
 
@@ -48,6 +52,17 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+
+
+_TURNED = {  # the same for arrays
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
 }
 
 
@@ -89,6 +104,54 @@ def load_image(
     Raises:
         ImageError: whatever is wrong with the source.
     """
+    with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
+        picture.load()
+        return _upright(_to_rgb(picture), _orientation(picture))
+
+
+def load_pixels(
+    source,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    size_hint: tuple[int, int] | None = None,
+    timeout: float = 10.0,
+    max_bytes: int = 64 * 2**20,
+    allow_private_addresses: bool = False,
+) -> np.ndarray:
+    """The pixels of `load_image`, uint8 (H, W, 3), read by simplejpeg where that is installed and the file is a sound JPEG.
+
+    PIL reads headers and decides about everything first, and decodes all that simplejpeg has a word to say about. Both
+    use libjpeg-turbo, so the pixels are the same as long as both have brought releases that decode alike.
+    """
+    with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
+        orientation = _orientation(picture)
+        pixels = _by_simplejpeg(picture, max_bytes)
+        if pixels is not None:
+            return _TURNED.get(orientation, np.asarray)(pixels)
+        picture.load()
+        return np.asarray(_upright(_to_rgb(picture), orientation))
+
+
+def _by_simplejpeg(picture: Image.Image, max_bytes: int) -> np.ndarray | None:
+    if simplejpeg is None or picture.format != "JPEG" or picture.mode not in ("RGB", "L") or not picture.tile:
+        return None
+    picture.fp.seek(0)
+    data = picture.fp.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        return None
+    colours = "RGB" if picture.mode == "RGB" else "GRAY"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colours, min_height=picture.height, min_width=picture.width)
+    except (ValueError, MemoryError):  # also where libjpeg only warns: PIL decides
+        return None
+    if pixels.shape[:2] != (picture.height, picture.width):
+        return None
+    return pixels if colours == "RGB" else np.repeat(pixels, 3, 2)
+
+
+@contextlib.contextmanager
+def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) -> Iterator[Image.Image]:
+    """A picture whose header has passed, not decoded yet; whatever is wrong with it becomes an `ImageError`."""
     name = _describe(source)
     try:
         with _opened(source, timeout, max_bytes, allow_private_addresses) as picture:
@@ -99,8 +162,7 @@ def load_image(
                 sideways = _orientation(picture) >= 5
                 h, w = reversed(size_hint) if sideways else size_hint
                 picture.draft(None, (JPEG_MARGIN * w, JPEG_MARGIN * h))
-            picture.load()
-            return _upright(_to_rgb(picture), _orientation(picture))
+            yield picture
     except ImageError:
         raise
     except Exception as error:  # PIL's decoders raise nearly everything on broken files

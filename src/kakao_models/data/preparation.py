@@ -148,15 +148,28 @@ class Preparation:
         `preprocessing="hf"`: the originals' resizing does not round."""
         return np.ascontiguousarray(self._like_hf(picture, self._options({})))
 
+    def fast_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """As `pixels`, of an array (H, W, 3) of bytes, resized by PyTorch's kernel for bytes: about four times as fast as
+        PIL's. It rounds in other places, so that about one value in 300 differs by 1 of 255, rarely by 2.
+        """
+        options = self._options({})
+        mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(options.resample)
+        if mode is None or not options.do_resize:
+            return self.pixels(Image.fromarray(pixels))
+        import torch
+
+        size = _checked_size(options.size, *pixels.shape[:2])
+        planes = torch.from_numpy(np.require(pixels, requirements="CW")).permute(2, 0, 1)[None]  # a view: channels last
+        resized = torch.nn.functional.interpolate(planes, size, mode=mode, antialias=True)
+        pixels = resized[0].permute(1, 2, 0).numpy()
+        if options.do_center_crop:
+            pixels = _center_crop(pixels, options.crop_size["height"], options.crop_size["width"])
+        return np.ascontiguousarray(pixels)
+
     def _like_hf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
         """Bytes (height, width, 3)."""
         if options.do_resize:
-            height, width = _resized(options.size, picture.height, picture.width, truncated=True)
-            if height * width > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
-                raise ValueError(
-                    f"a picture of {picture.width} x {picture.height} becomes {width} x {height} at size {options.size}, "
-                    f"more than {MAX_PIXELS} pixels: give size as height and width, or leave this picture out"
-                )
+            height, width = _checked_size(options.size, picture.height, picture.width)
             picture = picture.resize((width, height), options.resample)
         pixels = np.asarray(picture)
         if options.do_center_crop:
@@ -217,6 +230,16 @@ def _resized(size: dict[str, int], height: int, width: int, truncated: bool) -> 
         return shorter_side_to(shorter, height, width)
     longer = int(shorter * max(height, width) / min(height, width))  # transformers' rounding
     return (longer, shorter) if width <= height else (shorter, longer)
+
+
+def _checked_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
+    resized = _resized(size, height, width, truncated=True)
+    if resized[0] * resized[1] > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
+        raise ValueError(
+            f"a picture of {width} x {height} becomes {resized[1]} x {resized[0]} at size {size}, more than {MAX_PIXELS} "
+            "pixels: give size as height and width, or leave this picture out"
+        )
+    return resized
 
 
 def _affine(pixels: np.ndarray, options: SimpleNamespace, precision: type) -> np.ndarray:
