@@ -106,8 +106,8 @@ def test_what_does_not_fit_is_named(align, vit, tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing text_projection\.bias"):
         Embedder(folder)
-    with pytest.raises(ValueError, match="does not hold the weights of this AlignModel"):
-        Embedder(copied(align, tmp_path / "width", projection_dim=17))
+    with pytest.raises(ValueError, match="does not hold the weights of this ViTForImageClassification"):
+        Embedder(copied(vit, tmp_path / "depth", num_hidden_layers=1))
     torn = copied(align, tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(OSError, match="no readable safetensors file"):

@@ -4,9 +4,7 @@ The image processors that users name (`AlignImageProcessor`, `ViTImageProcessor`
 what only runs a model does without transformers, whose import takes longer than all the rest.
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
@@ -58,18 +56,14 @@ class Preparation:
             setattr(self, name, self._checked(name, getattr(type(self), name) if value is None else value))
 
     @classmethod
-    def read(cls, file: Path) -> Self:
-        """By a preprocessor_config.json.
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """By the values of a preprocessor_config.json.
 
         Raises:
-            ValueError: it is no JSON object, or a field has no such value.
+            ValueError: a field has no such value.
         """
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} is no JSON object")
-        return cls(
-            **{**cls.transformers_defaults, **{name: value for name, value in values.items() if value is not None}}
-        )
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(**{**cls.transformers_defaults, **given})
 
     @property
     def decode_size(self) -> tuple[int, int] | None:

@@ -114,18 +114,21 @@ class SqueezeExcite(nn.Module):
 
 
 class Linear(nn.Module):
-    """A product, and a bias where there is one; of several names, their results side by side.
+    """A product and a bias; of several names, their results side by side.
 
     Args:
         inner, outer: width of the input, and of one result.
         kernel: of a convolution that is a product in truth.
+        bias: whether there is one.
     """
 
-    def __init__(self, weights: Weights, *names: str, inner: int, outer: int, kernel: tuple[int, ...] = ()):
+    def __init__(
+        self, weights: Weights, *names: str, inner: int, outer: int, kernel: tuple[int, ...] = (), bias: bool = True
+    ):
         super().__init__()
         matrices = [weights(name + ".weight", outer, inner, *kernel).flatten(1) for name in names]
         self.weight = _constant(torch.cat(matrices) if len(matrices) > 1 else matrices[0])
-        biases = [weights(name + ".bias", outer) for name in names if name + ".bias" in weights]
+        biases = [weights(name + ".bias", outer) for name in names if bias]
         self.bias = _constant(torch.cat(biases) if len(biases) > 1 else biases[0]) if biases else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -246,9 +249,17 @@ def _check_pixels(pixels: torch.Tensor, channels: int, size: tuple[int, int] | N
 class Attention(nn.Module):
     """Self-attention. With `first`, of the first token only: (B, 1, D)."""
 
-    def __init__(self, weights: Weights, projections: tuple[str, str, str], output: str, width: int, heads: int):
+    def __init__(
+        self,
+        weights: Weights,
+        projections: tuple[str, str, str],
+        output: str,
+        width: int,
+        heads: int,
+        bias: bool = True,
+    ):
         super().__init__()
-        self.project = Linear(weights, *projections, inner=width, outer=width)
+        self.project = Linear(weights, *projections, inner=width, outer=width, bias=bias)
         self.output, self.heads = Linear(weights, output, inner=width, outer=width), heads
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, first: bool) -> torch.Tensor:
@@ -328,7 +339,8 @@ class ViTLayer(nn.Module):
         width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         projections = tuple(f"{name}.attention.attention.{part}" for part in ("query", "key", "value"))
         output = f"{name}.attention.output.dense"
-        self.attention = Attention(weights, projections, output, width, config.num_attention_heads)
+        heads, bias = config.num_attention_heads, config.qkv_bias
+        self.attention = Attention(weights, projections, output, width, heads, bias)
         self.before, self.after = (
             LayerNorm(weights, f"{name}.layernorm_{at}", width, eps) for at in ("before", "after")
         )

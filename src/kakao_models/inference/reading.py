@@ -3,9 +3,10 @@ all the rest. Where a checkpoint is in any way unusual these give None, and the 
 """
 
 import json
+import os
 from typing import Any
 
-from kakao_models.checkpoint.hub import fetch
+from kakao_models.checkpoint.hub import fetch, resolve
 from kakao_models.data.preparation import Preparation
 
 _BERT = ("BertTokenizer", "BertTokenizerFast")
@@ -19,15 +20,24 @@ _MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens", "model_spec
 
 
 def read_preparation(name: str, reads_texts: bool, where: dict) -> Preparation | None:
-    """By preprocessor_config.json."""
+    """By the image processor's file, or by its part of the processor's, which comes first where a folder has both."""
     from kakao_models.align.preparation import AlignPreparation
     from kakao_models.vit.preparation import ViTPreparation
 
-    try:
-        file = fetch(name, "preprocessor_config.json", **where)
-        return (AlignPreparation if reads_texts else ViTPreparation).read(file)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    files = ["processor_config.json", "preprocessor_config.json"]
+    if not os.path.isdir(resolve(name)):
+        files.reverse()  # on the Hub a file that is not there costs a request at every start
+    for filename in files:
+        try:
+            values = json.loads(fetch(name, filename, **where).read_text(encoding="utf-8"))
+            if filename == "processor_config.json":
+                values = values["image_processor"]
+            return (AlignPreparation if reads_texts else ViTPreparation).of(values)
+        except OSError:
+            continue
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+    return None
 
 
 class Tokenizer:
