@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -220,3 +221,23 @@ def test_a_cache_that_cannot_be_written_is_done_without(align, photos, plain, tm
 def test_on_a_gpu(align, photos, plain, name, dtype, least):
     embedder = Embedder(align, engine=name, dtype=dtype, device="cuda", batch_size=3)
     assert cosine(embedder.images(photos), plain[0]) > least and cosine(embedder.texts(TEXTS), plain[1]) > least
+
+
+def test_other_preprocessing_or_a_damaged_file_makes_an_engines_model_anew(align, home, photos, plain, tmp_path):
+    pytest.importorskip("onnxscript")
+    engine(align, "onnx")
+    before = {path.parent for path in home.rglob("model.onnx")}
+    folder = tmp_path / "other"
+    shutil.copytree(align, folder)
+    file = folder / "processor_config.json"
+    values = json.loads(file.read_text())
+    values["image_processor"]["rescale_factor"] /= 2
+    file.write_text(json.dumps(values))
+    shutil.copystat(f"{align}/model.safetensors", folder / "model.safetensors")
+    changed = engine(folder, "onnx").images(photos)
+    assert_close(changed, Embedder(folder).images(photos))
+    assert np.abs(changed - plain[0]).max() > 1e-3
+    assert before < {path.parent for path in home.rglob("model.onnx")}
+    for path in home.rglob("model.onnx"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert_close(engine(align, "onnx").images(photos), plain[0])

@@ -3,6 +3,8 @@
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from kakao_models import __version__
 from kakao_models.inference.engine import Engine
 from kakao_models.inference.engines import torch_device
 from kakao_models.inference.runners import cache_folder, make_runner
@@ -49,7 +52,10 @@ class TowerEngine(Engine):
         self.source, self.ways, self.device = source, ways, torch_device(device)
         self.checks: list[dict] = []  # what the self-check measured, see `inference.selfcheck`
         self._pixels = None if pixels is None else tuple(map(torch.from_numpy, pixels))
-        self._folder = cache_folder() / source.fingerprint[:32] if keep else None
+        # All that what engines make depends on, and the numbers that they give
+        about = [source.fingerprint, __version__, None if pixels is None else [part.tolist() for part in pixels]]
+        self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        self._folder = cache_folder() / self.fingerprint[:32] if keep else None
         self._runners: dict[tuple, Callable] = {}
         if any(way.engine == "torch" for way in ways.values()):
             self._towers  # noqa: B018  a checkpoint that does not fit is said now

@@ -8,6 +8,8 @@ import copy
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,7 +63,14 @@ def make_runner(
     uint8 = arrays[0].dtype == np.uint8
     size = None if what == "text" else arrays[0].shape[1:3] if uint8 else arrays[0].shape[2:]
     make = OpenVINORunner if engine == "openvino" else OnnxRunner
-    return make(tower, what, size, uint8, dtype, folder)
+    try:
+        return make(tower, what, size, uint8, dtype, folder)
+    except EngineError:
+        raise
+    except Exception:  # noqa: BLE001  each runtime has its own
+        if folder is None:
+            raise
+        return make(tower, what, size, uint8, dtype, folder)  # what was kept and can't be read is gone now
 
 
 class TorchRunner:
@@ -181,10 +190,11 @@ class OpenVINORunner:
         }
         with _made(folder, f"openvino-{_kind(what, size, uint8)}", write) as place:
             self._compiled = core.compile_model(core.read_model(place / "model.xml"), "CPU", options)
-        self._bytes = uint8
+        self._bytes, self._alone = uint8, threading.Lock()
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        result = self._compiled(_inputs(arrays, self._bytes), share_inputs=True)[0]
+        with self._alone:  # a second thread's call would be refused
+            result = self._compiled(_inputs(arrays, self._bytes), share_inputs=True)[0]
         return np.asarray(result, np.float32)
 
 
@@ -236,8 +246,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kakao-models", "engines")
 
 
+_STALE = 24 * 3600  # seconds after which an unfinished folder is of a process that was killed
+
+
 class _made:
-    """A folder with what `write` writes: kept under its name once it is complete, or gone again without a `folder`."""
+    """A folder with what `write` writes: kept under its name once it is complete, or gone again without a `folder`.
+
+    What can't be read after all goes too, so that the next start makes it again.
+    """
 
     def __init__(self, folder: Path | None, name: str, write: Callable[[Path], None]):
         self._target, self._write = folder and folder / name, write
@@ -251,13 +267,16 @@ class _made:
             try:
                 self._target.parent.mkdir(parents=True, exist_ok=True)
                 parent = self._target.parent
+                for old in parent.glob(".unfinished-*"):
+                    if time.time() - old.stat().st_mtime > _STALE:
+                        shutil.rmtree(old, ignore_errors=True)
             except OSError:  # a home that can't be written to: nothing is kept
                 self._target = None
         self._temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
         try:
             self._write(self._temporary)
         except BaseException:
-            self.__exit__()
+            shutil.rmtree(self._temporary, ignore_errors=True)
             raise
         if self._target:
             try:
@@ -268,6 +287,7 @@ class _made:
             return self._target
         return self._temporary
 
-    def __exit__(self, *error) -> None:
-        if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+    def __exit__(self, error, *about) -> None:
+        unwanted = self._temporary or (self._target if error and issubclass(error, Exception) else None)
+        if unwanted:
+            shutil.rmtree(unwanted, ignore_errors=True)

@@ -149,7 +149,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _place(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...]) -> tuple[Path, dict]:
     """The file of a measurement, and all that it depends on."""
     about = {
-        "model": engine.source.fingerprint,
+        "model": engine.fingerprint,
         "what": what,
         "engine": way.engine,
         "dtype": way.dtype,
