@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from kakao_models.data.images import load_image
+from kakao_models.inference.pipelines import pipeline
 from kakao_models.vit.rollout import attention_rollout, patch_map, recorded_attention
 
 from .catalogue import Catalogue
@@ -77,8 +78,9 @@ def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) 
     if classify.embedder.config.model_type != "vit" or not hasattr(model, "set_attn_implementation"):
         missing = note("What the model looked at is shown of a ViT in PyTorch.")
         return bars([(name, classify(photo))]) + missing, None
+    plain = pipeline(CLASSES, model, image_processor=classify.embedder.image_processor)  # its own modules have to run
     with recorded_attention(model) as layers:
-        found = classify(photo)
+        found = plain(photo)
     heat = patch_map(attention_rollout(layers), model)[0]
     return bars([(name, found)]), overlay(_as_seen(photo, classify.embedder.image_processor), heat)
 

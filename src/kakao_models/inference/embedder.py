@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
 
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.data.images import load_image, load_pixels
@@ -161,12 +160,11 @@ class Embedder:
             selfcheck.choose(self.engine, *self._examples(), engine or "torch", dtype)
 
     def _examples(self) -> tuple[dict[str, tuple[np.ndarray, ...]], np.ndarray]:
-        """What a self-check runs on: photographs, and their mirror images, and texts, as engines take them; and the
-        photographs as the plain model does."""
+        """What a self-check runs on: photographs and texts, as engines take them; and the photographs as the plain model
+        does."""
         from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 
         photos = [load_image(path) for path in PHOTOS]
-        photos += [ImageOps.mirror(photo) for photo in photos]
         pixels = np.stack(list(map(self._preparing({}, {}), photos)))
         inputs = {"image": (pixels,)}
         if self.engine.reads_texts:

@@ -24,7 +24,7 @@ from kakao_models.inference.runners import EngineError, cache_folder, missing_pa
 logger = logging.getLogger("kakao_models")
 
 MIN_COSINE = 0.9999  # of an engine's embedding with the plain model's, for the worst of the inputs
-PHOTOS = sorted(Path(__file__).parent.joinpath("photos").glob("*.jpg"))
+PHOTOS = sorted(Path(__file__).parents[1].joinpath("photos").glob("*.jpg"))
 TEXTS = [
     "a cat", "a photo of a moose", "a man with a camera", "an astronaut in an orange suit, smiling", "the sea at night",
     "two dogs play in the snow while a child watches them from the window of a red house", "invoice", "map of a city",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.evaluate.options import BatchSize, Device, Framework, Model, Revision
+from kakao_models.evaluate.options import BatchSize, Device, Dtype, Engine, Framework, Model, Revision, say_engine
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,6 +89,8 @@ def build(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     framework: Framework = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
 ) -> None:
@@ -107,7 +109,7 @@ def build(
     """
     options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
     options |= {"consistency": consistency, "shards": shards, "kind": what, "create": True}
-    embedder = _embedder(model, revision, framework, device, batch_size)
+    embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
     from kakao_models.search.sources import count
@@ -152,6 +154,8 @@ def load(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     framework: Framework = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
 ) -> None:
@@ -167,7 +171,7 @@ def load(
     """
     options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
     options |= {"consistency": consistency, "shards": shards, "kind": what, "create": True}
-    embedder = _embedder(model, revision, framework, device, batch_size)
+    embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
     from kakao_models.search.stored import Stored
@@ -293,6 +297,8 @@ def search(
     ] = None,
     revision: Revision = None,
     framework: Framework = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
     device: Device = "auto",
 ) -> None:
     """Find images (or texts) by a text, by an image, or by both added and subtracted.
@@ -316,7 +322,9 @@ def search(
     from kakao_models.search.results import hits_json, hits_page, print_hits, write_page
 
     with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
-        embedder = index.use(_embedder(model or index.metadata["model"], revision, framework, device, 32)())
+        embedder = index.use(
+            _embedder(model or index.metadata["model"], revision, framework, device, engine, dtype, 32)()
+        )
         taken = [*(minus or []), *(minus_image or [])]
         query = compose_query(embedder, text, image, plus=plus or (), minus=taken, weights=weights)
         hits = index.search(query, k, filter=filter)
@@ -332,7 +340,7 @@ def search(
         print(f"{page}: {len(hits) - lost} of {len(hits)} pictures", file=sys.stderr)
 
 
-def _embedder(model: str, revision, framework, device, batch_size):
+def _embedder(model: str, revision, framework, device, engine, dtype, batch_size):
     """A function that loads the model, after what can be said without it has been checked."""
     from kakao_models.cli import _prepare
 
@@ -341,7 +349,10 @@ def _embedder(model: str, revision, framework, device, batch_size):
     def load():
         from kakao_models import Embedder
 
-        return Embedder(model, revision=revision, framework=framework, device=device, batch_size=batch_size)
+        where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+        embedder = Embedder(model, batch_size=batch_size, **where)
+        say_engine(embedder)
+        return embedder
 
     return load
 
