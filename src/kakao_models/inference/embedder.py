@@ -165,8 +165,10 @@ class Embedder:
         from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 
         photos = [load_image(path) for path in PHOTOS]
-        pixels = np.stack(list(map(self._preparing({}, {}), photos)))
-        inputs = {"image": (pixels,)}
+        prepared = list(map(self._preparing({}, {}), photos))
+        alike = [index for index, pixels in enumerate(prepared) if pixels.shape == prepared[0].shape]
+        photos = [photos[index] for index in alike]  # all of them, if the processor makes one size of all
+        inputs = {"image": (np.stack([prepared[index] for index in alike]),)}
         if self.engine.reads_texts:
             inputs["text"] = next(self._token_batches(TEXTS, MAX_TOKENS * len(TEXTS)))[1:]
         return inputs, self.image_processor(images=photos, return_tensors="np")["pixel_values"]

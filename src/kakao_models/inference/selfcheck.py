@@ -74,6 +74,7 @@ def choose(
         engine.checks += entries
         engine.ways[what] = Way(best["engine"], best["dtype"])
         logger.info("%s", explain(entries))
+    engine.source.forget_plain()
 
 
 def explain(checks: list[dict]) -> str:

@@ -68,6 +68,11 @@ class Source:
             return TorchEngine.load(self._model, device="cpu", dtype="float32", **self._where)
         return TorchEngine(self._model)
 
+    def forget_plain(self) -> None:
+        """Lets go of the plain model, if it can be loaded again."""
+        if isinstance(self._model, (str, os.PathLike)) and isinstance(self.facts, SimpleNamespace):
+            self.__dict__.pop("plain", None)
+
     @cached_property
     def config(self):
         """The configuration."""
