@@ -288,7 +288,7 @@ class Embedder:
         )
         if processor_options:
             options["size_hint"] = None  # the processor may now need more pixels than it said
-        elif isinstance(preparation := self._image_processor, Preparation):
+        elif _is_ours(preparation := self._image_processor):
             if self.engine.takes_bytes and preparation.gives_bytes and self._fast_images:
                 return lambda source: preparation.fast_pixels(load_pixels(source, **options))
             prepare = preparation.pixel_values
@@ -364,6 +364,13 @@ class Embedder:
 def l2_normalize(x: np.ndarray) -> np.ndarray:
     """Rows of `x` scaled to length 1, as the models do it: x / sqrt(max(sum of squares, 1e-12))."""
     return x / np.sqrt(np.maximum(np.square(x).sum(-1, keepdims=True), 1e-12))
+
+
+def _is_ours(processor) -> bool:
+    """Whether what a processor does is known: it is a `Preparation`, and no subclass does something else when called."""
+    preprocess = getattr(type(processor), "preprocess", None)
+    known = preprocess is None or preprocess.__module__ == "kakao_models.data.processor"
+    return isinstance(processor, Preparation) and known
 
 
 def _length(sources) -> int | None:
