@@ -24,8 +24,9 @@ def unfinished(output: Path) -> Iterator[Path]:
         if output == Path.cwd() or os.path.ismount(output):
             raise FileExistsError(f"{named} can't be replaced by the finished folder. Name a folder in it instead.")
         yield folder
-        for path in folder.iterdir():
-            flush(path)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                flush(path)
         os.replace(folder, output)
 
 

@@ -152,9 +152,10 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         """
         if format not in ("tf_saved_model", "litert"):
             return super().export(filepath, format, **kwargs)
-        from kakao_models.export import saved_model
-
-        write = saved_model.export_saved_model if format == "tf_saved_model" else saved_model.export_litert
+        if format == "tf_saved_model":
+            from kakao_models.export.saved_model import export_saved_model as write
+        else:
+            from kakao_models.export.litert import export_litert as write
         write(self, filepath, **kwargs)
 
     def signatures(self) -> dict[str, tuple]:

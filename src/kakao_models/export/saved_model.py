@@ -1,7 +1,10 @@
-"""Keras models as TensorFlow SavedModel and LiteRT, each with the model's named signatures."""
+"""Keras models as TensorFlow SavedModels with named signatures, and the layout that TensorFlow Serving reads."""
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import keras
@@ -9,7 +12,112 @@ import keras
 if keras.backend.backend() != "tensorflow":
     raise ImportError(f"SavedModel and LiteRT need Keras' backend tensorflow, it is {keras.backend.backend()}")
 
+import numpy as np
 import tensorflow as tf
+
+from kakao_models.export.contract import Contract, Pixels
+from kakao_models.export.exporter import SHEET, Place
+from kakao_models.export.samples import Run
+from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.engine_tf import KerasEngine
+
+VERSION = "1"  # the folder of a version, which TensorFlow Serving looks for under a model's own
+Signatures = dict[str, tuple[Callable, dict]]  # name → (function of keywords, {input: (shape, dtype)})
+
+
+def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
+    """One SavedModel, 1/, with a signature for each function; export.json and labels.txt are among its assets."""
+    files = {SHEET: json.dumps(contract.described(), ensure_ascii=False)}
+    if labels := contract.facts.get("labels"):
+        files["labels.txt"] = "".join(f"{label}\n" for label in labels)
+    signatures, variables = functions(keras_model(embedder), contract)
+    with tempfile.TemporaryDirectory() as assets:
+        for name, text in files.items():
+            Path(assets, name).write_text(text, encoding="utf-8")
+        write_signatures(signatures, variables, folder / VERSION, sorted(Path(assets).iterdir()))
+    return {name: Place(VERSION, function.output.name) for name, function in contract.functions.items()}
+
+
+def load(folder: Path, contract: Contract, name: str) -> Run:
+    """Runs a function by its signature, as TensorFlow Serving does."""
+    saved = tf.saved_model.load(os.fspath(folder / VERSION))
+    output = contract.functions[name].output.name
+
+    def run(inputs: dict[str, np.ndarray], saved=saved) -> np.ndarray:  # the signatures hold no reference to it
+        return saved.signatures[output](**{key: tf.constant(value) for key, value in inputs.items()})[output].numpy()
+
+    return run
+
+
+def keras_model(embedder: Embedder) -> keras.Model:
+    """The Keras model in float32: the embedder's, or where another framework runs that, its own."""
+    engine = embedder.engine
+    return (engine if isinstance(engine, KerasEngine) else KerasEngine.load(embedder.name)).model
+
+
+def functions(model: keras.Model, contract: Contract) -> tuple[Signatures, list[tf.Variable]]:
+    """The signatures of a contract, named like their outputs, and the variables they use."""
+    variables, lend = _stored(model, contract.quantize)
+    available, signatures = model.signatures(), {}
+    for name, function in contract.functions.items():
+        inner, _ = available[function.output.name]
+        inputs = {
+            tensor.name: ([None if isinstance(size, str) else size for size in tensor.shape], tensor.dtype)
+            for tensor in function.inputs
+        }
+        signatures[function.output.name] = (_around(inner, name, contract, lend), inputs)
+    return signatures, variables
+
+
+def _around(inner: Callable, name: str, contract: Contract, lend: Callable) -> Callable:
+    """A model's own signature with what the contract puts before and after it."""
+
+    def called(**inputs):
+        if "images" in inputs:
+            inputs = {"pixel_values": _prepare(inputs["images"], contract.pixels)}
+        with lend():
+            outputs = inner(**inputs)
+        if contract.normalize and name != "classifier":
+            outputs = {key: _l2_normalize(value) for key, value in outputs.items()}
+        return outputs
+
+    return called
+
+
+def _prepare(images: tf.Tensor, pixels: Pixels) -> tf.Tensor:
+    """(B, H, W, C) bytes → pixel values (B, C, H, W)."""
+    x = tf.cast(images, tf.float32)
+    if pixels.kind == "picture":
+        top, left, height, width = pixels.box
+        x = tf.image.resize(x, pixels.resized, "bilinear", antialias=False)
+        x = x[:, top : top + height, left : left + width]
+    return tf.transpose(
+        x * tf.constant(pixels.scale, tf.float32) + tf.constant(pixels.offset, tf.float32), (0, 3, 1, 2)
+    )
+
+
+def _l2_normalize(x: tf.Tensor) -> tf.Tensor:
+    return x / tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x), -1, keepdims=True), 1e-12))
+
+
+def _stored(model: keras.Model, dtype: str | None) -> tuple[list[tf.Variable], Callable]:
+    """The variables to save, and a context in which the model uses them.
+
+    Args:
+        dtype: what matrices and kernels are stored in; they are widened when they are used.
+    """
+    if dtype is None:
+        return [variable.value for variable in model.weights], nullcontext
+    narrow = [
+        tf.Variable(tf.cast(variable.value, dtype if len(variable.shape) > 1 else variable.dtype), trainable=False)
+        for variable in model.weights
+    ]
+
+    def lend():
+        pairs = zip(model.weights, narrow)
+        return keras.StatelessScope([(variable, tf.cast(value, variable.dtype)) for variable, value in pairs])
+
+    return narrow, lend
 
 
 def export_saved_model(model: keras.Model, folder: str | os.PathLike, *, signatures: list[str] | None = None) -> None:
@@ -22,38 +130,27 @@ def export_saved_model(model: keras.Model, folder: str | os.PathLike, *, signatu
     Raises:
         ValueError: a signature the model does not have.
     """
-    functions = {}
-    for name, (function, inputs) in _chosen(model, signatures).items():
-        specs = {key: tf.TensorSpec(shape, dtype, name=key) for key, (shape, dtype) in inputs.items()}
-        functions[name] = tf.function(function).get_concrete_function(**specs)
-    module = tf.Module()
-    module.variables_of_model = [variable.value for variable in model.weights]
-    first = next(iter(functions))
-    tf.saved_model.save(module, os.fspath(folder), signatures=functions | {"serving_default": functions[first]})
+    variables = [variable.value for variable in model.weights]
+    write_signatures(chosen(model, signatures), variables, folder)
 
 
-def export_litert(
-    model: keras.Model,
-    file: str | os.PathLike,
-    *,
-    signatures: list[str] | None = None,
-    optimizations: list | None = None,
+def write_signatures(
+    signatures: Signatures, variables: list[tf.Variable], folder: str | os.PathLike, assets: list[Path] = ()
 ) -> None:
-    """Writes a .tflite file; `Interpreter(file).get_signature_runner("image_features")` runs it.
-
-    Args:
-        signatures: as for `export_saved_model`.
-        optimizations: of `tf.lite.TFLiteConverter`; `[tf.lite.Optimize.DEFAULT]` makes the weights 8 bits wide.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        export_saved_model(model, folder, signatures=signatures)
-        names = list(_chosen(model, signatures))
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=names)
-        converter.optimizations = optimizations or []
-        Path(file).write_bytes(converter.convert())
+    """Writes a SavedModel with these signatures, the first of which is also `serving_default`."""
+    traced = {}
+    for name, (function, inputs) in signatures.items():
+        specs = {key: tf.TensorSpec(shape, dtype, name=key) for key, (shape, dtype) in inputs.items()}
+        traced[name] = tf.function(function).get_concrete_function(**specs)
+    module = tf.Module()
+    module.variables_of_model = variables
+    module.assets = [tf.saved_model.Asset(os.fspath(path)) for path in assets]
+    first = next(iter(traced))
+    tf.saved_model.save(module, os.fspath(folder), signatures=traced | {"serving_default": traced[first]})
 
 
-def _chosen(model: keras.Model, names: list[str] | None) -> dict[str, tuple]:
+def chosen(model: keras.Model, names: list[str] | None) -> Signatures:
+    """Those of a model's signatures that are named; all by default."""
     available = model.signatures()
     if unknown := set(names or ()) - available.keys():
         raise ValueError(

@@ -82,7 +82,7 @@ class FlaxViTPatchEmbeddings(nnx.Module):
 
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
         x = self.projection(pixel_values)  # (B, H, W, D)
-        return x.reshape(len(x), -1, x.shape[-1])  # (B, H*W, D)
+        return x.reshape(x.shape[0], -1, x.shape[-1])  # (B, H*W, D)
 
 
 class FlaxViTEmbeddings(nnx.Module):
@@ -117,7 +117,7 @@ class FlaxViTEmbeddings(nnx.Module):
             if self.mask_token is None:
                 raise ValueError("FlaxViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
             x = jnp.where(jnp.asarray(bool_masked_pos, bool)[..., None], self.mask_token[...], x)
-        x = jnp.concatenate((jnp.broadcast_to(self.cls_token[...], (len(x), 1, x.shape[-1])), x), axis=1)  # (B, L, D)
+        x = jnp.concatenate((jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1])), x), axis=1)  # (B, L, D)
         if not interpolate_pos_encoding and (height, width) != self.image_size:
             raise ValueError(
                 f"FlaxViTModel: got images of {height}*{width}, wanted {self.image_size[0]}*{self.image_size[1]}. "

@@ -1,0 +1,199 @@
+"""What an exported model takes and gives: the same for every format.
+
+Axes: B batch  H, W height, width  L tokens  D width of the features
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kakao_models.data.resize import center_box
+from kakao_models.inference.embedder import Embedder
+
+INPUTS = ("float", "uint8", "picture")
+WHATS = ("image", "text", "both", "classifier")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or an output; names in `shape` are sizes that may differ from call to call."""
+
+    name: str
+    dtype: str
+    shape: tuple[str | int, ...]
+    about: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """ "image", "text" or "classifier": inputs by name, one output."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images come in, and what the graph does to them.
+
+    kind: "float", (B, 3, H, W) as the image processor gives it; "uint8", (B, H, W, 3) at the model's size; "picture",
+        (B, any height, any width, 3).
+    size: H, W.
+    scale, offset: per channel, pixel_values = scale * byte + offset.
+    resized, box: of "picture", the size to resize to, and the part (top, left, H, W) of that.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    resized: tuple[int, int] = (0, 0)
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The functions of an export and how they are called.
+
+    normalize: whether features have length 1.
+    quantize: None, or how the weights are stored.
+    facts: what export.json says beside the functions; also embedded into the files.
+    """
+
+    functions: dict[str, Function]
+    pixels: Pixels
+    normalize: bool
+    quantize: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def described(self) -> dict[str, Any]:
+        """JSON: the functions with their tensors, and `facts`."""
+        functions = {
+            name: {"inputs": [_as_dict(tensor) for tensor in function.inputs], "outputs": [_as_dict(function.output)]}
+            for name, function in self.functions.items()
+        }
+        return {**self.facts, "functions": functions}
+
+
+def _as_dict(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "about": tensor.about}
+
+
+def contract(
+    embedder: Embedder, what: str | None, kind: str, normalize: bool, quantize: str | None, ids: str, facts: dict
+) -> Contract:
+    """What `embedder`'s model is exported as.
+
+    Args:
+        what: one of `WHATS`; by default all that the model is made for.
+        kind: of `Pixels`.
+        ids: dtype of token ids in the format, "int32" or "int64".
+
+    Raises:
+        ValueError: the model has no such part, or its preprocessing can't be in a graph.
+    """
+    names = _parts(embedder, what)
+    pixels = _pixels(embedder, kind)
+    if normalize and names == ("classifier",):
+        raise ValueError("--normalize makes features as long as 1; a classifier gives logits. Leave it out")
+    unit = ", each row of length 1" if normalize else ", not normalised"
+    features = {
+        "image": Tensor("image_features", "float32", ("batch", embedder.dim), "embeddings of the images" + unit),
+        "text": Tensor("text_features", "float32", ("batch", embedder.dim), "embeddings of the texts" + unit),
+    }
+    if "classifier" in names:
+        logits = ("batch", embedder.config.num_labels)
+        features["classifier"] = Tensor("logits", "float32", logits, "one number per label, before any softmax")
+    inputs = {"image": _image_inputs(pixels), "text": _text_inputs(embedder, ids), "classifier": _image_inputs(pixels)}
+    functions = {name: Function(name, inputs[name], features[name]) for name in names}
+    return Contract(functions, pixels, normalize, quantize, facts)
+
+
+def _parts(embedder: Embedder, what: str | None) -> tuple[str, ...]:
+    engine = embedder.engine
+    there = ("image", "text") if engine.reads_texts else ("image", "classifier") if engine.classifies else ("image",)
+    if what is None:
+        return there if engine.reads_texts else there[-1:]
+    wanted = ("image", "text") if what == "both" else (what,)
+    if absent := [name for name in wanted if name not in there]:
+        raise ValueError(
+            f"{embedder.name} has no {absent[0]} to export, it has {' and '.join(there)}: --what {there[-1]}"
+        )
+    return wanted
+
+
+def _pixels(embedder: Embedder, kind: str) -> Pixels:
+    processor = embedder.image_processor
+    resized, crop = dict(processor.size), dict(processor.crop_size or {})
+    size = crop if processor.do_center_crop else resized if processor.do_resize and "height" in resized else None
+    if size is None:
+        side = getattr(embedder.config, "vision_config", embedder.config).image_size
+        height, width = (side, side) if isinstance(side, int) else side
+    else:
+        height, width = size["height"], size["width"]
+    # The processor itself says what becomes of a byte: rescaling and normalisation are affine, per channel.
+    black, white = (_prepared(processor, np.full((height, width, 3), byte, np.uint8))[:, 0, 0] for byte in (0, 255))
+    scale = (white.astype(np.float64) - black) / 255
+    pixels = (kind, (height, width), tuple(scale.tolist()), tuple(black.astype(np.float64).tolist()))
+    if kind != "picture":
+        return Pixels(*pixels)
+    if not (
+        processor.preprocessing == "tf" and processor.do_resize and processor.resample == Image.Resampling.BILINEAR
+    ):
+        raise ValueError(
+            f"--input picture: {embedder.name} resizes {resizing(processor)}, which no graph of these formats computes "
+            "to the same pixel. Take --input uint8 and resize before the call; export.json says how"
+        )
+    if "height" not in resized:
+        raise ValueError(f"--input picture: {embedder.name} keeps the aspect ratio ({resized}); take --input uint8")
+    full = resized["height"], resized["width"]
+    return Pixels(*pixels, full, center_box(*full, height, width))
+
+
+def _prepared(processor, picture: np.ndarray) -> np.ndarray:
+    return processor(images=picture, return_tensors="np", **AS_IT_IS)["pixel_values"][0]
+
+
+AS_IT_IS = {"do_resize": False, "do_center_crop": False}  # of a processor: for pictures that have the model's size
+
+
+def resizing(processor) -> str:
+    """In words, how an image processor resizes and crops."""
+    if not processor.do_resize:
+        words = "nothing"
+    else:
+        sides = processor.size
+        to = f"{sides['height']} x {sides['width']}" if "height" in sides else f"shorter side {sides['shortest_edge']}"
+        method = Image.Resampling(processor.resample).name.lower()
+        how = "as tf.image.resize, without antialiasing" if processor.preprocessing == "tf" else "as PIL, antialiased"
+        words = f"to {to} (height x width), {method}, {how}"
+    if processor.do_center_crop:
+        words += f", and takes the central {processor.crop_size['height']} x {processor.crop_size['width']}"
+    return words
+
+
+def _image_inputs(pixels: Pixels) -> tuple[Tensor, ...]:
+    height, width = pixels.size
+    if pixels.kind == "float":
+        about = "RGB as preprocessor_config.json makes it: resized, rescaled, normalised"
+        return (Tensor("pixel_values", "float32", ("batch", 3, height, width), about),)
+    if pixels.kind == "uint8":
+        about = (
+            "RGB, 0 to 255, upright, resized to this size by the caller; rescaling and normalisation are in the graph"
+        )
+        return (Tensor("images", "uint8", ("batch", height, width, 3), about),)
+    about = "RGB, 0 to 255, upright, of any size; resizing, cropping and normalisation are in the graph"
+    return (Tensor("images", "uint8", ("batch", "height", "width", 3), about),)
+
+
+def _text_inputs(embedder: Embedder, ids: str) -> tuple[Tensor, ...]:
+    if not embedder.engine.reads_texts:
+        return ()
+    most, words = embedder.max_tokens, embedder.config.text_config.vocab_size
+    return (
+        Tensor("input_ids", ids, ("batch", "tokens"), f"of tokenizer.json, below {words}; at most {most} tokens"),
+        Tensor("attention_mask", ids, ("batch", "tokens"), "1 at tokens, 0 at padding, which comes after them"),
+    )

@@ -1,0 +1,250 @@
+"""Writes a model in another runtime's format, once that runtime has given what the source gives."""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kakao_models import __version__
+from kakao_models.checkpoint.atomic import unfinished
+from kakao_models.checkpoint.hub import fetch, resolve
+from kakao_models.export.contract import INPUTS, WHATS, Contract, contract, resizing
+from kakao_models.export.samples import compare
+from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.progress import Progress
+
+SHEET = "export.json"
+# The least cosine between any row of the export and of its source, by how weights are stored.
+LEAST_COSINE = {None: 0.9999, "float16": 0.999, "bfloat16": 0.999, "int8": 0.99, "int8-dynamic": 0.99}
+_COPIED = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+)
+
+
+class Format(NamedTuple):
+    module: str  # with write(embedder, contract, folder) and load(folder, contract, name)
+    quantize: tuple[str, ...]
+    ids: str  # dtype of token ids
+    extra: str  # of pip
+    runtimes: tuple[str, ...]  # packages whose versions are noted
+
+
+FORMATS = {
+    "onnx": Format("onnx", ("float16", "bfloat16", "int8", "int8-dynamic"), "int64", "export", ("onnx", "onnxruntime")),
+    "openvino": Format("openvino", ("float16", "int8"), "int64", "export", ("openvino", "nncf")),
+    "saved_model": Format("saved_model", ("float16", "bfloat16"), "int32", "tensorflow", ("tensorflow", "keras")),
+    "litert": Format("litert", ("float16", "int8"), "int32", "tensorflow", ("tensorflow", "keras")),
+    "stablehlo": Format("stablehlo", ("float16", "bfloat16"), "int32", "flax", ("jax", "flax")),
+    "pt2": Format("pt2", ("float16", "bfloat16"), "int64", "torch", ("torch",)),
+}
+
+
+def export(
+    model: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    to: str,
+    what: str | None = None,
+    input: str = "float",
+    normalize: bool = False,
+    quantize: str | None = None,
+    min_cosine: float | None = None,
+    force: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Writes the folder `output`: a model of the format `to`, export.json and the tokenizer. It appears complete or not.
+
+    Args:
+        model: a Hub id, a folder, or the name of a checkpoint inside this package.
+        to: one of `FORMATS`.
+        what: "image", "text", "both" or "classifier"; by default both towers of an ALIGN, the classifier of a ViT, and
+            of a ViT without one its features.
+        input: how images come in. "float": `pixel_values` (B, 3, H, W) as the image processor gives them; "uint8":
+            `images` (B, H, W, 3) at the model's size, normalised in the graph; "picture": of any size, resized there
+            too, where that gives what our own preprocessing gives (`preprocessing="tf"` with bilinear resizing).
+        normalize: features of length 1.
+        quantize: how weights are stored, out of the format's `Format.quantize`.
+        min_cosine: refuse an export any row of whose output has a smaller cosine to the source's; by default
+            `LEAST_COSINE`.
+        force: write it all the same.
+
+    Returns:
+        The content of export.json; `check` of a function is what `compare` found.
+
+    Raises:
+        OSError: no such checkpoint, `output` is there already, or the disk is full.
+        ValueError: an option the model or the format does not have, or an export that differs from its source.
+        ImportError: what the format needs is not installed; the message says what installs it.
+    """
+    form = _checked(to, what, input, quantize)
+    writer = _module(form, to)
+    output = Path(output)
+    where = {"revision": revision, "token": token}
+    with unfinished(output) as folder, Progress(f"export to {to}", None, progress) as bar:
+        embedder = Embedder(model, batch_size=4, **where)
+        facts = _facts(embedder, to, form, quantize, input, normalize)
+        called = contract(embedder, what, input, normalize, quantize, form.ids, facts)
+        bar.advance(1)
+        _copy(embedder, folder, where, texts="text" in called.functions)
+        files = writer.write(embedder, called, folder)
+        bar.advance(1)
+        sheet = called.described()
+        least = LEAST_COSINE[quantize] if min_cosine is None else min_cosine
+        for name, described in sheet["functions"].items():
+            check = compare(embedder, called, name, writer.load(folder, called, name))
+            bar.advance(1)
+            described |= {"file": files[name].file, "signature": files[name].signature, "check": check}
+            if check["cosine"] < least and not force:
+                raise ValueError(
+                    f"{to}: the cosine of {name} to its source is {check['cosine']:.6f}, wanted {least:g} or more. Nothing "
+                    "is written. " + (f"Take another --quantize than {quantize}, " if quantize else "Report this, ")
+                    + "or --force it (--min-cosine moves the bound)"
+                )  # fmt: skip
+        sheet["files"] = _files(folder)
+        (folder / SHEET).write_text(json.dumps(sheet, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return sheet
+
+
+class Place(NamedTuple):
+    """Where a function is: a file (or folder) of the export, and its name within, where a file has several."""
+
+    file: str
+    signature: str | None = None
+
+
+def summary(sheet: dict[str, Any], output: str | os.PathLike) -> str:
+    """For people: what was written, and how far it is from its source."""
+    lines = []
+    for name, function in sheet["functions"].items():
+        check = function["check"]
+        shapes = ", ".join(f"{tensor['name']} {_shape(tensor)}" for tensor in function["inputs"])
+        result = function["outputs"][0]
+        same = f", same best label {check['same_best']:.0%}" if "same_best" in check else ""
+        place = f"{function['file']} ({function['signature']})" if function["signature"] else function["file"]
+        lines += [
+            f"{name}: {place}",
+            f"  {shapes} -> {result['name']} {_shape(result)}",
+            f"  beside its source: cosine {check['cosine']:.7f} or more, largest difference {check['difference']:.1e} "
+            f"of {check['of']:.3g}{same}",
+        ]
+    size = sum(file["bytes"] for file in sheet["files"].values()) / 1e6
+    return "\n".join([*lines, f"{output}: written, {size:.1f} MB; {SHEET} in it says how to call it"])
+
+
+def _shape(tensor: dict) -> str:
+    return f"{tensor['dtype']} ({', '.join(map(str, tensor['shape']))})"
+
+
+def _checked(to: str, what: str | None, input: str, quantize: str | None) -> Format:
+    if to not in FORMATS:
+        raise ValueError(f"--to {to}: wanted one of {', '.join(FORMATS)}")
+    if what is not None and what not in WHATS:
+        raise ValueError(f"--what {what}: wanted one of {', '.join(WHATS)}")
+    if input not in INPUTS:
+        raise ValueError(f"--input {input}: wanted one of {', '.join(INPUTS)}")
+    form = FORMATS[to]
+    if quantize is not None and quantize not in form.quantize:
+        raise ValueError(f"--quantize {quantize}: {to} has {', '.join(form.quantize)}")
+    return form
+
+
+def _module(form: Format, to: str):
+    try:
+        return importlib.import_module(f"kakao_models.export.{form.module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("kakao_models"):
+            raise
+        raise ImportError(f"--to {to} needs {error.name}: pip install 'kakao-models[{form.extra}]'") from error
+
+
+def _facts(
+    embedder: Embedder, to: str, form: Format, quantize: str | None, kind: str, normalize: bool
+) -> dict[str, Any]:
+    config, processor = embedder.config, embedder.image_processor
+    facts = {
+        "format": to,
+        "model": embedder.name,
+        "model_type": config.model_type,
+        "source_sha256": _source_hashes(embedder.name),
+        "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"kakao-models": __version__} | {name: _version(name) for name in form.runtimes},
+        "input": kind,
+        "quantize": quantize,
+        "normalized": normalize,
+        "caller": _caller(kind, processor),
+        "preprocessing": {
+            "file": "preprocessor_config.json",
+            "resize": resizing(processor),
+        },
+    }
+    if embedder.engine.reads_texts:
+        facts["tokenizer"] = {
+            "file": "tokenizer.json",
+            "max_tokens": embedder.max_tokens,
+            "padding": "right, to the longest of a batch",
+            "pad_token_id": embedder.tokenizer.pad_token_id,
+        }
+        facts["temperature"] = embedder.engine.temperature
+        facts["logits"] = "cosine of image and text features, divided by the temperature; softmax over the texts"
+    if embedder.engine.classifies:
+        facts["labels"] = [config.id2label[index] for index in range(config.num_labels)]
+        many = config.problem_type == "multi_label_classification" or config.num_labels == 1
+        facts["scores"] = "sigmoid" if many else "softmax"
+    return facts
+
+
+def _caller(kind: str, processor) -> str:
+    upright = "decode to upright RGB of 8 bits"
+    if kind == "picture":
+        return f"{upright}; pictures of one batch have the same size"
+    if kind == "uint8":
+        rounded = "; round to whole numbers" if processor.preprocessing == "tf" else ""
+        return f"{upright}; resize {resizing(processor)}{rounded}"
+    return f"{upright}; resize {resizing(processor)}; rescale and normalise as preprocessor_config.json says"
+
+
+def _version(package: str) -> str | None:
+    names = (package, f"{package}-cpu") if package == "tensorflow" else (package,)
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _source_hashes(name: str) -> dict[str, str]:
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        folder = fetch(name, "config.json").parent  # the Hub's cache, where the weights lie beside it
+    return {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _copy(embedder: Embedder, folder: Path, where: dict, texts: bool) -> None:
+    """The files that the caller's preprocessing needs, as the embedder has them."""
+    embedder.image_processor.save_pretrained(folder)
+    if texts:
+        embedder.tokenizer.save_pretrained(folder)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }

@@ -1,0 +1,87 @@
+"""Keras models as LiteRT (TensorFlow Lite) files with named signatures."""
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kakao_models.export.contract import Contract
+from kakao_models.export.exporter import SHEET, Place
+from kakao_models.export.samples import Run
+from kakao_models.export.saved_model import Signatures, chosen, functions, keras_model, write_signatures
+from kakao_models.inference.embedder import Embedder
+
+
+def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
+    """A file for each function, with export.json and labels.txt in it as a zip archive at its end, which is where TensorFlow
+    Lite's metadata keeps associated files: `unzip image.tflite` takes them out.
+    """
+    files = {SHEET: json.dumps(contract.described(), ensure_ascii=False)}
+    if labels := contract.facts.get("labels"):
+        files["labels.txt"] = "".join(f"{label}\n" for label in labels)
+    signatures, variables = functions(keras_model(embedder), contract)
+    places = {}
+    for name, function in contract.functions.items():
+        signature = function.output.name
+        places[name] = Place(f"{name}.tflite", signature)
+        # One signature a file: of two, TensorFlow 2.21 quantises the first one's convolutions wrongly.
+        content = _converted({signature: signatures[signature]}, variables, contract.quantize)
+        (folder / places[name].file).write_bytes(content)
+        with zipfile.ZipFile(folder / places[name].file, "a") as archive:
+            for file, text in files.items():
+                archive.writestr(file, text)
+    return places
+
+
+def load(folder: Path, contract: Contract, name: str) -> Run:
+    """Runs a function by its signature, in LiteRT's interpreter."""
+    interpreter = _interpreter()(os.fspath(folder / f"{name}.tflite"), num_threads=os.cpu_count())
+    output = contract.functions[name].output.name
+    runner = interpreter.get_signature_runner(output)
+
+    def run(inputs: dict[str, np.ndarray], interpreter=interpreter) -> np.ndarray:  # which owns the runner
+        return runner(**inputs)[output]
+
+    return run
+
+
+def _interpreter() -> type:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:  # TensorFlow's own, the same program
+        return tf.lite.Interpreter
+    return Interpreter
+
+
+def export_litert(
+    model: keras.Model,
+    file: str | os.PathLike,
+    *,
+    signatures: list[str] | None = None,
+    optimizations: list | None = None,
+) -> None:
+    """Writes a .tflite file; `Interpreter(file).get_signature_runner("image_features")` runs it.
+
+    Args:
+        signatures: as for `export_saved_model`.
+        optimizations: of `tf.lite.TFLiteConverter`; `[tf.lite.Optimize.DEFAULT]` makes the weights 8 bits wide.
+    """
+    variables = [variable.value for variable in model.weights]
+    Path(file).write_bytes(_converted(chosen(model, signatures), variables, optimizations=optimizations))
+
+
+def _converted(
+    signatures: Signatures, variables: list, quantize: str | None = None, optimizations: list | None = None
+) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write_signatures(signatures, variables, folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
+        converter.optimizations = optimizations or ([tf.lite.Optimize.DEFAULT] if quantize else [])
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        return converter.convert()

@@ -1,0 +1,120 @@
+"""JAX's exported programs: StableHLO for processors, NVIDIA and AMD cards and TPUs, without Flax and this package.
+
+Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export as jax_export
+
+from kakao_models.export.contract import Contract, Function, Pixels
+from kakao_models.export.exporter import Place
+from kakao_models.export.samples import Run
+from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.engine_flax import FlaxEngine
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
+    """A file for each function: what `jax.export.deserialize` takes."""
+    engine = embedder.engine
+    model = (engine if isinstance(engine, FlaxEngine) else FlaxEngine.load(embedder.name, device="cpu")).model
+    evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    graph, state = nnx.split(evaluating)
+    narrow = jax.tree.map(partial(_narrow, dtype=contract.quantize), state)
+    files = {}
+    for name, function in contract.functions.items():
+
+        def called(*inputs: jax.Array, run=_FUNCTIONS[name]) -> jax.Array:
+            wide = jax.tree.map(_widen, narrow, state)
+            return run(nnx.merge(graph, wide), contract, *inputs)
+
+        program = jax_export.export(jax.jit(called), platforms=PLATFORMS)(*_arguments(embedder, function))
+        files[name] = Place(f"{name}.stablehlo")
+        (folder / files[name].file).write_bytes(program.serialize())
+    return files
+
+
+def load(folder: Path, contract: Contract, name: str) -> Run:
+    """Runs a function out of its file, by `jax.export.deserialize`."""
+    program = jax_export.deserialize(bytearray((folder / f"{name}.stablehlo").read_bytes()))
+    names = [tensor.name for tensor in contract.functions[name].inputs]
+
+    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(program.call(*(inputs[name] for name in names)))
+
+    return run
+
+
+def _narrow(array: jax.Array, dtype: str | None) -> jax.Array:
+    wide = dtype is None or array.ndim < 2 or not jnp.issubdtype(array.dtype, jnp.floating)
+    return array if wide else array.astype(dtype)
+
+
+def _widen(array: jax.Array, full: jax.Array) -> jax.Array:
+    return array if array.dtype == full.dtype else array.astype(full.dtype)
+
+
+def _arguments(embedder: Embedder, function: Function) -> list[jax.ShapeDtypeStruct]:
+    """Shapes with names for free sizes; those of one function are the same sizes."""
+    names = dict.fromkeys(size for tensor in function.inputs for size in tensor.shape if isinstance(size, str))
+    bounds = [f"tokens <= {embedder.max_tokens}"] if "tokens" in names else []
+    free = dict(zip(names, jax_export.symbolic_shape(", ".join(names), constraints=bounds)))
+    return [
+        jax.ShapeDtypeStruct([free.get(size, size) for size in tensor.shape], tensor.dtype)
+        for tensor in function.inputs
+    ]
+
+
+def _prepare(images: jax.Array, pixels: Pixels) -> jax.Array:
+    """Images as they come in → pixel values (B, C, H, W)."""
+    if pixels.kind == "float":
+        return images
+    x = images.astype(jnp.float32)
+    if pixels.kind == "picture":
+        top, left, height, width = pixels.box
+        x = _interpolated(x, 1, pixels.resized[0], top, height)
+        x = _interpolated(x, 2, pixels.resized[1], left, width)
+    x = x * jnp.array(pixels.scale, jnp.float32) + jnp.array(pixels.offset, jnp.float32)
+    return x.transpose(0, 3, 1, 2)
+
+
+def _interpolated(x: jax.Array, axis: int, resized: int, start: int, count: int) -> jax.Array:
+    """Pixels start, start + 1, ... of an axis resized as in `kakao_models.data.resize`; the old size may be unknown."""
+    size = jnp.asarray(x.shape[axis], jnp.float32)
+    position = (jnp.arange(start, start + count, dtype=jnp.float32) + 0.5) * (size / resized) - 0.5
+    below = jnp.floor(position)
+    weight = (position - below).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    first, second = (jnp.clip(below + i, 0, size - 1).astype(jnp.int32) for i in (0, 1))
+    return jnp.take(x, first, axis) * (1 - weight) + jnp.take(x, second, axis) * weight
+
+
+def _image(model, contract: Contract, images: jax.Array) -> jax.Array:
+    pixels = _prepare(images, contract.pixels)
+    if hasattr(model, "get_image_features"):
+        return _finished(model.get_image_features(pixels, return_dict=True).pooler_output, contract)
+    output = (model.vit if hasattr(model, "vit") else model)(pixels, return_dict=True)
+    pooled = output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
+    return _finished(pooled, contract)
+
+
+def _classifier(model, contract: Contract, images: jax.Array) -> jax.Array:
+    return model(_prepare(images, contract.pixels), return_dict=True).logits
+
+
+def _text(model, contract: Contract, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    return _finished(model.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output, contract)
+
+
+_FUNCTIONS: dict[str, Callable] = {"image": _image, "text": _text, "classifier": _classifier}
+
+
+def _finished(x: jax.Array, contract: Contract) -> jax.Array:
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12)) if contract.normalize else x
