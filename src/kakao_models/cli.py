@@ -4,7 +4,6 @@ Exit codes: 0 fine, 1 some inputs failed (listed on stderr), 2 nothing could be 
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,11 @@ from kakao_models import __version__
 from kakao_models.data.cli import app as data_app
 from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
+from kakao_models.export.cli import export
 from kakao_models.inference.options import Dtype, Engine, FastImages, say_engine
 from kakao_models.search.cli import app as index_app
 from kakao_models.search.cli import search
+from kakao_models.serve.cli import serve
 from kakao_models.train.cli import app as train_app
 
 DEFAULT_MODEL = "kakaobrain/align-base"
@@ -41,6 +42,8 @@ app.add_typer(index_app, name="index")
 app.command(no_args_is_help=True)(search)
 app.command()(demo)
 app.add_typer(train_app, name="train")
+app.command(no_args_is_help=True)(export)
+app.command(no_args_is_help=True)(serve)
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help=f"A Hub id, a folder, or {BUNDLED_MODEL}.", rich_help_panel="Model")
@@ -405,16 +408,9 @@ def _prepare(model: str, revision: str | None) -> None:
 
 
 def _quiet() -> None:
-    """What transformers says while it loads helps no user of the command. It is not imported for that: most runs do
-    without it."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
-    if "transformers" in sys.modules:
-        from huggingface_hub.utils import enable_progress_bars
-        from transformers.utils import logging
+    from kakao_models.inference.progress import quiet
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        enable_progress_bars()  # of downloads
+    quiet()
 
 
 def _check_picture(path: Path | None) -> None:

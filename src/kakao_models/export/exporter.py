@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from kakao_models import __version__
 from kakao_models.checkpoint.atomic import unfinished
 from kakao_models.checkpoint.hub import fetch, resolve
-from kakao_models.export.contract import INPUTS, WHATS, Contract, contract, resizing
+from kakao_models.export.contract import INPUTS, WHATS, contract, resizing
 from kakao_models.export.samples import compare
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.progress import Progress

@@ -29,7 +29,6 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     for name, function in contract.functions.items():
         signature = function.output.name
         places[name] = Place(f"{name}.tflite", signature)
-        # One signature a file: of two, TensorFlow 2.21 quantises the first one's convolutions wrongly.
         content = _converted({signature: signatures[signature]}, variables, contract.quantize)
         (folder / places[name].file).write_bytes(content)
         with zipfile.ZipFile(folder / places[name].file, "a") as archive:

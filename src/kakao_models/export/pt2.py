@@ -17,7 +17,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     """A file for each function, with what export.json says inside it as the extra file of that name."""
     described = json.dumps(contract.described(), ensure_ascii=False)
     files = {}
-    for name, program in programs(embedder, contract).items():
+    for name, program in programs(embedder, contract, narrow=True).items():
         files[name] = Place(f"{name}.pt2")
         torch.export.save(program, folder / files[name].file, extra_files={SHEET: described})
     return files

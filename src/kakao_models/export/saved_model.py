@@ -30,7 +30,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     files = {SHEET: json.dumps(contract.described(), ensure_ascii=False)}
     if labels := contract.facts.get("labels"):
         files["labels.txt"] = "".join(f"{label}\n" for label in labels)
-    signatures, variables = functions(keras_model(embedder), contract)
+    signatures, variables = functions(keras_model(embedder), contract, contract.quantize)
     with tempfile.TemporaryDirectory() as assets:
         for name, text in files.items():
             Path(assets, name).write_text(text, encoding="utf-8")
@@ -55,9 +55,9 @@ def keras_model(embedder: Embedder) -> keras.Model:
     return (engine if isinstance(engine, KerasEngine) else KerasEngine.load(embedder.name)).model
 
 
-def functions(model: keras.Model, contract: Contract) -> tuple[Signatures, list[tf.Variable]]:
-    """The signatures of a contract, named like their outputs, and the variables they use."""
-    variables, lend = _stored(model, contract.quantize)
+def functions(model: keras.Model, contract: Contract, dtype: str | None = None) -> tuple[Signatures, list[tf.Variable]]:
+    """The signatures of a contract, named like their outputs, and the variables they use, matrices in `dtype`."""
+    variables, lend = _stored(model, dtype)
     available, signatures = model.signatures(), {}
     for name, function in contract.functions.items():
         inner, _ = available[function.output.name]

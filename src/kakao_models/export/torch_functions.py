@@ -1,11 +1,9 @@
-"""The functions of an export as PyTorch modules, for the formats that are made from PyTorch.
+"""The functions of an export as PyTorch's exported programs, for the formats that are made from PyTorch.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
 
-import copy
 import inspect
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,32 +15,56 @@ from torch.nn import functional as F
 from kakao_models.export.contract import Contract, Function, Pixels
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.engines import TorchEngine
+from kakao_models.inference.fused import tensors_of, towers
 
 NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-MOST = 1 << 20  # sizes of a batch, and of the sides of a picture: a bound that PyTorch's exporter wants
+_MOST = 1 << 20  # of a batch, and of the sides of a picture: PyTorch's exporter wants a bound
 
 
-def programs(embedder: Embedder, contract: Contract, narrow: bool = True) -> dict[str, ExportedProgram]:
+def programs(embedder: Embedder, contract: Contract, *, narrow: bool = False) -> dict[str, ExportedProgram]:
     """name → the function as PyTorch exports it, its sizes free where the contract names them.
 
     Args:
-        narrow: whether the parameters are stored as `contract.quantize` says. Computed is always in float32.
+        narrow: whether parameters are stored as `contract.quantize` says. Computed is always in float32.
     """
     model = _model(embedder)
-    made = {}
+    pixels = contract.pixels
+    scale = torch.tensor(pixels.scale, dtype=torch.float64)
+    byte_values = scale, -torch.tensor(pixels.offset, dtype=torch.float64) / scale  # scale, and the byte that is 0
+    made = towers(model.config, tensors_of(model), byte_values if pixels.kind == "uint8" else None)
+    result = {}
     for name, function in contract.functions.items():
-        module = _FUNCTIONS[name](_without(model, _UNUSED[name]), contract)
-        dtype = NARROW.get(contract.quantize) if narrow else None
-        if dtype is not None:
-            module = Narrow(module, dtype)
+        module = Texts(made[name], contract) if name == "text" else Images(made[name], function, contract)
+        if narrow and contract.quantize:
+            module = Narrow(module, NARROW[contract.quantize])
         inputs, shapes = _examples(embedder, function)
         with torch.no_grad():
-            made[name] = torch.export.export(module.eval(), (), inputs, dynamic_shapes=shapes, strict=False)
-    return made
+            result[name] = torch.export.export(module.eval(), (), inputs, dynamic_shapes=shapes, strict=False)
+    return result
 
 
-class Preparing(nn.Module):
-    """Images as they come in → pixel values (B, C, H, W)."""
+class Images(nn.Module):
+    """Images as they come in → features (B, D) or logits (B, classes)."""
+
+    def __init__(self, tower: nn.Module, function: Function, contract: Contract):
+        super().__init__()
+        self.tower, self.pixels, self.output = tower, contract.pixels, function.output.name
+        self.normalize = contract.normalize and function.name == "image"
+        self.prepare = Resizing(contract.pixels) if contract.pixels.kind == "picture" else None
+        if contract.pixels.kind == "float":
+            self.forward = self._of_pixel_values
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = images.permute(0, 3, 1, 2)  # (B, C, H, W)
+        return self._of_pixel_values(x if self.prepare is None else self.prepare(x))
+
+    def _of_pixel_values(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.tower(pixel_values)
+        return {self.output: _l2_normalize(x) if self.normalize else x}
+
+
+class Resizing(nn.Module):
+    """Bytes of any size (B, C, H, W) → pixel values of the model's size."""
 
     def __init__(self, pixels: Pixels):
         super().__init__()
@@ -51,79 +73,22 @@ class Preparing(nn.Module):
             values = torch.tensor(getattr(pixels, name), dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(name, values)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.pixels.kind == "float":
-            return images
-        x = images.permute(0, 3, 1, 2).float()  # (B, C, H, W)
-        if self.pixels.kind == "picture":
-            x = F.interpolate(x, size=self.pixels.resized, mode="bilinear", align_corners=False, antialias=False)
-            top, left, height, width = self.pixels.box
-            x = x[:, :, top : top + height, left : left + width]
-        return x * self.scale + self.offset
-
-
-class Images(nn.Module):
-    """Images → features (B, D), or with `output="logits"` (B, classes)."""
-
-    def __init__(self, model: nn.Module, contract: Contract, output: str = "image_features"):
-        super().__init__()
-        self.prepare, self.model = Preparing(contract.pixels), model
-        self.output, self.normalize = output, contract.normalize and output != "logits"
-        if contract.pixels.kind == "float":
-            self.forward = self._of_pixel_values
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self._run(self.prepare(images))
-        return {self.output: _l2_normalize(x) if self.normalize else x}
-
-    def _of_pixel_values(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        return Images.forward(self, pixel_values)
-
-    def _run(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if self.output == "logits":
-            return self.model(pixel_values).logits
-        if hasattr(self.model, "get_image_features"):
-            return self.model.get_image_features(pixel_values).pooler_output
-        output = self.model.base_model(pixel_values)
-        return output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(x.float(), size=self.pixels.resized, mode="bilinear", align_corners=False, antialias=False)
+        top, left, height, width = self.pixels.box
+        return x[:, :, top : top + height, left : left + width] * self.scale + self.offset
 
 
 class Texts(nn.Module):
     """Token ids and their mask (B, L) → features (B, D)."""
 
-    def __init__(self, model: nn.Module, contract: Contract):
+    def __init__(self, tower: nn.Module, contract: Contract):
         super().__init__()
-        self.model, self.normalize = model, contract.normalize
+        self.tower, self.normalize = tower, contract.normalize
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        x = self.tower(input_ids, attention_mask)
         return {"text_features": _l2_normalize(x) if self.normalize else x}
-
-
-_FUNCTIONS: dict[str, Callable[[nn.Module, Contract], nn.Module]] = {
-    "image": Images,
-    "text": Texts,
-    "classifier": lambda model, contract: Images(model, contract, "logits"),
-}
-
-
-# Parts of a model that a function does not use, and whose parameters would be exported along.
-_UNUSED = {
-    "image": ("text_model", "text_projection", "classifier"),
-    "text": ("vision_model", "visual_projection", "text_model.pooler"),
-    "classifier": (),
-}
-
-
-def _without(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
-    """The model, sharing its tensors, without some of its modules."""
-    model = copy.copy(model)
-    model._modules = dict(model._modules)
-    for name in names:
-        part, _, rest = name.partition(".")
-        if model._modules.get(part) is not None:
-            model._modules[part] = _without(model._modules[part], (rest,)) if rest else None
-    return model
 
 
 class Narrow(nn.Module):
@@ -137,7 +102,6 @@ class Narrow(nn.Module):
             narrow = tensor.is_floating_point() and tensor.ndim > 1
             self.register_buffer(f"tensor_{index}", tensor.detach().to(dtype) if narrow else tensor.detach())
             self._names[f"tensor_{index}"] = (name, tensor.dtype)
-
         self.forward = partial(self._run)
         self.forward.__signature__ = inspect.signature(module.forward)  # names of inputs, for the exporter
 
@@ -158,7 +122,7 @@ def _model(embedder: Embedder) -> nn.Module:
 
 def _examples(embedder: Embedder, function: Function) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
     """Inputs to trace with, and by name which of their axes are free."""
-    free = {"batch": Dim("batch", max=MOST), "height": Dim("height", max=MOST), "width": Dim("width", max=MOST)}
+    free = {"batch": Dim("batch", max=_MOST), "height": Dim("height", max=_MOST), "width": Dim("width", max=_MOST)}
     if function.name == "text":
         free["tokens"] = Dim("tokens", max=embedder.max_tokens)
     # No two sizes alike, and none of 0 or 1, which PyTorch would take for constants.

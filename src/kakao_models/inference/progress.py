@@ -1,5 +1,6 @@
 """A progress bar that stays away from short runs and from files."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,3 +69,16 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
     finally:
         close()
+
+
+def quiet() -> None:
+    """What transformers says while it loads helps no user of a command. It is not imported for that: most runs do without
+    it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
+    if "transformers" in sys.modules:
+        from huggingface_hub.utils import enable_progress_bars
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        enable_progress_bars()  # of downloads

@@ -117,7 +117,9 @@ class FlaxViTEmbeddings(nnx.Module):
             if self.mask_token is None:
                 raise ValueError("FlaxViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
             x = jnp.where(jnp.asarray(bool_masked_pos, bool)[..., None], self.mask_token[...], x)
-        x = jnp.concatenate((jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1])), x), axis=1)  # (B, L, D)
+        x = jnp.concatenate(
+            (jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1])), x), axis=1
+        )  # (B, L, D)
         if not interpolate_pos_encoding and (height, width) != self.image_size:
             raise ValueError(
                 f"FlaxViTModel: got images of {height}*{width}, wanted {self.image_size[0]}*{self.image_size[1]}. "

@@ -1,0 +1,73 @@
+"""The command `kakao-models export`."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, a folder, or align-tiny.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, saved_model, litert, stablehlo or pt2.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to make; by default MODEL-FORMAT.")
+    ] = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            help="image, text, both or classifier; by default both towers of an ALIGN, the classifier of a ViT.",
+            show_default=False,
+        ),
+    ] = None,
+    input: Annotated[
+        str,
+        typer.Option(
+            help="How images come in: float (pixel_values, as the processor gives them), uint8 (RGB at the model's "
+            "size, normalised in the graph), picture (of any size, resized in the graph too)."
+        ),
+    ] = "float",
+    normalize: Annotated[bool, typer.Option(help="Give embeddings of length 1.")] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="Store weights as float16, bfloat16, int8, or (onnx) int8-dynamic.", show_default=False),
+    ] = None,
+    min_cosine: Annotated[
+        float | None,
+        typer.Option(help="Refuse an export that differs more; 0.9999, 0.999 (16 bits), 0.99 (8).", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write it however much it differs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print export.json.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.", show_default=False)] = None,
+) -> None:
+    """Write a model for another runtime, and compare it there with its source.
+
+    OUTPUT appears once its own runtime gave what the source gives: the model, the tokenizer, and export.json, which
+    says how to call it.
+
+    [b]Examples[/b]
+
+      kakao-models export align-tiny --to onnx --input uint8 --normalize
+
+      kakao-models export kakaobrain/align-base --to openvino -o models/ --quantize int8
+
+      kakao-models export kakaobrain/vit-large-patch16-384 --to saved_model --what classifier
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+    from kakao_models.checkpoint.hub import fetch
+    from kakao_models.export.exporter import export as write
+    from kakao_models.export.exporter import summary
+    from kakao_models.inference.progress import quiet
+
+    fetch(model, "config.json", revision=revision)  # a wrong name is said at once
+    quiet()
+    output = output or Path(f"{Path(model).name}-{to}")
+    with contextlib.redirect_stdout(sys.stderr):  # where converters print
+        sheet = write(
+            model, output, to=to, what=what, input=input, normalize=normalize, quantize=quantize,
+            min_cosine=min_cosine, force=force, revision=revision,
+        )  # fmt: skip
+    print(json.dumps(sheet, indent=1, ensure_ascii=False) if as_json else summary(sheet, output))

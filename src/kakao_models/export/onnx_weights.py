@@ -1,0 +1,81 @@
+"""How the weights of an ONNX model are stored."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+_LARGEST = (
+    1_500_000_000  # bytes; one protobuf message holds no more than 2 GB, so larger weights lie in a file beside it
+)
+_SMALL = 1024  # numbers; a smaller tensor stays as it is
+_NARROW = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+
+
+def save(proto: onnx.ModelProto, file: Path) -> None:
+    """Writes FILE, and FILE.data where it would be too large for one message."""
+    beside = proto.ByteSize() > _LARGEST
+    onnx.save_model(proto, str(file), save_as_external_data=beside, location=f"{file.name}.data" if beside else None)
+
+
+def store_weights(proto: onnx.ModelProto, how: str) -> None:
+    """Stores large float32 tensors in 16 bits, or matrices and kernels in 8 with a scale per row of outputs; the graph widens
+    them again, so it computes in float32.
+    """
+    graph = proto.graph
+    axes = _output_axes(graph)
+    added = []
+    for tensor in list(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims, dtype=np.int64) < _SMALL:
+            continue
+        if how == "int8" and tensor.name not in axes:
+            continue
+        array, name = numpy_helper.to_array(tensor), tensor.name
+        graph.initializer.remove(tensor)
+        stored = f"{name}.stored"
+        if how == "int8":
+            axis = axes[name]
+            others = tuple(i for i in range(array.ndim) if i != axis)
+            scale = np.maximum(np.abs(array).max(others, keepdims=True), 1e-12) / 127
+            values = np.rint(array / scale).astype(np.int8)
+            graph.initializer.append(numpy_helper.from_array(values, stored))
+            graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32).ravel(), f"{name}.scale"))
+            added.append(helper.make_node("DequantizeLinear", [stored, f"{name}.scale"], [name], axis=axis))
+        else:
+            dtype = helper.tensor_dtype_to_np_dtype(_NARROW[how])
+            graph.initializer.append(numpy_helper.from_array(array.astype(dtype), stored))
+            added.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+    nodes = [*added, *graph.node]  # a node comes after those whose outputs it takes
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _output_axes(graph: onnx.GraphProto) -> dict[str, int]:
+    """Tensor → the axis of outputs (or of rows, of a table), along which 8-bit weights have a scale each."""
+    axes = {}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            axes[node.input[1]] = 0
+        elif node.op_type == "Gather":
+            axes[node.input[0]] = 0
+        elif node.op_type == "MatMul":
+            axes[node.input[1]] = 1
+        elif node.op_type == "Gemm":
+            axes[node.input[1]] = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return axes
+
+
+def quantize_products(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Matrix products in 8 bits, activations being quantised as they come: ONNX Runtime's dynamic quantisation."""
+    whole, done = folder / ".whole.onnx", folder / ".dynamic.onnx"
+    try:
+        save(proto, whole)
+        quantize_dynamic(
+            whole, done, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+        return onnx.load(str(done))
+    finally:
+        for file in (whole, done, whole.with_name(f"{whole.name}.data")):
+            file.unlink(missing_ok=True)

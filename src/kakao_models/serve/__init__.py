@@ -1,0 +1,1 @@
+"""An HTTP service over an `Embedder`: embeddings in OpenAI's format, and classification."""

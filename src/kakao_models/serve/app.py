@@ -1,0 +1,180 @@
+"""The routes."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+
+from kakao_models import __version__
+from kakao_models.serve.guard import Guard
+from kakao_models.serve.metrics import Metrics
+from kakao_models.serve.schemas import ClassifyRequest, EmbeddingsRequest, Refused, parsed
+from kakao_models.serve.service import Service
+
+_LARGE = 100_000  # bytes of JSON; more is read and written in a thread, so that other requests go on
+
+
+@dataclass
+class State:
+    """ready: the model runs and new requests are welcome; closing: the service is about to end."""
+
+    ready: bool = False
+    closing: bool = False
+
+
+def create_app(
+    make_service,
+    *,
+    metrics: Metrics,
+    state: State,
+    api_key: str | None = None,
+    max_body: int = 32 * 2**20,
+    body_timeout: float = 30.0,
+    timeout: float = 120.0,
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        make_service: gives the `Service`; called when the application starts.
+        metrics, state: of this application.
+        api_key, max_body, body_timeout, timeout: of `Guard`.
+    """
+    service: Service
+    started = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        nonlocal service
+        service = make_service()
+        metrics.waiting.set_function(lambda: service.batcher.waiting)
+        await service.warm_up()
+        state.ready = True
+        try:
+            yield
+        finally:
+            state.ready = False
+            await asyncio.to_thread(service.batcher.close)
+
+    # The pages of /docs would load scripts from elsewhere; /openapi.json says the same.
+    app = FastAPI(title="kakao-models", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.post("/v1/embeddings", openapi_extra=_body(EmbeddingsRequest))
+    async def embeddings(request: Request) -> Response:
+        """Embeddings of texts and images, as OpenAI's endpoint of this name answers."""
+        asked = await _parsed(EmbeddingsRequest, request)
+        rows, tokens = await service.embed(asked)
+        metrics.tokens.inc(tokens)
+        encode = _in_base64 if asked.encoding_format == "base64" else np.ndarray.tolist
+        return await _answer(lambda: {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": encode(row)} for index, row in enumerate(rows)
+            ],
+            "model": service.name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }, rows.size)  # fmt: skip
+
+    @app.post("/v1/classify", openapi_extra=_body(ClassifyRequest))
+    async def classify(request: Request) -> Response:
+        """Which of the labels fit images: those of the request, or the model's own."""
+        asked = await _parsed(ClassifyRequest, request)
+        scores = await service.classify(asked)
+        return await _answer(lambda: {
+            "object": "list",
+            "data": [{"object": "classification", "index": index, "scores": row} for index, row in enumerate(scores)],
+            "model": service.name,
+        }, sum(map(len, scores)))  # fmt: skip
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [_about()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != service.name:
+            raise Refused(404, f"the model {name[:100]!r} is not served here", param="model", code="model_not_found")
+        return _about()
+
+    def _about() -> dict[str, Any]:
+        embedder = service.embedder
+        inputs = ["text", "image"] if service.reads_texts else ["image"]
+        return {
+            "id": service.name, "object": "model", "created": started, "owned_by": "kakaobrain",
+            "inputs": inputs, "dimensions": embedder.dim,
+            "max_tokens": embedder.max_tokens if service.reads_texts else None, "classifies": service.classifies,
+        }  # fmt: skip
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while the process can answer and its model thread lives."""
+        alive = service.batcher.alive
+        return JSONResponse({"status": "ok" if alive else "the model thread ended"}, 200 if alive else 500)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """200 while new requests are welcome; 503 before that, and once the service is ending."""
+        welcome = state.ready and not state.closing
+        return JSONResponse({"status": "ready" if welcome else "closing"}, 200 if welcome else 503)
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        """Figures for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        refused = Refused(error.status_code, str(error.detail))
+        return JSONResponse(refused.body(), error.status_code, headers=error.headers)
+
+    app.add_middleware(
+        Guard, metrics=metrics, api_key=api_key, max_body=max_body, body_timeout=body_timeout, timeout=timeout,
+        closing=lambda: state.closing,
+    )  # fmt: skip
+    return app
+
+
+async def _parsed(kind: type[BaseModel], request: Request) -> Any:
+    body = await request.body()
+    return await asyncio.to_thread(parsed, kind, body) if len(body) > _LARGE else parsed(kind, body)
+
+
+async def _answer(make, numbers: int) -> Response:
+    def written() -> bytes:
+        return to_json(make())
+
+    body = await asyncio.to_thread(written) if numbers * 20 > _LARGE else written()
+    return Response(body, media_type="application/json")
+
+
+def _in_base64(row: np.ndarray) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode()
+
+
+def _body(kind: type[BaseModel]) -> dict[str, Any]:
+    """The body's schema for /openapi.json: it is parsed here, not by FastAPI, whose errors have another form."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(kind)}}}}
+
+
+def _inlined(kind: type[BaseModel]) -> dict[str, Any]:
+    schema = kind.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return resolved(definitions[part["$ref"].rpartition("/")[2]])
+            return {key: resolved(value) for key, value in part.items()}
+        return [resolved(value) for value in part] if isinstance(part, list) else part
+
+    return resolved(schema)

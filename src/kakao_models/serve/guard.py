@@ -1,0 +1,163 @@
+"""What stands before every route: the size of bodies, their time, the key, and errors in one form."""
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from kakao_models.serve.batching import Busy
+from kakao_models.serve.metrics import Metrics
+from kakao_models.serve.schemas import Refused
+
+_log = logging.getLogger("kakao_models.serve")
+OPEN = ("/health", "/ready")  # without a key
+
+
+class Guard:
+    """ASGI middleware. A body is read here, within its limits, and the route gets it whole.
+
+    Args:
+        api_key: what "Authorization: Bearer" must hold; None for no key.
+        max_body: bytes; body_timeout: seconds to send them in; timeout: seconds for the answer.
+        closing: whether connections are to be closed after the answer, because the service ends.
+    """
+
+    def __init__(
+        self,
+        app: Callable,
+        *,
+        metrics: Metrics,
+        api_key: str | None,
+        max_body: int,
+        body_timeout: float,
+        timeout: float,
+        closing: Callable[[], bool],
+    ):
+        self.app, self.metrics, self.closing = app, metrics, closing
+        self.key = None if api_key is None else f"Bearer {api_key}".encode()
+        self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start, answer = time.perf_counter(), _Answer(send, self.closing)
+        try:
+            await self._handle(scope, receive, answer)
+        except _Gone:
+            answer.status = 499  # as nginx counts clients that left
+        except Refused as error:
+            await answer.error(error)
+        except Busy as error:
+            await answer.error(
+                Refused(503 if error.draining else 429, str(error), code="overloaded", retry=error.seconds)
+            )
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            await answer.error(Refused(500, "the service failed; its log says why", code="internal_error"))
+        finally:
+            route = scope.get("route")
+            endpoint = getattr(route, "path", None) or "other"  # not what a stranger asked for: labels must be few
+            self.metrics.requests.labels(endpoint, str(answer.status)).inc()
+            self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - start)
+
+    async def _handle(self, scope: dict, receive: Callable, answer: "_Answer") -> None:
+        headers = dict(scope["headers"])
+        if (
+            self.key
+            and scope["path"] not in OPEN
+            and not hmac.compare_digest(headers.get(b"authorization", b""), self.key)
+        ):
+            raise Refused(401, "a valid key is missing: Authorization: Bearer ...", code="invalid_api_key")
+        body = await self._body(headers, receive) if scope["method"] == "POST" else b""
+        if scope["method"] == "POST" and not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
+            raise Refused(415, "the body must be JSON, with Content-Type: application/json")
+        left = asyncio.ensure_future(_disconnected(receive))
+        work = asyncio.ensure_future(self.app(scope, _once(body, left), answer))
+        try:
+            done, _ = await asyncio.wait({left, work}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if work in done:
+                return work.result()
+            if left in done:
+                raise _Gone
+            raise Refused(504, f"no answer within {self.timeout:g} s", code="timeout", retry=1)
+        finally:
+            for task in (left, work):
+                task.cancel()
+            await asyncio.gather(left, work, return_exceptions=True)
+
+    async def _body(self, headers: dict, receive: Callable) -> bytes:
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self.max_body:
+            raise self._too_long()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    body += message.get("body", b"")
+                    if len(body) > self.max_body:
+                        raise self._too_long()
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise Refused(408, f"the body did not arrive within {self.body_timeout:g} s") from None
+
+    def _too_long(self) -> Refused:
+        return Refused(413, f"the body is longer than {self.max_body} bytes", code="body_too_large")
+
+
+class _Gone(Exception):
+    """The client left."""
+
+
+async def _disconnected(receive: Callable) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _once(body: bytes, left: asyncio.Future) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """A `receive` that gives the body, and after it waits for the client to leave."""
+    given = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal given
+        if given:
+            await asyncio.shield(left)
+            return {"type": "http.disconnect"}
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+class _Answer:
+    """A `send` that notes the status, and can answer with an error as long as nothing has been sent."""
+
+    def __init__(self, send: Callable, closing: Callable[[], bool]):
+        self._send, self._closing = send, closing
+        self.status = 0
+
+    async def __call__(self, message: dict) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._closing():
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await self._send(message)
+
+    async def error(self, error: Refused) -> None:
+        if self.status:  # the answer has begun
+            return
+        headers = [(b"content-type", b"application/json")]
+        if error.retry:
+            headers.append((b"retry-after", str(error.retry).encode()))
+        if error.status in (408, 413):  # what is left of the body is not read
+            headers.append((b"connection", b"close"))
+        body = json.dumps(error.body()).encode()
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})

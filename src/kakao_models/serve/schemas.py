@@ -1,0 +1,122 @@
+"""What requests may hold, and errors in OpenAI's form."""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Refused(Exception):
+    """An answer that is an error: `status`, and the fields of OpenAI's error object."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int = 0):
+        super().__init__(message)
+        self.status, self.param, self.code, self.retry = status, param, code, retry
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+        if self.status == 401:
+            kind = "authentication_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class ImageURL(BaseModel):
+    """OpenAI's form of an image within a message."""
+
+    model_config = ConfigDict(strict=True)
+    url: str
+
+
+class Part(_Strict):
+    """{"text": ...}, {"image": ...}, or {"type": "image_url", "image_url": {"url": ...}}.
+
+    An image is a data: URL, the file in base64, or an http(s) URL where the service fetches them.
+    """
+
+    type: Literal["text", "image", "image_url"] | None = None
+    text: str | None = None
+    image: str | None = None
+    image_url: ImageURL | None = None
+
+
+Input = str | Part
+Inputs = Annotated[
+    str | Part | list[Input] | list[int] | list[list[int]],
+    Field(description="A text, an image, or a list of them. A string that begins with data:image/ is an image."),
+]
+
+
+class EmbeddingsRequest(_Strict):
+    input: Inputs
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    normalize: bool = Field(True, description="Embeddings of length 1.")
+    user: str | None = None
+
+
+class ClassifyRequest(_Strict):
+    input: Annotated[str | Part | list[Input], Field(description="An image, or a list of them.")]
+    labels: list[str] | None = Field(None, description="What to choose from; a ViT with a classifier has its own.")
+    templates: str | list[str] | None = Field(None, description="The sentence made of a label: {} is the label.")
+    model: str | None = None
+    top_k: int | None = Field(None, ge=1)
+    user: str | None = None
+
+
+def parsed(kind: type[BaseModel], body: bytes) -> Any:
+    """A request's JSON.
+
+    Raises:
+        Refused: what is wrong with it, without repeating it.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        # Of a union every branch complains; the field is what a caller can use.
+        place = str(first["loc"][0]) if first["loc"] else None
+        detail = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}"
+        raise Refused(400, detail[:500], param=place) from None
+
+
+def as_list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
+
+
+def image_source(part: str | Part, place: str) -> str | None:
+    """The image of an input, None where it is a text.
+
+    Raises:
+        Refused: neither, or both.
+    """
+    if isinstance(part, str):
+        return part if part[:11].lower() == "data:image/" else None
+    given = [value for value in (part.image, part.image_url and part.image_url.url) if value is not None]
+    if len(given) + (part.text is not None) != 1:
+        raise Refused(400, f"{place}: wanted one of text, image and image_url", param="input")
+    return given[0] if given else None
+
+
+def decoded(source: str, place: str) -> bytes:
+    """The bytes of a data: URL or of base64.
+
+    Raises:
+        Refused: it is neither.
+    """
+    data = source
+    if source[:5].lower() == "data:":
+        head, comma, data = source.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise Refused(400, f"{place}: wanted data:image/...;base64,...", param="input")
+    try:
+        return base64.b64decode("".join(data.split()), validate=True)  # `base64` wraps its lines
+    except (binascii.Error, ValueError) as error:
+        raise Refused(400, f"{place}: an image must be base64 or a data: URL ({error})", param="input") from None

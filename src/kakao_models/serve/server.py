@@ -1,0 +1,113 @@
+"""Running the service until a signal ends it, with every accepted request answered."""
+
+import asyncio
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from kakao_models.inference.embedder import Embedder
+from kakao_models.serve.app import State, create_app
+from kakao_models.serve.metrics import Metrics
+from kakao_models.serve.service import Limits, Service
+
+_CONNECTIONS = 2048  # more get 503 from uvicorn itself
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which on the first signal says for `drain` seconds that it is ending before it does.
+
+    Meanwhile /ready answers 503 and every answer closes its connection, so that load balancers and clients go elsewhere;
+    whatever still comes is answered. After that no connection is accepted, and those that wait get their answers.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: State, drain: float):
+        super().__init__(config)
+        self.signal: int | None = None
+        self._state, self._drain = state, drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"kakao-models: http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own, which raises the signal again at the end: what ends in order ends with 0.
+        self.signal = sig
+        if self._state.closing:
+            self.should_exit, self.force_exit = True, self.should_exit
+            return
+        self._state.closing = True
+        asyncio.get_running_loop().call_later(self._drain, self._end)
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+
+def serve(
+    model: str,
+    *,
+    name: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    batch_size: int = 32,
+    max_wait: float = 0.005,
+    max_queue: int = 1024,
+    max_body: int = 32 * 2**20,
+    timeout: float = 120.0,
+    drain: float = 1.0,
+    api_key: str | None = None,
+    log_level: str = "info",
+    **embedder_options,
+) -> int | None:
+    """Serves a model until SIGINT or SIGTERM; a second signal ends the drain time, a third one everything.
+
+    Returns:
+        The signal that ended it.
+
+    Args:
+        model: a Hub id, a folder, or the name of a checkpoint inside this package.
+        name: what clients call it; by default `model`.
+        batch_size, max_wait, max_queue: of `Batcher`; max_queue counts inputs, not requests.
+        timeout: seconds for an answer.
+        drain: seconds between the signal and the end of listening.
+        embedder_options: of `Embedder`.
+
+    Raises:
+        OSError: the address can't be listened on, or the model can't be read.
+        ValueError: of `Embedder`.
+    """
+    listening = _bound(host, port)
+    embedder = Embedder(model, batch_size=batch_size, **embedder_options)
+    metrics, state = Metrics(), State()
+
+    def make_service() -> Service:
+        batching = dict(batch_size=batch_size, max_wait=max_wait, max_items=max_queue, watch=metrics.batch)
+        return Service(embedder, name or model, limits or Limits(), **batching)
+
+    app = create_app(make_service, metrics=metrics, state=state, api_key=api_key, max_body=max_body, timeout=timeout)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level=log_level, access_log=False, server_header=False,
+        limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=int(timeout) + 5, timeout_keep_alive=30,
+        lifespan="on",
+    )  # fmt: skip
+    server = Server(config, state, drain)
+    server.run(sockets=[listening])
+    if not server.started:
+        raise OSError("the service did not start; its log says why")
+    return server.signal
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address; so a taken one is known before the model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise OSError(f"{host}:{port} can't be listened on: {error.strerror or error}. Take another --port") from error
+    return bound

@@ -1,0 +1,264 @@
+"""What the service answers: an `Embedder` behind a `Batcher`.
+
+Axes: N inputs  D width of an embedding
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kakao_models.data.fetch import FetchError, fetch
+from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
+from kakao_models.serve.batching import Batcher
+from kakao_models.serve.schemas import (
+    ClassifyRequest,
+    EmbeddingsRequest,
+    Part,
+    Refused,
+    as_list,
+    decoded,
+    image_source,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    max_inputs: texts and images.
+    max_labels: sentences, labels times templates.
+    max_characters: of a text; the model reads its first 64 tokens.
+    max_pixels: of an image, by its header, before anything is decoded.
+    max_fetched: bytes of an image that is fetched; fetch_timeout seconds for it.
+    allow_urls: whether http(s) URLs of images are fetched at all, from public addresses only.
+    cached_texts: embeddings of labels' sentences that are kept.
+    """
+
+    max_inputs: int = 256
+    max_labels: int = 1000
+    max_characters: int = 20_000
+    max_pixels: int = 50_000_000
+    max_fetched: int = 16 * 2**20
+    fetch_timeout: float = 10.0
+    allow_urls: bool = False
+    cached_texts: int = 20_000
+
+
+class Service:
+    """Embeddings and classes for parsed requests.
+
+    Args:
+        embedder: runs in the batcher's one thread, and nowhere else.
+        name: what the model is called in requests and answers.
+        batching: arguments of `Batcher`.
+    """
+
+    def __init__(self, embedder: Embedder, name: str, limits: Limits, **batching):
+        self.embedder, self.name, self.limits = embedder, name, limits
+        self.reads_texts = embedder.engine.reads_texts
+        self.classifies = embedder.engine.classifies
+        self.batcher = Batcher(self._run, **batching)
+        self._sentences: OrderedDict[str, np.ndarray] = OrderedDict()  # → embedding of length 1
+        # Fetches have a queue of their own: of a hundred slow hosts, no more than these keep a thread.
+        self._fetching = asyncio.Semaphore(16)
+
+    async def warm_up(self) -> None:
+        """Runs the model once, so that the first request does not wait for what is done on the first use."""
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        await self._submit("image", [grey])
+        if self.reads_texts:
+            await self._submit("text", ["warm up"])
+
+    async def embed(self, request: EmbeddingsRequest) -> tuple[np.ndarray, int]:
+        """Embeddings (N, D) and the number of text tokens."""
+        self._check_model(request.model)
+        if request.dimensions not in (None, self.embedder.dim):
+            raise Refused(400, f"dimensions: this model gives {self.embedder.dim} and no other", param="dimensions")
+        parts = self._checked_inputs(request.input)
+        images = await self._image_bytes(parts)
+        texts = {index: self._text(part, index) for index, part in enumerate(parts) if index not in images}
+        rows, tokens = np.empty((len(parts), self.embedder.dim), np.float32), 0
+        of_images, of_texts = await asyncio.gather(
+            self._images("image", images), self._submit("text", list(texts.values()))
+        )
+        rows[list(images)] = of_images
+        for index, (row, count) in zip(texts, of_texts):
+            rows[index] = row
+            tokens += count
+        return (l2_normalize(rows) if request.normalize else rows), tokens
+
+    async def classify(self, request: ClassifyRequest) -> list[list[dict[str, Any]]]:
+        """For each image its labels with their scores, the best first."""
+        self._check_model(request.model)
+        parts = self._checked_inputs(request.input)
+        if texts := [index for index, part in enumerate(parts) if self._is_text(part)]:
+            raise Refused(400, f"input[{texts[0]}] is no image: a data: URL, or {{'image': base64}}", param="input")
+        if request.labels is None and not self.classifies:
+            raise Refused(400, "labels: say what to choose from; this model has no classes of its own", param="labels")
+        if request.labels is not None and not self.reads_texts:
+            raise Refused(400, "labels: this model has classes of its own and reads no texts", param="labels")
+        if request.labels is None:
+            if request.templates is not None:
+                raise Refused(400, "templates go with labels", param="templates")
+            config = self.embedder.config
+            labels = [config.id2label[index] for index in range(config.num_labels)]
+            logits = await self._images("classifier", await self._image_bytes(parts))
+            many = config.problem_type == "multi_label_classification" or config.num_labels == 1
+            scores = 1 / (1 + np.exp(-logits)) if many else _softmax(logits)
+        else:
+            labels = request.labels
+            sentences = self._sentences_of(labels, as_list(request.templates or HYPOTHESIS_TEMPLATE))
+            of_images, of_labels = await asyncio.gather(
+                self._images("image", await self._image_bytes(parts)), self._label_rows(sentences)
+            )
+            scores = _softmax(self.embedder.logits(of_images, of_labels))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : request.top_k]
+        return [
+            [{"label": labels[index], "score": float(row[index])} for index in order]
+            for row, order in zip(scores, best)
+        ]
+
+    def _check_model(self, model: str | None) -> None:
+        if model not in (None, self.name):
+            message = f"the model {model[:100]!r} is not served here, {self.name!r} is"
+            raise Refused(404, message, param="model", code="model_not_found")
+
+    def _checked_inputs(self, given: Any) -> list[str | Part]:
+        parts = as_list(given)
+        if not parts:
+            raise Refused(400, "input: got nothing, wanted at least one text or image", param="input")
+        if isinstance(parts[0], (int, list)):
+            raise Refused(
+                400,
+                "input: token ids are not taken, they would be of another tokenizer; send strings (LangChain: "
+                "check_embedding_ctx_length=False)",
+                param="input",
+            )
+        if len(parts) > self.limits.max_inputs:
+            most = self.limits.max_inputs
+            raise Refused(400, f"input: {len(parts)} inputs, at most {most} in one request", param="input")
+        return parts
+
+    def _is_text(self, part: str | Part) -> bool:
+        return image_source(part, "input") is None
+
+    def _text(self, part: str | Part, index: int) -> str:
+        text = part if isinstance(part, str) else part.text
+        return self._checked_text(text, f"input[{index}]", "input")
+
+    def _checked_text(self, text: str, place: str, param: str) -> str:
+        if not self.reads_texts:
+            raise Refused(400, f"{place}: this model reads images only; an image is a data: URL", param=param)
+        if not text.strip():
+            raise Refused(400, f"{place}: the text is empty", param=param)
+        if len(text) > self.limits.max_characters:
+            most = self.limits.max_characters
+            raise Refused(400, f"{place}: {len(text)} characters, at most {most} are read", param=param)
+        return text
+
+    async def _image_bytes(self, parts: list[str | Part]) -> dict[int, bytes]:
+        """Place among the inputs → the file."""
+        sources = {}
+        for index, part in enumerate(parts):
+            source = image_source(part, f"input[{index}]")
+            if source is not None:
+                sources[index] = source
+        contents = await asyncio.gather(*(self._content(source, index) for index, source in sources.items()))
+        return dict(zip(sources, contents))
+
+    async def _content(self, source: str, index: int) -> bytes:
+        place = f"input[{index}]"
+        if source[:8].lower().startswith(("http://", "https://")):
+            if not self.limits.allow_urls:
+                raise Refused(400, f"{place}: this service fetches no URLs; send a data: URL", param="input")
+            options = {"timeout": self.limits.fetch_timeout, "max_bytes": self.limits.max_fetched}
+            try:
+                async with self._fetching:
+                    return await asyncio.to_thread(fetch, source, **options)
+            except FetchError as error:
+                reason = str(error).partition("; pass allow_private")[0]
+                raise Refused(400, f"{place}: {reason}", param="input", code="image_not_fetched") from None
+        if len(source) > 100_000:
+            return await asyncio.to_thread(decoded, source, place)
+        return decoded(source, place)
+
+    async def _images(self, kind: str, images: dict[int, bytes]) -> np.ndarray:
+        size = sum(map(len, images.values()))
+        results = await self._submit(kind, list(images.values()), size, list(images))
+        return np.stack(results) if results else np.empty((0, self.embedder.dim), np.float32)
+
+    async def _submit(self, kind: str, values: list, size: int = 0, places: Sequence[int] = ()) -> list[Any]:
+        results = await self.batcher.submit(kind, values, size)
+        for index, result in enumerate(results):
+            if isinstance(result, Refused):
+                place = places[index] if places else index
+                raise Refused(400, f"input[{place}]: {result}", param="input", code=result.code)
+            if isinstance(result, BaseException):
+                raise result
+        return results
+
+    def _sentences_of(self, labels: list[str], templates: list[str]) -> list[list[str]]:
+        """A list of sentences for each label."""
+        if not labels or not templates:
+            raise Refused(400, "labels and templates: wanted at least one of each", param="labels")
+        if len(labels) * len(templates) > self.limits.max_labels:
+            raise Refused(
+                400,
+                f"{len(labels)} labels with {len(templates)} templates are {len(labels) * len(templates)} sentences, at "
+                f"most {self.limits.max_labels} in one request",
+                param="labels",
+            )
+        for index, template in enumerate(templates):
+            # Not str.format: a stranger's template could print the insides of objects, or a gigabyte of spaces.
+            if template.replace("{}", "", 1).count("{") or template.count("{}") != 1 or template.count("}") != 1:
+                message = f"templates[{index}] must say once, by {{}}, where the label goes, and hold no other brace"
+                raise Refused(400, message, param="templates")
+            self._checked_text(template, f"templates[{index}]", "templates")
+        for index, label in enumerate(labels):
+            self._checked_text(label, f"labels[{index}]", "labels")
+        return [[template.replace("{}", label) for template in templates] for label in labels]
+
+    async def _label_rows(self, sentences: list[list[str]]) -> np.ndarray:
+        """(labels, D): the mean over a label's sentences of their embeddings of length 1, as the pipelines have it."""
+        wanted = dict.fromkeys(sentence for several in sentences for sentence in several)
+        missing = [sentence for sentence in wanted if sentence not in self._sentences]
+        fresh = dict(zip(missing, (l2_normalize(row) for row, _ in await self._submit("text", missing))))
+        rows = {}
+        for sentence in wanted:
+            # A sentence may have been dropped while others were computed.
+            row = fresh.get(sentence)
+            row = self._sentences.get(sentence) if row is None else row
+            if row is None:
+                row = l2_normalize((await self._submit("text", [sentence]))[0][0])
+            rows[sentence] = self._sentences[sentence] = row
+            self._sentences.move_to_end(sentence)
+        while len(self._sentences) > self.limits.cached_texts:
+            self._sentences.popitem(last=False)
+        return l2_normalize(
+            np.stack([np.stack([rows[sentence] for sentence in several]).mean(0) for several in sentences])
+        )
+
+    def _run(self, kind: str, values: list) -> list[Any]:
+        """A batch, in the batcher's thread."""
+        if kind == "text":
+            tokens = self.embedder.tokenizer(values, truncation=True, max_length=self.embedder.max_tokens)["input_ids"]
+            return list(zip(self.embedder.texts(values, progress=False), map(len, tokens)))
+        results: list[Any] = [None] * len(values)
+        output = "logits" if kind == "classifier" else "features"
+        options = {"max_pixels": self.limits.max_pixels}
+        for batch in self.embedder.iter_images(values, output=output, on_error="ignore", image_options=options):
+            for index, row in zip(batch.indices, batch.values):
+                results[index] = row
+            for failure in batch.failures:
+                results[failure.index] = Refused(400, failure.reason, code="image_not_read")
+        return results
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)

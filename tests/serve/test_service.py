@@ -1,0 +1,403 @@
+"""The service over real connections, with tiny models."""
+
+import asyncio
+import base64
+import concurrent.futures
+import io
+import json
+import signal
+import socket
+import struct
+import threading
+import time
+import zlib
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+import tiny
+import uvicorn
+from openai_errors import check_error
+
+from kakao_models import Embedder, pipeline
+from kakao_models.serve.app import State, create_app
+from kakao_models.serve.metrics import Metrics
+from kakao_models.serve.server import Server
+from kakao_models.serve.service import Limits, Service
+
+
+@contextmanager
+def running(embedder, *, limits=None, drain=0.2, batching=None, **options):
+    """A service on a free port of this machine: (client, server, service)."""
+    state, metrics, made = State(), Metrics(), []
+
+    def make():
+        made.append(Service(embedder, "tiny", limits or Limits(), watch=metrics.batch, **(batching or {})))
+        return made[0]
+
+    app = create_app(make, metrics=metrics, state=state, **options)
+    server = Server(uvicorn.Config(app, log_level="error", lifespan="on"), state, drain)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    server.port, server.thread = listening.getsockname()[1], thread
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:
+        try:
+            yield client, server, made[0]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory):
+    return Embedder(tiny.align_folder(tmp_path_factory.mktemp("align")))
+
+
+@pytest.fixture(scope="module")
+def served(embedder):
+    limits = Limits(max_inputs=20, max_labels=50, max_characters=1000, max_pixels=100_000)
+    with running(embedder, limits=limits, max_body=300_000) as (client, _, service):
+        yield client, service
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    return served[0]
+
+
+def png(seed=0, **size) -> bytes:
+    file = io.BytesIO()
+    tiny.picture(seed, **size).save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def vectors(answer) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [row["index"] for row in data] == list(range(len(data)))
+    return np.array([row["embedding"] for row in data], np.float32)
+
+
+def test_embeddings_are_the_embedders(client, embedder):
+    texts = ["a cat", "two dogs in the sea", "a cat"]
+    answer = client.post("/v1/embeddings", json={"input": texts, "model": "tiny", "user": "me"})
+    body = answer.json()
+    assert body["object"] == "list" and body["model"] == "tiny" and body["data"][0]["object"] == "embedding"
+    tokens = sum(len(ids) for ids in embedder.tokenizer(texts)["input_ids"])
+    assert body["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    np.testing.assert_allclose(vectors(answer), embedder.texts(texts, normalize=True), atol=1e-6)
+    raw = client.post("/v1/embeddings", json={"input": "a cat", "normalize": False, "dimensions": 16})
+    np.testing.assert_allclose(vectors(raw), embedder.texts(["a cat"]), rtol=1e-5, atol=1e-6)
+
+
+def test_base64_holds_little_endian_float32(client):
+    plain = vectors(client.post("/v1/embeddings", json={"input": ["a cat"]}))
+    coded = client.post("/v1/embeddings", json={"input": ["a cat"], "encoding_format": "base64"}).json()
+    row = np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4")
+    assert np.array_equal(row, plain[0])
+
+
+def test_images_in_every_form_beside_texts(client, embedder):
+    data = png(3)
+    plain = base64.b64encode(data).decode()
+    inputs = [
+        url(data), "a cat", {"image": plain}, {"text": "a dog"}, {"image": url(data)},
+        {"type": "image_url", "image_url": {"url": url(data), "detail": "low"}}, {"image": plain[:40] + "\n" + plain[40:]},
+    ]  # fmt: skip
+    rows = vectors(client.post("/v1/embeddings", json={"input": inputs}))
+    image = embedder.images([data], normalize=True)[0]
+    for place in (0, 2, 4, 5, 6):
+        np.testing.assert_allclose(rows[place], image, atol=1e-6)
+    np.testing.assert_allclose(rows[[1, 3]], embedder.texts(["a cat", "a dog"], normalize=True), atol=1e-6)
+
+
+def test_classify_is_the_pipeline(client, embedder):
+    files, labels = [png(1), png(2)], ["cat", "dog", "car"]
+    templates = ["a photo of a {}", "the {}"]
+    asked = {"input": [url(file) for file in files], "labels": labels, "templates": templates}
+    wanted = pipeline("zero-shot-image-classification", embedder)(files, labels, hypothesis_template=templates)
+    for _ in range(2):  # the second time the labels are known
+        data = client.post("/v1/classify", json=asked).json()["data"]
+        for row, result in zip(data, wanted, strict=True):
+            assert [score["label"] for score in row["scores"]] == [score["label"] for score in result]
+            np.testing.assert_allclose([s["score"] for s in row["scores"]], [s["score"] for s in result], atol=1e-5)
+    best = client.post("/v1/classify", json={"input": url(files[0]), "labels": labels, "top_k": 1}).json()["data"]
+    [result] = pipeline("zero-shot-image-classification", embedder)([files[0]], labels, top_k=1)
+    assert [score["label"] for score in best[0]["scores"]] == [result[0]["label"]]
+
+
+def test_a_classifiers_own_labels(tmp_path):
+    classifier = Embedder(tiny.vit_folder(tmp_path))
+    with running(classifier) as (client, _, _):
+        got = client.post("/v1/classify", json={"input": url(png(5)), "top_k": 3}).json()["data"][0]["scores"]
+        wanted = pipeline("image-classification", classifier)(png(5), top_k=3)
+        assert [score["label"] for score in got] == [score["label"] for score in wanted]
+        np.testing.assert_allclose([s["score"] for s in got], [s["score"] for s in wanted], atol=1e-5)
+        check_error(client.post("/v1/classify", json={"input": url(png()), "labels": ["a"]}), 400, "classes of its own")
+        check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 400, "reads images only")
+
+
+def test_models_health_ready_and_openapi(client):
+    model = client.get("/v1/models").json()["data"][0]
+    assert model["id"] == "tiny" and model["dimensions"] == 16 and model["max_tokens"] == 64
+    assert client.get("/v1/models/tiny").json() == model
+    check_error(client.get("/v1/models/a/b"), 404, "not served here")
+    assert client.get("/health").status_code == client.get("/ready").status_code == 200
+    schema = client.get("/openapi.json").json()
+    assert "input" in json.dumps(schema["paths"]["/v1/embeddings"]["post"]["requestBody"])
+    check_error(client.get("/other"), 404, "Not Found")
+    check_error(client.get("/v1/embeddings"), 405, "Method Not Allowed")
+
+
+def test_metrics_count(client):
+    before = client.get("/metrics").text
+    client.post("/v1/embeddings", json={"input": "a cat"})
+    after = client.get("/metrics").text
+    name = 'kakao_requests_total{endpoint="/v1/embeddings",status="200"}'
+
+    def count(text):
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    assert count(after) == count(before) + 1
+    assert 'kakao_batch_size_count{kind="text"}' in after and "kakao_waiting_inputs 0.0" in after
+    assert "/other" not in after  # addresses that a stranger makes up are no labels
+
+
+HOSTILE = {
+    "no JSON": (b"{", "Invalid JSON"),
+    "NaN": (b'{"input": NaN}', "input"),
+    "infinite": (b'{"input": "a", "dimensions": 1e999}', "dimensions"),
+    "a number": (b'{"input": 3}', "input"),
+    "null": (b"null", "body"),
+    "a list": (b"[]", "body"),
+    "deep": (b"[" * 100_000, "body"),
+    "deep inputs": (b'{"input": ' + b"[" * 5000 + b"]" * 5000 + b"}", "body"),
+    "no input": (b"{}", "input"),
+    "empty": (b'{"input": []}', "at least one"),
+    "blank": (b'{"input": " "}', "empty"),
+    "token ids": (b'{"input": [[1, 2]]}', "token ids are not taken"),
+    "misspelt": (b'{"input": "a", "normalise": true}', "normalise"),
+    "float for bool": (b'{"input": "a", "normalize": 1}', "normalize"),
+    "format": (b'{"input": "a", "encoding_format": "hex"}', "encoding_format"),
+    "dimensions": (b'{"input": "a", "dimensions": 8}', "gives 16 and no other"),
+    "surrogate": (b'{"input": "\\ud800"}', "body"),
+    "invalid UTF-8": (b'{"input": "\xff"}', "body"),
+    "many": (json.dumps({"input": ["a"] * 21}).encode(), "21 inputs, at most 20"),
+    "long": (json.dumps({"input": "a" * 1001}).encode(), "1001 characters, at most 1000"),
+    "two in one": (b'{"input": {"text": "a", "image": "b"}}', "wanted one of text"),
+    "none": (b'{"input": [{}]}', "wanted one of text"),
+    "URL": (b'{"input": {"image": "http://127.0.0.1/"}}', "fetches no URLs"),
+    "file": (b'{"input": {"image": "file:///etc/passwd"}}', "base64"),
+    "path": (b'{"input": {"image": "/etc/passwd"}}', "not an image|base64"),
+    "not base64": (b'{"input": "data:image/png;base64,?"}', "base64"),
+    "not in base64": (b'{"input": "data:image/png,abc"}', "wanted data:image"),
+    "no image": (b'{"input": "data:image/png;base64,aGVsbG8="}', "not an image"),
+    "empty image": (b'{"input": {"image": ""}}', "empty"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_embeddings(client, name):
+    body, message = HOSTILE[name]
+    answer = client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
+    check_error(answer, 400, message)
+
+
+def test_an_unknown_model_is_named_as_openai_does(client):
+    error = check_error(client.post("/v1/embeddings", json={"input": "a", "model": "gpt"}), 404, "'gpt'")
+    assert error["code"] == "model_not_found" and error["param"] == "model"
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it has this size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_bombs_and_broken_images_fail_by_themselves(client):
+    check_error(client.post("/v1/embeddings", json={"input": url(bomb(60_000, 60_000))}), 400, "max_pixels = 100000")
+    broken = client.post("/v1/embeddings", json={"input": ["a cat", url(png()), url(png()[:200])]})
+    assert check_error(broken, 400, r"input\[2\]")["code"] == "image_not_read"
+    assert client.post("/v1/embeddings", json={"input": url(png())}).status_code == 200
+
+
+def test_labels_and_templates_are_checked(client):
+    image = url(png())
+
+    def asked(message, **fields):
+        check_error(client.post("/v1/classify", json={"input": image} | fields), 400, message)
+
+    asked("say what to choose from")
+    asked("at least one of each", labels=[])
+    asked("51 sentences, at most 50", labels=[str(i) for i in range(51)])
+    asked("60 sentences", labels=list("abcdefghijklmnopqrst"), templates=["{}", "a {}", "b {}"])
+    asked("labels", labels="cat")
+    asked("empty", labels=["cat", ""])
+    asked("top_k", labels=["cat"], top_k=0)
+    for template in ("a cat", "{} {}", "{0.__class__}", "{:>1000000000}", "{", "}{}", "{}{x}"):
+        asked(r"templates\[0\] must say once", labels=["cat"], templates=template)
+    texts = client.post("/v1/classify", json={"input": [image, "a cat"], "labels": ["cat"]})
+    check_error(texts, 400, r"input\[1\] is no image")
+
+
+def test_bodies_are_bounded(client):
+    big = b'{"input": "' + b"a" * 300_000 + b'"}'
+    check_error(client.post("/v1/embeddings", content=big, headers={"content-type": "application/json"}), 413, "longer")
+
+    def pieces():  # no length announced
+        for _ in range(100):
+            yield b"a" * 10_000
+
+    answer = client.post("/v1/embeddings", content=pieces(), headers={"content-type": "application/json"})
+    check_error(answer, 413, "longer than 300000 bytes")
+    check_error(client.post("/v1/embeddings", content=b"input=a"), 415, "application/json")
+
+
+def test_a_key_is_wanted_of_all_but_health(embedder):
+    with running(embedder, api_key="secret") as (client, _, _):
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        for header in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "secret"},
+            {"authorization": b"Bearer \xff"},
+        ):
+            error = check_error(client.post("/v1/embeddings", json={"input": "a"}, headers=header), 401, "key")
+            assert error["type"] == "authentication_error"
+        check_error(client.get("/metrics"), 401, "key")
+        right = {"authorization": "Bearer secret"}
+        assert client.post("/v1/embeddings", json={"input": "a"}, headers=right).status_code == 200
+
+
+def test_urls_are_fetched_from_public_addresses_alone(embedder):
+    with running(embedder, limits=Limits(allow_urls=True)) as (client, _, _):
+        for address in (client.base_url, "http://169.254.169.254/latest", "http://[::1]/", "ftp://example.com/a.png"):
+            answer = client.post("/v1/embeddings", json={"input": {"image": str(address)}})
+            check_error(answer, 400, "not a public address|base64")
+        assert "allow_private" not in answer.text
+
+
+class Slow:
+    """An embedder whose texts take a while."""
+
+    def __init__(self, embedder, seconds):
+        self._embedder, self._seconds, self.runs = embedder, seconds, []
+
+    def __getattr__(self, name):
+        return getattr(self._embedder, name)
+
+    def texts(self, texts, **options):
+        self.runs.append(list(texts))
+        time.sleep(self._seconds if texts != ["warm up"] else 0)
+        return self._embedder.texts(texts, **options)
+
+
+def test_requests_at_the_same_time_share_batches(embedder):
+    slow = Slow(embedder, 0.05)
+    with running(slow) as (client, _, _), concurrent.futures.ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda i: client.post("/v1/embeddings", json={"input": f"cat {i % 10}"}), range(32)))
+    rows = np.concatenate([vectors(answer) for answer in answers])
+    np.testing.assert_allclose(rows, embedder.texts([f"cat {i % 10}" for i in range(32)], normalize=True), atol=1e-6)
+    assert len(slow.runs) < 20 and max(map(len, slow.runs)) > 1
+
+
+def test_a_full_queue_answers_429_and_a_slow_answer_504(embedder):
+    slow = Slow(embedder, 0.6)
+    batching = {"max_items": 2, "batch_size": 1}
+    with (
+        running(slow, batching=batching, timeout=1.0) as (client, _, _),
+        concurrent.futures.ThreadPoolExecutor(8) as threads,
+    ):
+        answers = list(threads.map(lambda i: client.post("/v1/embeddings", json={"input": f"cat {i}"}), range(8)))
+        codes = sorted(answer.status_code for answer in answers)
+        assert codes[0] == 200 and 429 in codes and 504 in codes and set(codes) <= {200, 429, 504}
+        full = next(answer for answer in answers if answer.status_code == 429)
+        assert check_error(full, 429, "waiting")["type"] == "rate_limit_error"
+        assert 1 <= int(full.headers["retry-after"]) <= 60
+
+
+def test_a_client_that_leaves_costs_no_run(embedder):
+    slow = Slow(embedder, 0.3)
+    with running(slow, batching={"batch_size": 1}) as (client, server, service):
+        body = json.dumps({"input": "first"}).encode()
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            first = threads.submit(
+                client.post, "/v1/embeddings", content=body, headers={"content-type": "application/json"}
+            )
+            time.sleep(0.1)
+            gone = json.dumps({"input": "gone"}).encode()
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(head + str(len(gone)).encode() + b"\r\n\r\n" + gone)
+                time.sleep(0.1)
+            assert first.result().status_code == 200
+        assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
+        assert 'status="499"' in client.get("/metrics").text
+    assert ["gone"] not in slow.runs and ["last"] in slow.runs
+
+
+def test_a_body_that_never_ends_is_given_up(embedder):
+    with (
+        running(embedder, body_timeout=0.2) as (_, server, _),
+        socket.create_connection(("127.0.0.1", server.port)) as slow,
+    ):
+        slow.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
+        slow.settimeout(10)
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_signal_ends_it_with_every_request_answered(embedder):
+    slow = Slow(embedder, 0.1)
+    with running(slow, batching={"batch_size": 2}, drain=0.3) as (client, server, _):
+        with concurrent.futures.ThreadPoolExecutor(12) as threads:
+            waiting = [threads.submit(client.post, "/v1/embeddings", json={"input": f"cat {i}"}) for i in range(12)]
+            time.sleep(0.15)
+            loop = server.servers[0].get_loop()
+            loop.call_soon_threadsafe(server.handle_exit, signal.SIGTERM, None)
+            time.sleep(0.05)
+            during = httpx.get(f"{client.base_url}/ready")
+            late = httpx.post(f"{client.base_url}/v1/embeddings", json={"input": "late"}, timeout=30)
+            answers = [future.result() for future in waiting]
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+        assert during.status_code == 503 and late.status_code == 200
+        assert [answer.status_code for answer in answers] == [200] * 12
+        assert answers[-1].headers["connection"] == "close"
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{client.base_url}/health")
+    assert server.signal == signal.SIGTERM
+
+
+def test_a_failure_of_the_model_is_500_without_its_words(embedder):
+    class Broken(Slow):
+        def texts(self, texts, **options):
+            if texts == ["a cat"]:
+                raise RuntimeError("secret of the inside")
+            return super().texts(texts, **options)
+
+    with running(Broken(embedder, 0)) as (client, _, _):
+        answer = client.post("/v1/embeddings", json={"input": "a cat"})
+        assert check_error(answer, 500, "its log says why")["type"] == "server_error"
+        assert "secret" not in answer.text
+        assert client.post("/v1/embeddings", json={"input": "a dog"}).status_code == 200
