@@ -1,6 +1,5 @@
 """The service over real connections, with tiny models."""
 
-import asyncio
 import base64
 import concurrent.futures
 import io

@@ -43,11 +43,20 @@ class Guard:
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, answer = time.perf_counter(), _Answer(send, self.closing)
+        start = time.perf_counter()
+
+        def count(status: int) -> None:
+            route = scope.get("route")
+            endpoint = getattr(route, "path", None) or "other"  # not what a stranger asked for: labels must be few
+            self.metrics.requests.labels(endpoint, str(status)).inc()
+            self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - start)
+
+        answer = _Answer(send, self.closing, count)
         try:
             await self._handle(scope, receive, answer)
         except _Gone:
-            answer.status = 499  # as nginx counts clients that left
+            if not answer.status:
+                count(499)  # as nginx counts clients that left
         except Refused as error:
             await answer.error(error)
         except Busy as error:
@@ -57,11 +66,6 @@ class Guard:
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             await answer.error(Refused(500, "the service failed; its log says why", code="internal_error"))
-        finally:
-            route = scope.get("route")
-            endpoint = getattr(route, "path", None) or "other"  # not what a stranger asked for: labels must be few
-            self.metrics.requests.labels(endpoint, str(answer.status)).inc()
-            self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - start)
 
     async def _handle(self, scope: dict, receive: Callable, answer: "_Answer") -> None:
         headers = dict(scope["headers"])
@@ -136,15 +140,16 @@ def _once(body: bytes, left: asyncio.Future) -> Callable[[], Awaitable[dict[str,
 
 
 class _Answer:
-    """A `send` that notes the status, and can answer with an error as long as nothing has been sent."""
+    """A `send` that tells the status to `count`, and can answer with an error as long as nothing has been sent."""
 
-    def __init__(self, send: Callable, closing: Callable[[], bool]):
-        self._send, self._closing = send, closing
+    def __init__(self, send: Callable, closing: Callable[[], bool], count: Callable[[int], None]):
+        self._send, self._closing, self._count = send, closing, count
         self.status = 0
 
     async def __call__(self, message: dict) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._count(self.status)  # before the client can ask for the figures
             if self._closing():
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         await self._send(message)

@@ -1,0 +1,98 @@
+"""What is refused, and that nothing is left of it; the command."""
+
+import json
+import sys
+
+import pytest
+from exports import exported
+
+from kakao_models import cli
+from kakao_models.export import exporter, pt2, samples
+
+
+def refused(model, folder, message, error=ValueError, **options):
+    with pytest.raises(error, match=message):
+        exporter.export(model, folder / "out", **({"to": "pt2"} | options))
+    assert not list(folder.glob("**/*"))
+
+
+def test_options_that_a_format_or_a_model_does_not_have(align, vit, tmp_path):
+    refused(align, tmp_path, "--to torchscript: wanted one of onnx, openvino", to="torchscript")
+    refused(align, tmp_path, "--what all: wanted one of image, text, both, classifier", what="all")
+    refused(align, tmp_path, "--input jpeg: wanted one of float, uint8, picture", input="jpeg")
+    refused(align, tmp_path, "--quantize int4: pt2 has float16, bfloat16", quantize="int4")
+    refused(align, tmp_path, "has no classifier to export, it has image and text", what="classifier")
+    refused(vit, tmp_path, "has no text to export, it has image and classifier", what="both")
+    refused(vit, tmp_path, "a classifier gives logits", normalize=True)
+    refused(align, tmp_path, "which no graph of these formats computes to the same pixel", input="picture")
+    refused(tmp_path / "nothing", tmp_path, "nothing", OSError)
+
+
+def test_a_package_that_is_not_there_is_named(align, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("kakao_models.export.stablehlo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    refused(align, tmp_path, r"--to stablehlo needs jax.*kakao-models\[flax\]", ImportError, to="stablehlo")
+
+
+def test_a_folder_that_is_there_is_kept(align, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(FileExistsError, match="out is there already"):
+        exporter.export(align, tmp_path / "out", to="pt2")
+    assert (tmp_path / "out" / "mine").read_text() == "kept"
+
+
+def test_an_export_that_differs_is_refused_unless_forced(vit, tmp_path, monkeypatch):
+    whole = pt2.load
+
+    def wrong(folder, contract, name):
+        run = whole(folder, contract, name)
+        return lambda inputs: run(inputs)[:, ::-1].copy()
+
+    monkeypatch.setattr(pt2, "load", wrong)
+    refused(vit, tmp_path, r"the cosine of classifier to its source is -?0\.\d+, wanted 0.9999 or more. Nothing")
+    refused(vit, tmp_path, "wanted 0.5 or more", min_cosine=0.5)
+    _, sheet = exported(vit, tmp_path / "out", to="pt2", force=True)
+    assert sheet["functions"]["classifier"]["check"]["cosine"] < 0.9
+
+
+def test_an_export_of_another_shape_or_not_finite_is_refused_even_if_forced(vit, tmp_path, monkeypatch):
+    whole = pt2.load
+    for change, message in ((lambda x: x[:, :3], r"gives \(1, 3\)"), (lambda x: x * float("nan"), "not finite")):
+        monkeypatch.setattr(pt2, "load", lambda *args, change=change: lambda inputs: change(whole(*args)(inputs)))
+        refused(vit, tmp_path, message, force=True)
+
+
+def test_one_free_size_that_is_not_free_is_found(vit, tmp_path, monkeypatch):
+    """A graph traced for one size of batch alone does not pass: the comparison runs two."""
+    sizes = []
+    monkeypatch.setattr(
+        pt2, "load", lambda *args, whole=pt2.load: lambda inputs: sizes.append(len(inputs["pixel_values"])) or whole(*args)(inputs)
+    )  # fmt: skip
+    exporter.export(vit, tmp_path / "out", to="pt2")
+    assert sizes == [1, 3]
+
+
+def test_the_pictures_of_the_comparison_never_change():
+    assert samples.picture(0, 5, 6).sum() == samples.picture(0, 5, 6).sum()
+    assert samples.picture(0, 5, 6).shape == (5, 6, 3) and (samples.picture(0, 9, 9) != samples.picture(1, 9, 9)).any()
+
+
+def test_the_command(vit, tmp_path, capsys, monkeypatch):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["export", *map(str, arguments)])
+        return ended.value.code or 0, capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    code, output = run(vit, "--to", "pt2", "-o", "out", "--input", "uint8")
+    assert code == 0
+    assert "classifier: classifier.pt2" in output.out and "out: written" in output.out and "cosine 1.000" in output.out
+    code, output = run(vit, "--to", "pt2", "--json")
+    assert code == 0 and json.loads(output.out)["format"] == "pt2"
+    assert [path.name for path in tmp_path.glob("*-pt2")]  # named after the model
+    code, output = run(vit, "--to", "pt2", "-o", "out")
+    assert code == 2 and "is there already" in output.err
+    code, output = run(vit, "--to", "coreml", "-o", "other")
+    assert code == 2 and "wanted one of onnx" in output.err

@@ -1,0 +1,56 @@
+"""SavedModel and LiteRT: each in its own runtime, beside the embedder (of PyTorch)."""
+
+import json
+import zipfile
+
+import pytest
+import tensorflow as tf
+import tiny
+from exports import TEXTS, as_bytes, close, cosines, exported, of_bytes, tokens
+
+from kakao_models import Embedder
+
+
+@pytest.fixture(scope="module")
+def embedder(align):
+    return Embedder(align)
+
+
+def test_saved_model(align, embedder, tmp_path):
+    folder, sheet = exported(align, tmp_path / "out", to="saved_model", input="uint8", normalize=True)
+    saved = tf.saved_model.load(str(folder / "1"))
+    assert set(saved.signatures) == {"image_features", "text_features", "serving_default"}
+    got = saved.signatures["image_features"](images=tf.constant(as_bytes()))["image_features"]
+    close(got.numpy(), of_bytes(embedder, normalize=True))
+    given = {name: tf.constant(value) for name, value in tokens(embedder, "int32").items()}
+    close(saved.signatures["text_features"](**given)["text_features"].numpy(), embedder.texts(TEXTS, normalize=True))
+    assert json.loads((folder / "1/assets/export.json").read_text())["normalized"] is True
+    assert sheet["functions"]["text"] | {"check": None, "inputs": None, "outputs": None} == {
+        "file": "1", "signature": "text_features", "check": None, "inputs": None, "outputs": None,
+    }  # fmt: skip
+
+
+def test_saved_model_resizes_as_the_original_program(align_tf, tmp_path):
+    options = dict(to="saved_model", input="picture", what="image", quantize="bfloat16")
+    folder, _ = exported(align_tf, tmp_path / "out", **options)
+    pictures = [tiny.picture(seed, 131, 77) for seed in range(2)]
+    got = tf.saved_model.load(str(folder / "1")).signatures["image_features"](images=tf.constant(as_bytes(pictures)))
+    assert cosines(got["image_features"].numpy(), Embedder(align_tf).images(pictures)).min() > 0.999
+
+
+def test_saved_model_of_a_classifier_holds_its_labels(vit, tmp_path):
+    folder, sheet = exported(vit, tmp_path / "out", to="saved_model", input="uint8")
+    saved = tf.saved_model.load(str(folder / "1"))
+    got = saved.signatures["logits"](images=tf.constant(as_bytes()))["logits"]
+    close(got.numpy(), of_bytes(Embedder(vit), output="logits"))
+    assert (folder / "1/assets/labels.txt").read_text().split() == sheet["labels"]
+
+
+def test_litert(align, embedder, tmp_path):
+    folder, _ = exported(align, tmp_path / "out", to="litert", quantize="int8", input="uint8")
+    run = tf.lite.Interpreter(str(folder / "image.tflite")).get_signature_runner("image_features")
+    assert cosines(run(images=as_bytes())["image_features"], of_bytes(embedder)).min() > 0.99
+    run = tf.lite.Interpreter(str(folder / "text.tflite")).get_signature_runner("text_features")
+    assert cosines(run(**tokens(embedder, "int32"))["text_features"], embedder.texts(TEXTS)).min() > 0.99
+    with zipfile.ZipFile(folder / "image.tflite") as archive:
+        assert json.loads(archive.read("export.json"))["quantize"] == "int8"

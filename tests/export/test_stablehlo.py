@@ -1,0 +1,28 @@
+"""JAX's exported programs, beside the embedder (of PyTorch)."""
+
+import numpy as np
+import tiny
+from exports import TEXTS, as_bytes, close, exported, of_bytes, tokens
+from jax import export as jax_export
+
+from kakao_models import Embedder
+
+
+def called(file, *inputs):
+    program = jax_export.deserialize(bytearray(file.read_bytes()))
+    assert set(program.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+    return np.asarray(program.call(*inputs))
+
+
+def test_stablehlo(align_tf, tmp_path):
+    embedder = Embedder(align_tf)
+    folder, _ = exported(align_tf, tmp_path / "out", to="stablehlo", input="picture", normalize=True)
+    pictures = [tiny.picture(seed, 131, 77) for seed in range(2)]
+    close(called(folder / "image.stablehlo", as_bytes(pictures)), embedder.images(pictures, normalize=True))
+    close(called(folder / "text.stablehlo", *tokens(embedder, "int32").values()), embedder.texts(TEXTS, normalize=True))
+
+
+def test_stablehlo_of_a_classifier(vit, tmp_path):
+    folder, sheet = exported(vit, tmp_path / "out", to="stablehlo", input="uint8", quantize="bfloat16")
+    close(called(folder / "classifier.stablehlo", as_bytes()), of_bytes(Embedder(vit), output="logits"), 0.05)
+    assert 0.999 < sheet["functions"]["classifier"]["check"]["cosine"] < 0.9999999
