@@ -2,7 +2,9 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from exports import exported
 
@@ -43,35 +45,52 @@ def test_a_folder_that_is_there_is_kept(align, tmp_path):
     assert (tmp_path / "out" / "mine").read_text() == "kept"
 
 
-def test_an_export_that_differs_is_refused_unless_forced(vit, tmp_path, monkeypatch):
-    whole = pt2.load
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A format whose files are empty and whose runtime is the embedder, changed by a function that the test sets."""
+    format = SimpleNamespace(change=lambda rows: rows, sizes=[])
 
-    def wrong(folder, contract, name):
-        run = whole(folder, contract, name)
-        return lambda inputs: run(inputs)[:, ::-1].copy()
+    def write(embedder, contract, folder):
+        format.embedder = embedder
+        for name in contract.functions:
+            (folder / f"{name}.pt2").write_bytes(b"")
+        return {name: exporter.Place(f"{name}.pt2") for name in contract.functions}
 
-    monkeypatch.setattr(pt2, "load", wrong)
+    def load(folder, contract, name):
+        def run(inputs):
+            format.sizes.append(len(inputs["pixel_values"]))
+            return format.change(format.embedder.engine.logits(inputs["pixel_values"]))
+
+        return run
+
+    monkeypatch.setattr(pt2, "write", write)
+    monkeypatch.setattr(pt2, "load", load)
+    return format
+
+
+def test_an_export_that_differs_is_refused_unless_forced(vit, tmp_path, stand_in):
+    stand_in.change = lambda rows: rows[:, ::-1].copy()
     refused(vit, tmp_path, r"the cosine of classifier to its source is -?0\.\d+, wanted 0.9999 or more. Nothing")
     refused(vit, tmp_path, "wanted 0.5 or more", min_cosine=0.5)
     _, sheet = exported(vit, tmp_path / "out", to="pt2", force=True)
     assert sheet["functions"]["classifier"]["check"]["cosine"] < 0.9
 
 
-def test_an_export_of_another_shape_or_not_finite_is_refused_even_if_forced(vit, tmp_path, monkeypatch):
-    whole = pt2.load
-    for change, message in ((lambda x: x[:, :3], r"gives \(1, 3\)"), (lambda x: x * float("nan"), "not finite")):
-        monkeypatch.setattr(pt2, "load", lambda *args, change=change: lambda inputs: change(whole(*args)(inputs)))
-        refused(vit, tmp_path, message, force=True)
+def test_an_export_of_another_shape_or_not_finite_is_refused_even_if_forced(vit, tmp_path, stand_in):
+    stand_in.change = lambda rows: rows[:, :3]
+    refused(vit, tmp_path, r"gives \(1, 3\)", force=True)
+    stand_in.change = lambda rows: rows * np.float32("nan")
+    refused(vit, tmp_path, "not finite", force=True)
 
 
-def test_one_free_size_that_is_not_free_is_found(vit, tmp_path, monkeypatch):
-    """A graph traced for one size of batch alone does not pass: the comparison runs two."""
-    sizes = []
-    monkeypatch.setattr(
-        pt2, "load", lambda *args, whole=pt2.load: lambda inputs: sizes.append(len(inputs["pixel_values"])) or whole(*args)(inputs)
-    )  # fmt: skip
-    exporter.export(vit, tmp_path / "out", to="pt2")
-    assert sizes == [1, 3]
+def test_one_input_and_several_are_compared(vit, tmp_path, stand_in):
+    """So a graph traced for one size of batch alone does not pass."""
+    _, sheet = exported(vit, tmp_path / "out", to="pt2")
+    assert stand_in.sizes == [1, 3]
+    assert sheet["functions"]["classifier"]["check"] == {
+        "inputs": 4, "cosine": pytest.approx(1), "difference": pytest.approx(0, abs=1e-6), "of": pytest.approx(1.6, abs=1),
+        "same_best": 1.0,
+    }  # fmt: skip
 
 
 def test_the_pictures_of_the_comparison_never_change():
@@ -79,14 +98,16 @@ def test_the_pictures_of_the_comparison_never_change():
     assert samples.picture(0, 5, 6).shape == (5, 6, 3) and (samples.picture(0, 9, 9) != samples.picture(1, 9, 9)).any()
 
 
-def test_the_command(vit, tmp_path, capsys, monkeypatch):
+def test_the_command(vit, tmp_path, capsys, monkeypatch, stand_in):
     def run(*arguments):
         with pytest.raises(SystemExit) as ended:
             cli.main(["export", *map(str, arguments)])
         return ended.value.code or 0, capsys.readouterr()
 
     monkeypatch.chdir(tmp_path)
-    code, output = run(vit, "--to", "pt2", "-o", "out", "--input", "uint8")
+    code, output = run(vit, "--to", "pt2", "-o", "out", "--normalize")
+    assert code == 2 and "a classifier gives logits" in output.err
+    code, output = run(vit, "--to", "pt2", "-o", "out")
     assert code == 0
     assert "classifier: classifier.pt2" in output.out and "out: written" in output.out and "cosine 1.000" in output.out
     code, output = run(vit, "--to", "pt2", "--json")

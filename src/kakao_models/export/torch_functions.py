@@ -32,6 +32,10 @@ def programs(embedder: Embedder, contract: Contract, *, narrow: bool = False) ->
     scale = torch.tensor(pixels.scale, dtype=torch.float64)
     byte_values = scale, -torch.tensor(pixels.offset, dtype=torch.float64) / scale  # scale, and the byte that is 0
     made = towers(model.config, tensors_of(model), byte_values if pixels.kind == "uint8" else None)
+    for tower in made.values():
+        for tensor in tower.parameters():  # parts of a larger one would be saved with the whole of it
+            if tensor.untyped_storage().nbytes() > tensor.nbytes:
+                tensor.data = tensor.data.clone()
     result = {}
     for name, function in contract.functions.items():
         module = Texts(made[name], contract) if name == "text" else Images(made[name], function, contract)
