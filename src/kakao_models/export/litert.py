@@ -39,7 +39,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
 
 def load(folder: Path, contract: Contract, name: str) -> Run:
     """Runs a function by its signature, in LiteRT's interpreter."""
-    interpreter = _interpreter()(os.fspath(folder / f"{name}.tflite"), num_threads=os.cpu_count())
+    interpreter = _interpreter()(os.fspath(folder / f"{name}.tflite"), num_threads=1)
     output = contract.functions[name].output.name
     runner = interpreter.get_signature_runner(output)
 

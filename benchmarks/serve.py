@@ -1,0 +1,166 @@
+"""Load on `kakao-models serve`: latencies at rising concurrency, batching across requests against one input at a time, and
+what a shutdown loses.
+
+    python benchmarks/serve.py --size small --requests 300
+
+Both services run at once on this machine, one of them idle while the other is measured, level by level in turns; the
+clients run on the same cores. Each request holds one input. For the shutdown clients send one request after the other,
+each on a connection it keeps, and SIGTERM comes in the midst of it: a request is lost if it was sent whole and got no
+answer.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from common import arguments, checkpoint, sentences, show
+from PIL import Image
+
+LEVELS = (1, 4, 16, 64)
+
+
+class Service:
+    """`kakao-models serve` in a process of its own, on a port that the system chose."""
+
+    def __init__(self, folder: str, *options: str):
+        command = [sys.executable, "-m", "kakao_models.cli", "serve", folder, "--port", "0", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for line in self.process.stderr:
+            if line.startswith("kakao-models: http://"):
+                self.port = int(line.rpartition(":")[2])
+                break
+        else:
+            raise SystemExit("the service did not start")
+        # Whatever it still says is read, so that it never waits for us.
+        subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+class Client:
+    """A connection that is kept: plain HTTP/1.1, so that the clients take little of the cores they share."""
+
+    def __init__(self, port: int):
+        self.port, self.reader = port, None
+
+    async def post(self, body: bytes) -> int:
+        """The status of the answer, 0 where the request was not taken: no connection, or not sent whole.
+
+        Raises:
+            ConnectionError, IncompleteReadError: it was sent, and no answer came.
+        """
+        try:
+            if self.reader is None:
+                self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            self.writer.write(head.encode() + body)
+            await self.writer.drain()
+        except OSError:
+            self.reader = None
+            return 0
+        status, headers = await self._head()
+        await self.reader.readexactly(int(headers["content-length"]))
+        if headers.get("connection") == "close":
+            self.writer.close()
+            self.reader = None
+        return status
+
+    async def _head(self) -> tuple[int, dict[str, str]]:
+        first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        headers = dict(line.lower().split(": ", 1) for line in lines if ": " in line)
+        return int(first.split()[1]), headers
+
+
+async def load(port: int, bodies: list[bytes], concurrency: int) -> tuple[list[float], float]:
+    """Seconds of each request, and of all together."""
+    waiting, latencies = iter(bodies), []
+
+    async def client() -> None:
+        connection = Client(port)
+        for body in waiting:
+            start = time.perf_counter()
+            status = await connection.post(body)
+            latencies.append(time.perf_counter() - start)
+            assert status == 200, status
+
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    return latencies, time.perf_counter() - start
+
+
+async def shutdown(service: Service, bodies: list[bytes], concurrency: int) -> dict[str, int]:
+    """What became of the requests of clients that go on while the service ends."""
+    counts = {"answered": 0, "refused": 0, "lost": 0}
+
+    async def client(number: int) -> None:
+        connection = Client(service.port)
+        for turn in range(10_000):
+            try:
+                status = await connection.post(bodies[(number + turn) % len(bodies)])
+            except (OSError, EOFError):
+                counts["lost"] += 1
+                return
+            counts["answered" if status == 200 else "refused"] += 1
+            if status == 0:
+                return
+
+    clients = [asyncio.ensure_future(client(number)) for number in range(concurrency)]
+    await asyncio.sleep(1.0)
+    service.process.send_signal(signal.SIGTERM)
+    await asyncio.gather(*clients)
+    assert service.process.wait(60) == 0
+    return counts
+
+
+def requests(kind: str, count: int) -> list[bytes]:
+    if kind == "texts":
+        return [json.dumps({"input": text, "encoding_format": "base64"}).encode() for text in sentences(count, 4, 16)]
+    random, made = np.random.default_rng(0), []
+    for _ in range(min(count, 32)):
+        colours = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
+        file = io.BytesIO()
+        colours.save(file, "JPEG")
+        url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        made.append(json.dumps({"input": url, "encoding_format": "base64"}).encode())
+    return [made[index % len(made)] for index in range(count)]
+
+
+def main() -> None:
+    options = arguments(__doc__, requests=300, images=120, shutdowns=5)
+    folder = checkpoint(options.size)
+    services = {"batches": Service(folder), "one by one": Service(folder, "--batch-size", "1", "--max-wait", "0")}
+    try:
+        for kind, count in (("texts", options.requests), ("images", options.images)):
+            if not count:
+                continue
+            bodies, rows = requests(kind, count), []
+            for level in LEVELS:
+                cells = []
+                for service in services.values():
+                    latencies, seconds = asyncio.run(load(service.port, bodies, level))
+                    p50, p99 = np.percentile(np.array(latencies) * 1e3, (50, 99))
+                    cells += [f"{p50:.0f}", f"{p99:.0f}", count / seconds]
+                rows.append([level, *cells, cells[2] / cells[5]])
+            columns = [f"{figure}, {name}" for name in services for figure in ("p50 ms", "p99 ms", "requests/s")]
+            show(f"{kind}, {count} requests, {options.size}", ["clients", *columns, "times as many"], rows)
+    finally:
+        codes = [service.end() for service in services.values()]
+    print(f"\nexit codes after SIGTERM: {codes}")
+    if options.shutdowns:
+        bodies, totals = requests("texts", 64), []
+        for _ in range(options.shutdowns):
+            totals.append(asyncio.run(shutdown(Service(folder), bodies, 32)))
+        rows = [[name, sum(total[name] for total in totals)] for name in totals[0]]
+        show(f"SIGTERM under load, {options.shutdowns} times, 32 clients, {options.size}", ["requests", ""], rows)
+
+
+if __name__ == "__main__":
+    main()
