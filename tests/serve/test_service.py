@@ -295,63 +295,78 @@ def test_urls_are_fetched_from_public_addresses_alone(embedder):
         assert "allow_private" not in answer.text
 
 
-class Slow:
-    """An embedder whose texts take a while."""
+class Held:
+    """An embedder that does nothing until `go` is set, but warm up."""
 
-    def __init__(self, embedder, seconds):
-        self._embedder, self._seconds, self.runs = embedder, seconds, []
+    def __init__(self, embedder):
+        self._embedder, self.runs, self.go = embedder, [], threading.Event()
 
     def __getattr__(self, name):
         return getattr(self._embedder, name)
 
     def texts(self, texts, **options):
         self.runs.append(list(texts))
-        time.sleep(self._seconds if texts != ["warm up"] else 0)
+        assert texts == ["warm up"] or self.go.wait(20)
         return self._embedder.texts(texts, **options)
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def post(client, text):
+    return client.post("/v1/embeddings", json={"input": text})
+
+
 def test_requests_at_the_same_time_share_batches(embedder):
-    slow = Slow(embedder, 0.05)
-    with running(slow) as (client, _, _), concurrent.futures.ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(lambda i: client.post("/v1/embeddings", json={"input": f"cat {i % 10}"}), range(32)))
-    rows = np.concatenate([vectors(answer) for answer in answers])
-    np.testing.assert_allclose(rows, embedder.texts([f"cat {i % 10}" for i in range(32)], normalize=True), atol=1e-6)
-    assert len(slow.runs) < 20 and max(map(len, slow.runs)) > 1
+    held = Held(embedder)
+    with running(held) as (client, _, service), concurrent.futures.ThreadPoolExecutor(16) as threads:
+        waiting = [threads.submit(post, client, f"cat {i % 10}") for i in range(16)]
+        wait_until(lambda: service.batcher.waiting + sum(map(len, held.runs[1:])) == 16)
+        held.go.set()
+        rows = np.concatenate([vectors(answer.result()) for answer in waiting])
+    np.testing.assert_allclose(rows, embedder.texts([f"cat {i % 10}" for i in range(16)], normalize=True), atol=1e-6)
+    assert len(held.runs) <= 1 + 2 or max(map(len, held.runs)) > 1
 
 
-def test_a_full_queue_answers_429_and_a_slow_answer_504(embedder):
-    slow = Slow(embedder, 0.6)
-    batching = {"max_items": 2, "batch_size": 1}
-    with (
-        running(slow, batching=batching, timeout=1.0) as (client, _, _),
-        concurrent.futures.ThreadPoolExecutor(8) as threads,
-    ):
-        answers = list(threads.map(lambda i: client.post("/v1/embeddings", json={"input": f"cat {i}"}), range(8)))
-        codes = sorted(answer.status_code for answer in answers)
-        assert codes[0] == 200 and 429 in codes and 504 in codes and set(codes) <= {200, 429, 504}
+def test_a_full_queue_answers_429_and_a_late_answer_504(embedder):
+    held = Held(embedder)
+    with running(held, batching={"max_items": 2, "batch_size": 1}, timeout=0.5) as (client, _, service):
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda i: post(client, f"cat {i}"), range(8)))
+        codes = [answer.status_code for answer in answers]
+        assert 429 in codes and 504 in codes and set(codes) == {429, 504}
         full = next(answer for answer in answers if answer.status_code == 429)
         assert check_error(full, 429, "waiting")["type"] == "rate_limit_error"
         assert 1 <= int(full.headers["retry-after"]) <= 60
+        held.go.set()
+        wait_until(lambda: service.batcher.waiting == 0)
+        assert post(client, "a dog").status_code == 200
+    assert len(held.runs) <= 3  # what was given up is not run
 
 
 def test_a_client_that_leaves_costs_no_run(embedder):
-    slow = Slow(embedder, 0.3)
-    with running(slow, batching={"batch_size": 1}) as (client, server, service):
-        body = json.dumps({"input": "first"}).encode()
-        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    held = Held(embedder)
+    with running(held, batching={"batch_size": 1}) as (client, server, service):
+        gone = json.dumps({"input": "gone"}).encode()
+        head = (
+            f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(gone)}"
+        )
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
-            first = threads.submit(
-                client.post, "/v1/embeddings", content=body, headers={"content-type": "application/json"}
-            )
-            time.sleep(0.1)
-            gone = json.dumps({"input": "gone"}).encode()
+            first = threads.submit(post, client, "first")
+            wait_until(lambda: ["first"] in held.runs)
             with socket.create_connection(("127.0.0.1", server.port)) as connection:
-                connection.sendall(head + str(len(gone)).encode() + b"\r\n\r\n" + gone)
-                time.sleep(0.1)
+                connection.sendall(head.encode() + b"\r\n\r\n" + gone)
+                wait_until(lambda: service.batcher.waiting == 1)
+            with httpx.Client(base_url=client.base_url) as other:
+                wait_until(lambda: 'status="499"' in other.get("/metrics").text)
+            held.go.set()
             assert first.result().status_code == 200
-        assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
-        assert 'status="499"' in client.get("/metrics").text
-    assert ["gone"] not in slow.runs and ["last"] in slow.runs
+        assert post(client, "last").status_code == 200
+    assert held.runs == [["warm up"], ["first"], ["last"]]
 
 
 def test_a_body_that_never_ends_is_given_up(embedder):
@@ -367,21 +382,22 @@ def test_a_body_that_never_ends_is_given_up(embedder):
 
 
 def test_a_signal_ends_it_with_every_request_answered(embedder):
-    slow = Slow(embedder, 0.1)
-    with running(slow, batching={"batch_size": 2}, drain=0.3) as (client, server, _):
-        with concurrent.futures.ThreadPoolExecutor(12) as threads:
-            waiting = [threads.submit(client.post, "/v1/embeddings", json={"input": f"cat {i}"}) for i in range(12)]
-            time.sleep(0.15)
+    held = Held(embedder)
+    with running(held, batching={"batch_size": 2}, drain=1.0) as (client, server, service):
+        with concurrent.futures.ThreadPoolExecutor(13) as threads:
+            waiting = [threads.submit(post, client, f"cat {i}") for i in range(12)]
+            wait_until(lambda: service.batcher.waiting + sum(map(len, held.runs[1:])) == 12)
             loop = server.servers[0].get_loop()
             loop.call_soon_threadsafe(server.handle_exit, signal.SIGTERM, None)
-            time.sleep(0.05)
-            during = httpx.get(f"{client.base_url}/ready")
-            late = httpx.post(f"{client.base_url}/v1/embeddings", json={"input": "late"}, timeout=30)
-            answers = [future.result() for future in waiting]
+            wait_until(lambda: httpx.get(f"{client.base_url}/ready").status_code == 503)
+            late = threads.submit(httpx.post, f"{client.base_url}/v1/embeddings", json={"input": "late"}, timeout=30)
+            wait_until(lambda: service.batcher.waiting + sum(map(len, held.runs[1:])) == 13)
+            wait_until(lambda: server.should_exit)
+            held.go.set()
+            answers = [future.result() for future in (*waiting, late)]
         server.thread.join(20)
         assert not server.thread.is_alive()
-        assert during.status_code == 503 and late.status_code == 200
-        assert [answer.status_code for answer in answers] == [200] * 12
+        assert [answer.status_code for answer in answers] == [200] * 13
         assert answers[-1].headers["connection"] == "close"
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{client.base_url}/health")
@@ -389,13 +405,13 @@ def test_a_signal_ends_it_with_every_request_answered(embedder):
 
 
 def test_a_failure_of_the_model_is_500_without_its_words(embedder):
-    class Broken(Slow):
+    class Broken(Held):
         def texts(self, texts, **options):
             if texts == ["a cat"]:
                 raise RuntimeError("secret of the inside")
-            return super().texts(texts, **options)
+            return self._embedder.texts(texts, **options)
 
-    with running(Broken(embedder, 0)) as (client, _, _):
+    with running(Broken(embedder)) as (client, _, _):
         answer = client.post("/v1/embeddings", json={"input": "a cat"})
         assert check_error(answer, 500, "its log says why")["type"] == "server_error"
         assert "secret" not in answer.text

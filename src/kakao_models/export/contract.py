@@ -60,6 +60,7 @@ class Contract:
 
     normalize: whether features have length 1.
     quantize: None, or how the weights are stored.
+    where: `revision` and `token`, for a format that loads the checkpoint in its own framework.
     facts: what export.json says beside the functions; also embedded into the files.
     """
 
@@ -68,6 +69,7 @@ class Contract:
     normalize: bool
     quantize: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
         """JSON: the functions with their tensors, and `facts`."""
@@ -83,7 +85,14 @@ def _as_dict(tensor: Tensor) -> dict[str, Any]:
 
 
 def contract(
-    embedder: Embedder, what: str | None, kind: str, normalize: bool, quantize: str | None, ids: str, facts: dict
+    embedder: Embedder,
+    what: str | None,
+    kind: str,
+    normalize: bool,
+    quantize: str | None,
+    ids: str,
+    facts: dict,
+    where: dict,
 ) -> Contract:
     """What `embedder`'s model is exported as.
 
@@ -109,7 +118,7 @@ def contract(
         features["classifier"] = Tensor("logits", "float32", logits, "one number per label, before any softmax")
     inputs = {"image": _image_inputs(pixels), "text": _text_inputs(embedder, ids), "classifier": _image_inputs(pixels)}
     functions = {name: Function(name, inputs[name], features[name]) for name in names}
-    return Contract(functions, pixels, normalize, quantize, facts)
+    return Contract(functions, pixels, normalize, quantize, facts, where)
 
 
 def _parts(embedder: Embedder, what: str | None) -> tuple[str, ...]:

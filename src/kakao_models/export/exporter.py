@@ -9,24 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kakao_models import __version__
+from kakao_models import AlignProcessor, ViTImageProcessor, __version__
 from kakao_models.checkpoint.atomic import unfinished
 from kakao_models.checkpoint.hub import fetch, resolve
 from kakao_models.export.contract import INPUTS, WHATS, contract, resizing
 from kakao_models.export.samples import compare
 from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.progress import Progress
 
 SHEET = "export.json"
 # The least cosine between any row of the export and of its source, by how weights are stored.
 LEAST_COSINE = {None: 0.9999, "float16": 0.999, "bfloat16": 0.999, "int8": 0.99, "int8-dynamic": 0.99}
-_COPIED = (
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-)
 
 
 class Format(NamedTuple):
@@ -89,13 +83,13 @@ def export(
     form = _checked(to, what, input, quantize)
     writer = _module(form, to)
     output = Path(output)
-    where = {"revision": revision, "token": token}
+    where = {name: value for name, value in (("revision", revision), ("token", token)) if value}
     with unfinished(output) as folder, Progress(f"export to {to}", None, progress) as bar:
-        embedder = Embedder(model, batch_size=4, **where)
-        facts = _facts(embedder, to, form, quantize, input, normalize)
-        called = contract(embedder, what, input, normalize, quantize, form.ids, facts)
+        embedder = _plain(os.fspath(model), where)
+        facts = _facts(embedder, where, to, form, quantize, input, normalize)
+        called = contract(embedder, what, input, normalize, quantize, form.ids, facts, where)
         bar.advance(1)
-        _copy(embedder, folder, where, texts="text" in called.functions)
+        _copy(embedder, folder, texts="text" in called.functions)
         files = writer.write(embedder, called, folder)
         bar.advance(1)
         sheet = called.described()
@@ -167,15 +161,25 @@ def _module(form: Format, to: str):
         raise ImportError(f"--to {to} needs {error.name}: pip install 'kakao-models[{form.extra}]'") from error
 
 
+def _plain(name: str, where: dict) -> Embedder:
+    """The model as it is, on the processor: what makes an engine fast is not to be on both sides of the comparison."""
+    model = engine_class(None, name).load(name, device="cpu", dtype="float32", **where).model
+    kind = AlignProcessor if model.config.model_type == "align" else ViTImageProcessor
+    embedder = Embedder(model, processor=kind.from_pretrained(resolve(name), **where), batch_size=4)
+    embedder.name = name
+    return embedder
+
+
 def _facts(
-    embedder: Embedder, to: str, form: Format, quantize: str | None, kind: str, normalize: bool
+    embedder: Embedder, where: dict, to: str, form: Format, quantize: str | None, kind: str, normalize: bool
 ) -> dict[str, Any]:
     config, processor = embedder.config, embedder.image_processor
     facts = {
         "format": to,
         "model": embedder.name,
         "model_type": config.model_type,
-        "source_sha256": _source_hashes(embedder.name),
+        "revision": where.get("revision"),
+        "source_sha256": _source_hashes(embedder.name, where),
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {"kakao-models": __version__} | {name: _version(name) for name in form.runtimes},
         "input": kind,
@@ -223,10 +227,10 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _source_hashes(name: str) -> dict[str, str]:
+def _source_hashes(name: str, where: dict) -> dict[str, str]:
     folder = Path(resolve(name))
     if not folder.is_dir():
-        folder = fetch(name, "config.json").parent  # the Hub's cache, where the weights lie beside it
+        folder = fetch(name, "config.json", **where).parent  # the Hub's cache, where the weights lie beside it
     return {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
@@ -235,7 +239,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _copy(embedder: Embedder, folder: Path, where: dict, texts: bool) -> None:
+def _copy(embedder: Embedder, folder: Path, texts: bool) -> None:
     """The files that the caller's preprocessing needs, as the embedder has them."""
     embedder.image_processor.save_pretrained(folder)
     if texts:

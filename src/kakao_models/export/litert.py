@@ -24,7 +24,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     files = {SHEET: json.dumps(contract.described(), ensure_ascii=False)}
     if labels := contract.facts.get("labels"):
         files["labels.txt"] = "".join(f"{label}\n" for label in labels)
-    signatures, variables = functions(keras_model(embedder), contract)
+    signatures, variables = functions(keras_model(embedder, contract), contract)
     places = {}
     for name, function in contract.functions.items():
         signature = function.output.name

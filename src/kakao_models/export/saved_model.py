@@ -30,7 +30,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     files = {SHEET: json.dumps(contract.described(), ensure_ascii=False)}
     if labels := contract.facts.get("labels"):
         files["labels.txt"] = "".join(f"{label}\n" for label in labels)
-    signatures, variables = functions(keras_model(embedder), contract, contract.quantize)
+    signatures, variables = functions(keras_model(embedder, contract), contract, contract.quantize)
     with tempfile.TemporaryDirectory() as assets:
         for name, text in files.items():
             Path(assets, name).write_text(text, encoding="utf-8")
@@ -49,10 +49,10 @@ def load(folder: Path, contract: Contract, name: str) -> Run:
     return run
 
 
-def keras_model(embedder: Embedder) -> keras.Model:
+def keras_model(embedder: Embedder, contract: Contract) -> keras.Model:
     """The Keras model in float32: the embedder's, or where another framework runs that, its own."""
     engine = embedder.engine
-    return (engine if isinstance(engine, KerasEngine) else KerasEngine.load(embedder.name)).model
+    return (engine if isinstance(engine, KerasEngine) else KerasEngine.load(embedder.name, **contract.where)).model
 
 
 def functions(model: keras.Model, contract: Contract, dtype: str | None = None) -> tuple[Signatures, list[tf.Variable]]:

@@ -25,7 +25,9 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
     """A file for each function: what `jax.export.deserialize` takes."""
     engine = embedder.engine
-    model = (engine if isinstance(engine, FlaxEngine) else FlaxEngine.load(embedder.name, device="cpu")).model
+    model = (
+        engine if isinstance(engine, FlaxEngine) else FlaxEngine.load(embedder.name, device="cpu", **contract.where)
+    ).model
     evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graph, state = nnx.split(evaluating)
     narrow = jax.tree.map(partial(_narrow, dtype=contract.quantize), state)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kakao_models.inference.options import Dtype, Engine
+
 _LIMITS = "Limits"
 _MODEL = "Model"
 
@@ -47,6 +49,8 @@ def serve(
     framework: Annotated[
         str | None, typer.Option(help="torch, tf or flax.", rich_help_panel=_MODEL, show_default=False)
     ] = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
     revision: Annotated[
         str | None,
         typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel=_MODEL, show_default=False),
@@ -83,7 +87,7 @@ def serve(
     ended_by = run(
         model, name=name, host=host, port=port, limits=limits, batch_size=batch_size, max_wait=max_wait / 1000,
         max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key,
-        device=device, framework=framework, revision=revision,
+        device=device, framework=framework, engine=engine, dtype=dtype, revision=revision,
     )  # fmt: skip
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)

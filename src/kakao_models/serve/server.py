@@ -8,6 +8,7 @@ from types import FrameType
 import uvicorn
 
 from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.options import say_engine
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.service import Limits, Service
@@ -82,6 +83,7 @@ def serve(
     """
     listening = _bound(host, port)
     embedder = Embedder(model, batch_size=batch_size, **embedder_options)
+    say_engine(embedder)
     metrics, state = Metrics(), State()
 
     def make_service() -> Service:
