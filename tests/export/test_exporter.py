@@ -83,6 +83,14 @@ def test_an_export_of_another_shape_or_not_finite_is_refused_even_if_forced(vit,
     refused(vit, tmp_path, "not finite", force=True)
 
 
+def test_what_a_runtime_raises_is_explained(vit, tmp_path, stand_in):
+    def broken(rows):
+        raise RuntimeError("no space left\nat line 3")
+
+    stand_in.change = broken
+    refused(vit, tmp_path, r"pt2: running it failed \(no space left\)\. \d+ MB of disk are free")
+
+
 def test_one_input_and_several_are_compared(vit, tmp_path, stand_in):
     """So a graph traced for one size of batch alone does not pass."""
     _, sheet = exported(vit, tmp_path / "out", to="pt2")

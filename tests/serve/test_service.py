@@ -271,6 +271,16 @@ def test_bodies_are_bounded(client):
     check_error(client.post("/v1/embeddings", content=b"input=a"), 415, "application/json")
 
 
+def test_bodies_of_all_requests_are_bounded_together(embedder):
+    with running(embedder, max_held=1000) as (client, _, _):
+        for _ in range(3):  # what was refused is not counted any more
+            big = client.post("/v1/embeddings", json={"input": ["a cat"] * 200})
+            assert (
+                check_error(big, 429, "fill the memory")["code"] == "overloaded" and big.headers["retry-after"] == "1"
+            )
+            assert client.post("/v1/embeddings", json={"input": ["a cat"] * 80}).status_code == 200
+
+
 def test_a_key_is_wanted_of_all_but_health(embedder):
     with running(embedder, api_key="secret") as (client, _, _):
         assert client.get("/health").status_code == client.get("/ready").status_code == 200

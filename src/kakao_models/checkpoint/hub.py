@@ -25,6 +25,12 @@ def resolve(name_or_path: str | os.PathLike) -> str:
     return name
 
 
+def called(name_or_path: str | os.PathLike) -> str:
+    """What others may call a checkpoint: its name, of a folder without the path on this machine."""
+    name = os.fspath(name_or_path)
+    return Path(name).resolve().name if os.path.isdir(name) else name
+
+
 class HubUnreachable(OSError):
     """The Hub did not answer, and the file is not in the local cache."""
 

@@ -57,14 +57,14 @@ def export(
       kakao-models export kakaobrain/vit-large-patch16-384 --to saved_model --what classifier
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
-    from kakao_models.checkpoint.hub import fetch
+    from kakao_models.checkpoint.hub import called, fetch
     from kakao_models.export.exporter import export as write
     from kakao_models.export.exporter import summary
     from kakao_models.inference.progress import quiet
 
     fetch(model, "config.json", revision=revision)  # a wrong name is said at once
     quiet()
-    output = output or Path(f"{Path(model).name}-{to}")
+    output = output or Path(f"{called(model).rpartition('/')[2]}-{to}")
     with contextlib.redirect_stdout(sys.stderr):  # where converters print
         sheet = write(
             model, output, to=to, what=what, input=input, normalize=normalize, quantize=quantize,

@@ -4,14 +4,17 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kakao_models import AlignProcessor, ViTImageProcessor, __version__
 from kakao_models.checkpoint.atomic import unfinished
-from kakao_models.checkpoint.hub import fetch, resolve
+from kakao_models.checkpoint.hub import called, fetch, resolve
 from kakao_models.export.contract import INPUTS, WHATS, contract, resizing
 from kakao_models.export.samples import compare
 from kakao_models.inference.embedder import Embedder
@@ -87,15 +90,17 @@ def export(
     with unfinished(output) as folder, Progress(f"export to {to}", None, progress) as bar:
         embedder = _plain(os.fspath(model), where)
         facts = _facts(embedder, where, to, form, quantize, input, normalize)
-        called = contract(embedder, what, input, normalize, quantize, form.ids, facts, where)
+        agreed = contract(embedder, what, input, normalize, quantize, form.ids, facts, where)
         bar.advance(1)
-        _copy(embedder, folder, texts="text" in called.functions)
-        files = writer.write(embedder, called, folder)
+        _copy(embedder, folder, texts="text" in agreed.functions)
+        with _explained(to, "writing", folder):
+            files = writer.write(embedder, agreed, folder)
         bar.advance(1)
-        sheet = called.described()
+        sheet = agreed.described()
         least = LEAST_COSINE[quantize] if min_cosine is None else min_cosine
         for name, described in sheet["functions"].items():
-            check = compare(embedder, called, name, writer.load(folder, called, name))
+            with _explained(to, "running", folder):
+                check = compare(embedder, agreed, name, writer.load(folder, agreed, name))
             bar.advance(1)
             described |= {"file": files[name].file, "signature": files[name].signature, "check": check}
             if check["cosine"] < least and not force:
@@ -107,6 +112,19 @@ def export(
         sheet["files"] = _files(folder)
         (folder / SHEET).write_text(json.dumps(sheet, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return sheet
+
+
+@contextmanager
+def _explained(to: str, what: str, folder: Path) -> Iterator[None]:
+    """Makes what a runtime raises, which may be of any type, an error of the export."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        free = shutil.disk_usage(folder).free / 1e6
+        raise ValueError(f"{to}: {what} it failed ({reason:.300}). {free:.0f} MB of disk are free") from error
 
 
 class Place(NamedTuple):
@@ -176,7 +194,7 @@ def _facts(
     config, processor = embedder.config, embedder.image_processor
     facts = {
         "format": to,
-        "model": embedder.name,
+        "model": called(embedder.name),
         "model_type": config.model_type,
         "revision": where.get("revision"),
         "source_sha256": _source_hashes(embedder.name, where),

@@ -39,6 +39,7 @@ def create_app(
     state: State,
     api_key: str | None = None,
     max_body: int = 32 * 2**20,
+    max_held: int = 512 * 2**20,
     body_timeout: float = 30.0,
     timeout: float = 120.0,
 ) -> FastAPI:
@@ -47,7 +48,7 @@ def create_app(
     Args:
         make_service: gives the `Service`; called when the application starts.
         metrics, state: of this application.
-        api_key, max_body, body_timeout, timeout: of `Guard`.
+        api_key, max_body, max_held, body_timeout, timeout: of `Guard`.
     """
     service: Service
     started = int(time.time())
@@ -138,8 +139,8 @@ def create_app(
         return JSONResponse(refused.body(), error.status_code, headers=error.headers)
 
     app.add_middleware(
-        Guard, metrics=metrics, api_key=api_key, max_body=max_body, body_timeout=body_timeout, timeout=timeout,
-        closing=lambda: state.closing,
+        Guard, metrics=metrics, api_key=api_key, max_body=max_body, max_held=max_held,
+        body_timeout=body_timeout, timeout=timeout, closing=lambda: state.closing,
     )  # fmt: skip
     return app
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -26,7 +26,6 @@ class _Job:
     results: list[Any]
     left: int
     given_up: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def done(self, place: int, result: Any) -> None:
         self.results[place] = result

@@ -17,7 +17,8 @@ def serve(
     host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; by default MODEL.", show_default=False)
+        str | None,
+        typer.Option(help="What clients call the model; by default MODEL, of a folder its name.", show_default=False),
     ] = None,
     api_key: Annotated[
         str | None,
@@ -77,6 +78,8 @@ def serve(
         if (error.name or "").startswith("kakao_models"):
             raise
         raise ImportError(f"serve needs {error.name}: pip install 'kakao-models[serve]'") from error
+    if api_key is not None and not api_key.strip():
+        raise typer.BadParameter("the key is empty: set KAKAO_MODELS_API_KEY to a secret, or unset it for no key")
     fetch(model, "config.json", revision=revision)  # a wrong name is said at once
     quiet()
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):

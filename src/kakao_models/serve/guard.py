@@ -22,6 +22,7 @@ class Guard:
     Args:
         api_key: what "Authorization: Bearer" must hold; None for no key.
         max_body: bytes; body_timeout: seconds to send them in; timeout: seconds for the answer.
+        max_held: bytes of all bodies at the same time.
         closing: whether connections are to be closed after the answer, because the service ends.
     """
 
@@ -32,6 +33,7 @@ class Guard:
         metrics: Metrics,
         api_key: str | None,
         max_body: int,
+        max_held: int,
         body_timeout: float,
         timeout: float,
         closing: Callable[[], bool],
@@ -39,6 +41,7 @@ class Guard:
         self.app, self.metrics, self.closing = app, metrics, closing
         self.key = None if api_key is None else f"Bearer {api_key}".encode()
         self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
+        self.held, self.max_held = 0, max_held
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -75,7 +78,16 @@ class Guard:
             and not hmac.compare_digest(headers.get(b"authorization", b""), self.key)
         ):
             raise Refused(401, "a valid key is missing: Authorization: Bearer ...", code="invalid_api_key")
-        body = await self._body(headers, receive) if scope["method"] == "POST" else b""
+        taken = [0]
+        try:
+            await self._answered(scope, receive, answer, headers, taken)
+        finally:
+            self.held -= taken[0]
+
+    async def _answered(
+        self, scope: dict, receive: Callable, answer: "_Answer", headers: dict, taken: list[int]
+    ) -> None:
+        body = await self._body(headers, receive, taken) if scope["method"] == "POST" else b""
         if scope["method"] == "POST" and not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
             raise Refused(415, "the body must be JSON, with Content-Type: application/json")
         left = asyncio.ensure_future(_disconnected(receive))
@@ -92,7 +104,8 @@ class Guard:
                 task.cancel()
             await asyncio.gather(left, work, return_exceptions=True)
 
-    async def _body(self, headers: dict, receive: Callable) -> bytes:
+    async def _body(self, headers: dict, receive: Callable, taken: list[int]) -> bytes:
+        """The body; what it holds is added to `held` and to `taken` as it comes."""
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.max_body:
             raise self._too_long()
@@ -103,7 +116,12 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Gone
-                    body += message.get("body", b"")
+                    piece = message.get("body", b"")
+                    if self.held + len(piece) > self.max_held:
+                        raise Busy("the bodies of other requests fill the memory that is set aside for them", 1)
+                    taken[0] += len(piece)
+                    self.held += len(piece)
+                    body += piece
                     if len(body) > self.max_body:
                         raise self._too_long()
                     if not message.get("more_body"):

@@ -7,12 +7,14 @@ from types import FrameType
 
 import uvicorn
 
+from kakao_models.checkpoint.hub import called
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.options import say_engine
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.service import Limits, Service
 
+_HELD = 512 * 2**20  # bytes of bodies in memory
 _CONNECTIONS = 2048  # more get 503 from uvicorn itself
 
 
@@ -71,7 +73,7 @@ def serve(
 
     Args:
         model: a Hub id, a folder, or the name of a checkpoint inside this package.
-        name: what clients call it; by default `model`.
+        name: what clients call it; by default `model`, of a folder its name.
         batch_size, max_wait, max_queue: of `Batcher`; max_queue counts inputs, not requests.
         timeout: seconds for an answer.
         drain: seconds between the signal and the end of listening.
@@ -88,9 +90,17 @@ def serve(
 
     def make_service() -> Service:
         batching = dict(batch_size=batch_size, max_wait=max_wait, max_items=max_queue, watch=metrics.batch)
-        return Service(embedder, name or model, limits or Limits(), **batching)
+        return Service(embedder, name or called(model), limits or Limits(), **batching)
 
-    app = create_app(make_service, metrics=metrics, state=state, api_key=api_key, max_body=max_body, timeout=timeout)
+    app = create_app(
+        make_service,
+        metrics=metrics,
+        state=state,
+        api_key=api_key,
+        max_body=max_body,
+        max_held=max(_HELD, 4 * max_body),
+        timeout=timeout,
+    )
     config = uvicorn.Config(
         app, host=host, port=port, log_level=log_level, access_log=False, server_header=False,
         limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=int(timeout) + 5, timeout_keep_alive=30,

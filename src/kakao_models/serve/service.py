@@ -6,7 +6,9 @@ Axes: N inputs  D width of an embedding
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from kakao_models.serve.schemas import (
     decoded,
     image_source,
 )
+
+_FETCHERS = 16
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class Service:
         self.classifies = embedder.engine.classifies
         self.batcher = Batcher(self._run, **batching)
         self._sentences: OrderedDict[str, np.ndarray] = OrderedDict()  # → embedding of length 1
-        # Fetches have a queue of their own: of a hundred slow hosts, no more than these keep a thread.
-        self._fetching = asyncio.Semaphore(16)
+        # Threads of their own: a hundred slow hosts keep nobody waiting who fetches nothing.
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="kakao-models-fetches")
 
     async def warm_up(self) -> None:
         """Runs the model once, so that the first request does not wait for what is done on the first use."""
@@ -178,8 +182,8 @@ class Service:
                 raise Refused(400, f"{place}: this service fetches no URLs; send a data: URL", param="input")
             options = {"timeout": self.limits.fetch_timeout, "max_bytes": self.limits.max_fetched}
             try:
-                async with self._fetching:
-                    return await asyncio.to_thread(fetch, source, **options)
+                run = asyncio.get_running_loop().run_in_executor
+                return await run(self._fetchers, partial(fetch, source, **options))
             except FetchError as error:
                 reason = str(error).partition("; pass allow_private")[0]
                 raise Refused(400, f"{place}: {reason}", param="input", code="image_not_fetched") from None
