@@ -1,6 +1,8 @@
 """What a caller does before an exported model, with Pillow, numpy and tokenizers alone: export.json says it."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +61,18 @@ def scores(folder, image_features: np.ndarray, text_features: np.ndarray) -> np.
     return powers / powers.sum(1, keepdims=True)
 
 
-def show(files, texts, table: np.ndarray) -> None:
-    """A line per image: the best three texts."""
-    for file, row in zip(files, table):
+def zero_shot(run: Callable[[str, str, dict[str, np.ndarray]], np.ndarray]) -> None:
+    """FOLDER LABEL,LABEL,... IMAGE ... of the command line: the best three labels of each image.
+
+    Args:
+        run: (folder, "image" or "text", inputs) → features.
+    """
+    if len(sys.argv) < 4:
+        raise SystemExit(f"usage: python {sys.argv[0]} FOLDER LABEL,LABEL,... IMAGE ...")
+    folder, labels, *files = sys.argv[1:]
+    labels = labels.split(",")
+    images = run(folder, "image", {"images": pictures(folder, files)})
+    texts = run(folder, "text", tokens(folder, [f"This is a photo of {label}." for label in labels]))
+    for file, row in zip(files, scores(folder, images, texts)):
         best = np.argsort(-row)[:3]
-        print(f"{Path(file).name:20}", "  ".join(f"{texts[index]} {row[index]:.1%}" for index in best))
+        print(f"{Path(file).name:20}", "  ".join(f"{labels[index]} {row[index]:.1%}" for index in best))

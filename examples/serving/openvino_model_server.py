@@ -10,7 +10,6 @@ The folder is a repository as the server wants it: config.json names the models 
 """
 
 import json
-import sys
 import urllib.request
 
 import inputs
@@ -30,20 +29,12 @@ def request(values: dict[str, np.ndarray]) -> dict:
     }
 
 
-def run(name: str, values: dict[str, np.ndarray]) -> np.ndarray:
+def run(folder, name: str, values: dict[str, np.ndarray]) -> np.ndarray:
     body, kind = json.dumps(request(values)).encode(), {"Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(URL.format(name=name), body, kind)) as answer:
         output = json.load(answer)["outputs"][0]
     return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
-def main() -> None:
-    folder, labels, *files = sys.argv[1:]
-    labels = labels.split(",")
-    images = run("image", {"images": inputs.pictures(folder, files)})
-    texts = run("text", inputs.tokens(folder, [f"This is a photo of {label}." for label in labels]))
-    inputs.show(files, labels, inputs.scores(folder, images, texts))
-
-
 if __name__ == "__main__":
-    main()
+    inputs.zero_shot(run)

@@ -9,7 +9,6 @@ new version export again and move its 1/ here as 2/; the server takes it up by i
 """
 
 import json
-import sys
 import urllib.request
 
 import inputs
@@ -30,13 +29,5 @@ def run(folder, name: str, values: dict[str, np.ndarray]) -> np.ndarray:
         return np.array(json.load(answer)["outputs"], np.float32)  # one output: not named in the answer
 
 
-def main() -> None:
-    folder, labels, *files = sys.argv[1:]
-    labels = labels.split(",")
-    images = run(folder, "image", {"images": inputs.pictures(folder, files)})
-    texts = run(folder, "text", inputs.tokens(folder, [f"This is a photo of {label}." for label in labels]))
-    inputs.show(files, labels, inputs.scores(folder, images, texts))
-
-
 if __name__ == "__main__":
-    main()
+    inputs.zero_shot(run)

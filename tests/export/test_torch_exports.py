@@ -1,6 +1,9 @@
 """ONNX, OpenVINO and .pt2: each in its own runtime, beside the embedder."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -10,7 +13,10 @@ import tiny
 import torch
 from exports import as_bytes, close, cosines, exported, of_bytes, pixel_values, tokens
 
-from kakao_models import Embedder
+from kakao_models import Embedder, pipeline
+
+EXAMPLES = Path(__file__).parents[2] / "examples/serving"
+LABELS = ["cat", "dog", "a car"]
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +24,22 @@ def embedder(align):
     return Embedder(align)
 
 
+@pytest.fixture(scope="module")
+def onnx_export(align, tmp_path_factory):
+    return exported(align, tmp_path_factory.mktemp("onnx") / "out", to="onnx", input="uint8", normalize=True)
+
+
+@pytest.fixture(scope="module")
+def openvino_export(align, tmp_path_factory):
+    return exported(align, tmp_path_factory.mktemp("openvino") / "models", to="openvino", input="uint8")
+
+
 def session(folder, name):
     return onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
 
 
-def test_onnx(align, embedder, tmp_path):
-    folder, sheet = exported(align, tmp_path / "out", to="onnx", input="uint8", normalize=True)
+def test_onnx(embedder, onnx_export):
+    folder, sheet = onnx_export
     image, text = session(folder, "image"), session(folder, "text")
     close(image.run(["image_features"], {"images": as_bytes()})[0], of_bytes(embedder, normalize=True))
     given = tokens(embedder, "int64")
@@ -48,7 +64,7 @@ def test_onnx_resizes_as_the_original_program(align_tf, tmp_path):
     close(got, Embedder(align_tf).images(pictures), 1e-4)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "bfloat16"])
+@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic"])
 def test_onnx_with_narrow_weights(vit, tmp_path, quantize):
     folder, sheet = exported(vit, tmp_path / "out", to="onnx", quantize=quantize, input="uint8")
     run = session(folder, "classifier")
@@ -57,15 +73,15 @@ def test_onnx_with_narrow_weights(vit, tmp_path, quantize):
     assert cosines(got, wanted).min() > 0.99 and not np.allclose(got, wanted, atol=1e-6)
     labels = ["cat", "dog", "bird", "car", "tree", "house", "sea"]
     assert sheet["labels"] == json.loads(run.get_modelmeta().custom_metadata_map["labels"]) == labels
-    assert sheet["files"]["classifier.onnx"]["bytes"] < (140_000 if quantize == "bfloat16" else 120_000)
+    assert sheet["files"]["classifier.onnx"]["bytes"] < 120_000
 
 
-def test_openvino(align, embedder, tmp_path):
-    folder, sheet = exported(align, tmp_path / "out", to="openvino")
+def test_openvino(embedder, openvino_export):
+    folder, sheet = openvino_export
     core = openvino.Core()
     f32 = {"INFERENCE_PRECISION_HINT": "f32"}
     image = core.compile_model(folder / "image/1/model.xml", "CPU", f32)
-    close(image({"pixel_values": pixel_values(embedder)})["image_features"], embedder.images(_pictures()))
+    close(image({"images": as_bytes()})["image_features"], of_bytes(embedder))
     text = core.compile_model(folder / "text/1/model.xml", "CPU", f32)
     close(text(tokens(embedder, "int64", ["a cat"]))["text_features"], embedder.texts(["a cat"]))
     inside = core.read_model(folder / "text/1/model.xml").get_rt_info(["kakao_models", "export.json"]).astype(str)
@@ -106,3 +122,62 @@ def test_pt2_of_the_features_of_a_vit(vit, tmp_path):
     folder, _ = exported(vit, tmp_path / "out", to="pt2", what="image", input="uint8", normalize=True)
     run = torch.export.load(folder / "image.pt2").module()
     close(run(images=torch.from_numpy(as_bytes()))["image_features"].numpy(), of_bytes(Embedder(vit), normalize=True))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return tiny.picture_folder(tmp_path_factory.mktemp("pictures"), 3)
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Loads a script of the examples, which import their neighbour `inputs`."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.delitem(sys.modules, "inputs", raising=False)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_the_example_of_onnx_runtime(align, onnx_export, files, example, monkeypatch, capsys):
+    folder, _ = onnx_export
+    monkeypatch.setattr(sys, "argv", ["onnx_runtime.py", str(folder), ",".join(LABELS), *map(str, files)])
+    module = example("onnx_runtime")
+    module.inputs.zero_shot(module.run)
+    lines = capsys.readouterr().out.splitlines()
+    wanted = pipeline("zero-shot-image-classification", align)(files, LABELS)
+    for line, file, scores in zip(lines, files, wanted, strict=True):
+        assert line.split()[0] == file.name
+        assert f"{scores[0]['label']} {scores[0]['score']:.1%}" in line
+
+
+def test_the_example_of_openvino_model_server(embedder, openvino_export, files, example):
+    """The repository as the server reads it: config.json, a folder of versions for each model, an IR in it."""
+    folder, _ = openvino_export
+    module = example("openvino_model_server")
+    core, models = openvino.Core(), {}
+    for entry in json.loads((folder / "config.json").read_text())["model_config_list"]:
+        base = folder.parent / entry["config"]["base_path"].lstrip("/")
+        [version] = [path for path in base.iterdir() if path.name.isdigit()]
+        [model] = version.glob("*.xml")
+        models[entry["config"]["name"]] = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def served(name, values):
+        request = json.loads(json.dumps(module.request(values)))
+        types = {"UINT8": np.uint8, "INT64": np.int64}
+        tensors = {
+            put["name"]: np.array(put["data"], types[put["datatype"]]).reshape(put["shape"])
+            for put in request["inputs"]
+        }
+        return models[name](tensors)[0]
+
+    close(served("image", {"images": module.inputs.pictures(folder, files)}), embedder.images(files))
+    close(
+        served("text", module.inputs.tokens(folder, ["a cat", "the dog in the sea"])),
+        embedder.texts(["a cat", "the dog in the sea"]),
+    )

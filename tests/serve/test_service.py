@@ -19,7 +19,7 @@ import tiny
 import uvicorn
 from openai_errors import check_error
 
-from kakao_models import Embedder, pipeline
+from kakao_models import Embedder, cli, pipeline
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.server import Server
@@ -295,6 +295,20 @@ def test_a_key_is_wanted_of_all_but_health(embedder):
         check_error(client.get("/metrics"), 401, "key")
         right = {"authorization": "Bearer secret"}
         assert client.post("/v1/embeddings", json={"input": "a"}, headers=right).status_code == 200
+
+
+def test_an_empty_key_is_no_key_and_a_taken_port_is_said(monkeypatch, capsys):
+    def run(*options):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["serve", "align-tiny", *options])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "Take another --port" in run("--port", str(taken.getsockname()[1]))
+    assert "the key is empty" in " ".join(run("--api-key", " ").replace("│", " ").split())
+    monkeypatch.setenv("KAKAO_MODELS_API_KEY", "")
+    assert "the key is empty" in " ".join(run().replace("│", " ").split())
 
 
 def test_urls_are_fetched_from_public_addresses_alone(embedder):

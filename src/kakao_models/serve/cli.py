@@ -1,5 +1,6 @@
 """The command `kakao-models serve`."""
 
+import os
 import signal
 import sys
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from kakao_models.inference.options import Dtype, Engine
 
+_KEY = "KAKAO_MODELS_API_KEY"
 _LIMITS = "Limits"
 _MODEL = "Model"
 
@@ -23,7 +25,7 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="KAKAO_MODELS_API_KEY",
+            envvar=_KEY,
             show_envvar=True,
             show_default=False,
             help="Wanted of every request. Rather by the environment: others can read the command line.",
@@ -78,8 +80,8 @@ def serve(
         if (error.name or "").startswith("kakao_models"):
             raise
         raise ImportError(f"serve needs {error.name}: pip install 'kakao-models[serve]'") from error
-    if api_key is not None and not api_key.strip():
-        raise typer.BadParameter("the key is empty: set KAKAO_MODELS_API_KEY to a secret, or unset it for no key")
+    if not os.environ.get(_KEY, "unset").strip() or not (api_key or "unset").strip():
+        raise typer.BadParameter(f"the key is empty: set {_KEY} to a secret, or unset it for no key")
     fetch(model, "config.json", revision=revision)  # a wrong name is said at once
     quiet()
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
