@@ -2,7 +2,7 @@
 
 kakao-models export align-tiny --to onnx --input uint8 -o align-onnx
 pip install onnxruntime tokenizers pillow numpy
-python examples/serving/onnx_runtime.py align-onnx "a cat,two dogs,mountains" examples/photos/*.jpg
+python examples/serving/onnx_runtime.py align-onnx "a cat,two dogs,mountains" src/kakao_models/photos/*.jpg
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
     kakao-models export align-tiny --to saved_model --input uint8 -o align-tf
     docker run --rm -p 8501:8501 -v "$PWD/align-tf:/models/align" -e MODEL_NAME=align tensorflow/serving
-    python examples/serving/tensorflow_serving.py align-tf "a cat,two dogs,mountains" examples/photos/*.jpg
+    python examples/serving/tensorflow_serving.py align-tf "a cat,two dogs,mountains" src/kakao_models/photos/*.jpg
 
 The folder is a model's folder as the server wants it: the version is its subfolder 1/, everything else is ignored. For a
 new version export again and move its 1/ here as 2/; the server takes it up by itself.
