@@ -17,7 +17,7 @@ x = torch.ones(16 << 20)  # 64 MB
 for _ in range(8):
     x + 1
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(20):
     x + 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -29,4 +29,4 @@ def test_kept_memory_is_used_again():
         done = subprocess.run([sys.executable, "-c", PROGRAM, way], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("keep") * 20 < faults("give back")
+    assert faults("keep") * 4 < faults("give back")  # where the heap ends may still move, once or twice
