@@ -136,7 +136,10 @@ def requests(kind: str, count: int) -> list[bytes]:
 def main() -> None:
     options = arguments(__doc__, requests=300, images=120, shutdowns=5)
     folder = checkpoint(options.size)
-    services = {"batches": Service(folder), "one by one": Service(folder, "--batch-size", "1", "--max-wait", "0")}
+    services = {}
+    if options.requests or options.images:
+        services["batches"] = Service(folder)
+        services["one by one"] = Service(folder, "--batch-size", "1", "--max-wait", "0")
     try:
         for kind, count in (("texts", options.requests), ("images", options.images)):
             if not count:
@@ -153,7 +156,8 @@ def main() -> None:
             show(f"{kind}, {count} requests, {options.size}", ["clients", *columns, "times as many"], rows)
     finally:
         codes = [service.end() for service in services.values()]
-    print(f"\nexit codes after SIGTERM: {codes}")
+    if codes:
+        print(f"\nexit codes after SIGTERM: {codes}")
     if options.shutdowns:
         bodies, totals = requests("texts", 64), []
         for _ in range(options.shutdowns):
