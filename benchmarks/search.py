@@ -139,7 +139,7 @@ class _Vectors:
 
         self.dim, self.name, self.tokenizer, self.image_processor = 0, "vectors", None, AlignImageProcessor()
         self.engine, self.config, self.image_options = self, self, {}
-        self.model, self.weights = self, [np.zeros(1)]
+        self.model, self.weights, self.description = self, [np.zeros(1)], "none"
 
     def to_dict(self) -> dict:
         return {}

@@ -28,6 +28,7 @@ from milvus_lite.storage.wal import WAL
 from PIL import Image
 
 from kakao_models import AlignImageProcessor, Embedder
+from kakao_models.inference.engine import Engine
 from kakao_models.search import SearchIndex
 
 PICTURES, DIM, BATCH = 60, 8, 4
@@ -44,28 +45,27 @@ class _Model:
     weights = [np.arange(4.0)]
 
 
-class _Engine:
+class _Config:
+    model_type = "vit"
+    to_dict = staticmethod(dict)
+
+
+class _Engine(Engine):
     """Embeddings (n, 8) that are others in another batch."""
 
-    model, dim, reads_texts, classifies = _Model(), DIM, False, False
-
-    class config:
-        to_dict = staticmethod(dict)
+    model, config, dim, classifies = _Model(), _Config(), DIM, False
 
     def features(self, values: np.ndarray) -> np.ndarray:
         time.sleep(0.002)
         rows = values.reshape(len(values), -1)[:, :DIM].astype(np.float32)
         return rows + np.float32(0.01) * values.mean() + np.arange(DIM, dtype=np.float32)
 
-    logits = hidden = texts = None
 
-
-def stub() -> Embedder:
-    embedder = Embedder.__new__(Embedder)
-    embedder.engine, embedder.name, embedder.tokenizer = _Engine(), "stub", None
-    embedder.image_processor = AlignImageProcessor(size=8, crop_size=8)
-    embedder.batch_size, embedder.num_workers, embedder.image_options, embedder.failures = BATCH, 2, {}, []
-    return embedder
+class _Stub(Embedder):
+    def __init__(self):
+        self.engine, self.name, self.batch_size, self.num_workers = _Engine(), "stub", BATCH, 2
+        self.image_options, self.failures, self._fast_images = {}, [], False
+        self.image_processor, self.tokenizer = AlignImageProcessor(size=8, crop_size=8), None
 
 
 def write_pictures(folder: Path, seed: int = 0) -> Path:
@@ -96,13 +96,13 @@ def change_pictures(folder: Path) -> None:
 
 
 def run(pictures: Path, database: Path, options: dict, sync: bool = False) -> str:
-    with SearchIndex.open(database, stub(), create=True, **options) as index:
+    with SearchIndex.open(database, _Stub(), create=True, **options) as index:
         return str(index.build(pictures, sync=sync))
 
 
 def contents(database: Path) -> dict[str, tuple]:
     """Every row of a database, with the bytes of its vector; and that a search finds each of them."""
-    with SearchIndex.open(database, stub()) as index:
+    with SearchIndex.open(database, _Stub()) as index:
         rows = {}
         for hits, vectors in index.vectors(size=50):
             rows |= {hit.id: (hit.as_dict(), vector.tobytes()) for hit, vector in zip(hits, vectors)}

@@ -22,7 +22,7 @@ def identity(embedder: Embedder) -> dict[str, Any]:
         "model": os.path.abspath(embedder.name) if os.path.isdir(embedder.name) else embedder.name,
         "dim": embedder.dim,
         "weights": facts["weights"],
-        "engine": f"{facts['engine']} {facts['package']}",
+        "engine": [facts["engine"], facts["package"]],
         "preprocessing": facts["image processor"],
         "tokenizer": facts["tokenizer"],
         "tokens": facts["tokens"],
