@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoProcessor, image_transforms
 from kakao_models import AlignImageProcessor, AlignProcessor
 from kakao_models.data.images import ImageError
 
-PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "cat.jpg"
+PHOTO = Path(__file__).parents[2] / "src" / "kakao_models" / "photos" / "cat.jpg"
 LIMIT = TOLERANCE["resized pixels, of 255"]
 
 

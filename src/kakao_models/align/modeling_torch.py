@@ -75,18 +75,15 @@ class AlignBatchNorm(nn.BatchNorm2d):
         super().__init__(channels, eps=config.batch_norm_eps, momentum=1 - config.batch_norm_momentum)
         self.virtual_batch_size = config.virtual_batch_size
 
-    def forward(self, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
-        """Normalises x (B, C, H, W); `activation` comes after it, and is part of it because the two together need less."""
+    def forward(self, x: torch.Tensor, silu: bool = False) -> torch.Tensor:
+        """Normalises x (B, C, H, W). `silu`: and activates it, where `fuses` says that both can be one pass."""
         if not self.training:
-            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-            return x if activation is None else activation(x)
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         batch = len(x)
         n = max(1, batch // self.virtual_batch_size) if self.virtual_batch_size else 1
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            silu = isinstance(activation, nn.SiLU)
+        if self.fuses(x):
             x, mean, variance = ghost_norm(x, self.weight, self.bias, n, self.eps, silu)
             mean, variance = mean.mean(0), variance.mean(0)
-            activation = None if silu else activation
         elif batch % n:
             parts = [self._normalize(x[j::n], 1) for j in range(n)]
             mean, variance = (torch.stack(values).mean(0) for values in zip(*(part[1:] for part in parts)))
@@ -96,7 +93,10 @@ class AlignBatchNorm(nn.BatchNorm2d):
         else:
             x, mean, variance = self._normalize(x, n)
         self._update_running_statistics(mean, variance)
-        return x if activation is None else activation(x)
+        return x
+
+    def fuses(self, x: torch.Tensor) -> bool:
+        return self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def _normalize(self, x: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch, channels, height, width = x.shape
@@ -129,6 +129,13 @@ class AlignBatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
+def normalize_and_activate(norm: AlignBatchNorm, activation: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """activation(norm(x)); in training on a CPU SiLU is part of the norm's pass, which takes less time and memory."""
+    if norm.fuses(x) and isinstance(activation, nn.SiLU):
+        return norm(x, silu=True)
+    return activation(norm(x))
+
+
 def pad_for_stride_2(x: torch.Tensor, kernel_size: int) -> torch.Tensor:
     """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: the original's `correct_pad` of an unknown size."""
     low, high = kernel_size // 2 - 1, kernel_size // 2
@@ -144,7 +151,7 @@ class AlignVisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         x = pad_for_stride_2(pixel_values, 3)
-        return self.batchnorm(self.convolution(x), self.activation)  # (B, C, H/2, W/2)
+        return normalize_and_activate(self.batchnorm, self.activation, self.convolution(x))  # (B, C, H/2, W/2)
 
 
 class AlignVisionExpansionLayer(nn.Module):
@@ -155,7 +162,7 @@ class AlignVisionExpansionLayer(nn.Module):
         self.expand_act = ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.expand_bn(self.expand_conv(x), self.expand_act)
+        return normalize_and_activate(self.expand_bn, self.expand_act, self.expand_conv(x))
 
 
 class AlignVisionDepthwiseLayer(nn.Module):
@@ -177,7 +184,7 @@ class AlignVisionDepthwiseLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad_explicitly:
             x = pad_for_stride_2(x, self.depthwise_conv.kernel_size[0])
-        return self.depthwise_norm(self.depthwise_conv(x), self.depthwise_act)
+        return normalize_and_activate(self.depthwise_norm, self.depthwise_act, self.depthwise_conv(x))
 
 
 class AlignVisionSqueezeExciteLayer(nn.Module):
