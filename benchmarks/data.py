@@ -94,7 +94,7 @@ def main() -> None:
     from common import arguments, show  # here: the measured processes import this file, and common imports PyTorch
 
     options = arguments(
-        __doc__.split("\n")[0], rows=10_000_000, memory="4GB", threads=os.cpu_count() or 1, work="", only=""
+        __doc__.split("\n")[0], rows=10_000_000, memory="4GB", threads=os.cpu_count() or 1, work="", only="", source=""
     )
     folder = Path(tempfile.mkdtemp(prefix="kakao-models-data-", dir=options.work or None))
     context = multiprocessing.get_context("spawn")
