@@ -1,6 +1,5 @@
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -11,10 +10,11 @@ class Runs:
     """A `run` that notes its batches and can be held up."""
 
     def __init__(self):
-        self.batches, self.go = [], threading.Event()
+        self.batches, self.go, self.busy = [], threading.Event(), threading.Event()
         self.go.set()
 
     def __call__(self, kind, values):
+        self.busy.set()
         assert self.go.wait(10)
         self.batches.append((kind, values))
         return [ValueError(value) if value == "bad" else f"{kind} {value}" for value in values]
@@ -33,10 +33,7 @@ async def held(runs, batcher):
     """A first item that the thread is busy with until `runs.go` is set."""
     runs.go.clear()
     first = asyncio.ensure_future(batcher.submit("text", ["first"]))
-    while not first.done() and batcher.waiting == 0:
-        await asyncio.sleep(0.001)
-    while batcher.waiting:
-        await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(runs.busy.wait, 10)
     return first
 
 
@@ -140,13 +137,32 @@ def test_closing_answers_all_that_waits_and_refuses_the_rest(runs):
     assert asyncio.run(main()) == [["text first"], *([f"text {i}"] for i in range(5))]
 
 
-def test_a_lone_item_waits_no_longer_than_max_wait(runs):
+def test_who_is_alone_does_not_wait(runs):
     async def main():
-        batcher = started(runs, batch_size=100, max_wait=0.01)
-        start = time.monotonic()
-        await batcher.submit("text", ["a"])
-        seconds = time.monotonic() - start
+        batcher = started(runs, max_wait=1000)
+        for text in "ab":
+            # Of one request, but of two kinds, which do not run together.
+            await asyncio.wait_for(asyncio.gather(*(batcher.submit(kind, [text]) for kind in ("text", "image"))), 10)
         await asyncio.to_thread(batcher.close)
-        return seconds
 
-    assert asyncio.run(main()) >= 0.01  # and it came back at all
+    asyncio.run(main())
+    assert sorted(runs.batches) == [("image", ["a"]), ("image", ["b"]), ("text", ["a"]), ("text", ["b"])]
+
+
+def test_who_has_met_others_waits_for_them_and_no_longer_than_max_wait(runs):
+    async def main():
+        batcher = started(runs, batch_size=2, max_wait=1000)
+        first = await held(runs, batcher)
+        second = asyncio.ensure_future(batcher.submit("text", ["second"]))
+        await asyncio.sleep(0)
+        runs.go.set()
+        await first
+        await asyncio.sleep(0.05)
+        assert not second.done() and batcher.waiting == 1
+        await asyncio.wait_for(asyncio.gather(second, batcher.submit("text", ["third"])), 10)
+        batcher.max_wait = 0.05
+        await asyncio.wait_for(batcher.submit("text", ["last"]), 10)
+        await asyncio.to_thread(batcher.close)
+
+    asyncio.run(main())
+    assert [values for _, values in runs.batches] == [["first"], ["second", "third"], ["last"]]

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +50,9 @@ class _Item:
 class Batcher:
     """Gives items of many requests to `run`, up to `batch_size` of one kind at a time, in the order they came.
 
-    A batch starts when it is full, or when its oldest item has waited `max_wait` seconds. Items that nobody waits for
-    any more are dropped. `run` is only ever called in one thread.
+    A batch starts when it is full, or when its oldest item has waited `max_wait` seconds; at once where no other request
+    of its kind has been there since the last one began, as none is to be expected. Items that nobody waits for any more
+    are dropped. `run` is only ever called in one thread.
 
     Args:
         run: (kind, values) → a result for each value, or an exception in its place.
@@ -73,6 +74,8 @@ class Batcher:
         self.batch_size, self.max_wait, self.max_items, self.max_bytes = batch_size, max_wait, max_items, max_bytes
         self._waiting: dict[str, deque[_Item]] = {}
         self._items = self._bytes = 0
+        self._requests: Counter[str] = Counter()  # by kind, those that wait or run
+        self._company: set[str] = set()  # kinds of which requests have met since the last batch began
         self._pace = 0.01  # seconds an item takes, lately
         self._closed = False
         self._changed = threading.Condition()
@@ -108,6 +111,9 @@ class Batcher:
                 raise Busy(
                     f"{self._items} inputs are waiting, {self.max_items} are the most", self._seconds(len(values))
                 )
+            self._requests[kind] += 1
+            if self._requests[kind] > 1:
+                self._company.add(kind)
             queue = self._waiting.setdefault(kind, deque())
             queue.extend(_Item(job, place, value, share, now) for place, value in enumerate(values))
             self._items += len(values)
@@ -117,6 +123,8 @@ class Batcher:
             return await job.future
         finally:
             job.given_up = True
+            with self._changed:
+                self._requests[kind] -= 1
 
     def close(self) -> None:
         """Refuses what comes from now on, and returns when all that was waiting is done."""
@@ -152,21 +160,25 @@ class Batcher:
         return results
 
     def _next(self) -> tuple[str, list[_Item]] | None:
-        """The next batch, of the kind whose first item is oldest; None when closed and empty."""
+        """The next batch, of the kind whose first item is oldest among those that may start; None when closed and empty."""
         with self._changed:
             while True:
-                queues = [(queue[0].since, kind) for kind, queue in self._waiting.items() if queue]
-                if queues:
-                    since, kind = min(queues)
+                now = time.monotonic()
+                starts = {kind: self._start(kind, queue) for kind, queue in self._waiting.items() if queue}
+                if ready := [kind for kind, start in starts.items() if start <= now]:
+                    kind = min(ready, key=lambda kind: self._waiting[kind][0].since)
                     queue = self._waiting[kind]
-                    patience = since + self.max_wait - time.monotonic()
-                    if len(queue) >= self.batch_size or patience <= 0 or self._closed:
-                        items = [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
-                        self._items -= len(items)
-                        self._bytes -= sum(item.size for item in items)
-                        return kind, items
-                    self._changed.wait(patience)
-                elif self._closed:
+                    if self._requests[kind] < 2:
+                        self._company.discard(kind)
+                    items = [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
+                    self._items -= len(items)
+                    self._bytes -= sum(item.size for item in items)
+                    return kind, items
+                if not starts and self._closed:
                     return None
-                else:
-                    self._changed.wait()
+                self._changed.wait(min(starts.values()) - now if starts else None)
+
+    def _start(self, kind: str, queue: deque[_Item]) -> float:
+        """When a batch of what waits may start."""
+        waits = kind in self._company and len(queue) < self.batch_size and not self._closed
+        return queue[0].since + (self.max_wait if waits else 0)

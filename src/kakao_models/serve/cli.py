@@ -33,7 +33,9 @@ def serve(
     ] = None,
     allow_urls: Annotated[bool, typer.Option(help="Fetch images from public http(s) URLs that clients name.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs of many requests that run together.")] = 32,
-    max_wait: Annotated[float, typer.Option(min=0, help="Milliseconds an input waits for others.")] = 5.0,
+    max_wait: Annotated[
+        float, typer.Option(min=0, help="Milliseconds an input waits for others, if there are any.")
+    ] = 5.0,
     max_queue: Annotated[
         int, typer.Option(min=1, help="Inputs that may wait; more get 429.", rich_help_panel=_LIMITS)
     ] = 1024,
