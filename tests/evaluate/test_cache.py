@@ -53,6 +53,7 @@ def test_whatever_may_change_an_embedding_changes_the_fingerprint(align, tmp_pat
         return CachedEmbedder(Embedder(align, **options)).fingerprint
 
     found = [fingerprint(), fingerprint(dtype="bfloat16"), fingerprint(image_options={"max_pixels": 10**6})]
+    found.append(fingerprint(fast_images=True))
     other = Embedder(align)
     other.config.text_config.layer_norm_eps *= 2
     found.append(CachedEmbedder(other).fingerprint)

@@ -290,3 +290,13 @@ def test_fast_images_differ_by_rounding(align, vit, photos, tmp_path):
         assert 0 < np.abs(fast - exact).max() < 0.01 * np.abs(exact).max()
     with pytest.raises(ValueError, match="does not take bytes"):
         Embedder(AlignModel.from_pretrained(align), fast_images=True)
+
+
+def test_a_processor_that_is_changed_later_counts(align, photos):
+    embedder = Embedder(align)
+    embedder.image_processor.rescale_factor /= 2
+    wanted = Embedder(
+        AlignModel.from_pretrained(align), processor=embedder.image_processor, tokenizer=embedder.tokenizer
+    )
+    np.testing.assert_allclose(embedder.images(photos[:2]), wanted.images(photos[:2]), atol=1e-5)
+    assert np.abs(embedder.images(photos[:2]) - Embedder(align).images(photos[:2])).max() > 1e-3

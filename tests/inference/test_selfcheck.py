@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -120,7 +121,8 @@ def test_a_torn_or_foreign_measurement_is_made_again(align, home):
         embedder = engine(align, "torch", dtype="bfloat16")
         measured.append(embedder.engine.checks[0]["cosine"])
     assert len(set(measured)) == 1 and measured[0] < 1
-    about = json.loads(next((home / "checks").glob("*.json")).read_text())["about"]
+    contents = [json.loads(path.read_text()) for path in (home / "checks").glob("*.json")]
+    about = max((said["about"] for said in contents), key=len)  # other tests' measurements stay as they are now
     assert {"model", "machine", "versions", "engine", "dtype", "inputs", "device"} <= about.keys()
 
 
@@ -206,13 +208,39 @@ def test_a_model_object_keeps_its_weights_live_unless_an_engine_is_named(align, 
     assert_close(frozen.images(photos), before)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(align, photos, plain, tmp_path, monkeypatch):
-    pytest.importorskip("onnxscript")
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(blocked))
-    embedder = engine(align, "onnx")
-    assert_close(embedder.images(photos[:2]), plain[0][:2])
+@pytest.mark.parametrize("obstacle", ["a file in its place", "no permission"])
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, obstacle):
+    target = tmp_path / "cache"
+    if obstacle == "no permission":  # mkdtemp says so, whoever runs the tests
+        make = tempfile.mkdtemp
+
+        def mkdtemp(*args, dir=None, **kwargs):
+            if dir is not None:
+                raise PermissionError(13, "Permission denied", os.fspath(dir))
+            return make(*args, dir=tmp_path, **kwargs)
+
+        monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    else:
+        target.write_text("no folder")
+    with runners._made(target, "onnx", lambda place: (place / "model").write_text("made")) as place:
+        assert (place / "model").read_text() == "made" and target not in place.parents
+    assert not place.exists()
+
+
+def test_what_is_kept_is_used_until_it_cannot_be_read(tmp_path):
+    made = []
+
+    def read(error=None):
+        with runners._made(tmp_path / "cache", "onnx", lambda place: made.append(place)) as place:
+            if error:
+                raise error
+        return place
+
+    assert read() == read() == tmp_path / "cache" / "onnx" and len(made) == 1
+    with pytest.raises(RuntimeError):
+        read(RuntimeError("damaged"))
+    assert not list((tmp_path / "cache").iterdir())
+    assert read().is_dir() and len(made) == 2
 
 
 @pytest.mark.gpu
@@ -223,21 +251,21 @@ def test_on_a_gpu(align, photos, plain, name, dtype, least):
     assert cosine(embedder.images(photos), plain[0]) > least and cosine(embedder.texts(TEXTS), plain[1]) > least
 
 
-def test_other_preprocessing_or_a_damaged_file_makes_an_engines_model_anew(align, home, photos, plain, tmp_path):
+def test_other_preprocessing_or_a_damaged_file_makes_an_engines_model_anew(vit, home, photos, tmp_path):
     pytest.importorskip("onnxscript")
-    engine(align, "onnx")
+    first = engine(vit, "onnx").images(photos)
     before = {path.parent for path in home.rglob("model.onnx")}
     folder = tmp_path / "other"
-    shutil.copytree(align, folder)
-    file = folder / "processor_config.json"
-    values = json.loads(file.read_text())
-    values["image_processor"]["rescale_factor"] /= 2
-    file.write_text(json.dumps(values))
-    shutil.copystat(f"{align}/model.safetensors", folder / "model.safetensors")
+    shutil.copytree(vit, folder)
+    (file,) = [path for path in folder.glob("*processor_config.json")]
+    text = file.read_text()
+    assert '"rescale_factor": 0.00392156862745098' in text
+    file.write_text(text.replace('"rescale_factor": 0.0039', '"rescale_factor": 0.0019'))
+    shutil.copystat(f"{vit}/model.safetensors", folder / "model.safetensors")
     changed = engine(folder, "onnx").images(photos)
     assert_close(changed, Embedder(folder).images(photos))
-    assert np.abs(changed - plain[0]).max() > 1e-3
+    assert np.abs(changed - first).max() > 1e-3
     assert before < {path.parent for path in home.rglob("model.onnx")}
     for path in home.rglob("model.onnx"):
         path.write_bytes(path.read_bytes()[:1000])
-    assert_close(engine(align, "onnx").images(photos), plain[0])
+    assert_close(engine(vit, "onnx").images(photos), first)

@@ -181,6 +181,7 @@ def described(embedder: Embedder) -> dict[str, Any]:
         "config": embedder.config.to_dict(),
         "image processor": [type(processor).__name__, processor.to_dict()],
         "image options": embedder.image_options,
+        "fast images": embedder.fast_images,
         "tokenizer": None if tokenizer is None else _vocabulary(tokenizer),
         "tokens": None if tokenizer is None else embedder.max_tokens,
     }

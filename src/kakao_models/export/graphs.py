@@ -20,7 +20,7 @@ INPUTS = {
     "classifier": ("pixel_values",),
     "text": ("input_ids", "attention_mask"),
 }
-OUTPUT = {"image": "image_embeds", "classifier": "logits", "text": "text_embeds"}
+OUTPUT = {"image": "image_features", "classifier": "logits", "text": "text_features"}
 
 
 def exported(

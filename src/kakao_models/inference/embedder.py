@@ -45,9 +45,9 @@ class Embedder:
         batch_size: images at a time; as many texts of 64 tokens, and more of shorter ones.
         num_workers: threads that read and preprocess images; by default one per processor core, at most 8.
         image_options: further arguments of `kakao_models.data.images.load_image`, such as `max_pixels`.
-        fast_images: read JPEGs by simplejpeg, if it is installed, and resize by PyTorch's kernel for bytes, about twice
-            as fast. Some pixels differ by 1 of 255 from PIL's, which is what transformers uses and the default. Only
-            where preprocessing is "hf", and the model runs as towers (see `engine`).
+        fast_images: read JPEGs by simplejpeg, if it is installed, and resize by PyTorch's kernel for bytes, which is
+            faster (docs/speed.md has figures). Some pixels differ by 1 or 2 of 255 from PIL's, which is what transformers
+            uses and the default. Only where preprocessing is "hf", and the model runs as towers (see `engine`).
         revision, token, subfolder: as of `from_pretrained`.
 
     Raises:
@@ -106,7 +106,7 @@ class Embedder:
         self.num_workers = _positive("num_workers", num_workers or min(8, os.cpu_count() or 1))
         self.image_options = dict(image_options or {})
         self.failures: list[Failure] = []
-        self._fast_images = fast_images
+        self.fast_images = fast_images
         if fused:
             self._choose_engine(source, engine, device, dtype)
         if fast_images and not self.engine.takes_bytes:
@@ -148,7 +148,7 @@ class Embedder:
         from kakao_models.inference.engine_towers import TowerEngine, Way
 
         preparation = self._image_processor
-        pixels = preparation.byte_values if getattr(preparation, "gives_bytes", False) else None
+        pixels = self._byte_values = preparation.byte_values if getattr(preparation, "gives_bytes", False) else None
         towers = ("image", "text") if source.reads_texts else ("image",)
         certain = engine in (None, "torch") and dtype in (None, "float32")  # exact by construction
         way = Way("torch" if engine in (None, "auto") else engine, "float32")
@@ -289,11 +289,10 @@ class Embedder:
         if processor_options:
             options["size_hint"] = None  # the processor may now need more pixels than it said
         elif _is_ours(preparation := self._image_processor):
-            if self.engine.takes_bytes and preparation.gives_bytes and self._fast_images:
+            in_bytes = self._in_bytes(preparation)
+            if in_bytes and self.fast_images:
                 return lambda source: preparation.fast_pixels(load_pixels(source, **options))
-            prepare = preparation.pixel_values
-            if self.engine.takes_bytes and preparation.gives_bytes:
-                prepare = preparation.pixels
+            prepare = preparation.pixels if in_bytes else preparation.pixel_values
             return lambda source: prepare(load_image(source, **options))
 
         def prepare(source) -> np.ndarray:
@@ -301,6 +300,12 @@ class Embedder:
             return self.image_processor(images=image, return_tensors="np", **processor_options)["pixel_values"][0]
 
         return prepare
+
+    def _in_bytes(self, preparation) -> bool:
+        """Whether the engine knows what a preparation's bytes stand for: it may have been changed since."""
+        if not (self.engine.takes_bytes and preparation.gives_bytes):
+            return False
+        return all(map(np.array_equal, preparation.byte_values, self._byte_values))
 
     def texts(
         self,

@@ -27,7 +27,7 @@ FastImages = Annotated[
     bool,
     typer.Option(
         "--fast-images",
-        help="Read JPEGs and resize about twice as fast; some pixels differ by 1 of 255.",
+        help="Read JPEGs by simplejpeg and resize by PyTorch, which is faster; some pixels differ by 1 or 2 of 255.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -246,6 +246,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kakao-models", "engines")
 
 
+_UNFINISHED = ".unfinished-"
 _STALE = 24 * 3600  # seconds after which an unfinished folder is of a process that was killed
 
 
@@ -262,17 +263,11 @@ class _made:
         self._temporary = None
         if self._target and self._target.is_dir():
             return self._target
-        parent = None
-        if self._target:
-            try:
-                self._target.parent.mkdir(parents=True, exist_ok=True)
-                parent = self._target.parent
-                for old in parent.glob(".unfinished-*"):
-                    if time.time() - old.stat().st_mtime > _STALE:
-                        shutil.rmtree(old, ignore_errors=True)
-            except OSError:  # a home that can't be written to: nothing is kept
-                self._target = None
-        self._temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
+        try:
+            self._temporary = self._begun()
+        except OSError:  # a home that can't be written to: nothing is kept
+            self._target = None
+        self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix=_UNFINISHED))
         try:
             self._write(self._temporary)
         except BaseException:
@@ -286,6 +281,17 @@ class _made:
             self._temporary = None
             return self._target
         return self._temporary
+
+    def _begun(self) -> Path | None:
+        """An empty folder beside the target, if there is a target."""
+        if self._target is None:
+            return None
+        parent = self._target.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        for old in parent.glob(f"{_UNFINISHED}*"):
+            if time.time() - old.stat().st_mtime > _STALE:
+                shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=parent))
 
     def __exit__(self, error, *about) -> None:
         unwanted = self._temporary or (self._target if error and issubclass(error, Exception) else None)
