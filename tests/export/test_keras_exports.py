@@ -32,6 +32,7 @@ def test_saved_model(align, embedder, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_saved_model_resizes_as_the_original_program(align_tf, tmp_path):
     options = dict(to="saved_model", input="picture", what="image", quantize="bfloat16")
     folder, _ = exported(align_tf, tmp_path / "out", **options)

@@ -64,6 +64,7 @@ def test_onnx_resizes_as_the_original_program(align_tf, tmp_path):
     close(got, Embedder(align_tf).images(pictures), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["int8", "int8-dynamic"])
 def test_onnx_with_narrow_weights(vit, tmp_path, quantize):
     folder, sheet = exported(vit, tmp_path / "out", to="onnx", quantize=quantize, input="uint8")

@@ -41,6 +41,7 @@ def _converted(
     """A `torch.onnx.ONNXProgram`; inputs and output get these names, and the inputs' axes `shape`, or the first one "batch"."""
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(f"ONNX models need {error.name}: pip install 'kakao-models[onnx]'") from error

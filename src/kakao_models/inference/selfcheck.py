@@ -59,7 +59,8 @@ def choose(
     for what, arrays in inputs.items():
         entries = []
         for way in _candidates(engine, name, dtype):
-            entry = _known(engine, what, way, arrays) if keep else None
+            known = keep and missing_package(way.engine) is None
+            entry = _known(engine, what, way, arrays) if known else None
             if entry is None:
                 if what not in reference:
                     plain = engine.source.plain
