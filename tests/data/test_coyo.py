@@ -14,7 +14,7 @@ from tables_brute import random_table, write_table
 
 from kakao_models.data.coyo import COYO_700M, check_columns
 from kakao_models.data.labels import label_stats, to_multilabel
-from kakao_models.data.preview import contact_sheet, first_rows, print_table
+from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
 from kakao_models.data.stats import draw, summarize
 from kakao_models.data.tables import connect, files_of, is_hub, open_table
 from kakao_models.train.sources import open_source
@@ -201,3 +201,49 @@ def test_a_data_set_of_the_hub_is_read_where_it_is(tmp_path, monkeypatch, duckdb
     write_table(frame, folder / "part-0.parquet")
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", System)
     assert open_table(duckdb, "kakaobrain/coyo-700m").count().execute() == 30
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_preview_of_a_data_set_of_the_hub_streams(form, tmp_path, monkeypatch):
+    """What `datasets` does with a folder, under the name of a data set; a file after those rows is not even opened."""
+    datasets = pytest.importorskip("datasets")
+    read, asked = datasets.load_dataset, []
+
+    def resolved(name, **options):
+        asked.append((name, options))
+        return read(str(tmp_path / "hub" / name), cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", resolved)
+    folder = tmp_path / "hub/kakaobrain/coyo-labeled/data"
+    folder.mkdir(parents=True)
+    lists = {"labels": [1, 2], "label_probs": [0.5, 0.25]}
+    rows = [{"id": n * 7, "url": f"http://x/{n}", "width": n, "height": n} | lists for n in range(20)]
+    rows[1] |= {"url": None, "labels": None}
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), folder / "train-00000-of-00002.parquet")
+    else:
+        (folder / "train-00000-of-00002.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / f"train-00001-of-00002.{form}").write_bytes(b"nothing that can be read")
+    found, types = first_rows("hf://kakaobrain/coyo-labeled", 5)
+    assert found == rows[:5] and asked == [("kakaobrain/coyo-labeled", {"split": "train", "streaming": True})]
+    numbers = dict.fromkeys(("id", "width", "height"), "int64")
+    assert types == numbers | {"url": "string", "labels": "array<int64>", "label_probs": "array<float64>"}
+    assert [str(finding) for finding in findings(types)] == ["imagehash: missing (COYO-Labeled-300M has it)"]
+    with pytest.raises(ValueError, match="nothing.*train"):
+        first_rows("kakaobrain/coyo-labeled", 5, split="nothing")
+
+
+def test_pictures_within_a_data_set_of_the_hub_stay_bytes(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    read = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: read(str(tmp_path / name), **options))
+    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in tiny.picture_folder(tmp_path / "p", 3)]
+    pictures[1] = {"bytes": b"no picture", "path": "x.png"}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    (tmp_path / "owner").mkdir()
+    saved = datasets.Dataset.from_dict({"image": pictures, "text": ["a", "b", "c"]}, features=features)
+    saved.to_parquet(str(tmp_path / "owner/set/train.parquet"))
+    found, types = first_rows("owner/set", 3)
+    assert [row["image"]["bytes"] for row in found] == [picture["bytes"] for picture in pictures]
+    page, lost = contact_sheet(found, "owner/set")
+    assert lost == 1 and page.count("<img ") == 2 and list(types) == ["image", "text"]

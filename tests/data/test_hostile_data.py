@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,21 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from hostile import hostile_server
 from tables_brute import random_table, write_table
 
 from kakao_models.cli import main
+from kakao_models.data import embed, neighbours
 from kakao_models.data.curate import curate
 from kakao_models.data.deadlinks import draw_success, failure_kind
 from kakao_models.data.download import Download, download
 from kakao_models.data.embed import Settings, embed_table
 from kakao_models.data.journal import Journal
 from kakao_models.data.manifest import clear, read_manifest, verify
+from kakao_models.data.neighbours import read_hashes
 from kakao_models.data.pairs import open_pairs
 from kakao_models.data.recipes import make_filter, parse_flag, parse_flags, read_recipe
 from kakao_models.data.rows import Part, Rows
 from kakao_models.data.shard import Options, write_shards
 from kakao_models.data.stats import draw, summarize
 from kakao_models.data.tables import connect, is_parquet, new_folder, open_table
+from kakao_models.data.writers import ParquetWriter, Stored
 
 ROOT = Path(__file__).parents[2]
 QUICK = Download(retries=0, timeout=5.0, attempts=1)
@@ -46,7 +51,7 @@ def run(code: str, *arguments) -> subprocess.Popen:
     """Python in a process of its own."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_columns_of_a_table_may_have_any_name(duckdb, tmp_path):
@@ -90,7 +95,7 @@ def test_pictures_of_an_evaluation_set_that_could_not_be_read(duckdb, tmp_path):
     table = open_table(duckdb, write(tmp_path / "t.parquet", id=[1, 2], url=["a", "b"]))
     embedded = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 0.0, 0.0, 1.0]), 2)
     write(tmp_path / "e.parquet", id=[1, 2], embedding=embedded)
-    np.save(tmp_path / "eval.npy", np.array([[np.nan, np.nan], [1.0, 0.01]]))
+    np.save(tmp_path / "eval.npy", np.array([[np.nan, np.nan], [np.nan, 1.0], [1.0, 0.01]]))
     item = parse_flag(f"eval-embeddings:file={tmp_path / 'eval.npy'},embeddings={tmp_path / 'e.parquet'}")
     curate(duckdb, table, [item], tmp_path / "out")
     assert pq.read_table(tmp_path / "out")["id"].to_pylist() == [2]
@@ -100,9 +105,6 @@ def test_pictures_of_an_evaluation_set_that_could_not_be_read(duckdb, tmp_path):
             make = parse_flag(f"eval-embeddings:file={tmp_path / 'bad.npy'},embeddings={tmp_path / 'e.parquet'}")
             curate(duckdb, table, [make], tmp_path / "no")
         (tmp_path / "bad.npy").unlink()
-        __import__("kakao_models.data.neighbours")
-        from kakao_models.data import neighbours
-
         neighbours._near_ids.cache_clear()
 
 
@@ -213,6 +215,60 @@ def test_a_file_that_embed_did_not_write(tmp_path):
         embed_table(Stub(), path, tmp_path / "out", Settings("texts", 2))
 
 
+def test_a_shard_is_embedded_in_pieces(tmp_path, monkeypatch):
+    texts = [None if n % 4 == 1 else f"{n}" for n in range(11)]
+    path = write(tmp_path / "t.parquet", id=range(11), text=texts)
+    whole = embed_table(Stub(), path, tmp_path / "whole", Settings("texts", 7))
+    monkeypatch.setattr(embed, "_AT_ONCE", 3)
+    pieces = embed_table(Stub(), path, tmp_path / "pieces", Settings("texts", 7))
+    assert [failure["id"] for failure in pieces["failures"]] == ["1", "5", "9"] and pieces["failures"] == whole[
+        "failures"
+    ]
+    read = [pq.read_table(sorted((tmp_path / name).glob("*.parquet"))) for name in ("whole", "pieces")]
+    assert read[0].equals(read[1]) and read[1]["id"].to_pylist() == [n for n in range(11) if n % 4 != 1]
+
+
+def test_a_journal_ends_before_a_record_whose_bytes_changed(tmp_path):
+    """As after a power cut: the length of the file is right, what it holds is not."""
+    journal = Journal(tmp_path / "j")
+    for row in range(3):
+        journal.add({"row": row}, b"picture " * 9)
+    journal.close()
+    data = bytearray((tmp_path / "j").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "j").write_bytes(data)
+    journal = Journal(tmp_path / "j")
+    assert journal.rows() == [0] and (tmp_path / "j").stat().st_size == len(data) // 3
+    journal.close()
+
+
+def test_a_journal_that_a_kill_left_beside_a_finished_shard(tmp_path):
+    path = write(tmp_path / "t.parquet", id=[1], url=["ftp://x/y"])
+    download(path, tmp_path / "out", QUICK)
+    (tmp_path / "out/00000.journal").write_bytes(b"")
+    assert download(path, tmp_path / "out", QUICK).tried == 0 and not list(tmp_path.glob("out/*.journal"))
+
+
+def test_parquet_shards_of_several_row_groups(tmp_path):
+    writer = ParquetWriter(tmp_path / "x.parquet")
+    for number in range(2100):
+        writer.write(Stored(f"{number:04}", b"x", "jpg", ("a",), ()))
+    writer.close()
+    file = pq.ParquetFile(tmp_path / "x.parquet")
+    assert file.read()["key"].to_pylist() == [f"{number:04}" for number in range(2100)]
+    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [1000, 1000, 100]
+
+
+def test_hashes_of_text_tables(tmp_path):
+    rows = [("text", "phash"), ('"two\nlines"', "0000000000000012"), ("b", "00000000000000FE"), ("c", "")]
+    for suffix, separator in ((".csv", ","), (".tsv", "\t"), (".TSV", "\t")):
+        path = tmp_path / f"h{suffix}"
+        path.write_text("\n".join(map(separator.join, rows)))
+        assert read_hashes(path) == ["0000000000000012", "00000000000000fe"], suffix
+    (tmp_path / "digits.csv").write_text("phash\n0000000000000034\n0000000000000012\n")
+    assert read_hashes(tmp_path / "digits.csv") == ["0000000000000012", "0000000000000034"]
+
+
 def test_what_killed_runs_leave_is_cleared(tmp_path):
     names = (".00000.tar.7.tmp", ".00002_stats.json.7.tmp", ".00001.tar.7.tmp", ".manifest.json.7.tmp", "00004.tmp")
     for name in names:
@@ -268,7 +324,7 @@ def test_captions_and_labels_that_cannot_be_written(tmp_path):
 
 
 WORKERS = """
-import os, sys, time
+import os, signal, sys, time
 from kakao_models.data.workers import processes
 
 def start(): pass
@@ -278,6 +334,7 @@ def work(path):
     time.sleep(60)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     with processes(2, start) as pool:
         futures = [pool.submit(work, sys.argv[1] + str(n)) for n in range(9)]
         while not all(os.path.exists(sys.argv[1] + str(n)) for n in range(2)): time.sleep(0.01)
@@ -314,6 +371,41 @@ def alive(number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+COMMAND = """
+import signal, sys
+from kakao_models.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+main(["data", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
+@pytest.mark.parametrize("verb", ["filter", "download"])
+def test_ctrl_c_ends_a_command_at_once(duckdb, tmp_path, verb):
+    """While DuckDB runs a query, and while servers let one wait for longer than anybody would."""
+    if verb == "filter":
+        query = (
+            "COPY (SELECT range AS id, md5(range::VARCHAR) || ' ' || md5(id::VARCHAR || 'x') AS text FROM range({}))"
+        )
+        duckdb.raw_sql(f"{query.format(1_000_000)} TO '{tmp_path / 't.parquet'}'")
+        options, sign = ("-f", "rare-tokens", "--threads", "1"), ".out.unfinished"
+    else:
+        options, sign = ("--allow-private-addresses", "--timeout", "100"), "out/00000.journal"
+    with hostile_server() as server:
+        if verb == "download":
+            write(tmp_path / "t.parquet", url=[f"{server.url}/slow"] * 5)
+        process = run(COMMAND, verb, tmp_path / "t.parquet", "-o", tmp_path / "out", *options)
+        while not (tmp_path / sign).exists() and process.poll() is None:
+            time.sleep(0.02)
+        while verb == "download" and sum(server.requests.values()) < 5 and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and not out and "Traceback" not in err
+    assert (tmp_path / "out").exists() == (verb == "download")  # which goes on where it was
 
 
 FULL = """

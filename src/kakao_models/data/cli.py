@@ -20,7 +20,8 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except Exception as error:
             package = type(error).__module__.partition(".")[0]
-            if type(error).__name__ == "InterruptException":  # of DuckDB
+            # DuckDB's, in the two ways it comes: Ctrl-C while a query runs
+            if type(error).__name__ == "InterruptException" or str(error) == "Query interrupted":
                 raise KeyboardInterrupt from error
             if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
                 raise

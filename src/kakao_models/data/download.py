@@ -6,10 +6,9 @@ Of each shard there are 00000.tar (the pictures that were had), 00000.parquet (e
 
 import hashlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -176,13 +175,13 @@ def _may_try(found: dict, options: Download) -> bool:
 
 def _fetch_all(journal: Journal, records: list[dict], wanted: list[int], options: Download) -> None:
     before = {row: journal.get(row)[0]["attempts"] for row in set(journal.rows()) & set(wanted)}
-    pool = ThreadPoolExecutor(options.threads)
+    pool, stop = ThreadPoolExecutor(options.threads), Future()
     try:
         waiting: set = set()
         remaining = iter(wanted)
         while True:
             for row in remaining:
-                waiting.add(pool.submit(_fetch_one, row, records[row], before.get(row, 0), options))
+                waiting.add(pool.submit(_fetch_one, row, records[row], before.get(row, 0), options, stop))
                 if len(waiting) >= 2 * options.threads:  # what is downloaded and not yet written is in memory
                     break
             if not waiting:
@@ -190,18 +189,19 @@ def _fetch_all(journal: Journal, records: list[dict], wanted: list[int], options
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 journal.add(*future.result())
-    finally:  # on Ctrl-C or a full disk, nothing more is begun
+    finally:  # on Ctrl-C or a full disk, nothing more is begun, and what is under way is given up
+        stop.set_result(None)
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _fetch_one(row: int, record: dict, attempts: int, options: Download) -> tuple[dict, bytes]:
+def _fetch_one(row: int, record: dict, attempts: int, options: Download, stop: Future) -> tuple[dict, bytes]:
     facts = {"row": row, "status": "failed", "final": False, "attempts": attempts, "error": None}
     for again in range(options.retries + 1):
-        if again:
-            time.sleep(0.5 * 2 ** (again - 1))
+        if again and wait([stop], 0.5 * 2 ** (again - 1)).done:
+            break
         facts["attempts"] += 1
         try:
-            return _got(facts, record, options)
+            return _got(facts, record, options, stop)
         except (FetchError, ImageError) as error:
             reason = _printable(getattr(error, "reason", str(error)))
             # A whole answer that is no picture, or not the one that is meant, will be that again
@@ -218,13 +218,13 @@ def _printable(reason: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in reason[:300])
 
 
-def _got(facts: dict, record: dict, options: Download) -> tuple[dict, bytes]:
+def _got(facts: dict, record: dict, options: Download, stop: Future) -> tuple[dict, bytes]:
     url = record["url"]
     if not isinstance(url, str):
         raise ImageError("row", "no address")
     if not all(isinstance(label, int) for label in _labels(record)):
         raise ImageError("row", "a label is no class number")
-    limits = dict(timeout=options.timeout, max_bytes=options.max_bytes)
+    limits = dict(timeout=options.timeout, max_bytes=options.max_bytes, stop=stop)
     data = fetch(url, allow_private_addresses=options.allow_private_addresses, **limits)
     for name in HASHES:
         wanted = record.get(name)

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from urllib.parse import quote, urljoin, urlsplit
 
 MAX_REDIRECTS = 5
@@ -26,7 +26,12 @@ class FetchError(ValueError):
 
 
 def fetch(
-    url: str, *, timeout: float = 10.0, max_bytes: int = 64 * 2**20, allow_private_addresses: bool = False
+    url: str,
+    *,
+    timeout: float = 10.0,
+    max_bytes: int = 64 * 2**20,
+    allow_private_addresses: bool = False,
+    stop: Future | None = None,
 ) -> bytes:
     """The body behind an http or https URL.
 
@@ -34,6 +39,7 @@ def fetch(
         timeout: seconds for everything together: name look-up, connections, redirects and body.
         max_bytes: a longer body is refused, from its announced length or while it streams.
         allow_private_addresses: also connect to loopback, private, link-local and reserved addresses.
+        stop: when it is done, the download is given up.
 
     Raises:
         FetchError: for any failure. At most 5 redirects are followed, and each is checked like the first address.
@@ -51,7 +57,10 @@ def fetch(
 
     threading.Thread(target=run, daemon=True, name="kakao-models-fetch").start()
     try:
-        return future.result(timeout)
+        done, _ = wait([future, stop] if stop else [future], timeout, FIRST_COMPLETED)
+        if done and future not in done:
+            raise FetchError("was given up")
+        return future.result(0)
     except FetchError:
         raise
     except TimeoutError as error:

@@ -46,7 +46,9 @@ def read_hashes(file: str | Path) -> list[str]:
             column = pq.read_table(path, columns=[name])[name]
         else:
             options = pyarrow.csv.ConvertOptions(include_columns=[name], column_types={name: "string"})
-            parse = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
+            parse = pyarrow.csv.ParseOptions(
+                delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True
+            )
             column = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)[name]
         found = [value for value in column.to_pylist() if value]
     else:

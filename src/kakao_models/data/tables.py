@@ -126,12 +126,12 @@ def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
 def column_names(source: str | os.PathLike) -> list[str]:
     """The columns of a local Parquet or CSV file, without a connection."""
     path = files_of(source)[0]
-    if path.endswith(".parquet"):
+    if path.lower().endswith(".parquet"):
         import pyarrow.parquet as pq
 
         return pq.read_schema(path).names
     with open(path, newline="", encoding="utf-8-sig") as file:
-        return next(csv.reader(file, delimiter="\t" if path.endswith(".tsv") else ","), [])
+        return next(csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ","), [])
 
 
 def write_parquet(table: ir.Table, folder: Path) -> int:
