@@ -64,7 +64,7 @@ class _Engine(Engine):
 class _Stub(Embedder):
     def __init__(self):
         self.engine, self.name, self.batch_size, self.num_workers = _Engine(), "stub", BATCH, 2
-        self.image_options, self.failures, self._fast_images = {}, [], False
+        self.image_options, self.failures, self.fast_images = {}, [], False
         self.image_processor, self.tokenizer = AlignImageProcessor(size=8, crop_size=8), None
 
 
