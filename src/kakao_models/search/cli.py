@@ -328,6 +328,11 @@ def search(
         taken = [*(minus or []), *(minus_image or [])]
         query = compose_query(embedder, text, image, plus=plus or (), minus=taken, weights=weights)
         hits = index.search(query, k, filter=filter)
+    if not hits:  # a name that no row has is no error to Milvus
+        reason = (
+            "does the filter name columns of the index (kakao-models index info)?" if filter else "the index is empty"
+        )
+        print(f"no rows found: {reason}", file=sys.stderr)
     if as_json:
         print(hits_json(hits))
     else:

@@ -34,7 +34,7 @@ def compose_query(
         weights: of "text" and "image"; 2 and 1 unless they are given.
 
     Raises:
-        ValueError: nothing is asked for, a weight is no positive number, or what is added and subtracted cancels out.
+        ValueError: nothing is asked for, a text is blank, a weight is no positive number, or what is added and subtracted cancels out.
         ImageError: an image can't be read.
     """
     weights = check_weights(weights or {})
@@ -46,6 +46,8 @@ def compose_query(
             (texts if isinstance(term, str) else images).append((sign * factor, term))
     if not texts and not images:
         raise ValueError("nothing to search for: give a text, an image or both")
+    if any(not part.strip() for _, part in texts):
+        raise ValueError("a text to search for is blank: its embedding would be that of nothing")
     total = np.zeros(embedder.dim, np.float64)
     if texts:
         rows = embedder.texts([part for _, part in texts], progress=False)
