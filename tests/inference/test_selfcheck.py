@@ -1,10 +1,14 @@
 """Engines against the plain model, what a self-check keeps, and what it refuses."""
 
+import ctypes
+import gc
 import json
 import os
 import shutil
 import sys
 import tempfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +69,25 @@ def test_align_by_every_engine(align, photos, plain, name):
         assert {entry["what"] for entry in embedder.engine.checks} == {"image", "text"}
         assert all(entry["cosine"] > selfcheck.MIN_COSINE and entry["chosen"] for entry in embedder.engine.checks)
         assert name in selfcheck.explain(embedder.engine.checks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_openvino_leaves_signals_a_stack_when_it_goes_in_another_thread(align, photos):
+    held = [engine(align, "openvino")]
+    held[0].images(photos)
+    thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+    thread.start()
+    thread.join()
+    stack = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    mapped = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    assert stack.address is None or any(int(a, 16) <= stack.address < int(b, 16) for a, b in mapped)
+
+
+class Stack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 
 
 @pytest.mark.parametrize("name", ["torch", "onnx"])

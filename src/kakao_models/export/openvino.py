@@ -17,6 +17,7 @@ from kakao_models.export.graphs import INPUTS, OUTPUT, exported, quiet
 from kakao_models.export.samples import Run
 from kakao_models.export.torch_functions import programs
 from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.runners import openvino_core
 
 SERVER = "config.json"  # of OpenVINO Model Server
 VERSION = "1"  # the folder of a version, which the server looks for under a model's own
@@ -83,10 +84,8 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
 
 def load(folder: Path, contract: Contract, name: str) -> Run:
     """Runs a function out of its file, in OpenVINO on the processor, in float32."""
-    import openvino
-
     options = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would compute in bfloat16
-    compiled = openvino.Core().compile_model(folder / name / VERSION / "model.xml", "CPU", options)
+    compiled = openvino_core().compile_model(folder / name / VERSION / "model.xml", "CPU", options)
     output = contract.functions[name].output.name
     return lambda inputs: np.asarray(compiled(inputs)[output])
 

@@ -5,6 +5,7 @@ A runner is made of a tower and called with arrays: bytes (B, H, W, C) or floats
 """
 
 import copy
+import functools
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -165,13 +167,26 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one `openvino.Core`, never dropped.
+
+    A core gives the thread that compiles with it a stack for signal handlers (an mmap of its own), which it unmaps when
+    the last that uses it is gone. Where that happens in another thread, the first keeps the address, and its next signal,
+    Ctrl-C among them, ends the process as a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVINORunner:
     """A tower in OpenVINO, on the processor."""
 
     def __init__(self, tower: Callable, what: str, size, uint8: bool, dtype: str, folder: Path | None):
         import openvino
 
-        core = openvino.Core()
+        core = openvino_core()
         if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("dtype='bfloat16': OpenVINO does not compute in it on this processor")
         if dtype == "float16":
