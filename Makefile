@@ -33,7 +33,7 @@ demo: $(VENV)/.main  ## classify the photographs inside the package with align-t
 test: $(VENV)/.test  ## everything but full-size models
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		echo "No chromium: the web page is not tested in a browser. On Debian: apt-get install chromium"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0  # a new worker would wait for ever
 
 test-slow: $(VENV)/.test  ## the tests of full-size models (up to 10 GB of memory)
 	$(BIN)/python -m pytest -m slow -n 1

@@ -253,8 +253,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, o
 def test_what_is_kept_is_used_until_it_cannot_be_read(tmp_path):
     made = []
 
+    def write(place):
+        made.append(place)
+        (place / "weights").write_bytes(b"1234")
+
     def read(error=None):
-        with runners._made(tmp_path / "cache", "onnx", lambda place: made.append(place)) as place:
+        with runners._made(tmp_path / "cache", "onnx", write) as place:
             if error:
                 raise error
         return place
@@ -264,6 +268,8 @@ def test_what_is_kept_is_used_until_it_cannot_be_read(tmp_path):
         read(RuntimeError("damaged"))
     assert not list((tmp_path / "cache").iterdir())
     assert read().is_dir() and len(made) == 2
+    (tmp_path / "cache/onnx/weights").write_bytes(b"1235")
+    assert (read() / "weights").read_bytes() == b"1234" and len(made) == 3
 
 
 @pytest.mark.gpu
