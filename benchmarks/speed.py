@@ -6,7 +6,8 @@
 Parts: peak (matrix products and memory of the machine), b7 and texts (B7 + BERT-base, random weights), vit (L/16 at 384
 pixels), jpeg (files to embeddings, and reading alone), labels (1,000 labels x 100 JPEG files), start (a process that
 imports, loads and embeds one text). "x" is how many times as fast as transformers' AlignModel, ViTForImageClassification,
-processors or pipeline; the cosine is the lowest of any row's with transformers' row.
+processors or pipeline; the cosine is the lowest of any row's with transformers' row. int8, which is not among the parts
+run by default, is align-tiny quantized by NNCF beside itself in float32: crops of the package's photographs, texts.
 
 On a machine that others use too, `--clock cpu` compares seconds of processor time instead of those on the wall.
 """
@@ -31,6 +32,7 @@ from kakao_models import Embedder, pipeline
 from kakao_models.data.images import load_image
 
 PARTS = ("peak", "b7", "texts", "vit", "jpeg", "labels", "start")
+OTHER_PARTS = ("int8",)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -228,6 +230,45 @@ def labels(table: Table, options) -> None:
                       ways, {"transformers": options.images})  # fmt: skip
 
 
+def int8(table: Table, options) -> None:
+    """What speaks against int8 engines."""
+    import nncf
+
+    from kakao_models.export.openvino import to_openvino
+    from kakao_models.inference.runners import openvino_core
+    from kakao_models.inference.selfcheck import PHOTOS
+
+    nncf.set_log_level("ERROR")
+    embedder, draw = Embedder("align-tiny"), np.random.default_rng(0)
+    pixels = []
+    for index in range(256):
+        picture = load_image(PHOTOS[index % len(PHOTOS)])
+        side = int(min(picture.size) * draw.uniform(0.3, 1))
+        left, top = (int(draw.integers(0, length - side + 1)) for length in picture.size)
+        crop = picture.crop((left, top, left + side, top + side))
+        pixels.append(embedder._image_processor.pixels(crop).transpose(2, 0, 1)[None])
+    ids = [embedder.tokenizer(text, return_tensors="np") for text in sentences(256, 4, 16)]
+    tokens = [(encoded["input_ids"], encoded["attention_mask"]) for encoded in ids]
+    for what, items in (("image", [(image,) for image in pixels]), ("text", tokens)):
+        size = pixels[0].shape[2:] if what == "image" else None
+        model = to_openvino(embedder.engine._towers[what], what, size, uint8=what == "image")
+        names = [port.any_name for port in model.inputs]
+        calibration = nncf.Dataset(items[:128], lambda item, names=names: dict(zip(names, item)))
+        kind = nncf.ModelType.TRANSFORMER if what == "text" else None
+        ways = {"float32": model, "int8": nncf.quantize(model, calibration, subset_size=128, model_type=kind)}
+        runs = {
+            name: openvino_core().compile_model(way, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            for name, way in ways.items()
+        }
+        table.compare(
+            f"align-tiny, {what}, one at a time, 128 of them",
+            {
+                name: lambda run=run, items=items: np.concatenate([run(list(item))[0] for item in items[128:]])
+                for name, run in runs.items()
+            },
+        )
+
+
 START = {
     "transformers": "from transformers.models.align.modeling_align import AlignModel\n"
     "AlignModel.from_pretrained({folder!r})",
@@ -274,8 +315,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--json", type=Path, help="also write the rows into this file")
     options = parser.parse_args()
-    if unknown := set(options.only.split(",")) - set(PARTS):
-        parser.error(f"--only: {min(unknown)} is none of {', '.join(PARTS)}")
+    if unknown := set(options.only.split(",")) - {*PARTS, *OTHER_PARTS}:
+        parser.error(f"--only: {min(unknown)} is none of {', '.join((*PARTS, *OTHER_PARTS))}")
     print(f"{machine()}; {options.clock} seconds, {options.size}\n")
     print("| what | way | seconds | x | lowest cosine |\n| --- | --- | --- | --- | --- |")
     table = Table(options.clock, options.repeats)

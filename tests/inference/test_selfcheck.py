@@ -117,6 +117,26 @@ def test_lower_precision_reports_its_cosine(align, photos, plain, name):
     assert 0 < np.abs(rows - plain[0]).max() and cosine(rows, plain[0]) > 0.99
 
 
+def test_large_maps_in_float32_and_small_ones_in_bfloat16(photos):
+    embedder = engine("align-tiny", "openvino", dtype="auto")
+    kinds = {(entry["what"], entry["dtype"]): entry for entry in embedder.engine.checks}
+    assert kinds.keys() == {(w, d) for w in ("image", "text") for d in ("float32", "bfloat16")} | {("image", "mixed")}
+    if "error" in kinds["image", "mixed"]:
+        assert "does not compute in bfloat16 on this processor" in kinds["image", "mixed"]["error"]
+        return
+    assert (
+        kinds["image", "bfloat16"]["cosine"] < kinds["image", "mixed"]["cosine"] < kinds["image", "float32"]["cosine"]
+    )
+    embedder.engine.ways["image"] = embedder.engine.ways["image"]._replace(dtype="mixed")
+    rows, plain = embedder.images(photos), Embedder("align-tiny").images(photos)
+    assert 1e-4 < np.abs(rows - plain).max() and cosine(rows, plain) > 0.9999
+
+
+def test_vits_are_not_mixed(vit):
+    embedder = engine(vit, "openvino", dtype="auto")
+    assert "mixed" not in {entry["dtype"] for entry in embedder.engine.checks}
+
+
 def test_what_was_measured_is_kept_and_what_was_made_is_used_again(align, home, monkeypatch):
     pytest.importorskip("onnxscript")
     first = engine(align, "onnx")

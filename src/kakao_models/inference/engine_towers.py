@@ -26,7 +26,8 @@ class Way(NamedTuple):
     dtype: str
 
     def __str__(self) -> str:
-        return self.engine if self.dtype == "float32" else f"{self.engine} in {self.dtype}"
+        kind = {"mixed": "float32 and bfloat16"}.get(self.dtype, self.dtype)
+        return self.engine if kind == "float32" else f"{self.engine} in {kind}"
 
 
 class TowerEngine(Engine):

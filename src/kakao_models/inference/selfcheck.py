@@ -49,7 +49,8 @@ def choose(
         inputs: photographs and texts, prepared.
         pixel_values: the photographs as the plain model takes them, float32 (B, C, H, W).
         name: "auto" for the fastest, or one of `runners.ENGINES`.
-        dtype: "float32" (also None), "bfloat16", "float16", or "auto" for whichever of them holds `MIN_COSINE`.
+        dtype: "float32" (also None), "bfloat16", "float16", or "auto" for the fastest that holds `MIN_COSINE`: float32,
+            bfloat16, or, of ALIGN's images in OpenVINO, the early blocks in the one and the late ones in the other.
 
     Raises:
         EngineError: what was asked for can't be had here, or its numbers are not the model's.
@@ -58,7 +59,7 @@ def choose(
     engine.checks = []
     for what, arrays in inputs.items():
         entries = []
-        for way in _candidates(engine, name, dtype):
+        for way in _candidates(engine, what, name, dtype):
             known = keep and missing_package(way.engine) is None
             entry = _known(engine, what, way, arrays) if known else None
             if entry is None:
@@ -93,7 +94,7 @@ def explain(checks: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _candidates(engine: TowerEngine, name: str | None, dtype: str | None) -> list[Way]:
+def _candidates(engine: TowerEngine, what: str, name: str | None, dtype: str | None) -> list[Way]:
     gpu = engine.device.type != "cpu"
     if name in (None, "auto"):
         # Compiling takes minutes on a processor: there it is for those who ask for it.
@@ -102,7 +103,12 @@ def _candidates(engine: TowerEngine, name: str | None, dtype: str | None) -> lis
     else:
         names = [name]
     dtypes = {None: ["float32"], "auto": ["float32", "bfloat16"]}.get(dtype, [dtype])
-    return [Way(name, dtype) for dtype in dtypes for name in names]
+    ways = [Way(name, dtype) for dtype in dtypes for name in names]
+    if dtype == "auto":
+        ways = [way for way in ways if way != ("onnx", "bfloat16")]  # which it has not
+        if "openvino" in names and what == "image" and engine.reads_texts:
+            ways.append(Way("openvino", "mixed"))
+    return ways
 
 
 def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
