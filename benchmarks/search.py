@@ -138,7 +138,7 @@ class _Vectors:
         from kakao_models import AlignImageProcessor
 
         self.dim, self.name, self.tokenizer, self.image_processor = 0, "vectors", None, AlignImageProcessor()
-        self.engine, self.config, self.image_options = self, self, {}
+        self.engine, self.config, self.image_options, self.fast_images = self, self, {}, False
         self.model, self.weights, self.description = self, [np.zeros(1)], "none"
 
     def to_dict(self) -> dict:

@@ -41,9 +41,10 @@ def rows(panel) -> list[list[str]]:
     return [row.locator("th, td").all_inner_texts() for row in panel.locator(".km-bars tbody tr").all()]
 
 
-def wide(page) -> bool:
-    """Whether the page has to be scrolled sideways."""
-    return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+def fits(page) -> bool:
+    """Whether the page, once it has settled, need not be scrolled sideways."""
+    page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
+    return True
 
 
 def test_labels_of_the_visitor_get_bars(opened, models):
@@ -102,21 +103,21 @@ def test_what_can_not_be_done_is_said(opened):
         assert "Traceback" not in page.content()
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_uploads_are_named_and_the_page_goes_on(opened, name):
-    content, reason = HOSTILE[name]
+def test_hostile_uploads_are_named_and_the_page_goes_on(opened):
     with opened() as page:
         panel = tab(page, "Zero-shot")
-        upload(panel, name, content, "image/svg+xml" if name.endswith("svg") else "image/png")
-        panel.get_by_role("button", name="Classify").click()
-        alert = panel.get_by_role("alert").filter(has_text=reason)
-        alert.wait_for()
-        assert alert.inner_text().startswith(f"{name}: ")  # and no path
-        assert page.title() == "kakao-models"
-        if name == "empty.jpg":
-            take(panel, "cat")
+        for name, (content, reason) in HOSTILE.items():
+            upload(panel, name, content, "image/svg+xml" if name.endswith("svg") else "image/png")
             panel.get_by_role("button", name="Classify").click()
-            assert rows(panel)
+            alert = panel.get_by_role("alert").filter(has_text=f"{name}: ").filter(has_text=reason)
+            alert.wait_for()
+            assert alert.inner_text().startswith(f"{name}: ")  # and no path
+            assert page.title() == "kakao-models"
+            panel.get_by_role("button", name="Remove Image").click()
+            panel.get_by_role("button", name="Remove Image").wait_for(state="detached")
+        take(panel, "cat")
+        panel.get_by_role("button", name="Classify").click()
+        assert rows(panel)
 
 
 def test_a_vit_says_its_five_classes_and_where_they_came_from(opened, vit):
@@ -240,8 +241,8 @@ def test_it_can_be_read_on_a_phone_by_day_and_night(opened, scheme):
         take(panel, "woman")
         panel.get_by_label("Labels").fill("a woman\n" + "w" * 300)
         panel.get_by_role("button", name="Classify").click()
-        assert len(rows(panel)) == 2 and not wide(page)
-        contrast = page.evaluate(
+        assert len(rows(panel)) == 2 and fits(page)
+        page.wait_for_function(  # colours change by and by
             """() => {
               const light = colour => {
                 const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255)
@@ -255,14 +256,14 @@ def test_it_can_be_read_on_a_phone_by_day_and_night(opened, scheme):
                 }
                 return "rgb(255, 255, 255)";
               };
-              return [...document.querySelectorAll(".km-bars th, .km-bars td span, .km-head h1, .km-head p")]
+              const found = [...document.querySelectorAll(".km-bars th, .km-bars td span, .km-head h1, .km-head p")]
                 .filter(e => e.innerText.trim()).map(e => {
                   const [a, b] = [light(getComputedStyle(e).color), light(behind(e))];
                   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
                 });
+              return found.length > 4 && Math.min(...found) >= 4.5;  // WCAG 2.2 AA
             }"""
         )
-        assert min(contrast) >= 4.5  # WCAG 2.2 AA
         for name in ("ViT", "Search", "Map"):
             tab(page, name)
-            assert not wide(page), name
+            assert fits(page), name

@@ -2,6 +2,7 @@
 
 import html
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -151,6 +152,45 @@ def test_pictures_outside_of_the_folders_are_not_shown(models, tmp_path):
     with pytest.raises(ValueError, match="search again"):
         actions.found_picture(catalogue, hits, 99)
     catalogue.close()
+
+
+def test_closing_does_not_wait_for_a_model_that_is_loading(models, tmp_path):
+    """A download may take minutes; what comes of it after the page was ended opens no index again."""
+    loading, done, said = threading.Event(), threading.Event(), []
+
+    class Slow:
+        offered = models.offered
+
+        def get(self, *arguments):
+            loading.set()
+            done.wait()
+            return models.get(*arguments)
+
+    catalogue = Catalogue(Slow(), tmp_path)
+
+    def warm_up() -> None:
+        with pytest.raises(ValueError, match="is being closed") as refused:
+            catalogue.open(quiet)
+        said.append(refused.value)
+
+    visitor = threading.Thread(target=warm_up)
+    visitor.start()
+    loading.wait()
+    catalogue.close()  # forever, if it waited
+    done.set()
+    visitor.join()
+    assert said and not list(tmp_path.iterdir())
+
+
+def test_the_page_runs_models_by_the_engine_and_type_that_are_named(monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr("kakao_models.demo.serve.serve", lambda names, **options: given.update(options, names=names))
+    cli.app(["demo", "--engine", "openvino", "--dtype", "bfloat16", "--device", "cpu"], standalone_mode=False)
+    assert given["names"] == ["align-tiny"]
+    models = Models(given["names"], **{name: given[name] for name in ("engine", "dtype", "device", "framework")})
+    monkeypatch.setattr("kakao_models.demo.models.pipeline", lambda task, name, **options: options)
+    options = models.get("image-classification", "align-tiny")
+    assert (options["engine"], options["dtype"], options["device"]) == ("openvino", "bfloat16", "cpu")
 
 
 def test_an_index_that_can_not_be_shown_is_named_at_once(capsys, tmp_path):

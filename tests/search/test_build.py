@@ -221,6 +221,36 @@ def test_files_that_are_no_files(embedder, folder, tmp_path):
     assert set(reasons) == {"pipe.png", "dangling.png", "003.png"}
 
 
+def test_names_that_are_no_utf8(embedder, photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(photos / "000.png", folder / name)
+    shutil.copy(photos / "001.png", folder / r"kept \udce9 as it is.png")
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        assert index.build(folder).added == 2 and index.build(folder, sync=True).unchanged == 2
+        hits = index.search(np.ones(16, np.float32), 2)
+    assert {Path(hit.path).name for hit in hits} == {r"caf\udce9.png", r"kept \udce9 as it is.png"}
+    found = {Path(hit.path).name[0]: hit_picture(hit, roots=[folder]).tobytes() for hit in hits}
+    assert found == {"c": tiny.picture(0).tobytes(), "k": tiny.picture(1).tobytes()}
+
+
+def test_texts_without_a_usable_embedding(embedder, tmp_path, monkeypatch):
+    (tmp_path / "t.txt").write_text("a red dog\na blue sea\nthe small house\na cat\n")
+    texts = embedder.engine.texts
+
+    def broken(*arguments):
+        rows = texts(*arguments)
+        rows[1], rows[2] = np.nan, 0
+        return rows
+
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True, kind="texts") as index:
+        monkeypatch.setattr(embedder.engine, "texts", broken)
+        done = index.build(tmp_path / "t.txt")
+        assert done.added == 2 and len(done.failures) == 2 and index.count == 2
+    assert all("its embedding is not finite, or all zeros" in reason for _, reason in done.failures)
+
+
 def test_batches_are_those_of_the_sources_whatever_is_there(embedder, photos, tmp_path, counting):
     """Parts of four: 000 to 003 (broken), 004 to 007 (006 is 001), 008 and 009."""
     with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:

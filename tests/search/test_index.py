@@ -1,10 +1,13 @@
 """The index: what goes in comes out, searches are exact, and what doesn't fit is refused by name."""
 
+import base64
 import json
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,7 +165,7 @@ def test_another_model_is_refused(built, embedder, model, tmp_path):
         assert index.metadata["model"] == model and index.metadata["dim"] == 16
 
 
-def test_the_same_model_is_known_by_what_it_does(embedder, model, tmp_path):
+def test_the_same_model_is_known_by_what_it_does(embedder, model, tmp_path, monkeypatch):
     """Weights that another program holds have another hash; what they make of a picture and a text is the same."""
     stored = json.loads(json.dumps(identity(embedder), default=str)) | {
         "weights": "as Flax holds them",
@@ -172,6 +175,12 @@ def test_the_same_model_is_known_by_what_it_does(embedder, model, tmp_path):
     other = Embedder(tiny.align_folder(tmp_path / "other", seed=1))
     with pytest.raises(ValueError, match="their cosine is"):
         check_identity("x.db", stored, other)
+    broken = base64.b64encode(np.full((2, 16), np.nan, "<f2").tobytes()).decode()
+    with pytest.raises(ValueError, match="their cosine is nan"):
+        check_identity("x.db", stored | {"probe": broken}, embedder)
+    monkeypatch.setattr(embedder.engine, "texts", lambda ids, mask: np.full((len(ids), 16), np.inf, np.float32))
+    with pytest.raises(ValueError, match="its embeddings are not finite"):
+        identity(embedder)
     with pytest.raises(ValueError, match="of width 8"):
         check_identity("x.db", stored | {"dim": 8}, embedder)
     with pytest.raises(ValueError, match="tokenizer is another"):
@@ -243,13 +252,66 @@ def test_an_index_that_another_process_has_open(copied):
         assert index.count == 8
 
 
-def test_a_server_that_is_not_there(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """The waits of `patiently`, on a clock that moves by them alone."""
     waited = []
-    monkeypatch.setattr(backend.time, "sleep", waited.append)
-    monkeypatch.setattr(backend, "_ATTEMPT", 0.2)
-    with pytest.raises(ConnectionError, match="no Milvus server answers, after 6 attempts"):
+    clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: float(sum(waited)))
+    monkeypatch.setattr(backend, "time", clock)
+    return waited
+
+
+def test_a_server_that_is_not_there(clock):
+    """It is tried again after longer and longer waits, and given up in time."""
+    with pytest.raises(ConnectionError, match="no Milvus server answers, tried again and again for 15 seconds"):
         SearchIndex.open("http://127.0.0.1:1")
-    assert [seconds for seconds in waited if seconds in backend.WAITS] == list(backend.WAITS)
+    assert clock == [0.5, 1, 2, 4, 4] and sum(clock) <= backend.PATIENCE
+
+
+def test_what_a_server_refuses_is_not_tried_again(clock):
+    from pymilvus.exceptions import MilvusException
+
+    def refused(left):
+        raise MilvusException(code=1100, message="no such filter")
+
+    with pytest.raises(ValueError, match="x: Milvus says: no such filter"), backend.explained("x"):
+        backend.patiently(refused)
+    assert not clock
+
+
+def test_a_server(embedder, rows, tmp_path, monkeypatch):
+    """The same by the address of a server: Milvus Lite's own stands for one. It goes, and comes again."""
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    vectors, ids = rows[0][:40], rows[1][:40]
+    started = [start_server_in_thread(str(tmp_path / "data"), host="127.0.0.1", port=0)]
+    port = started[0][2]
+
+    def stop() -> None:
+        server, database, _ = started.pop()
+        server.stop(grace=0).wait()
+        database.close()
+
+    def start() -> None:
+        started.append(start_server_in_thread(str(tmp_path / "data"), host="127.0.0.1", port=port))
+
+    uri = f"http://127.0.0.1:{port}"
+    with SearchIndex.open(uri, embedder, create=True) as index:
+        index.add(ids, vectors, [{"width": n} for n in range(40)])
+        assert index.count == 40 and index.metadata["index"] == ["AUTOINDEX", {}]
+        assert [hit.id for hit in index.search(vectors[7], 3)] == brute((vectors, ids), vectors[7], 3)[0]
+        assert index.delete(filter="width < 5") == 5
+        index.flush()
+        stop()
+        monkeypatch.setattr(backend, "WAITS", (0.2,))
+        coming = threading.Timer(0.3, start)
+        coming.start()
+        assert index.count == 35
+        coming.join()
+        stop()
+        monkeypatch.setattr(backend, "PATIENCE", 0.5)
+        with pytest.raises(ConnectionError, match="counting rows: .*0.5 seconds long. Is the server still there"):
+            index.count  # noqa: B018
 
 
 def test_what_a_killed_creation_leaves(embedder, tmp_path):

@@ -47,6 +47,7 @@ class Catalogue:
         self._models, self._folder, self._roots = models, folder, [BUNDLED] if uri is None else list(roots)
         self._lock = threading.Lock()  # one thread makes it while others wait
         self._index: SearchIndex | None = None
+        self._closed = False
         self.name = "the photographs inside the package" if uri is None else uri.rpartition("@")[2]  # no password
         self.thumbnail = lru_cache(maxsize=2048)(self._thumbnail)
         if uri is not None:  # what is wrong with it is said before there is a page
@@ -109,18 +110,28 @@ class Catalogue:
             OSError: its model can't be had.
             ValueError: a model of its name is there, but is another one.
         """
+        if self._index is None:
+            name = self._models.offered[0]
+        elif self._index.embedder is None:
+            name = str(self._index.metadata["model"])
+        else:
+            return self._index
+        embedder = self._models.get(ZERO_SHOT, name, loading).embedder  # without the lock: it may take minutes
         with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.name}: the page is being closed")
             if self._index is None:
-                embedder = self._models.get(ZERO_SHOT, self._models.offered[0], loading).embedder
                 index = SearchIndex.open(self._folder / "photos.db", embedder, create=True)
                 index.build([BUNDLED])
                 self._index = index
             elif self._index.embedder is None:
-                self._index.use(self._models.get(ZERO_SHOT, str(self._index.metadata["model"]), loading).embedder)
+                self._index.use(embedder)
             return self._index
 
     def close(self) -> None:
+        """Lets go of the index, for good."""
         with self._lock:
+            self._closed = True
             if self._index is not None:
                 self._index.close()
                 self._index = None

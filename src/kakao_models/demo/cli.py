@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.evaluate.options import Device, Framework
+from kakao_models.evaluate.options import Device, Dtype, Engine, Framework
 from kakao_models.search.cli import DATABASE, Collection, Token
 
 _MODEL = "Model"
@@ -33,6 +33,8 @@ def demo(
         bool, typer.Option("--only", help="Visitors can't name further models.", rich_help_panel=_MODEL)
     ] = False,
     framework: Framework = None,
+    engine: Engine = None,
+    dtype: Dtype = None,
     device: Device = "auto",
     index: Annotated[
         str | None,
@@ -91,5 +93,7 @@ def demo(
         ready=ready,
         device=device,
         framework=framework,
+        engine=engine,
+        dtype=dtype,
         **_given({"vit": vit}),
     )

@@ -35,7 +35,7 @@ def serve(
         index, token, collection, roots: of `Catalogue`.
         port: by default the first free one from 7860.
         ready: is told the address when the page can be opened.
-        options: of `Models`: `vit`, `others`, `device`, `framework`.
+        options: of `Models`: `vit`, `others`, `device`, `framework`, `engine`, `dtype`.
 
     Raises:
         ImportError: gradio or pymilvus is missing.

@@ -7,11 +7,14 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-WAITS = (0.5, 1, 2, 4, 8)  # seconds between attempts to reach a server
-_ATTEMPT = 5.0  # seconds for an attempt
+WAITS = (0.5, 1, 2, 4)  # seconds between attempts to reach a server; then always the last
+PATIENCE = 15.0  # seconds until a server that does not answer is given up
+_ATTEMPT = 5.0  # seconds for an attempt to connect
+T = TypeVar("T")
 _SQLITE = b"SQLite format 3\0"  # how a file of Milvus Lite 2 begins
 _opened: Counter[str] = Counter()  # path of a local database → how often this process has it open
 _lock = threading.Lock()
@@ -21,7 +24,7 @@ def is_local(uri: str) -> bool:
     return "://" not in uri and not uri.startswith("unix:")
 
 
-def connect(uri: str, token: str | None = None, *, create: bool = False, waits=WAITS):
+def connect(uri: str, token: str | None = None, *, create: bool = False):
     """A `MilvusClient`.
 
     Args:
@@ -35,6 +38,9 @@ def connect(uri: str, token: str | None = None, *, create: bool = False, waits=W
         BlockingIOError: another process has it open.
         ConnectionError: no server answers.
     """
+    os.environ.setdefault(
+        "GRPC_VERBOSITY", "NONE"
+    )  # it writes to stderr, past Python's logging, what is raised as well
     try:
         import pymilvus  # noqa: F401
     except ModuleNotFoundError as error:
@@ -44,7 +50,7 @@ def connect(uri: str, token: str | None = None, *, create: bool = False, waits=W
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if is_local(uri):
         return _local(uri, create)
-    return _remote(uri, token or "", waits)
+    return _remote(uri, token or "")
 
 
 def disconnect(uri: str, client) -> None:
@@ -70,8 +76,31 @@ def explained(what: str) -> Iterator[None]:
     except MilvusException as error:
         message = f"{what}: Milvus says: {error.message or error}"
         if _is_gone(error):
-            raise ConnectionError(f"{message}. Is the server still there? The same command goes on") from error
+            message = f"{message}, {PATIENCE:g} seconds long. Is the server still there? The same command goes on"
+            raise ConnectionError(message) from error
         raise ValueError(message) from error
+
+
+def patiently(work: Callable[[float], T]) -> T:
+    """What `work` returns; while no server answers it is called again, after longer and longer waits.
+
+    Args:
+        work: is told how many seconds are left.
+
+    Raises:
+        MilvusException: of the last attempt, after `PATIENCE` seconds, or any that says something else.
+    """
+    from pymilvus.exceptions import MilvusException
+
+    waits, end = iter(WAITS), time.monotonic() + PATIENCE
+    while True:
+        try:
+            return work(end - time.monotonic())
+        except MilvusException as error:
+            wait = next(waits, WAITS[-1])
+            if not _is_gone(error) or time.monotonic() + wait > end:
+                raise
+        time.sleep(wait)
 
 
 def clear_unfinished(uri: str, collection: str) -> None:
@@ -141,24 +170,22 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _remote(uri: str, token: str, waits):
+def _remote(uri: str, token: str):
     from pymilvus import MilvusClient
     from pymilvus.exceptions import MilvusException
 
-    for wait in (*waits, None):
-        try:
-            return MilvusClient(uri, token=token, timeout=_ATTEMPT)
-        except MilvusException as error:
-            if wait is None or not _is_gone(error):
-                reason = error.message
-                break
-        time.sleep(wait)
-    if wait is None:
-        raise ConnectionError(
-            f"{uri}: no Milvus server answers, after {len(waits) + 1} attempts in {sum(waits):g} seconds and more "
-            f"({reason}). Is it running, and is the address right?"
-        )
-    raise ValueError(f"{uri}: Milvus refuses: {reason}. Are address and token right?")
+    def attempt(left: float):
+        return MilvusClient(uri, token=token, timeout=min(_ATTEMPT, max(left, 0.1)))
+
+    try:
+        return patiently(attempt)
+    except MilvusException as error:
+        if _is_gone(error):
+            raise ConnectionError(
+                f"{uri}: no Milvus server answers, tried again and again for {PATIENCE:g} seconds ({error.message}). "
+                "Is it running, and is the address right?"
+            ) from error
+        raise ValueError(f"{uri}: Milvus refuses: {error.message}. Are address and token right?") from error
 
 
 def _is_gone(error) -> bool:

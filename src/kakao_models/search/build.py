@@ -178,16 +178,22 @@ def _images(embedder, parts: Iterator[list], size: int) -> Iterator[tuple[list[I
         part = waiting.popleft()
         embedder.failures.clear()  # places without an image are among them
         broken = [(part[failure.index - number * size], failure.reason) for failure in failures]
-        items, finite = [part[index - number * size] for index in indices], np.isfinite(values).all(1)
-        broken += [(item, "its embedding is not finite") for item, good in zip(items, finite) if not good]
-        good = [item for item, good in zip(items, finite) if good]
-        yield good, values[finite], [(item.name, reason) for item, reason in broken if item is not None]
+        good, rows, bad = _usable([part[index - number * size] for index in indices], values)
+        yield good, rows, [(item.name, reason) for item, reason in broken if item is not None] + bad
 
 
 def _texts(embedder, parts: Iterator[list]) -> Iterator[tuple[list[Item], np.ndarray, list]]:
     for part in parts:
         new = [item for item in part if item is not None]
-        yield new, embedder.texts([item.content for item in new], normalize=True, progress=False), []
+        yield _usable(new, embedder.texts([item.content for item in new], normalize=True, progress=False))
+
+
+def _usable(items: list[Item], vectors: np.ndarray) -> tuple[list[Item], np.ndarray, list[tuple[str, str]]]:
+    """Items whose unit vectors have a length, these, and (name, reason) of the others."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    usable = np.isfinite(lengths) & (lengths > 0.5)
+    bad = [(item.name, "its embedding is not finite, or all zeros") for item, good in zip(items, usable) if not good]
+    return [item for item, good in zip(items, usable) if good], vectors[usable], bad
 
 
 class _Writer:

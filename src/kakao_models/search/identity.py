@@ -49,7 +49,7 @@ def check_identity(where: str, stored: dict[str, Any], embedder: Embedder) -> No
         raise ValueError(f"{other}, made with another preprocessing than that of {ours}: {differences}. {hint}")
     if stored["weights"] == facts["weights"]:
         return
-    if (likeness := _likeness(stored, embedder)) < SAME:
+    if not (likeness := _likeness(stored, embedder)) >= SAME:  # NaN is no likeness
         raise ValueError(f"{other}, not of {ours}: of one picture and text their cosine is {likeness:.4f}. {hint}")
 
 
@@ -82,7 +82,12 @@ def _probe(embedder: Embedder) -> np.ndarray:
     rows = [embedder.images([pixels], on_error="raise", progress=False)]
     if embedder.tokenizer is not None:
         rows.append(embedder.texts(["a red ball beside a blue box"], progress=False))
-    return l2_normalize(np.concatenate(rows))
+    found = np.concatenate(rows)
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{embedder.name}: its embeddings are not finite. Is the checkpoint whole, the type of numbers wide enough?"
+        )
+    return l2_normalize(found)
 
 
 def _likeness(stored: dict[str, Any], embedder: Embedder) -> float:

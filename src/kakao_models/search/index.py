@@ -4,8 +4,9 @@ Axes: N rows  Q queries  D width of an embedding
 """
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,9 +168,10 @@ class SearchIndex:
     @property
     def count(self) -> int:
         """N."""
-        with self._calling("counting rows"):
-            (row,) = self.client.query(self.collection, output_fields=["count(*)"], **self._read)
-        return int(row["count(*)"])
+        columns = ["count(*)"]
+        query = functools.partial(self.client.query, self.collection, output_fields=columns, **self._read)
+        (row,) = self._call("counting rows", query)
+        return int(row[columns[0]])
 
     @property
     def client(self):
@@ -215,10 +217,9 @@ class SearchIndex:
         rows = [row_of(key, vector, facts) for key, vector, facts in zip(ids, vectors, metadata)]
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
-            with self._calling("adding rows"):
-                if backend.is_local(self.uri):
-                    self._forget_columns(some)
-                self.client.upsert(self.collection, some)
+            if backend.is_local(self.uri):
+                self._forget_columns(some)
+            self._call("adding rows", functools.partial(self.client.upsert, self.collection, some))
             self._written = True
         return len(rows)
 
@@ -240,11 +241,10 @@ class SearchIndex:
             ids = [row["sha256"] for row in self._pages(filter, ["sha256"])]
         ids, removed = [ids] if isinstance(ids, str) else list(ids), 0
         for start in range(0, len(ids), INSERT):
-            with self._calling("deleting rows"):
-                some = [row["sha256"] for row in self._get(ids[start : start + INSERT], ["sha256"])]
-                if some:
-                    self.client.delete(self.collection, ids=some)
-                    self._written = True
+            some = [row["sha256"] for row in self._get(ids[start : start + INSERT], ["sha256"])]
+            if some:
+                self._call("deleting rows", functools.partial(self.client.delete, self.collection, ids=some))
+                self._written = True
             removed += len(some)
         return removed
 
@@ -265,16 +265,17 @@ class SearchIndex:
         single = np.ndim(query) == 1
         vectors = self._checked(np.atleast_2d(query), "the query")
         params = {"metric_type": self._facts["metric"], "params": self._search_params}
-        with self._calling(f"filter {filter!r:.300}" if filter else "searching"):
-            found = self.client.search(
-                self.collection,
-                data=list(vectors),
-                limit=int(k),
-                filter=filter or "",
-                output_fields=["*"],
-                search_params=params,
-                **self._read,
-            )
+        search = functools.partial(
+            self.client.search,
+            self.collection,
+            data=list(vectors),
+            limit=int(k),
+            filter=filter or "",
+            output_fields=["*"],
+            search_params=params,
+            **self._read,
+        )
+        found = self._call(f"filter {filter!r:.300}" if filter else "searching", search)
         hits = [[self._hit(row["entity"], row["distance"]) for row in rows] for rows in found]
         return hits[0] if single else hits
 
@@ -295,13 +296,11 @@ class SearchIndex:
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
         """Of those ids that are in the index, the digest of their metadata."""
-        with self._calling("looking rows up"):
-            return {row["sha256"]: row["digest"] for row in self._get(ids, ["sha256", "digest"])}
+        return {row["sha256"]: row["digest"] for row in self._get(ids, ["sha256", "digest"])}
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """The unit vectors of ids."""
-        with self._calling("looking rows up"):
-            found = self._get(ids, ["sha256", "vector"])
+        found = self._get(ids, ["sha256", "vector"])
         return {row["sha256"]: np.asarray(row["vector"], np.float32) for row in found}
 
     def all_ids(self) -> Iterator[tuple[str, str]]:
@@ -311,8 +310,7 @@ class SearchIndex:
 
     def drop(self) -> None:
         """Removes the collection with all its rows; the index is closed then."""
-        with self._calling("removing the collection"):
-            self.client.drop_collection(self.collection)
+        self._call("removing the collection", functools.partial(self.client.drop_collection, self.collection))
         self._written = False
         self.close()
 
@@ -325,16 +323,17 @@ class SearchIndex:
     def flush(self) -> None:
         """What was added is on the disk, and in the index, when this returns."""
         if self._written:
-            with self._calling("writing to the disk"):
-                self.client.flush(self.collection)
+            self._call("writing to the disk", functools.partial(self.client.flush, self.collection))
             self._written = False
 
     @property
     def _read(self) -> dict[str, Any]:
         return {"consistency_level": self._facts["consistency"]}
 
-    def _calling(self, what: str):
-        return backend.explained(f"{self.uri}: {what}")
+    def _call(self, what: str, work: Callable[[], Any]) -> Any:
+        """What `work` returns, called again while a server does not answer: everything here can be done twice."""
+        with backend.explained(f"{self.uri}: {what}"):
+            return work() if backend.is_local(self.uri) else backend.patiently(lambda left: work())
 
     def _needed(self) -> Embedder:
         if self.embedder is None:
@@ -342,23 +341,26 @@ class SearchIndex:
         return self.embedder
 
     def _get(self, ids: Sequence[str], columns: list[str]) -> list[dict]:
-        return self.client.get(self.collection, ids=list(ids), output_fields=columns, **self._read) if len(ids) else []
+        if not len(ids):
+            return []
+        get = functools.partial(self.client.get, self.collection, ids=list(ids), output_fields=columns, **self._read)
+        return self._call("looking rows up", get)
 
     def _pages(self, filter: str, columns: list[str], limit: int | None = None, size: int = _PAGE) -> Iterator[dict]:
         what = f"filter {filter!r:.300}" if filter else "reading rows"
-        with self._calling(what):
-            pages = self.client.query_iterator(
-                self.collection,
-                batch_size=size,
-                limit=-1 if limit is None else limit,
-                filter=filter,
-                output_fields=columns,
-                **self._read,
-            )
+        query = functools.partial(
+            self.client.query_iterator,
+            self.collection,
+            batch_size=size,
+            limit=-1 if limit is None else limit,
+            filter=filter,
+            output_fields=columns,
+            **self._read,
+        )
+        pages = self._call(what, query)
         try:
             while True:
-                with self._calling(what):
-                    page = pages.next()
+                page = self._call(what, pages.next)
                 if not page:
                     return
                 yield from page

@@ -1,6 +1,7 @@
 """The picture of a hit, read where its index says it is, and nowhere that it must not be."""
 
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,6 +15,7 @@ from kakao_models.search.index import Hit
 from kakao_models.search.sources import MAX_BYTES, WITHIN
 
 MAX_PIXELS = 50_000_000
+_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")  # as `sources.plain` writes it
 
 
 def hit_picture(
@@ -41,9 +43,16 @@ def hit_picture(
             raise ImageError(path, "is an address, and only files are shown")
         return load_image(path, size_hint=size_hint, **options)
     file, _, inside = path.partition(WITHIN)
-    place = allowed(file, roots)
+    place = allowed(on_disk(file), roots)
     source: Any = _inside(str(place), inside, path) if inside else place
     return load_image(source, size_hint=size_hint, **options)
+
+
+def on_disk(path: str) -> str:
+    """The name of a file as the system knows it: of bytes that are no UTF-8 a database has only the digits."""
+    if r"\udc" not in path or os.path.lexists(path):
+        return path
+    return _BYTE.sub(lambda found: chr(int(found[1], 16)), path)
 
 
 def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:

@@ -89,7 +89,7 @@ class Stored:
 
         def read() -> Iterator[Rows]:
             for start in range(0, len(rows), INSERT):
-                some = [str(name) for name in names[start : start + INSERT]]
+                some = [plain(str(name)) for name in names[start : start + INSERT]]  # JSON may hold halves of pairs
                 yield _ids(some), np.array(rows[start : start + INSERT], np.float32), [{"path": name} for name in some]
 
         return len(rows), read
@@ -174,7 +174,7 @@ def _lite2_row(source: Path, key: bytes, data: bytes) -> tuple[dict[str, Any], n
 
 def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> Rows:
     """Rows of records: `id`, or `name`, names them; the rest is metadata, as an index keeps it."""
-    names = [str(record["id"] if record.get("id") is not None else record.get("name")) for record in records]
+    names = [plain(str(record["id"] if record.get("id") is not None else record.get("name"))) for record in records]
     metadata = []
     for name, record in zip(names, records):
         facts = {key: plain(value) for key, value in record.items() if key not in ("embedding", *OWN)}
@@ -191,7 +191,4 @@ def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> Rows:
 
 def _ids(names: list[str]) -> list[str]:
     """Names that fit the column of ids; longer ones by their SHA-256."""
-    return [
-        name if 0 < len(name.encode()) <= 64 else hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()
-        for name in names
-    ]
+    return [name if 0 < len(name.encode()) <= 64 else hashlib.sha256(name.encode()).hexdigest() for name in names]
