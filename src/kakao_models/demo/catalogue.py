@@ -10,6 +10,7 @@ from PIL import Image
 
 from kakao_models.data.images import ImageError
 from kakao_models.search import Hit, SearchIndex, compose_query, hit_picture
+from kakao_models.search.query import tokens_read
 
 from .models import ZERO_SHOT, Models
 from .photos import BUNDLED, MAX_PIXELS, data_uri
@@ -81,10 +82,8 @@ class Catalogue:
         return self.open(loading).count
 
     def cut(self, text: str) -> int:
-        """The tokens that the model reads of a text that is longer; 0 of one that is not."""
-        embedder = self.open().embedder
-        limit = embedder.max_tokens
-        return limit if len(embedder.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"]) > limit else 0
+        """As `tokens_read`."""
+        return tokens_read(self.open().embedder, text)
 
     def picture(self, path: str, side: int) -> Image.Image:
         """The picture at a path of the index, of about that size.

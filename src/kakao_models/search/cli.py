@@ -319,6 +319,7 @@ def search(
         raise typer.BadParameter(f"--html {page}: there is no such folder")
     weights, params = _weights(weight or []), _params("--search-params", search_params)
     from kakao_models.search import SearchIndex, compose_query
+    from kakao_models.search.query import tokens_read
     from kakao_models.search.results import hits_json, hits_page, print_hits, write_page
 
     with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
@@ -328,6 +329,9 @@ def search(
         taken = [*(minus or []), *(minus_image or [])]
         query = compose_query(embedder, text, image, plus=plus or (), minus=taken, weights=weights)
         hits = index.search(query, k, filter=filter)
+    for term in (text, *(plus or ()), *(minus or ())):
+        if term and (tokens := tokens_read(embedder, term)):
+            print(f"{term[:40]}... is longer than {tokens} tokens: the model reads its beginning", file=sys.stderr)
     if not hits:  # a name that no row has is no error to Milvus
         reason = (
             "does the filter name columns of the index (kakao-models index info)?" if filter else "the index is empty"

@@ -63,6 +63,12 @@ def compose_query(
     return (total / length).astype(np.float32)
 
 
+def tokens_read(embedder: Embedder, text: str) -> int:
+    """How many tokens the model reads of a text that has more; 0 of one that it reads whole."""
+    limit = embedder.max_tokens
+    return limit if len(embedder.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"]) > limit else 0
+
+
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """`weights` over the defaults.
 
