@@ -61,6 +61,23 @@ def test_bars_escape_and_keep_classes_of_the_same_name_apart():
     assert "and 1,010 labels" in render.bars([("m", many)])
 
 
+def test_what_photographs_and_labels_are_called_is_no_html():
+    captions = re.findall(r"<span>(.*?)</span>", render.strip(["<i>n"] * 2, ["data:<"] * 2, ["<b>c", ""]))
+    assert captions == ["&lt;b&gt;c"]  # and none where there is none
+    drawn = [
+        render.strip(["<i>n"], ["data:<"], ["<b>c"]),
+        render.scatter(np.zeros((1, 2)), ["<i>n"], ["data:<"]),
+        render.bars([("<i>m", [{"label": "<b>c", "score": 1.0}])]),
+        render.note("<b>"),
+    ]
+    assert not any(re.search("<[ib]>|data:<", html) for html in drawn)
+
+
+def test_the_same_words_twice_are_added_up(catalogue):
+    with pytest.raises(ValueError, match="Write what to search for"):
+        actions.search(catalogue, "mountains", 2, None, 1, " mountains", -2, 3, quiet)
+
+
 def test_messages_are_escaped_and_cut():
     assert "<b>" not in render.message("<b>" * 1_000) and len(render.message("x" * 10**6)) < 1_000
 

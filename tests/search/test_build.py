@@ -221,6 +221,16 @@ def test_files_that_are_no_files(embedder, folder, tmp_path):
     assert set(reasons) == {"pipe.png", "dangling.png", "003.png"}
 
 
+def test_an_insertion_holds_whole_batches(embedder, photos, tmp_path, monkeypatch):
+    """Batches of 3, 3 and 2 new images; at four rows they are inserted, all or none."""
+    monkeypatch.setattr("kakao_models.search.build.INSERT", 4)
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        inserted, upsert = [], index.client.upsert
+        monkeypatch.setattr(index.client, "upsert", lambda name, rows: inserted.append(len(rows)) or upsert(name, rows))
+        assert index.build(photos).added == 8
+    assert inserted == [6, 2]
+
+
 def test_names_that_are_no_utf8(embedder, photos, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

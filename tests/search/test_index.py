@@ -320,6 +320,12 @@ def test_what_a_killed_creation_leaves(embedder, tmp_path):
         assert index.count == 0
 
 
+def test_nothing_is_cleared_that_was_finished(copied):
+    backend.clear_unfinished(str(copied), "images")
+    with SearchIndex.open(copied) as index:
+        assert index.count == 8
+
+
 def test_a_broken_file_of_an_index_is_made_again(embedder, rows, tmp_path):
     vectors, ids = rows
     with SearchIndex.open(tmp_path / "b.db", embedder, create=True, index_type="HNSW") as index:

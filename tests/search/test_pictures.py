@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from kakao_models.data.images import ImageError
-from kakao_models.search import Hit, hit_picture
+from kakao_models.search import Hit, hit_picture, pictures
 from kakao_models.search.results import hits_page
 
 
@@ -45,6 +45,12 @@ def test_a_file(shown):
 def test_what_is_not_shown(shown, path, said):
     with pytest.raises(ImageError, match=said):
         hit_picture(path.format(shown=shown), roots=[shown])
+
+
+def test_a_picture_of_too_many_pixels_is_not_opened(shown, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 60 * 48 - 1)
+    with pytest.raises(ImageError, match="60 x 48 pixels are more than max_pixels"):
+        hit_picture(str(shown / "a.png"))
 
 
 def test_no_file_of_the_system_is_read_without_roots_either():

@@ -82,6 +82,7 @@ def test_texts_and_stored_embeddings(model, tmp_path, capsys):
         (("search", "x", "--search-params", "[1]"), "wanted an object"),
         (("search", "x", "--search-params", "{"), "is no JSON"),
         (("search", "x", "--html", "no/such/folder/x.html"), "no such folder"),
+        (("search", "x", "--html", "/dev/null/x.html"), "no such folder"),
         (("search", "x", "--index", "missing.db"), "there is no index. Make one: kakao-models index build"),
         (("search", "x", "--index", "missing.index"), "ends in .db"),
         (("index", "delete", "--json"), "give ids, a --filter, or --all"),

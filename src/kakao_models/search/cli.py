@@ -107,8 +107,7 @@ def build(
 
       kakao-models index build shards/ coyo.parquet --to http://localhost:19530 --index-type HNSW
     """
-    options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
-    options |= {"consistency": consistency, "shards": shards, "kind": what, "create": True}
+    options = _making(what, index_type, index_params, metric, consistency, shards)
     embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
@@ -169,8 +168,7 @@ def load(
 
       kakao-models index load old-milvus-lite-2.db --to new.db
     """
-    options = {"index_type": index_type, "index_params": _params("--index-params", index_params), "metric": metric}
-    options |= {"consistency": consistency, "shards": shards, "kind": what, "create": True}
+    options = _making(what, index_type, index_params, metric, consistency, shards)
     embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
@@ -347,6 +345,13 @@ def search(
         document, lost = hits_page(hits, named[:200], roots=root)
         write_page(page, document)
         print(f"{page}: {len(hits) - lost} of {len(hits)} pictures", file=sys.stderr)
+
+
+def _making(what: str, index_type: str | None, index_params: str | None, metric: str, consistency: str, shards: int):
+    """Arguments of `SearchIndex.open` for an index that may have to be made."""
+    params = _params("--index-params", index_params)
+    new = {"kind": what, "index_type": index_type, "index_params": params, "metric": metric}
+    return new | {"consistency": consistency, "shards": shards, "create": True}
 
 
 def _embedder(model: str, revision, framework, device, engine, dtype, batch_size):

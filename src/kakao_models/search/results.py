@@ -65,6 +65,8 @@ def write_page(path: Path, text: str) -> None:
     try:
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
