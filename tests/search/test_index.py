@@ -310,7 +310,7 @@ def test_a_server(embedder, rows, tmp_path, monkeypatch):
         coming.join()
         stop()
         monkeypatch.setattr(backend, "PATIENCE", 0.5)
-        with pytest.raises(ConnectionError, match="counting rows: .*0.5 seconds long. Is the server still there"):
+        with pytest.raises(ConnectionError, match="counting rows: .* Is the server still there"):
             index.count  # noqa: B018
 
 

@@ -76,8 +76,7 @@ def explained(what: str) -> Iterator[None]:
     except MilvusException as error:
         message = f"{what}: Milvus says: {error.message or error}"
         if _is_gone(error):
-            message = f"{message}, {PATIENCE:g} seconds long. Is the server still there? The same command goes on"
-            raise ConnectionError(message) from error
+            raise ConnectionError(f"{message}. Is the server still there? The same command goes on") from error
         raise ValueError(message) from error
 
 
