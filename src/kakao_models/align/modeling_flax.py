@@ -21,6 +21,7 @@ from kakao_models.checkpoint.flax import (
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
     FlaxModelOutput,
+    LayerNorm,
     check_images,
     output_class,
     run_layer,
@@ -251,7 +252,7 @@ class FlaxAlignTextEmbeddings(nnx.Module):
         self.word_embeddings = _embed(config, config.vocab_size, rngs)
         self.position_embeddings = _embed(config, config.max_position_embeddings, rngs)
         self.token_type_embeddings = _embed(config, config.type_vocab_size, rngs)
-        self.LayerNorm = _layer_norm(config, rngs)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob, rngs=rngs)
 
     def __call__(self, words: jax.Array, token_type_ids, position_ids) -> jax.Array:
@@ -270,24 +271,19 @@ def _embed(config: AlignTextConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
     return table
 
 
-def _layer_norm(config: AlignTextConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # the fast variance is a difference of large numbers
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
-
-
 def _linear(config: AlignTextConfig, width: int, features: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(width, features, kernel_init=nnx.initializers.normal(config.initializer_range), rngs=rngs)
 
 
 def eager_attention(query, key, value, attention_mask, scaling: float, dropout: nnx.Dropout):
     """Attention that also returns its weights; the softmax runs in at least float32."""
-    scores = (
-        jnp.einsum("blnk,bmnk->bnlm", query, key, preferred_element_type=wide_dtype(query)) * scaling
-    )  # (B, N, L, L)
+    query, value = (x.transpose(0, 2, 1, 3) for x in (query, value))  # (B, N, L, K)
+    key = key.transpose(0, 2, 3, 1)  # (B, N, K, L)
+    scores = jnp.matmul(query * scaling, key, preferred_element_type=wide_dtype(query))  # (B, N, L, L)
     if attention_mask is not None:
         scores = jnp.where(attention_mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores).astype(query.dtype)
-    output = jnp.einsum("bnlm,bmnk->blnk", dropout(weights), value)  # (B, L, N, K)
+    output = (dropout(weights) @ value).transpose(0, 2, 1, 3)  # (B, L, N, K)
     return output, weights
 
 
@@ -314,7 +310,7 @@ class FlaxAlignTextSelfAttention(nnx.Module):
 class FlaxAlignTextSelfOutput(nnx.Module):
     def __init__(self, config: AlignTextConfig, *, rngs: nnx.Rngs):
         self.dense = _linear(config, config.hidden_size, config.hidden_size, rngs)
-        self.LayerNorm = _layer_norm(config, rngs)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob, rngs=rngs)
 
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
@@ -343,7 +339,7 @@ class FlaxAlignTextIntermediate(nnx.Module):
 class FlaxAlignTextOutput(nnx.Module):
     def __init__(self, config: AlignTextConfig, *, rngs: nnx.Rngs):
         self.dense = _linear(config, config.intermediate_size, config.hidden_size, rngs)
-        self.LayerNorm = _layer_norm(config, rngs)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob, rngs=rngs)
 
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:

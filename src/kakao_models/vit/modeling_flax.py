@@ -17,6 +17,7 @@ from kakao_models.checkpoint.flax import (
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
     FlaxModelOutput,
+    LayerNorm,
     check_images,
     output_class,
     run_layer,
@@ -64,11 +65,6 @@ def _linear_weights(old: int, new: int) -> np.ndarray:
 def _linear(config: ViTConfig, width: int, features: int, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
     normal = nnx.initializers.normal(config.initializer_range)
     return nnx.Linear(width, features, use_bias=bias, kernel_init=normal, rngs=rngs)
-
-
-def _layer_norm(config: ViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # the fast variance is a difference of large numbers
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
 class FlaxViTPatchEmbeddings(nnx.Module):
@@ -130,13 +126,13 @@ class FlaxViTEmbeddings(nnx.Module):
 
 def eager_attention(query, key, value, attention_mask, scaling: float, dropout: nnx.Dropout):
     """Attention that also returns its weights; the softmax runs in at least float32."""
-    scores = (
-        jnp.einsum("blnk,bmnk->bnlm", query, key, preferred_element_type=wide_dtype(query)) * scaling
-    )  # (B, N, L, L)
+    query, value = (x.transpose(0, 2, 1, 3) for x in (query, value))  # (B, N, L, K)
+    key = key.transpose(0, 2, 3, 1)  # (B, N, K, L)
+    scores = jnp.matmul(query * scaling, key, preferred_element_type=wide_dtype(query))  # (B, N, L, L)
     if attention_mask is not None:
         scores = jnp.where(attention_mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores).astype(query.dtype)
-    output = jnp.einsum("bnlm,bmnk->blnk", dropout(weights), value)  # (B, L, N, K)
+    output = (dropout(weights) @ value).transpose(0, 2, 1, 3)  # (B, L, N, K)
     return output, weights
 
 
@@ -171,8 +167,8 @@ class FlaxViTMLP(nnx.Module):
 class FlaxViTLayer(nnx.Module):
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.attention = FlaxViTAttention(config, rngs=rngs)
-        self.layernorm_before = _layer_norm(config, rngs)
-        self.layernorm_after = _layer_norm(config, rngs)
+        self.layernorm_before = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
+        self.layernorm_after = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.mlp = FlaxViTMLP(config, rngs=rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob, rngs=rngs)
 
@@ -237,7 +233,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
             add_pooling_layer = config.representation_size is not None
         self.embeddings = FlaxViTEmbeddings(config, use_mask_token, rngs=rngs)
         self.layer = nnx.List(FlaxViTLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers))
-        self.layernorm = _layer_norm(config, rngs)
+        self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.pooler = FlaxViTPooler(config, rngs=rngs) if add_pooling_layer else None
         self.gradient_checkpointing = False
 

@@ -131,12 +131,14 @@ def eager_attention(query, key, value, mask, dropout):
 
     `mask` (B, 1, 1, L) is true where a token may be seen; None for everywhere.
     """
-    scores = at_least_float32(ops.einsum("blnk,bmnk->bnlm", query, key) * query.shape[-1] ** -0.5)  # (B, N, L, L)
+    query, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, value))  # (B, N, L, K)
+    key = ops.transpose(key, (0, 2, 3, 1))  # (B, N, K, L)
+    scores = at_least_float32(ops.matmul(query * query.shape[-1] ** -0.5, key))  # (B, N, L, L)
     if mask is not None:
         scores = ops.where(mask, scores, np.finfo(keras.backend.standardize_dtype(scores.dtype)).min)
     weights = ops.cast(ops.softmax(scores), query.dtype)
-    output = ops.einsum("bnlm,bmnk->blnk", dropout(weights), value)  # (B, L, N, K)
-    return ops.reshape(output, (*ops.shape(output)[:2], query.shape[2] * query.shape[3])), weights
+    output = ops.transpose(ops.matmul(dropout(weights), value), (0, 2, 1, 3))  # (B, L, N, K)
+    return ops.reshape(output, (*ops.shape(output)[:2], output.shape[2] * output.shape[3])), weights
 
 
 class TFViTAttention(Layer):
