@@ -1,4 +1,10 @@
-"""Keras' `fit`: in training mode, on one device and on two, with labels and weights in every form."""
+"""Keras' `fit`: in training mode, on one device and on two, on its other backends, with labels and weights in every form."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -6,9 +12,12 @@ import pytest
 import replicas
 import tensorflow as tf
 import tiny
+import torch
 
-from kakao_models import AlignModel, TFAlignModel, TFViTForImageClassification
+from kakao_models import AlignConfig, AlignModel, TFAlignModel, TFViTForImageClassification
 from kakao_models.train.lamb_tf import Lamb, WarmupLinearDecay
+
+SCRIPT = Path(__file__).with_name("fit_backend.py")
 
 
 @pytest.mark.parametrize("eager", [True, False])
@@ -67,18 +76,115 @@ def test_two_replicas_train_a_classifier_as_one_device(vit, pictures):
     assert np.abs(one.classifier.kernel - start["classifier.kernel"]).max() > 1e-2
 
 
-def test_two_replicas_train_align_on_an_uneven_batch():
-    """As docs/tensorflow.md trains; seven samples in batches of four, of the last of which a replica gets one."""
+def one_block() -> AlignConfig:
+    """One block, one layer, no dropout."""
     whole = tiny.align_config()
     block = dict(
         kernel_sizes=[3], in_channels=[32], out_channels=[16], strides=[1], num_block_repeats=[1], expand_ratios=[1],
         hidden_dim=8, drop_connect_rate=0.0,
     )  # fmt: skip
-    config = tiny.align_config(
+    layer = dict(num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return tiny.align_config(
         vision_config=whole.vision_config.to_dict() | block,
-        text_config=whole.text_config.to_dict() | {"num_hidden_layers": 1},
+        text_config=whole.text_config.to_dict() | layer,
         temperature_init_value=0.5,
     )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[str, dict[str, np.ndarray]]:
+    """A random checkpoint of one block, and a batch of sixteen."""
+    folder = tmp_path_factory.mktemp("one")
+    tiny.fill(AlignModel(one_block())).save_pretrained(folder)
+    random = np.random.default_rng(0)
+    pixels = random.uniform(-1, 1, (16, 3, 32, 32)).astype(np.float32)
+    return str(folder), {"pixel_values": pixels, "input_ids": random.integers(1, 50, (16, 5))}
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_fit_on_other_backends_of_keras(backend, small, tmp_path):
+    """In training mode: the loss is PyTorch's with ghost batches, and batch norm's averages move."""
+    folder, batch = small
+    np.savez(tmp_path / "batch.npz", **batch)
+    command = [sys.executable, str(SCRIPT), folder, str(tmp_path / "batch.npz"), str(tmp_path / "saved")]
+    environment = os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    theirs = AlignModel.from_pretrained(folder).train()
+    wanted = theirs(**{name: torch.from_numpy(value) for name, value in batch.items()}, return_loss=True).loss.item()
+    assert result["backend"] == backend and result["loss"] == pytest.approx([wanted], rel=1e-5)
+    assert result["predicted"] == {"image_embeds": [16, 16], "text_embeds": [16, 16]}
+    saved = AlignModel.from_pretrained(tmp_path / "saved").state_dict()  # PyTorch's averages moved in the forward above
+    for name, value in theirs.state_dict().items():
+        if "running" in name:
+            np.testing.assert_allclose(saved[name], value, atol=1e-5, err_msg=name)
+    idle = {name for name in result["still"] if "pooler" not in name}  # key biases have a gradient of zero
+    assert idle <= {"text_model.encoder.layer.0.attention.self.key.bias"}
+
+
+def test_accumulated_gradients_are_the_mean_of_small_batches(small):
+    """Of which each has its own negatives: docs/tensorflow.md says so."""
+    folder, batch = small
+    halves = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 8), slice(8, 16))]
+    still = TFAlignModel.from_pretrained(folder)
+    variables = [variable.value for variable in still.trainable_variables]
+    gradients = []
+    for half in halves:
+        with tf.GradientTape() as tape:
+            loss = still(half, return_loss=True, training=True).loss
+        gradients.append([tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)])
+    model = TFAlignModel.from_pretrained(folder)
+    model.compile(optimizer=keras.optimizers.SGD(0.5, gradient_accumulation_steps=2), run_eagerly=True)
+    model.fit(batch, batch_size=8, shuffle=False, verbose=0)
+    for variable, start, *both in zip(model.trainable_variables, variables, *gradients, strict=True):
+        np.testing.assert_allclose(variable, start - 0.5 * (both[0] + both[1]) / 2, atol=1e-5, err_msg=variable.path)
+
+
+def test_lamb_accumulates_gradients():
+    start, gradients = np.array([1.0, -2.0, 3.0]), np.random.default_rng(0).standard_normal((4, 3))
+    one, two = keras.Variable(start), keras.Variable(start)
+    small, large = Lamb(1e-2, gradient_accumulation_steps=2), Lamb(1e-2)
+    for gradient in gradients:
+        small.apply([keras.ops.convert_to_tensor(gradient, "float32")], [one])
+    for pair in gradients.reshape(2, 2, 3):
+        large.apply([keras.ops.convert_to_tensor(pair.mean(0), "float32")], [two])
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    assert np.abs(one - start).max() > 1e-3
+
+
+def test_several_steps_an_execution_are_the_same_steps(vit, pictures):
+    models = [classifier(vit, steps_per_execution=steps) for steps in (1, 2)]
+    for model in models:
+        model.fit(*pictures, batch_size=5, shuffle=False, verbose=0)  # of 5, 5 and 3
+        assert np.asarray(model.optimizer.iterations) == 3
+    for name, value in models[0]._variables().items():
+        np.testing.assert_allclose(models[1]._variables()[name], value, rtol=0, atol=1e-12, err_msg=name)
+
+
+def test_fit_in_mixed_precision(small):
+    folder, batch = small
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = TFAlignModel.from_pretrained(folder)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    before = {name: variable.numpy() for name, variable in model._variables().items()}
+    model.compile(optimizer=Lamb(1e-2).spare_batch_norms(model), run_eagerly=True)
+    losses = model.fit(batch, batch_size=16, epochs=4, shuffle=False, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] - 0.05
+    exact = TFAlignModel.from_pretrained(folder)(batch, return_loss=True, training=True).loss
+    assert losses[0] == pytest.approx(float(exact), rel=2e-2)
+    still = []
+    for name, variable in model._variables().items():
+        assert variable.dtype == "float32" and np.isfinite(variable).all(), name
+        still += [name] * np.array_equal(variable, before[name])
+    assert all("pooler" in name for name in still)
+
+
+def test_two_replicas_train_align_on_an_uneven_batch():
+    """As docs/tensorflow.md trains; seven samples in batches of four, of the last of which a replica gets one."""
+    config = one_block()
     with replicas.mirrored().scope():
         model = TFAlignModel(config)
         rate = WarmupLinearDecay(1e-3, warmup_steps=1, steps=10)

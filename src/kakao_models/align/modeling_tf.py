@@ -450,7 +450,7 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
+        training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFBaseModelOutputWithPooling:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("TFAlignTextModel takes either input_ids or inputs_embeds: got both or neither")
@@ -464,10 +464,10 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        x = self.embeddings(words, token_type_ids, position_ids)  # (B, L, D)
+        x = self.embeddings(words, token_type_ids, position_ids, training=training)  # (B, L, D)
         mask = None if attention_mask is None else ops.expand_dims(attention_mask, (1, 2)) != 0  # (B, 1, 1, L)
         x, states, attentions = self.encoder(
-            x, mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+            x, mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states, training=training
         )
         output = TFBaseModelOutputWithPooling(
             last_hidden_state=x,
@@ -498,14 +498,14 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
         pixel_values=None,  # (B, 3, H, W) in [-1, 1]
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
+        training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFBaseModelOutputWithPooling:
         check_images(self, pixel_values)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        x = self.embeddings(ops.transpose(pixel_values, (0, 2, 3, 1)))
-        x, states = self.encoder(x, output_hidden_states=output_hidden_states)  # (B, H/32, W/32, C)
+        x = self.embeddings(ops.transpose(pixel_values, (0, 2, 3, 1)), training=training)
+        x, states = self.encoder(x, output_hidden_states=output_hidden_states, training=training)  # (B, H/32, W/32, C)
         output = TFBaseModelOutputWithPooling(
             last_hidden_state=_channels_first(x),
             pooler_output=ops.mean(x, (1, 2)) if self.config.pooling_type == "mean" else ops.max(x, (1, 2)),  # (B, C)
@@ -580,16 +580,18 @@ class TFAlignModel(TFAlignPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
+        training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFAlignOutput:
         """Compares every image with every text; arguments as of the two towers.
 
         With `return_loss=True` image i belongs to text i, and `loss` is `contrastive_loss` over this batch.
         """
-        vision = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        vision = self.vision_model(
+            pixel_values, output_hidden_states=output_hidden_states, return_dict=True, training=training
+        )
         text = self.text_model(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
-            output_attentions=output_attentions, output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, training=training,
         )  # fmt: skip
         # in mixed precision the vectors and what follows are float32
         image_embeds = l2_normalize(self._project_image(vision), self.variable_dtype)  # (images, P)

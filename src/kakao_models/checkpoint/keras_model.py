@@ -46,7 +46,7 @@ class ModelOutput(dict):
 
 
 def _register(cls: type[ModelOutput]) -> None:
-    """Makes a class of outputs a tree for Keras, and where its backend is JAX for that."""
+    """Makes a class of outputs a tree for Keras, and for its backend."""
 
     def flatten(output: ModelOutput) -> tuple[tuple, tuple[str, ...]]:
         names = tuple(name for name in cls.fields if name in output)
@@ -55,7 +55,11 @@ def _register(cls: type[ModelOutput]) -> None:
     def unflatten(names: tuple[str, ...], values: tuple) -> ModelOutput:
         return cls(zip(names, values))
 
-    if keras.backend.backend() != "torch":
+    if keras.backend.backend() == "torch":
+        from torch.utils import _pytree
+
+        _pytree.register_pytree_node(cls, flatten, lambda values, names: unflatten(names, values))
+    else:
         import optree
 
         optree.register_pytree_node(cls, flatten, unflatten, namespace="keras")
@@ -102,7 +106,8 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         return super().__call__(*args, **kwargs)
 
     def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
-        args, kwargs = self._by_name(args, kwargs)  # Keras on JAX goes from here to `call`
+        # Keras on JAX goes from here to `call`, which therefore hands `training` on: layers do not take it from Keras there
+        args, kwargs = self._by_name(args, kwargs)
         return super().stateless_call(trainable_variables, non_trainable_variables, *args, **kwargs)
 
     def _by_name(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -271,18 +271,20 @@ class TFViTModel(TFViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
+        training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFBaseModelOutputWithPooling:
         check_images(self, pixel_values)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding)
+        x = self.embeddings(
+            pixel_values, bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding, training=training
+        )
         mask = None if attention_mask is None else ops.expand_dims(attention_mask, (1, 2)) != 0  # (B, 1, 1, L)
         states, attentions = (x,), ()
         for layer in self.layer:
-            x, weights = layer(x, mask)  # (B, L, D), (B, N, L, L)
+            x, weights = layer(x, mask, training=training)  # (B, L, D), (B, N, L, L)
             states = (*states, x) if output_hidden_states else None
             attentions = (*attentions, weights) if output_attentions else None
         x = self.layernorm(x)
@@ -324,11 +326,12 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        training: bool | None = None,  # which `fit` gives only to a call that names it; layers take it from Keras
+        training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFImageClassifierOutput:
         outputs = self.vit(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, attention_mask=attention_mask,
             output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True,
+            training=training,
         )  # fmt: skip
         pooled = outputs.last_hidden_state[:, 0] if self.vit.pooler is None else outputs.pooler_output  # (B, D or R)
         logits = pooled if self.classifier is None else self.classifier(pooled)  # (B, classes)
