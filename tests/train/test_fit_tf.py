@@ -143,7 +143,7 @@ def test_accumulated_gradients_are_the_mean_of_small_batches(small):
 
 def test_lamb_accumulates_gradients():
     start, gradients = np.array([1.0, -2.0, 3.0]), np.random.default_rng(0).standard_normal((4, 3))
-    one, two = keras.Variable(start), keras.Variable(start)
+    one, two = (keras.Variable(start, dtype="float32") for _ in range(2))
     small, large = Lamb(1e-2, gradient_accumulation_steps=2), Lamb(1e-2)
     for gradient in gradients:
         small.apply([keras.ops.convert_to_tensor(gradient, "float32")], [one])
