@@ -1,6 +1,8 @@
 """Spark gives what DuckDB gives, row for row: the same expressions on the other backend, in local mode."""
 
+import os
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +11,11 @@ import pytest
 from tables_brute import kept, random_table, write_table
 
 from kakao_models.data.curate import curate
+from kakao_models.data.distribute import all_ranks
+from kakao_models.data.download import Download, download
 from kakao_models.data.labels import label_stats, to_multilabel
 from kakao_models.data.recipes import RECIPES, parse_flag, parse_flags
+from kakao_models.data.rows import Rows
 from kakao_models.data.stats import summarize
 from kakao_models.data.tables import connect, join_columns, open_table
 
@@ -36,12 +41,13 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory):
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     folder = tmp_path_factory.mktemp("spark")
     options = {"ui.enabled": "false", "sql.shuffle.partitions": "2", "driver.host": "127.0.0.1"}
     options |= {"driver.bindAddress": "127.0.0.1", "sql.warehouse.dir": str(folder / "warehouse")}
     # compiling each query to Java takes longer than running it on so few rows
     options |= {"sql.codegen.wholeStage": "false", "sql.codegen.factoryMode": "NO_CODEGEN"}
-    builder = sql.SparkSession.builder.master("local[2]")
+    builder = sql.SparkSession.builder.master("local[2,2]")  # a task may fail once
     for name, value in options.items():
         builder = builder.config(f"spark.{name}", value)
     session = builder.getOrCreate()
@@ -75,6 +81,42 @@ def test_a_few_filters(spark, duckdb, tmp_path):
     source = write_table(random_table(5, 300), tmp_path / "t.parquet")
     account = both(spark, duckdb, source, parse_flags(("size:min=100", "text-frequency:max=9", "dedup")), tmp_path)
     assert all(step.dropped for step in account.steps) and account.kept > 5
+
+
+@pytest.mark.slow
+def test_ranks_are_tasks(spark, tmp_path):
+    """Outputs are those of ranks by hand; a task that fails is run again and goes on, but not for what input does."""
+
+    def run(rank, world_size, source=str(tmp_path / "t.parquet"), output=str(tmp_path / "spark")):
+        import pathlib
+
+        from kakao_models.data.download import Download, download
+
+        tried = pathlib.Path(f"{output}.{rank}")
+        if rank == 1 and not tried.exists():
+            tried.touch()
+            raise OSError("a full disk")
+        return download(source, output, Download(per_shard=2), rank=rank, world_size=world_size)
+
+    urls = [f"http://127.0.0.1:9/{number}" for number in range(9)]  # not asked: a private address
+    pq.write_table(pa.table({"url": urls}), tmp_path / "t.parquet")
+    parts, done = Rows(tmp_path / "t.parquet").parts(2), []
+    where = {"output": tmp_path / "spark", "parts": parts, "advance": done.append}
+    outcomes = all_ranks(run, 3, "pyspark", **where)
+    assert sum(outcome.tried for outcome in outcomes) == sum(done) == 9 and sorted(done) == [2, 3, 4]
+    assert (tmp_path / "spark.1").exists()
+    whole = download(tmp_path / "t.parquet", tmp_path / "one", Download(per_shard=2))
+    assert whole.errors == {"not a public address": 9}
+    for path in (tmp_path / "one").glob("[!.]*"):
+        assert path.read_bytes() == (tmp_path / "spark" / path.name).read_bytes(), path.name
+    again = {"world_size": 2, "distributor": "pyspark"}
+    assert download(tmp_path / "t.parquet", tmp_path / "spark", Download(per_shard=2), **again).tried == 0
+
+    def fails(rank, world_size):
+        raise OSError(f"rank {rank} of {world_size}") if rank else ValueError("no column url")
+
+    with pytest.raises(ChildProcessError, match="as often as the cluster lets it: OSError: rank 1 of 2"):
+        all_ranks(fails, 2, "pyspark", **where)
 
 
 @pytest.mark.slow

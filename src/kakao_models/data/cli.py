@@ -1,7 +1,9 @@
 """The command `kakao-models data`: one short function per verb, no logic of its own."""
 
+import functools
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +62,14 @@ Spill = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.", rich_help_panel=RUN_PANEL)]
+Rank = Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)]
+WorldSize = Annotated[
+    int, typer.Option(min=1, help="Machines, or tasks of --distributor, that share the work.", rich_help_panel=RUN_PANEL)
+]
+Distributor = Annotated[
+    str | None,
+    typer.Option(help="Run all ranks: multiprocessing (here), pyspark or ray (a cluster).", rich_help_panel=RUN_PANEL),
+]
 
 
 @app.command(no_args_is_help=True)
@@ -327,10 +337,9 @@ def download(
     picture: Annotated[Path | None, typer.Option(help="Draw success rates and failures, into this .png.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Connections of a process.", rich_help_panel=RUN_PANEL)] = 32,
     workers: Workers = 1,
-    rank: Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)] = 0,
-    world_size: Annotated[
-        int, typer.Option(min=1, help="Machines that share the work.", rich_help_panel=RUN_PANEL)
-    ] = 1,
+    rank: Rank = 0,
+    world_size: WorldSize = 1,
+    distributor: Distributor = None,
     allow_private_addresses: Annotated[
         bool, typer.Option("--allow-private-addresses", help="Also of this machine and its network.")
     ] = False,
@@ -363,8 +372,8 @@ def download(
         image_size=image_size,
         allow_private_addresses=allow_private_addresses,
     )
-    with Progress("rows", sum(Rows(source).counts) // world_size, None) as bar:
-        places = {"rank": rank, "world_size": world_size}
+    with Progress("rows", sum(Rows(source).counts) // (1 if distributor else world_size), None) as bar:
+        places = {"rank": rank, "world_size": world_size, "distributor": distributor}
         outcome = run(source, output, options, workers=workers, advance=bar.advance, **places)
     if dead:
         dead_links(output, dead)
@@ -385,10 +394,9 @@ def embed(
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
     per_shard: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 10_000,
-    rank: Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)] = 0,
-    world_size: Annotated[
-        int, typer.Option(min=1, help="Machines that share the work.", rich_help_panel=RUN_PANEL)
-    ] = 1,
+    rank: Rank = 0,
+    world_size: WorldSize = 1,
+    distributor: Distributor = None,
     model: Model = "kakaobrain/align-base",
     revision: Revision = None,
     framework: Framework = None,
@@ -406,24 +414,22 @@ def embed(
       kakao-models data embed coyo/part-00000.parquet -o scores/ --what score
     """
     from kakao_models.cli import _prepare
+    from kakao_models import Embedder
     from kakao_models.data.embed import Settings, embed_table
     from kakao_models.data.rows import Rows
     from kakao_models.inference.progress import Progress
 
     _prepare(model, revision)
 
-    def load():
-        from kakao_models import Embedder
-
-        where = dict(revision=revision, device=device, framework=framework, engine=engine)
-        return Embedder(model, batch_size=batch_size, **where)
-
+    where = dict(revision=revision, device=device, framework=framework, engine=engine)
+    place = os.path.abspath(model) if os.path.exists(model) else model  # a task may run in another folder
+    load = functools.partial(Embedder, place, batch_size=batch_size, **where)
     settings, name = Settings(what, per_shard, dtype, normalize), f"{model}@{revision}" if revision else model
-    with Progress("rows", sum(Rows(source).counts) // world_size, None) as bar:
-        places = {"rank": rank, "world_size": world_size}
+    with Progress("rows", sum(Rows(source).counts) // (1 if distributor else world_size), None) as bar:
+        places = {"rank": rank, "world_size": world_size, "distributor": distributor}
         manifest = embed_table(load, source, output, settings, model=name, advance=bar.advance, **places)
     if manifest is None:
-        print(f"{output}: this rank is done, others aren't")
+        print(json.dumps({"finished": False}) if as_json else f"{output}: this rank is done, others aren't")
         return
     said = f"{output}: {manifest['rows']} rows in {len(manifest['shards'])} shards"
     print(json.dumps(manifest, indent=1) if as_json else said)

@@ -5,17 +5,20 @@ Of each shard there are 00000.tar (the pictures that were had), 00000.parquet (e
 """
 
 import hashlib
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kakao_models.data.deadlinks import failure_kind
+from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.data.fetch import FetchError, fetch
 from kakao_models.data.images import ImageError
 from kakao_models.data.journal import Journal
@@ -91,6 +94,7 @@ def download(
     workers: int = 1,
     rank: int = 0,
     world_size: int = 1,
+    distributor: str | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Outcome:
     """Downloads what isn't there yet, and tries again what failed in earlier runs.
@@ -99,14 +103,15 @@ def download(
         source: a table as of `Rows`, with `url`; `text`, `labels` and hashes (`sha256`, `md5`) are used where they are.
         workers: processes, a shard each.
         rank, world_size: every machine of several takes each `world_size`-th shard.
+        distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does.
         advance: is told how many rows are done.
 
     Raises:
         ValueError: no column url, or `output` is of another table.
         FileExistsError: another process is at work with this rank.
+        FileNotFoundError: tasks of a cluster wrote where this machine sees nothing.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank: got {rank}, wanted 0 to {world_size - 1} (world size {world_size})")
+    check_rank(rank, world_size, distributor)
     rows, output = Rows(source, ("id", "url", "text", "labels", *HASHES)), Path(output)
     plan = {"kind": "download", "rows": sum(rows.counts), "per_shard": options.per_shard, "source": rows.fingerprint()}
     plan |= {"image_size": options.image_size}
@@ -114,11 +119,16 @@ def download(
     parts = rows.parts(options.per_shard)
     mine = [part for part in parts if part.number % world_size == rank]
     tried = 0
-    with alone(output, rank):
-        clear(output, range(rank, len(parts), world_size))
-        for part, count in _each(mine, (rows, output, options), workers):
-            tried += count
-            advance(part.stop - part.start)
+    if distributor:
+        run = partial(download, os.path.abspath(source), output.absolute(), options, workers=workers)
+        found = all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance)
+        tried = sum(outcome.tried for outcome in found)
+    else:
+        with alone(output, rank):
+            clear(output, range(rank, len(parts), world_size))
+            for part, count in _each(mine, (rows, output, options), workers):
+                tried += count
+                advance(part.stop - part.start)
     with cleared(output, NAME):
         return _summarize(output, parts, tried)
 

@@ -5,14 +5,17 @@ and the next run makes the others. Each shard is computed by itself, so that its
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, replacing, write_manifest
 from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
 from kakao_models.inference.embedder import l2_normalize
@@ -52,6 +55,7 @@ def embed_table(
     model: str = "",
     rank: int = 0,
     world_size: int = 1,
+    distributor: str | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> dict | None:
     """Embeds all rows of a source, or goes on where an earlier run ended.
@@ -64,6 +68,8 @@ def embed_table(
         embedder: an `Embedder`, or a function that gives one and is called once there is work.
         source: as of `Rows`.
         model: what the plan calls the model; a folder of another model or source isn't continued.
+        distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does; `embedder` is
+            pickled, so it must be a function that gives one.
 
     Returns:
         the manifest when all shards are there, None while other ranks still work.
@@ -72,32 +78,39 @@ def embed_table(
         ValueError: `output` was begun with other settings, another model or source.
         FileExistsError: it is a folder of something else, or another process is at work with this rank.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank: got {rank}, wanted 0 to {world_size - 1} (world size {world_size})")
+    check_rank(rank, world_size, distributor)
     rows = Rows(source, ("id", *IMAGES, *TEXTS))
     parts = rows.parts(settings.per_shard)
     output = Path(output)
     plan = {**asdict(settings), "model": model, "rows": sum(rows.counts), "source": rows.fingerprint()}
     begin(output, plan)
-    with alone(output, rank):
-        clear(output, range(rank, len(parts), world_size))
-        for part in parts:
-            path = output / f"{part.number:05d}.parquet"
-            if part.number % world_size == rank and not path.exists():
-                embedder = embedder() if callable(embedder) else embedder
-                ranges = range(part.start, part.stop, _AT_ONCE)
-                pieces = [
-                    _embed(embedder, rows, replace(part, start=start, stop=min(start + _AT_ONCE, part.stop)), settings)
-                    for start in ranges
-                ]
-                said = json.dumps([failure for _, failed in pieces for failure in failed], ensure_ascii=False)
-                table = pa.concat_tables(table for table, _ in pieces).replace_schema_metadata({"failures": said})
-                with replacing(path) as temporary:
-                    pq.write_table(table, temporary)
-            if part.number % world_size == rank:
+    if distributor:
+        if not callable(embedder):
+            raise ValueError("embedder: got a model, wanted a function that gives one, which each task calls")
+        run = partial(embed_table, embedder, os.path.abspath(source), output.absolute(), settings, model=model)
+        all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance, gpu=True)
+    else:
+        with alone(output, rank):
+            clear(output, range(rank, len(parts), world_size))
+            for part in parts[rank::world_size]:
+                path = output / f"{part.number:05d}.parquet"
+                if not path.exists():
+                    embedder = embedder() if callable(embedder) else embedder
+                    _write(embedder, rows, part, settings, path)
                 advance(part.stop - part.start)
     with cleared(output, NAME):
         return _finish(output, parts, plan)
+
+
+def _write(embedder, rows: Rows, part: Part, settings: Settings, path: Path) -> None:
+    pieces = [
+        _embed(embedder, rows, replace(part, start=start, stop=min(start + _AT_ONCE, part.stop)), settings)
+        for start in range(part.start, part.stop, _AT_ONCE)
+    ]
+    said = json.dumps([failure for _, failed in pieces for failure in failed], ensure_ascii=False)
+    table = pa.concat_tables(table for table, _ in pieces).replace_schema_metadata({"failures": said})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> tuple[pa.Table, list[list[str]]]:

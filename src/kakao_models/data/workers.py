@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
@@ -16,16 +17,21 @@ def processes(count: int, start: Callable, *arguments) -> Iterator[ProcessPoolEx
 
     An executor of the standard library finishes all that was submitted when an exception leaves its block, and its
     processes outlive a SIGKILL of this one, still writing to files that the next run writes too. These do neither.
+
+    Raises:
+        ChildProcessError: one of them was killed.
     """
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(start, arguments))
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise ChildProcessError("a process was ended from outside; was memory short? Ask for fewer.") from error
         raise
     else:
         pool.shutdown()

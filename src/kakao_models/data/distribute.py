@@ -1,0 +1,140 @@
+"""The ranks of a job as processes of this machine, or as tasks of a Spark or Ray cluster.
+
+A rank is what `--rank` of `--world-size` does by hand: it takes each world-size-th shard, finds by itself what is done, and
+writes into the job's folder, which all machines must see. So whoever repeats a rank that failed goes on where it ended.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+from kakao_models.data.rows import Part
+from kakao_models.data.workers import processes
+
+_NEEDS = {
+    "multiprocessing": "",
+    "pyspark": "pip install 'kakao-models[data,spark]', and Java 17 or newer",
+    "ray": "pip install ray",
+}
+DISTRIBUTORS = tuple(_NEEDS)
+
+
+def check_rank(rank: int, world_size: int, distributor: str | None) -> None:
+    """Raises:
+    ValueError: there is no such rank; or a distributor, which runs them all, is given beside one.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: got {rank}, wanted 0 to {world_size - 1} (world size {world_size})")
+    if distributor and rank:
+        raise ValueError(f"rank: got {rank}, but the distributor {distributor} runs all ranks; leave it out")
+
+
+def all_ranks(
+    run: Callable[..., Any],
+    world_size: int,
+    distributor: str,
+    *,
+    output: Path,
+    parts: Sequence[Part],
+    advance: Callable[[int], None],
+    gpu: bool = False,
+) -> list:
+    """What `run(rank=rank, world_size=world_size)` returned for all ranks, in any order.
+
+    Args:
+        run: is pickled; paths in it must be absolute, and lead to the same on all machines.
+        distributor: "multiprocessing": as many processes of this machine; "pyspark": tasks of the active Spark session, or
+            of the one that Spark's configuration describes; "ray": tasks of the cluster that `ray.init()` finds. A
+            cluster repeats a task that fails (`spark.task.maxFailures`; three times in Ray), but for a ValueError.
+        output, parts: of each part `run` writes output/00000.parquet, ...; that is checked at the end.
+        advance: is told how many rows are done, rank by rank; by Spark at the end.
+        gpu: a task needs a GPU of its own, if the Ray cluster has any.
+
+    Raises:
+        ImportError: the distributor's package isn't installed.
+        ValueError: no such distributor; less than two ranks; or what `run` said of its input.
+        ChildProcessError: a task failed as often as the cluster lets it.
+        FileNotFoundError: the tasks wrote where this machine sees nothing.
+    """
+    if distributor not in _NEEDS:
+        raise ValueError(f"distributor: got {distributor!r}, wanted one of {', '.join(DISTRIBUTORS)}")
+    if world_size < 2:
+        raise ValueError(f"distributor {distributor}: say by world size how many tasks share the work, at least 2")
+    if importlib.util.find_spec(distributor) is None:
+        raise ImportError(f"the distributor {distributor} needs {distributor}: {_NEEDS[distributor]}")
+    attempt = functools.partial(_attempt, run, world_size)
+    start = {"multiprocessing": _on_this_machine, "pyspark": _on_spark, "ray": functools.partial(_on_ray, gpu=gpu)}
+    results = []
+    for rank, found in start[distributor](attempt, world_size):
+        if isinstance(found, ValueError):
+            raise found
+        results.append(found)
+        advance(sum(part.stop - part.start for part in parts[rank::world_size]))
+    if lost := [path for part in parts if not (path := output / f"{part.number:05d}.parquet").exists()]:
+        raise FileNotFoundError(f"{lost[0]} is not here, nor {len(lost) - 1} others. Do all machines see one {output}?")
+    return results
+
+
+def _attempt(run: Callable[..., Any], world_size: int, rank: int) -> tuple[int, Any]:
+    """A ValueError is returned: it speaks of the input, which another attempt finds as it is."""
+    try:
+        return rank, run(rank=rank, world_size=world_size)
+    except ValueError as error:
+        return rank, ValueError(str(error))
+
+
+def _on_this_machine(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:
+    with processes(world_size, os.getpid) as pool:
+        for future in as_completed([pool.submit(attempt, rank) for rank in range(world_size)]):
+            yield future.result()
+
+
+def _on_spark(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:
+    from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # otherwise the python3 that PATH finds
+    builder = SparkSession.builder.appName("kakao-models data").config("spark.ui.showConsoleProgress", "true")
+    context = (SparkSession.getActiveSession() or builder.getOrCreate()).sparkContext
+    if context.getConf().get("spark.speculation", "false") == "true":
+        raise ValueError("spark.speculation starts a rank a second time while the first is at work; turn it off")
+    try:
+        yield from context.parallelize(range(world_size), world_size).map(attempt).collect()
+    except (PySparkException, Py4JJavaError) as error:
+        raise ChildProcessError(_said(str(error))) from error
+
+
+def _on_ray(attempt: Callable, world_size: int, gpu: bool) -> Iterator[tuple[int, Any]]:
+    import ray
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    needs = {"num_gpus": 1} if gpu and ray.cluster_resources().get("GPU") else {}
+
+    @ray.remote(max_retries=3, retry_exceptions=True, **needs)
+    def task(rank: int):
+        return attempt(rank)
+
+    waiting = [task.remote(rank) for rank in range(world_size)]
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            yield from ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise ChildProcessError(_said(str(error))) from error
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+
+
+def _said(message: str) -> str:
+    """What a task raised: the last line of the Python traceback that the cluster reports."""
+    lines = re.split(r"\n\s+at |JVM stacktrace", message)[0].splitlines()
+    told = [line.strip() for line in lines if line.strip() and "SQLSTATE" not in line]
+    return f"a task failed as often as the cluster lets it: {told[-1] if told else message}"
