@@ -413,8 +413,8 @@ def embed(
 
       kakao-models data embed coyo/part-00000.parquet -o scores/ --what score
     """
-    from kakao_models.cli import _prepare
     from kakao_models import Embedder
+    from kakao_models.cli import _prepare
     from kakao_models.data.embed import Settings, embed_table
     from kakao_models.data.rows import Rows
     from kakao_models.inference.progress import Progress
