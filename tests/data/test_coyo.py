@@ -151,7 +151,10 @@ def test_preview(tmp_path, capsys):
             tiny.picture(number, 400, 100).save(tmp_path / f"{number}.png")
     write_table(frame, tmp_path / "t.parquet")
     rows, types = first_rows(tmp_path / "t.parquet", 6)
-    assert len(rows) == 6 and types["width"] == "int64" and {row["url"] for row in rows} <= set(frame.url)
+    in_file = pq.read_table(tmp_path / "t.parquet")["url"].to_pylist()
+    assert [row["url"] for row in rows] == in_file[:6] and types["width"] == "int64"
+    pq.write_table(pa.table({"id": range(60_000)}), tmp_path / "large.parquet", row_group_size=3000)
+    assert [row["id"] for row in first_rows(tmp_path / "large.parquet", 8000)[0]] == list(range(8000))
     rows = frame.head(6).to_dict("records")
     page, lost = contact_sheet(rows, "A <title>", folder=tmp_path)
     assert lost == 2 and page.count("<img ") == 4 and "not a public address" in page and "no such file" in page
@@ -247,3 +250,28 @@ def test_pictures_within_a_data_set_of_the_hub_stay_bytes(tmp_path, monkeypatch)
     assert [row["image"]["bytes"] for row in found] == [picture["bytes"] for picture in pictures]
     page, lost = contact_sheet(found, "owner/set")
     assert lost == 1 and page.count("<img ") == 2 and list(types) == ["image", "text"]
+
+
+def test_pictures_that_are_files_of_a_data_set_of_the_hub(tmp_path):
+    """Folders of pictures and archives there: `datasets` gives their places, and no bytes."""
+    import zipfile
+
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    there = fsspec.get_filesystem_class("hf")
+    fsspec.register_implementation("hf", MemoryFileSystem, clobber=True)
+    try:
+        file = tiny.picture_folder(tmp_path, 1)[0]
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.write(file, "b.png")
+        for name, path in (("x.png", file), ("a.zip", tmp_path / "a.zip")):
+            with fsspec.open(f"hf://datasets/owner/set/{name}", "wb") as target:
+                target.write(path.read_bytes())
+        paths = ["hf://datasets/owner/set/x.png", "zip://b.png::hf://datasets/owner/set/a.zip", "hf://datasets/none.png"]
+        paths.append(f"file://{file}")  # of this machine, which a row must not name
+        page, lost = contact_sheet([{"image": {"bytes": None, "path": path}} for path in paths], "owner/set")
+    finally:
+        fsspec.register_implementation("hf", there, clobber=True)
+        MemoryFileSystem.store.clear()
+    assert lost == 2 and page.count("<img ") == 2 and "none.png" in page

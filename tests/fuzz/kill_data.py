@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ibis.backends.duckdb  # noqa: F401  a third of what a short run takes, otherwise in each fork
 import pyarrow as pa
 import pyarrow.parquet as pq
 

@@ -1,6 +1,7 @@
 """The first rows of a table of image-text pairs: for the terminal, and as a page with pictures."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,8 @@ from kakao_models.data.images import ImageError, load_image
 from kakao_models.data.tables import connect, is_hub, open_table
 
 MAX_PIXELS = 50_000_000  # of a picture on the page
+_MAX_BYTES = 64 * 2**20
+_ON_HUB = re.compile(r"((zip|tar|gzip)://[^:]*::)?hf://")  # as `datasets` calls pictures that are files of a data set
 _SHOWN = ("id", "text", "width", "height", "word_count", "clip_similarity_vitb32", "aesthetic_score_laion_v2", "url")
 _IMAGES = ("image", "jpg", "url", "image_path", "file_name", "filepath", "path")
 
@@ -26,7 +29,9 @@ def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> t
         split: of a data set of the Hub.
     """
     if not is_hub(os.fspath(source)):
-        table = open_table(connect(), source).limit(count)
+        connection = connect()
+        connection.raw_sql("SET preserve_insertion_order = true")  # the first rows are those of the file
+        table = open_table(connection, source).limit(count)
         return table.to_pyarrow().to_pylist(), {name: str(kind) for name, kind in table.schema().items()}
     import datasets
 
@@ -100,10 +105,22 @@ def _picture(row: Mapping[str, Any], folder: Path | None, timeout: float, allow_
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
     if source is None:
         raise ImageError("row", "has no image")
+    if isinstance(source, str) and _ON_HUB.match(source):
+        source = _read_on_hub(source)
     if isinstance(source, str) and "://" not in source:
         source = (folder or Path()) / source
     options = {"timeout": timeout, "max_pixels": MAX_PIXELS, "allow_private_addresses": allow_private}
     return load_image(source, size_hint=(SIDE, SIDE), **options)
+
+
+def _read_on_hub(path: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read(_MAX_BYTES)
+    except Exception as error:  # of the network, of the archive, of the Hub: a page with other pictures is still of use
+        raise ImageError(path, f"can't be read ({error})") from error
 
 
 def _type(feature: Any) -> str:
