@@ -268,7 +268,11 @@ def test_pictures_that_are_files_of_a_data_set_of_the_hub(tmp_path):
         for name, path in (("x.png", file), ("a.zip", tmp_path / "a.zip")):
             with fsspec.open(f"hf://datasets/owner/set/{name}", "wb") as target:
                 target.write(path.read_bytes())
-        paths = ["hf://datasets/owner/set/x.png", "zip://b.png::hf://datasets/owner/set/a.zip", "hf://datasets/none.png"]
+        paths = [
+            "hf://datasets/owner/set/x.png",
+            "zip://b.png::hf://datasets/owner/set/a.zip",
+            "hf://datasets/none.png",
+        ]
         paths.append(f"file://{file}")  # of this machine, which a row must not name
         page, lost = contact_sheet([{"image": {"bytes": None, "path": path}} for path in paths], "owner/set")
     finally:

@@ -10,7 +10,7 @@ import tiny
 
 from kakao_models.data.manifest import read_manifest, verify
 from kakao_models.data.pairs import open_pairs
-from kakao_models.data.shard import Options, write_shards
+from kakao_models.data.shard import Options, stored, write_shards
 from kakao_models.data.writers import example, record
 from kakao_models.train.sources import open_source
 
@@ -84,6 +84,8 @@ def test_labels_and_sizes(tmp_path):
         from kakao_models.data.images import load_image
 
         assert {load_image(bytes(sample.image)).size for sample in samples} == {(100, 50)}
+    data = (tmp_path / "in/cat/0.png").read_bytes()
+    assert stored(data, Options(image_size=100)) == (data, "png", (200, 100))  # as small as asked: kept as it is
 
 
 def test_json_of_coco_and_of_karpathy(photos, tmp_path):

@@ -64,7 +64,8 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make
 Workers = Annotated[int, typer.Option(min=1, help="Processes.", rich_help_panel=RUN_PANEL)]
 Rank = Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)]
 WorldSize = Annotated[
-    int, typer.Option(min=1, help="Machines, or tasks of --distributor, that share the work.", rich_help_panel=RUN_PANEL)
+    int,
+    typer.Option(min=1, help="Machines, or tasks of --distributor, that share the work.", rich_help_panel=RUN_PANEL),
 ]
 Distributor = Annotated[
     str | None,
