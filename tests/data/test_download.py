@@ -181,6 +181,25 @@ def test_killed_downloads_lose_and_repeat_nothing(tmp_path):
     assert not list((tmp_path / "out").glob("*.journal"))
 
 
+def test_attempts_of_all_runs_bound_those_of_one(server, tmp_path):
+    source = write(tmp_path / "t.parquet", [f"{server.url}/hangup/0"])
+    download(source, tmp_path / "out", replace(HERE, retries=1, attempts=1))
+    assert server.requests["/hangup/0"] == 1
+
+
+def test_a_run_that_goes_on_asks_for_what_was_not_tried(server, tmp_path):
+    """What failed before the kill is left to the next run: it was tried in this one."""
+    source = write(tmp_path / "t.parquet", [f"{server.url}/good/0", f"{server.url}/good/1"])
+    download(source, tmp_path / "out", HERE)
+    for path in (tmp_path / "out").glob("00000*"):
+        path.unlink()
+    journal = Journal(tmp_path / "out/00000.journal")
+    journal.add({"row": 0, "status": "failed", "final": False, "attempts": 1, "error": "timed out"})
+    journal.close()
+    assert download(source, tmp_path / "out", HERE).tried == 1 and server.requests["/good/0"] == 1
+    assert download(source, tmp_path / "out", HERE).successes == 2 and server.requests["/good/0"] == 2
+
+
 def test_a_journal_survives_a_cut_at_any_byte(tmp_path):
     journal = Journal(tmp_path / "j")
     for row in range(4):

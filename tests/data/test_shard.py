@@ -84,6 +84,8 @@ def test_labels_and_sizes(tmp_path):
         from kakao_models.data.images import load_image
 
         assert {load_image(bytes(sample.image)).size for sample in samples} == {(100, 50)}
+    write_shards(open_pairs(tmp_path / "webdataset"), tmp_path / "again", per_shard=4)  # classes are numbers by now
+    assert [sample.labels for sample in read_all(tmp_path / "again")] == [(0,)] * 3 + [(1,)] * 3
     data = (tmp_path / "in/cat/0.png").read_bytes()
     assert stored(data, Options(image_size=100)) == (data, "png", (200, 100))  # as small as asked: kept as it is
 

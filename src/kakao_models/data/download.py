@@ -347,7 +347,7 @@ def _take_over(journal: Journal, path: Path, before: dict[int, dict]) -> None:
 
 def _summarize(output: Path, parts: list[Part], tried: int) -> Outcome:
     rows = successes = unfinished = 0
-    errors, entries, others = Counter(), [], []
+    errors, entries = Counter(), []
     for part in parts:
         path = output / f"{part.number:05d}.parquet"
         if not path.exists():
@@ -358,7 +358,6 @@ def _summarize(output: Path, parts: list[Part], tried: int) -> Outcome:
         rows, successes = rows + len(table), successes + found
         errors.update(failure_kind(error) for error in table["error"].to_pylist() if error)
         entries.append(entry(path.with_suffix(".tar"), found))
-        others.append(path.name)
     if not unfinished:
-        write_manifest(output, "download", entries, others=others)
+        write_manifest(output, "download", entries)
     return Outcome(rows, successes, tried, unfinished, dict(errors.most_common()))

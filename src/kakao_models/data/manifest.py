@@ -148,11 +148,7 @@ def verify(folder: Path, *, decode: bool = False, advance: Callable[[int], None]
     listed = {shard["file"] for shard in manifest["shards"]}
     suffixes = {Path(name).suffix for name in listed}
     for path in sorted(folder.iterdir()):
-        if (
-            path.suffix in suffixes
-            and path.name not in listed | set(manifest.get("others", ()))
-            and path.name[0] != "."
-        ):
+        if path.suffix in suffixes and path.name not in listed and path.name[0] != ".":
             wrong.append(f"{path.name}: is not in the manifest")
     for shard in manifest["shards"]:
         path = folder / shard["file"]
