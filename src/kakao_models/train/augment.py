@@ -96,6 +96,65 @@ class InceptionCrop:
         return 0, 0, width, height
 
 
+@dataclass(frozen=True)
+class Distorted:
+    """Another augmentation, with colours and sharpness changed: small data sets are learned by heart more slowly.
+
+    crop: the other one.
+    thumbnail: share of the pictures that are reduced and enlarged again before it, to a side of `thumbnail_sizes` pixels.
+    sharpen: share whose fine detail is made up to three times as strong.
+    grey: share without colour. saturation, contrast: largest change of the factor, brightness: of what is added, as a
+    share of half the range; all even on both sides.
+    """
+
+    crop: "Augmentation"
+    thumbnail: float = 0.0
+    thumbnail_sizes: tuple[int, int] = (22, 44)
+    sharpen: float = 0.0
+    grey: float = 0.0
+    saturation: float = 0.0
+    contrast: float = 0.0
+    brightness: float = 0.0
+
+    def __post_init__(self):
+        shares = {name: getattr(self, name) for name in ("thumbnail", "sharpen", "grey", "saturation", "contrast")}
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"distort: {name} must lie in 0..1, got {value}")
+        low, high = self.thumbnail_sizes
+        if not 0 < low <= high:
+            raise ValueError(f"distort: thumbnail_sizes are the smallest and the largest side, got {self.thumbnail_sizes}")
+
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        return self.crop.decode_size
+
+    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
+        chance = random.random(3)
+        side = int(random.integers(*self.thumbnail_sizes, endpoint=True))
+        colour, contrast, brightness = random.uniform(-1, 1, 3)
+        detail = random.uniform(0, 2)
+        if chance[0] < self.thumbnail:
+            small = picture.resize((side, side), Image.Resampling.BILINEAR)
+            picture = small.resize(picture.size, Image.Resampling.BILINEAR)
+        pixels = self.crop(picture, random)
+        if chance[1] < self.sharpen:
+            pixels = pixels + detail * (pixels - _blurred(pixels))
+        grey = pixels.mean(2, keepdims=True)
+        saturation = 0.0 if chance[2] < self.grey else 1 + colour * self.saturation
+        pixels = grey + (pixels - grey) * np.float32(saturation)
+        mean = pixels.mean()
+        pixels = mean + (pixels - mean) * np.float32(1 + contrast * self.contrast)
+        return np.clip(pixels + np.float32(127.5 * brightness * self.brightness), 0, 255)
+
+
+def _blurred(pixels: np.ndarray) -> np.ndarray:
+    """Mean of each 3 x 3 neighbourhood; at the border the outermost pixels are repeated."""
+    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / np.float32(9)
+
+
 def _antialiased(picture: Image.Image, height: int, width: int, part: Box) -> np.ndarray:
     """The part (top, left, h, w) of the picture resized to (height, width) by PIL; only that part is computed."""
     top, left, h, w = part

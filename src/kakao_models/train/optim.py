@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -148,13 +149,35 @@ def build_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Opt
 SCHEDULES = ("linear", "cosine", "constant")
 
 
-def schedule_factor(name: str, step: int, warmup: int, total: int, end: float = 0.0) -> float:
+def check_schedule(schedule: str | Mapping) -> None:
+    """
+    Raises:
+        ValueError: it is neither one of `SCHEDULES` nor points of a curve.
+    """
+    if isinstance(schedule, Mapping):
+        sound = all(isinstance(value, (int, float)) and value >= 0 for point in schedule.items() for value in point)
+        if not schedule or not sound:
+            raise ValueError(f"schedule: points are {{step: share of the learning rate}}, none negative; got {schedule}")
+    elif schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule: got {schedule!r}, wanted one of {', '.join(SCHEDULES)}, or points, {{step: share, ...}}"
+        )
+
+
+def schedule_factor(
+    name: str | Mapping[int, float], step: int, warmup: int, total: int, end: float = 0.0
+) -> float:
     """Share of the learning rate at a step counted from 0: linear from 0 to 1 over `warmup` steps, then down to `end`
     at step `total` along a line or half a cosine, or not at all.
 
     Step 0 has rate 0 (with a warm-up), as in the originals: their first step moves no weight. "linear" is ALIGN's, and
     with end = 1e-5 / 6e-4 that of ViT's pretraining; "cosine" that of its fine-tuning.
+
+    Points, {step: share}, are a curve of straight lines instead, flat before the first and after the last; they say all,
+    and `warmup`, `total` and `end` do not count.
     """
+    if isinstance(name, Mapping):
+        return float(np.interp(step, *zip(*sorted(name.items()))))
     if step < warmup:
         return step / warmup
     if name == "constant":
@@ -164,14 +187,15 @@ def schedule_factor(name: str, step: int, warmup: int, total: int, end: float = 
     return end + (1 - end) * left
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, name: str, warmup: int, total: int, end: float = 0.0) -> LambdaLR:
+def build_schedule(
+    optimizer: torch.optim.Optimizer, name: str | Mapping[int, float], warmup: int, total: int, end: float = 0.0
+) -> LambdaLR:
     """`schedule_factor` times each group's own rate.
 
     Raises:
         ValueError: an unknown name, or a warm-up longer than the run.
     """
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule: got {name!r}, wanted one of {', '.join(SCHEDULES)}")
+    check_schedule(name)
     if not 0 <= warmup <= total:
         raise ValueError(f"schedule: {warmup} steps of warm-up do not fit into a run of {total} steps")
     return LambdaLR(optimizer, lambda step: schedule_factor(name, step, warmup, total, end))

@@ -1,7 +1,9 @@
 """From a sample to what a batch is made of, and from these to a batch."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +48,11 @@ class Prepare:
         if self.pad_to not in ("longest", "max_tokens"):
             raise ValueError(f"pad_to: got {self.pad_to!r}, wanted 'longest' or 'max_tokens'")
         self.affine = affine_of(self.image_processor)
+        self.tokenizer = copy.deepcopy(self.tokenizer)  # what it is asked for here is kept in it, and would be saved
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> dict:
-        target = self._caption(sample, random) if self.tokenizer is not None else self._labels(sample)
+        target = self.target(sample, random)
         picture = load_image(sample.image, size_hint=self.augment.decode_size)
         scale, offset = (x[:, None, None] for x in self.affine)  # (3, 1, 1)
         pixels = np.ascontiguousarray(self.augment(picture, random).transpose(2, 0, 1))  # (3, H, W)
@@ -61,12 +64,17 @@ class Prepare:
             "key": sample.key,
         }
 
-    def _caption(self, sample: Sample, random: np.random.Generator) -> str:
-        if not sample.captions:
-            raise ValueError("no caption")
-        return sample.captions[int(random.integers(len(sample.captions)))]
+    def target(self, sample: Sample, random: np.random.Generator) -> Any:
+        """What `collate` finds as "target": one of the captions, or the numbers of the labels. With other targets
+        override both.
 
-    def _labels(self, sample: Sample) -> list[int]:
+        Raises:
+            ValueError: the sample cannot be used, and another one takes its place.
+        """
+        if self.tokenizer is not None:
+            if not sample.captions:
+                raise ValueError("no caption")
+            return sample.captions[int(random.integers(len(sample.captions)))]
         labels = [self._number(sample, label) for label in sample.labels]
         if not self.multi_label and len(labels) != 1:
             raise ValueError(f"wanted one label, there are {len(labels)}")

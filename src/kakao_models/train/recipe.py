@@ -23,10 +23,13 @@ class Recipe:
     start: checkpoint to go on from, a folder or Hub id; without it, weights are random.
     model: fields of the configuration.
     batch_size: of all processes together. chunk_size: samples of a process that are in memory at a time.
+    optimizer_options: what else the optimizer takes: `{betas: [0.9, 0.98]}`.
+    schedule: "linear", "cosine" or "constant" after `warmup`, or points of a curve, {step: share of lr, ...}.
     steps or epochs: how long. clip: largest norm of the gradient, 0 for none. ema: decay of the moving average.
     checkpointing: what backward computes again instead of keeping it: "activations", "blocks" (or true), or false.
     evaluate: name → data or arguments, as of `build_evaluations`; every `evaluate_every` steps and at the end.
-    augment: fields of the augmentation. trainer: further fields of transformers' TrainingArguments.
+    augment: fields of the augmentation; `kind` chooses "random" (ALIGN's `RandomCrop`) or "inception" (ViT's
+    `InceptionCrop`). distort: fields of `Distorted`; without any, nothing is distorted. trainer: further fields of transformers' TrainingArguments.
     """
 
     about: str
@@ -40,10 +43,11 @@ class Recipe:
     steps: int | None = None
     epochs: float | None = None
     optimizer: str
+    optimizer_options: dict = field(default_factory=dict)
     lr: float
     weight_decay: float
     warmup: int = 0
-    schedule: str = "linear"
+    schedule: str | dict = "linear"
     end_lr: float = 0.0
     clip: float = 0.0
     ema: float | None = None
@@ -54,6 +58,7 @@ class Recipe:
     freeze: list = field(default_factory=list)
     lr_scale: dict = field(default_factory=dict)
     augment: dict = field(default_factory=dict)
+    distort: dict = field(default_factory=dict)
     workers: int = 2
     shuffle_window: int = 16
     seed: int = 0
@@ -83,6 +88,7 @@ class AlignRecipe(Recipe):
 
     image_tower, text_tower: sizes ("b0" to "b7", "l2"; "mini", "base", "large"), where there is no `start`.
     tokenizer: Hub id or folder, where there is no `start`. max_tokens, pad_to: as of `Prepare`.
+    temperature_range: the lowest and the highest that the temperature may become.
     """
 
     image_tower: str = "b7"
@@ -90,6 +96,7 @@ class AlignRecipe(Recipe):
     tokenizer: str = "bert-base-uncased"
     max_tokens: int = 64
     pad_to: str = "longest"
+    temperature_range: list | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.train.arguments import TrainArguments
-from kakao_models.train.augment import InceptionCrop, RandomCrop
+from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
 from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
 from kakao_models.train.data import StreamData, TrainData
 from kakao_models.train.evaluations import build_evaluations
@@ -30,8 +30,14 @@ from kakao_models.vit.modeling_torch import ViTForImageClassification
 from kakao_models.vit.processing import ViTImageProcessor
 
 
-def build_trainer(recipe: Recipe) -> AlignTrainer | ViTTrainer:
+def build_trainer(
+    recipe: Recipe, trainer_class: type | None = None, prepare_class: Callable[..., Prepare] = Prepare
+) -> AlignTrainer | ViTTrainer:
     """The trainer of a recipe, with its model, data, evaluations and callbacks.
+
+    Args:
+        trainer_class: of your own, with another loss; by default `AlignTrainer` or `ViTTrainer`.
+        prepare_class: of your own, with other targets.
 
     Raises:
         ValueError: settings that do not go together, or data that cannot be read.
@@ -40,15 +46,18 @@ def build_trainer(recipe: Recipe) -> AlignTrainer | ViTTrainer:
     arguments = _arguments(recipe)
     set_seed(recipe.seed)  # for weights that are random
     build = _align if isinstance(recipe, AlignRecipe) else _vit
-    model, processor, prepare, trainer_class = build(recipe)
+    model, processor, prepare, default = build(recipe, prepare_class)
     evaluations = build_evaluations(recipe.evaluate) if recipe.evaluate else {}
     callbacks = [JsonLines(), ProgressBar(), Curves()]
     data = _data(recipe, prepare, arguments)
-    return trainer_class(model, arguments, data, processor, evaluations, callbacks)
+    return (trainer_class or default)(model, arguments, data, processor, evaluations, callbacks)
 
 
-def run(recipe: Recipe, resume: bool = True) -> dict[str, float]:
+def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) -> dict[str, float]:
     """Trains, goes on from the last checkpoint in `recipe.output` where there is one, evaluates, and writes the model.
+
+    Args:
+        build: recipe → trainer, where it is one of your own: `build_trainer` with its classes.
 
     Returns:
         The metrics of the evaluations.
@@ -60,7 +69,7 @@ def run(recipe: Recipe, resume: bool = True) -> dict[str, float]:
     last = get_last_checkpoint(output) if output.is_dir() else None
     if last and not resume:
         raise FileExistsError(f"{output} has {Path(last).name}: go on from it, or choose another output")
-    trainer = build_trainer(recipe)
+    trainer = build(recipe)
     trainer.train(resume_from_checkpoint=last)
     metrics = trainer.evaluate() if trainer.evaluations else {}
     trainer.save_final(output)
@@ -83,6 +92,7 @@ def _arguments(recipe: Recipe) -> TrainArguments:
     settings = {
         **length,
         "optimizer": recipe.optimizer,
+        "optimizer_options": recipe.optimizer_options,
         "learning_rate": recipe.lr,
         "weight_decay": recipe.weight_decay,
         "warmup_steps": recipe.warmup,
@@ -90,6 +100,7 @@ def _arguments(recipe: Recipe) -> TrainArguments:
         "end_lr": recipe.end_lr,
         "max_grad_norm": recipe.clip,
         "ema_decay": recipe.ema,
+        "temperature_range": getattr(recipe, "temperature_range", None),
         "per_device_train_batch_size": share,
         "gradient_accumulation_steps": accumulate,
         "chunk_size": recipe.chunk_size if isinstance(recipe, AlignRecipe) else None,
@@ -122,7 +133,7 @@ def _has_tensorboard() -> bool:
     return is_tensorboard_available()
 
 
-def _align(recipe: AlignRecipe):
+def _align(recipe: AlignRecipe, prepare_class: Callable[..., Prepare]):
     changes = dict(recipe.model)
     resize, crop = recipe.augment.get("resize", 346), recipe.augment.get("crop", 289)
     if recipe.start:
@@ -138,8 +149,8 @@ def _align(recipe: AlignRecipe):
         pictures = AlignImageProcessor(preprocessing="tf", resample=2, size=resize, crop_size=crop)
         processor = AlignProcessor(pictures, tokenizer)
     antialias = processor.image_processor.preprocessing == "hf"
-    augment = _augmentation(RandomCrop, {"antialias": antialias} | recipe.augment)
-    prepare = Prepare(
+    augment = _augmentation(recipe, "random", antialias, crop)
+    prepare = prepare_class(
         augment,
         processor.image_processor,
         tokenizer=processor.tokenizer,
@@ -149,7 +160,7 @@ def _align(recipe: AlignRecipe):
     return model, processor, prepare, AlignTrainer
 
 
-def _vit(recipe: ViTRecipe):
+def _vit(recipe: ViTRecipe, prepare_class: Callable[..., Prepare]):
     labels = _class_names(recipe)
     number = len(labels) if labels else recipe.classes
     if not number:
@@ -177,12 +188,12 @@ def _vit(recipe: ViTRecipe):
         processor = ViTImageProcessor(preprocessing="tf", size=recipe.image_size)
         crop = recipe.image_size
     antialias = processor.preprocessing == "hf"
-    augment = _augmentation(InceptionCrop, {"size": crop, "antialias": antialias} | recipe.augment)
+    augment = _augmentation(recipe, "inception", antialias, crop)
     if model.config.num_labels != number:
         raise ValueError(
             f"recipe: classes is {number}, but {recipe.start} has a head of {model.config.num_labels}: set new_head: true"
         )
-    prepare = Prepare(augment, processor, classes=number, multi_label=recipe.multi_label, names=labels)
+    prepare = prepare_class(augment, processor, classes=number, multi_label=recipe.multi_label, names=labels)
     return model, processor, prepare, ViTTrainer
 
 
@@ -198,8 +209,17 @@ def _class_names(recipe: ViTRecipe) -> tuple[str, ...]:
     return tuple(sorted(label for label in labels if isinstance(label, str)))
 
 
-def _augmentation(cls, settings: Mapping):
-    check_keys("recipe: augment", settings, [f.name for f in dataclasses.fields(cls)])
+def _augmentation(recipe: Recipe, kind: str, antialias: bool, size: int) -> Augmentation:
+    settings = dict(recipe.augment)
+    kind = settings.pop("kind", kind)
+    check_keys("recipe: augment: kind", [kind], ["random", "inception"])
+    cls, defaults = (InceptionCrop, {"size": size}) if kind == "inception" else (RandomCrop, {})
+    crop = _filled(cls, "augment", {"antialias": antialias} | defaults | settings)
+    return _filled(Distorted, "distort", {"crop": crop} | recipe.distort) if recipe.distort else crop
+
+
+def _filled(cls, what: str, settings: Mapping):
+    check_keys(f"recipe: {what}", settings, [f.name for f in dataclasses.fields(cls)])
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 

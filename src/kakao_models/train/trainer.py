@@ -104,7 +104,7 @@ class _BaseTrainer(AtomicCheckpoints):
         if self.optimizer is None:
             args = self.args
             groups = parameter_groups(model or self.model, args.learning_rate, args.weight_decay, args.lr_scale)
-            self.optimizer = build_optimizer(args.optimizer, groups)
+            self.optimizer = build_optimizer(args.optimizer, groups, **args.optimizer_options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
@@ -200,6 +200,9 @@ class _BaseTrainer(AtomicCheckpoints):
         return write
 
 
+TOWER_INPUTS = {"pixel_values", "input_ids", "attention_mask", "token_type_ids", "position_ids"}
+
+
 class AlignTrainer(_BaseTrainer):
     """Trains an `AlignModel` with the loss of the global batch.
 
@@ -208,6 +211,9 @@ class AlignTrainer(_BaseTrainer):
     `per_device_train_batch_size` in chunks of that, so that negatives are those of the whole batch.
 
     BERT's pooler, which ALIGN does not use, is left out of training, as by the original.
+
+    For a loss of your own override `contrastive_loss`: what your `Prepare.collate` puts into a batch beside the inputs of
+    the towers comes to it. Texts may then be more or fewer than pictures, as long as there are no chunks.
     """
 
     def __init__(
@@ -233,17 +239,42 @@ class AlignTrainer(_BaseTrainer):
                 "would change. Set virtual_batch_size in its configuration, or leave chunk_size out"
             )
 
+    def contrastive_loss(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        temperature: torch.Tensor,
+        batch: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """The loss of this process's share of a batch, in the order in which it was collated.
+
+        Among several processes, gradients must be such that their **sum** over processes is that of the whole batch, as
+        of `tiled_contrastive_loss`.
+
+        Args:
+            image_embeds, text_embeds: of the whole share, whatever the chunks.
+            batch: what was collated beside the inputs of the towers.
+        """
+        smoothing = self.accelerator.unwrap_model(self.model).config.label_smoothing
+        return tiled_contrastive_loss(image_embeds, text_embeds, temperature, smoothing)
+
     def forward_backward(self, model, inputs, num_items_in_batch) -> torch.Tensor:
         plain = self.accelerator.unwrap_model(model)
         statistics = BatchNormStatistics(plain)
         world = self.accelerator.num_processes
+        rest = {name: inputs.pop(name) for name in inputs.keys() - TOWER_INPUTS}
+        order = torch.cat(self.chunks).argsort()
+        if len(self.chunks) > 1 and (sizes := {name: len(x) for name, x in inputs.items() if len(x) != len(order)}):
+            raise ValueError(f"chunk_size: chunks need a text for each of {len(order)} pictures, got {sizes}")
 
         def embed(part: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             output = model(**part)
             return output["image_embeds"], output["text_embeds"]
 
         def loss(images, texts, temperature) -> torch.Tensor:
-            return tiled_contrastive_loss(images, texts, temperature, plain.config.label_smoothing)
+            if len(self.chunks) > 1:
+                images, texts = (x[order.to(x.device)] for x in (images, texts))
+            return self.contrastive_loss(images, texts, temperature, rest)
 
         def backward(scalar: torch.Tensor) -> None:
             self.accelerator.backward(scalar * world)  # which takes the mean over processes, and this wants the sum
@@ -340,6 +371,9 @@ class _Bookkeeping(TrainerCallback):
             torch.manual_seed(args.seed + args.process_index)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.temperature_range:
+            with torch.no_grad():
+                self.trainer.accelerator.unwrap_model(self.trainer.model).temperature.clamp_(*args.temperature_range)
         if self.trainer.ema:
             self.trainer.ema.update()
 
