@@ -17,7 +17,7 @@ from PIL import Image
 from kakao_models import AlignImageProcessor
 from kakao_models.checkpoint.sstable import mask
 from kakao_models.checkpoint.wire import bytes_field
-from kakao_models.train.augment import InceptionCrop, RandomCrop, affine_of
+from kakao_models.train.augment import Distorted, InceptionCrop, RandomCrop, affine_of
 from kakao_models.train.data import (
     Failures,
     GlobalBatches,
@@ -379,3 +379,27 @@ def test_the_affine_of_a_processor_is_what_it_does():
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
     wanted = processor(images=pixels, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose((pixels * scale + offset).transpose(2, 0, 1), wanted, atol=1e-6)
+
+
+def test_distortions_of_nothing_are_the_crop_and_each_does_its_part():
+    picture, crop = tiny.picture(1), RandomCrop(36, 32)
+
+    def pixels(**options) -> np.ndarray:
+        return Distorted(crop, **options)(picture, np.random.default_rng(5))
+
+    plain = pixels()
+    random = np.random.default_rng(5)
+    random.random(3), random.integers(22, 44, endpoint=True), random.uniform(-1, 1, 3), random.uniform(0, 2)
+    np.testing.assert_allclose(plain, crop(picture, random), atol=1e-4)
+    assert Distorted(crop).decode_size == crop.decode_size
+    grey = pixels(grey=1.0)
+    assert np.abs(grey - plain.mean(2, keepdims=True)).max() < 1e-3
+    assert 0 < np.abs(pixels(brightness=0.1) - plain).max() <= 12.75 + 1e-3
+    spread = pixels(contrast=0.5).std() / plain.std()
+    assert 0.5 <= spread <= 1.5 and spread != pytest.approx(1.0, abs=1e-3)
+    assert np.abs(np.diff(pixels(sharpen=1.0), axis=1)).mean() > np.abs(np.diff(plain, axis=1)).mean()
+    small = pixels(thumbnail=1.0, thumbnail_sizes=(4, 4))
+    assert np.abs(np.diff(small, axis=1)).mean() < 0.5 * np.abs(np.diff(plain, axis=1)).mean()
+    for options in ({"grey": 2.0}, {"thumbnail_sizes": (9, 3)}):
+        with pytest.raises(ValueError, match="distort: "):
+            Distorted(crop, **options)

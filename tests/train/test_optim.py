@@ -17,6 +17,7 @@ from kakao_models.train.optim import (
     MovingAverage,
     build_optimizer,
     build_schedule,
+    check_schedule,
     parameter_groups,
     schedule_factor,
 )
@@ -260,3 +261,15 @@ def test_the_average_is_lent_and_given_back():
     assert copy.step == 1 and all(torch.equal(copy.values[name], x) for name, x in average.values.items())
     with pytest.raises(ValueError, match="another model"):
         MovingAverage(model[0]).load_state_dict(average.state_dict())
+
+
+def test_points_are_a_curve_of_straight_lines():
+    points = {100: 1.0, 0: 0.1, 300: 0.5}
+    factors = [schedule_factor(points, step, 7, 50) for step in (0, 50, 100, 200, 300, 1000)]
+    assert factors == pytest.approx([0.1, 0.55, 1.0, 0.75, 0.5, 0.5])
+    p = torch.nn.Parameter(torch.ones(1))
+    schedule = build_schedule(torch.optim.SGD([p], lr=2.0), points, 0, 50)
+    assert schedule.get_last_lr() == [pytest.approx(0.2)]
+    for wrong in ({}, {"late": 1.0}, {0: -1.0}, "cosin"):
+        with pytest.raises(ValueError, match="schedule: "):
+            check_schedule(wrong)

@@ -12,8 +12,8 @@ from tolerances import TOLERANCE
 from torch.nn import functional as F
 
 from kakao_models.train.data import StreamData
-from kakao_models.train.prepare import DataError
-from kakao_models.train.trainer import rest_frozen
+from kakao_models.train.prepare import DataError, Prepare
+from kakao_models.train.trainer import AlignTrainer, rest_frozen
 
 
 @pytest.fixture(autouse=True)
@@ -325,3 +325,57 @@ def test_a_stream_trains_and_goes_on_where_it_stopped(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 4
     assert all(torch.equal(x, expected[name]) for name, x in weights(again).items())
+
+
+def test_the_temperature_stays_within_its_bounds_and_the_optimizer_gets_its_options(tmp_path):
+    options = {"optimizer": "adamw", "optimizer_options": {"betas": [0.5, 0.6]}, "temperature_range": [0.099, 0.1]}
+    trainer = training.align_trainer(tmp_path, **options, ema_decay=0.5)
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.5, 0.6)
+    assert 0.099 <= trainer.model.temperature.item() <= 0.1
+    free = training.align_trainer(tmp_path, **(options | {"temperature_range": None}))
+    free.train()
+    assert not 0.099 <= free.model.temperature.item() <= 0.1
+    assert 0.099 <= trainer.ema.values["temperature"].item() <= 0.1  # it is bounded before it is averaged
+
+
+class Ranked(Prepare):
+    """Puts into a batch, beside what there is, where each sample is in it."""
+
+    def collate(self, items):
+        return super().collate(items) | {"place": torch.arange(len(items))}
+
+
+class Weighted(AlignTrainer):
+    def contrastive_loss(self, image_embeds, text_embeds, temperature, batch):
+        assert batch.keys() == {"place"} and batch["place"].tolist() == list(range(len(image_embeds)))
+        logits = image_embeds @ text_embeds.t() / temperature
+        return (F.cross_entropy(logits, batch["place"], reduction="none") * (1 + batch["place"])).mean()
+
+
+def test_a_loss_of_ones_own_sees_the_batch_in_its_order_with_chunks_too(tmp_path):
+    found = []
+    for options in ({}, {"chunk_size": 8}):
+        plain = training.align_trainer(tmp_path, **options)
+        prepare = plain.train_dataset.prepare
+        plain.train_dataset.prepare = Ranked(prepare.augment, prepare.image_processor, prepare.tokenizer)
+        trainer = Weighted(plain.model, plain.args, plain.train_dataset, plain.processing_class)
+        trainer.train()
+        found.append(weights(trainer))
+    close(*found, TOLERANCE["runs float32"])
+
+
+def test_chunks_want_a_text_for_each_picture(tmp_path):
+    trainer = training.align_trainer(tmp_path, chunk_size=8)
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch["input_ids"], batch["attention_mask"] = (batch[name].repeat(2, 1) for name in ("input_ids", "attention_mask"))
+    with pytest.raises(ValueError, match="chunks need a text for each of 16 pictures, got .*'input_ids': 32"):
+        trainer.training_step(trainer.model, batch)
+
+
+def test_what_training_asks_of_the_tokenizer_is_not_saved_with_it(tmp_path):
+    trainer = training.align_trainer(tmp_path / "run", max_steps=1)
+    trainer.train()
+    trainer.save_final(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+    assert saved["truncation"] is None and saved["padding"] is None

@@ -32,7 +32,9 @@ def targeted_contrastive_loss(
             f"targeted_contrastive_loss: wanted targets of {len(image_embeds)} pictures and {len(text_embeds)} texts, got "
             f"{tuple(targets.shape)}"
         )
-    logits = image_embeds.float() @ text_embeds.float().t() / temperature  # (R, C)
+    dtype = torch.promote_types(image_embeds.dtype, torch.float32)
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = image_embeds.to(dtype) @ text_embeds.to(dtype).t() / temperature  # (R, C)
     if ignored is None:
         ignored = torch.zeros_like(targets, dtype=torch.bool)
     ignored = ignored & (targets == 0)
@@ -54,6 +56,6 @@ def _cross_entropy(logits, targets, ignored, smoothing: float) -> torch.Tensor:
     if ignored is not None:
         logits = logits.masked_fill(ignored, -torch.inf)
         even = (~ignored).to(targets.dtype)
-        targets = (1 - smoothing) * targets + smoothing * has * even / even.sum(1, keepdim=True).clamp_min(1)
+        targets = (1 - smoothing) * targets + smoothing * (has * even) / even.sum(1, keepdim=True).clamp_min(1)
     log_shares = logits.log_softmax(1).masked_fill(targets == 0, 0)  # 0 * -inf would be NaN
     return -(targets * log_shares).sum() / has.sum().clamp_min(1)

@@ -1,0 +1,149 @@
+"""Kills training runs at random points, again and again; where the last of them gets to is where one run gets to.
+
+    PYTHONPATH=tests python tests/fuzz/kill_train.py [KILLS] [SEED]
+
+Each run is a fork of this process: a recipe of a tiny ALIGN with chunks, ghost batches, dropout, LAMB, a moving average and
+workers or none. It is killed (SIGKILL) after a random time, or before or after a random one of the renames that give a
+checkpoint or a model its name.
+"""
+
+import hashlib
+import io
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tiny
+import torch
+import training
+import yaml
+
+from kakao_models.train import checkpoints
+from kakao_models.train.recipe import Recipe, read_recipe
+from kakao_models.train.run import run
+
+STEPS = 12
+
+
+def write_recipe(folder: Path) -> str:
+    rows = training.records(40)
+    table = {"image": [_png(row["image"]) for row in rows], "captions": [row["captions"] for row in rows]}
+    pq.write_table(pa.table(table), folder / "train.parquet")
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    values = {
+        "about": "Killed.",
+        "output": "",
+        "data": str(folder / "train.parquet"),
+        "start": tiny.align_folder(folder / "start"),
+        "model": {"vision_config": {"virtual_batch_size": 4, "drop_connect_rate": 0.2}, "text_config": dropout},
+        "batch_size": 16,
+        "chunk_size": 8,
+        "steps": STEPS,
+        "optimizer": "lamb",
+        "lr": 0.01,
+        "weight_decay": 0.1,
+        "warmup": 3,
+        "ema": 0.9,
+        "workers": 0,
+        "log_every": 1,
+        "save_every": 2,
+        "augment": {"resize": 36, "crop": 32},
+        "trainer": {"use_cpu": True, "report_to": []},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def _png(picture) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def kill_once(recipe: Recipe, draw: random.Random, longest: float) -> bool:
+    """Runs in a child that is killed; whether it was killed before it had finished."""
+    when, seconds, place = draw.choice(("time", "before", "after")), draw.uniform(0, longest), draw.randrange(1, 5)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            if when != "time":
+                _die_at(when, place)
+            run(recipe)
+        finally:
+            os._exit(0)
+    if when == "time":
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def _die_at(when: str, place: int) -> None:
+    replace, calls = os.replace, [0]
+
+    def replacing(source, target):
+        calls[0] += 1
+        last = calls[0] == place
+        if last and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        if last and when == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.os.replace = replacing
+
+
+def result(output: Path) -> dict[str, str]:
+    """Hashes of what a run leaves: the model, and the last checkpoint's optimizer, schedule, random numbers and average."""
+    last = output / f"checkpoint-{STEPS}"
+    files = [output / "model.safetensors", *(last / name for name in ("model.safetensors", "ema.safetensors"))]
+    found = {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        found[name] = repr(torch.load(last / name, weights_only=False))
+    return found
+
+
+def trial(folder: Path, kills: int, seed: int) -> int:
+    """Kills runs until `kills` were killed, finishing a folder whenever it got that far; returns how many folders.
+
+    Raises:
+        AssertionError: a finished run differs from the uninterrupted one.
+    """
+    draw, killed, finished = random.Random(seed), 0, 0
+    file = write_recipe(folder)
+    torch.set_printoptions(precision=12, threshold=sys.maxsize)
+    start = time.monotonic()
+    run(read_recipe("align", file, [f"output={folder / 'whole'}"]))
+    longest, wanted = time.monotonic() - start, result(folder / "whole")
+    while killed < kills:
+        output, workers = folder / f"killed{finished}", draw.choice((0, 1))
+        recipe = read_recipe("align", file, [f"output={output}", f"workers={workers}"])
+        for _ in range(draw.randrange(2, 7)):
+            killed += kill_once(recipe, draw, longest)
+        run(recipe)
+        found = result(output)
+        differ = [name for name in wanted if found[name] != wanted[name]]
+        assert not differ, f"seed {seed}: {output}: {differ} differ"
+        finished += 1
+    return finished
+
+
+def main() -> None:
+    kills, seed = (int(value) for value in (sys.argv[1:] + ["20", "0"][len(sys.argv) - 1 :])[:2])
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        finished = trial(Path(folder), kills, seed)
+        print(f"{kills} kills over {finished} runs, each as one that was left alone; {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
