@@ -289,7 +289,9 @@ def write_start(folder: Path, texts: Texts) -> None:
     model = build_model(len(tokenizer))
     start_as_bag_of_words(model)
     model.save_pretrained(folder)
-    AlignProcessor(AlignImageProcessor(size=SIZE, do_center_crop=False, crop_size=SIZE), tokenizer).save_pretrained(folder)
+    AlignProcessor(AlignImageProcessor(size=SIZE, do_center_crop=False, crop_size=SIZE), tokenizer).save_pretrained(
+        folder
+    )
 
 
 def halve(folder: Path) -> None:
@@ -306,7 +308,9 @@ def main() -> None:
     parser.add_argument("--labelled", nargs="+", required=True, help="parquet files with label and label_name")
     parser.add_argument("--dev", help="captioned photographs to look at while it trains")
     parser.add_argument("--output", type=Path, required=True, help="folder of the stages; the model is in its `full`")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings of all stages that replace the recipe's")
+    parser.add_argument(
+        "changes", nargs="*", metavar="KEY=VALUE", help="settings of all stages that replace the recipe's"
+    )
     args = parser.parse_args()
 
     texts = read_texts(args.captioned, args.labelled)

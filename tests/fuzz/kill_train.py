@@ -2,13 +2,14 @@
 
     PYTHONPATH=tests python tests/fuzz/kill_train.py [KILLS] [SEED]
 
-Each run is a fork of this process: a recipe of a tiny ALIGN with chunks, ghost batches, dropout, LAMB, a moving average and
+Each run is a process: a recipe of a tiny ALIGN with chunks, ghost batches, dropout, LAMB, a moving average and
 workers or none. It is killed (SIGKILL) after a random time, or before or after a random one of the renames that give a
 checkpoint or a model its name.
 """
 
 import hashlib
 import io
+import multiprocessing
 import os
 import random
 import signal
@@ -25,10 +26,12 @@ import training
 import yaml
 
 from kakao_models.train import checkpoints
-from kakao_models.train.recipe import Recipe, read_recipe
+from kakao_models.train.recipe import read_recipe
 from kakao_models.train.run import run
 
 STEPS = 12
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "kakao_models.train.run", "training"])
 
 
 def write_recipe(folder: Path) -> str:
@@ -67,23 +70,23 @@ def _png(picture) -> bytes:
     return out.getvalue()
 
 
-def kill_once(recipe: Recipe, draw: random.Random, longest: float) -> bool:
-    """Runs in a child that is killed; whether it was killed before it had finished."""
-    when, seconds, place = draw.choice(("time", "before", "after")), draw.uniform(0, longest), draw.randrange(1, 5)
-    child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            if when != "time":
-                _die_at(when, place)
-            run(recipe)
-        finally:
-            os._exit(0)
-    if when == "time":
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
+def _child(file: str, changes: list[str], when: str, place: int) -> None:
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if when != "time":
+        _die_at(when, place)
+    run(read_recipe("align", file, changes))
+
+
+def train(file: str, changes: list[str], when: str = "time", place: int = 0, seconds: float | None = None) -> int:
+    """Exit code of a run in a process of its own, which is killed after `seconds`."""
+    process = _CONTEXT.Process(target=_child, args=(file, changes, when, place))
+    process.start()
+    process.join(seconds)
+    if seconds is not None and process.is_alive():
+        process.kill()
+    process.join()
+    return process.exitcode
 
 
 def _die_at(when: str, place: int) -> None:
@@ -121,14 +124,21 @@ def trial(folder: Path, kills: int, seed: int) -> int:
     file = write_recipe(folder)
     torch.set_printoptions(precision=12, threshold=sys.maxsize)
     start = time.monotonic()
-    run(read_recipe("align", file, [f"output={folder / 'whole'}"]))
+    assert train(file, [f"output={folder / 'whole'}"]) == 0
     longest, wanted = time.monotonic() - start, result(folder / "whole")
     while killed < kills:
         output, workers = folder / f"killed{finished}", draw.choice((0, 1))
-        recipe = read_recipe("align", file, [f"output={output}", f"workers={workers}"])
+        changes = [f"output={output}", f"workers={workers}"]
         for _ in range(draw.randrange(2, 7)):
-            killed += kill_once(recipe, draw, longest)
-        run(recipe)
+            when, place, seconds = (
+                draw.choice(("time", "before", "after")),
+                draw.randrange(1, 5),
+                draw.uniform(0, longest),
+            )
+            code = train(file, changes, when, place, seconds if when == "time" else None)
+            assert code in (0, -signal.SIGKILL), f"seed {seed}: {output}: a run failed with {code}"
+            killed += code != 0
+        assert train(file, changes) == 0, f"seed {seed}: {output} could not be gone on with"
         found = result(output)
         differ = [name for name in wanted if found[name] != wanted[name]]
         assert not differ, f"seed {seed}: {output}: {differ} differ"
@@ -138,7 +148,6 @@ def trial(folder: Path, kills: int, seed: int) -> int:
 
 def main() -> None:
     kills, seed = (int(value) for value in (sys.argv[1:] + ["20", "0"][len(sys.argv) - 1 :])[:2])
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         finished = trial(Path(folder), kills, seed)

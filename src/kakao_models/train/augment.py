@@ -125,7 +125,9 @@ class Distorted:
                 raise ValueError(f"distort: {name} must lie in 0..1, got {value}")
         low, high = self.thumbnail_sizes
         if not 0 < low <= high:
-            raise ValueError(f"distort: thumbnail_sizes are the smallest and the largest side, got {self.thumbnail_sizes}")
+            raise ValueError(
+                f"distort: thumbnail_sizes are the smallest and the largest side, got {self.thumbnail_sizes}"
+            )
 
     @property
     def decode_size(self) -> tuple[int, int] | None:

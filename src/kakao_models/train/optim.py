@@ -157,16 +157,16 @@ def check_schedule(schedule: str | Mapping) -> None:
     if isinstance(schedule, Mapping):
         sound = all(isinstance(value, (int, float)) and value >= 0 for point in schedule.items() for value in point)
         if not schedule or not sound:
-            raise ValueError(f"schedule: points are {{step: share of the learning rate}}, none negative; got {schedule}")
+            raise ValueError(
+                f"schedule: points are {{step: share of the learning rate}}, none negative; got {schedule}"
+            )
     elif schedule not in SCHEDULES:
         raise ValueError(
             f"schedule: got {schedule!r}, wanted one of {', '.join(SCHEDULES)}, or points, {{step: share, ...}}"
         )
 
 
-def schedule_factor(
-    name: str | Mapping[int, float], step: int, warmup: int, total: int, end: float = 0.0
-) -> float:
+def schedule_factor(name: str | Mapping[int, float], step: int, warmup: int, total: int, end: float = 0.0) -> float:
     """Share of the learning rate at a step counted from 0: linear from 0 to 1 over `warmup` steps, then down to `end`
     at step `total` along a line or half a cosine, or not at all.
 
