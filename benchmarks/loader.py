@@ -29,7 +29,7 @@ SHARDS = 4
 
 
 def write_shards(folder: Path, pictures: int) -> list[str]:
-    """Paths of tars with `pictures` samples in all."""
+    """Paths of tars with `pictures` samples in all, with a caption and a label each."""
     draw, captions = np.random.default_rng(0), sentences(pictures, 5, 15)
     paths = [folder / f"{shard:05}.tar" for shard in range(SHARDS)]
     for shard, path in enumerate(paths):
@@ -38,7 +38,8 @@ def write_shards(folder: Path, pictures: int) -> list[str]:
                 out = io.BytesIO()
                 small = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8))
                 small.resize((400, 300), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-                for kind, data in (("jpg", out.getvalue()), ("txt", captions[number].encode())):
+                parts = ("jpg", out.getvalue()), ("txt", captions[number].encode()), ("cls", str(number % 1000).encode())
+                for kind, data in parts:
                     member = tarfile.TarInfo(f"{number:09}.{kind}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))

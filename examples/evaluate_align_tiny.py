@@ -5,11 +5,13 @@
 
 Two minutes on one core. The data are those of `train_align_tiny.py`: captioned photographs with a column `concept`, and
 labelled ones with `label_name`. Writes a results.json per figure, and of all of them `report.md`, `report.html` and
-`model-index.yml`, the part of the card's front matter. With --cache an interrupted run
-goes on where it stopped.
+`model-index.yml`, the part of the card's front matter. With --card the figures within the card's text are filled in too. With
+--cache an interrupted run goes on where it stopped.
 """
 
 import argparse
+import json
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="labelled photographs to measure on")
     parser.add_argument("--model", default="align-tiny")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--card", type=Path, help="model card whose figures are filled in, and a .json of them beside it")
     parser.add_argument("--cache", type=Path, help="keep embeddings here, for the next time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -81,6 +84,24 @@ def evaluate(args: argparse.Namespace, cache: Path) -> None:
     (args.output / "report.html").write_text(html_report(results, published=False))
     (args.output / "model-index.yml").write_text(model_index(results))
     print(report)
+    if args.card:
+        fill_card(args.card, args.output)
+
+
+def fill_card(card: Path, results: Path) -> None:
+    """Writes the figures, in percent, into `<!-- name -->figure<!-- / -->` and into a .json file beside the card."""
+
+    def metrics(name: str) -> dict[str, float]:
+        return json.loads((results / f"{name}.json").read_text())["metrics"]
+
+    figures = {name: value for name, value in metrics("retrieval").items() if "rank" not in name}
+    figures |= {"concepts": metrics("concepts")["mean_per_class"], "classes": metrics("zero-shot")["mean_per_class"]}
+    figures = {name: round(100 * value, 1) for name, value in figures.items()}
+    text = card.read_text()
+    for name, value in figures.items():
+        text = re.sub(rf"(<!-- {name} -->).*?(<!-- / -->)", rf"\g<1>{value}\g<2>", text)
+    card.write_text(text)
+    card.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
