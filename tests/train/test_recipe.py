@@ -234,6 +234,7 @@ def test_torchrun_of_the_command_is_the_run_of_one_process(tmp_path):
     command = ["-m", "kakao_models.cli", "train", "align", "--config", file, f"output={tmp_path / 'two'}"]
     done = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "oneDNN" not in done.stderr and list((tmp_path / "two" / "runs").rglob("events*"))  # without TensorFlow
     run(read_recipe("align", file))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "two"))
     assert one.keys() == two.keys()

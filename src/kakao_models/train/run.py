@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import platform
+import sys
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -121,16 +123,21 @@ def _arguments(recipe: Recipe) -> TrainArguments:
         "eval_strategy": "steps" if recipe.evaluate else "no",
         "eval_steps": recipe.evaluate_every,
         "disable_tqdm": True,
-        "report_to": ["tensorboard"] if _has_tensorboard() else [],
+        "report_to": _tensorboard(),
     }
     check_keys("recipe: trainer", recipe.trainer, [f.name for f in dataclasses.fields(TrainArguments) if f.init])
     return TrainArguments(recipe.output, **(settings | recipe.trainer))
 
 
-def _has_tensorboard() -> bool:
+def _tensorboard() -> list[str]:
     from transformers.integrations import is_tensorboard_available
 
-    return is_tensorboard_available()
+    if not is_tensorboard_available():
+        return []
+    # Where TensorFlow is installed, TensorBoard's writer loads it, for seconds and hundreds of megabytes in every process,
+    # unless there is a module of this name: then it does with what it brings itself.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
+    return ["tensorboard"]
 
 
 def _align(recipe: AlignRecipe, prepare_class: Callable[..., Prepare]):
