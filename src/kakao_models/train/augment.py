@@ -14,10 +14,14 @@ from torch.nn import functional as F
 from kakao_models.data.resize import Box
 
 
+Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
+
+
 class Augmentation(Protocol):
     decode_size: tuple[int, int] | None  # (height, width) for `load_image(size_hint=...)`
+    arrays: bool  # whether it would rather have the array of `load_pixels`, which is read faster
 
-    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
+    def __call__(self, picture: Picture, random: np.random.Generator) -> np.ndarray:
         """float32 (H, W, 3) in 0..255."""
 
 
@@ -41,13 +45,17 @@ class RandomCrop:
     def decode_size(self) -> tuple[int, int] | None:
         return (self.resize, self.resize) if self.antialias else None
 
-    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
+    @property
+    def arrays(self) -> bool:
+        return not self.antialias
+
+    def __call__(self, picture: Picture, random: np.random.Generator) -> np.ndarray:
         top, left = random.integers(0, self.resize - self.crop, 2, endpoint=True)
         flipped = self.flip and random.random() < 0.5
         if self.antialias:
             pixels = _antialiased(picture, self.resize, self.resize, (int(top), int(left), self.crop, self.crop))
         else:
-            pixels = _bilinear(np.array(picture), self.resize, self.resize)
+            pixels = _bilinear(_array(picture), self.resize, self.resize)
             pixels = pixels[top : top + self.crop, left : left + self.crop]
         return pixels[:, ::-1] if flipped else pixels
 
@@ -77,15 +85,20 @@ class InceptionCrop:
         """None: a part is cut out, which may be small."""
         return None
 
-    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
-        left, top, right, bottom = self._part(picture.width, picture.height, random)
+    @property
+    def arrays(self) -> bool:
+        return not self.antialias
+
+    def __call__(self, picture: Picture, random: np.random.Generator) -> np.ndarray:
+        size = picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
+        left, top, right, bottom = self._part(*size, random)
         flipped = self.flip and random.random() < 0.5
         if self.antialias:
             box = (left, top, right, bottom)
             pixels = np.asarray(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box))
             pixels = pixels.astype(np.float32)
         else:
-            pixels = _bilinear(np.array(picture)[top:bottom, left:right], self.size, self.size)
+            pixels = _bilinear(_array(picture)[top:bottom, left:right], self.size, self.size)
         return pixels[:, ::-1] if flipped else pixels
 
     def _part(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
@@ -133,6 +146,11 @@ class Distorted:
     def decode_size(self) -> tuple[int, int] | None:
         return self.crop.decode_size
 
+    @property
+    def arrays(self) -> bool:
+        """False: PIL makes the thumbnails."""
+        return False
+
     def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
         chance = random.random(3)
         side = int(random.integers(*self.thumbnail_sizes, endpoint=True))
@@ -157,6 +175,10 @@ def _blurred(pixels: np.ndarray) -> np.ndarray:
     padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / np.float32(9)
+
+
+def _array(picture: Picture) -> np.ndarray:
+    return np.require(picture, requirements=["C", "W"])  # as PyTorch wants it; a copy only of what is not so
 
 
 def _bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kakao_models.data.images import load_image
+from kakao_models.data.images import load_image, load_pixels
 from kakao_models.train.augment import Augmentation, affine_of
 from kakao_models.train.shards import Sample
 
@@ -53,7 +53,8 @@ class Prepare:
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> dict:
         target = self.target(sample, random)
-        picture = load_image(sample.image, size_hint=self.augment.decode_size)
+        load = load_pixels if self.augment.arrays else load_image
+        picture = load(sample.image, size_hint=self.augment.decode_size)
         scale, offset = (x[:, None, None] for x in self.affine)  # (3, 1, 1)
         pixels = np.ascontiguousarray(self.augment(picture, random).transpose(2, 0, 1))  # (3, H, W)
         pixels *= scale  # eight times as fast as on (H, W, 3), whose innermost loop is three numbers long
