@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from kakao_models.data.resize import Box
 
-
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
 
 
