@@ -87,6 +87,7 @@ def test_filters_one_after_another(duckdb, hashes, tmp_path):
     account = curate(duckdb, open_table(duckdb, source), filters, tmp_path / "out")
     wanted, counts = brute(frame, filters)
     assert ids(tmp_path / "out") == wanted and len(wanted) > 8
+    assert (account.rows, account.kept) == (counts[0], counts[-1])
     assert [step.kept for step in account.steps] == counts[1:]
     assert [step.dropped for step in account.steps] == [a - b for a, b in zip(counts, counts[1:])]
     assert all(step.dropped for step in account.steps)

@@ -114,7 +114,8 @@ def _on_spark(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:
 def _on_ray(attempt: Callable, world_size: int, gpu: bool) -> Iterator[tuple[int, Any]]:
     import ray
 
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
     needs = {"num_gpus": 1} if gpu and ray.cluster_resources().get("GPU") else {}
 
     @ray.remote(max_retries=3, retry_exceptions=True, **needs)
