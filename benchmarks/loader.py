@@ -38,7 +38,11 @@ def write_shards(folder: Path, pictures: int) -> list[str]:
                 out = io.BytesIO()
                 small = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8))
                 small.resize((400, 300), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-                parts = ("jpg", out.getvalue()), ("txt", captions[number].encode()), ("cls", str(number % 1000).encode())
+                parts = (
+                    ("jpg", out.getvalue()),
+                    ("txt", captions[number].encode()),
+                    ("cls", str(number % 1000).encode()),
+                )
                 for kind, data in parts:
                     member = tarfile.TarInfo(f"{number:09}.{kind}")
                     member.size = len(data)

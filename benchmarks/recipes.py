@@ -103,7 +103,11 @@ def main() -> None:
     columns = ["recipe", "samples/s", "forward, GFLOP a sample", "passes", "GFLOP/s", "share of a matrix product"]
     show(f"Throughput of the recipes, {said}", columns, measured)
     gpus = [column for gpu in GPUS for column in (f"hours of one {gpu}", f"at {args.price:g} dollars")]
-    show("Projected whole runs, at the same share of a GPU's matrix products", ["recipe", "samples", "FLOP", *gpus], projected)
+    show(
+        "Projected whole runs, at the same share of a GPU's matrix products",
+        ["recipe", "samples", "FLOP", *gpus],
+        projected,
+    )
 
 
 if __name__ == "__main__":

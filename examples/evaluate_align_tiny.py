@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="labelled photographs to measure on")
     parser.add_argument("--model", default="align-tiny")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--card", type=Path, help="model card whose figures are filled in, and a .json of them beside it")
+    parser.add_argument(
+        "--card", type=Path, help="model card whose figures are filled in, and a .json of them beside it"
+    )
     parser.add_argument("--cache", type=Path, help="keep embeddings here, for the next time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
