@@ -96,7 +96,7 @@ def test_targets_are_those_described(example, data):
 def test_all_stages_end_in_a_model_that_embeds(example, data, tmp_path, monkeypatch):
     stages = {name: [*changes, "steps=2", "warmup=0"] for name, changes in example.STAGES.items()}
     monkeypatch.setattr(example, "STAGES", stages)
-    settings = ["batch_size=16", "log_every=1", "trainer={use_cpu: true, report_to: []}"]
+    settings = ["batch_size=8", "log_every=1", "trainer={use_cpu: true, report_to: []}"]
     arguments = ["--captioned", data[0], "--labelled", data[1], "--output", str(tmp_path), "--dev", data[0]]
     monkeypatch.setattr(sys, "argv", ["train_align_tiny.py", *arguments, *settings])
     example.main()
