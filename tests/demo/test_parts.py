@@ -15,7 +15,7 @@ from kakao_models.demo.catalogue import Catalogue
 from kakao_models.demo.models import Models
 from kakao_models.demo.photos import BUNDLED, bundled_labels, bundled_photos, overlay
 from kakao_models.demo.projection import project
-from kakao_models.demo.serve import serve
+from kakao_models.demo.serve import _launch, serve
 
 
 def quiet(name: str) -> None:
@@ -237,3 +237,28 @@ def test_what_is_temporary_goes_when_the_page_is_interrupted(monkeypatch, tmp_pa
     ((url, folders),) = told
     assert url.startswith("http://127.0.0.1:") and folders[0].startswith("kakao-models-demo-")
     assert list(tmp_path.iterdir()) == []
+
+
+class _Page:
+    """A page that gradio can't reach the first times."""
+
+    def __init__(self, failures: int):
+        self.failures, self.closed = failures, 0
+
+    def launch(self, **options):
+        if self.closed < self.failures:
+            raise ValueError("When localhost is not accessible, a shareable link must be created.")
+        return None, "http://127.0.0.1:7860/", None
+
+    def close(self, verbose: bool) -> None:
+        self.closed += 1
+
+
+def test_a_page_that_is_slow_to_answer_is_tried_again():
+    pytest.importorskip("gradio")
+    page = _Page(2)
+    assert _launch(page, "127.0.0.1", None) == "http://127.0.0.1:7860/" and page.closed == 2
+    page = _Page(3)
+    with pytest.raises(OSError, match="NO_PROXY=localhost,127.0.0.1"):
+        _launch(page, "127.0.0.1", None)
+    assert page.closed == 3

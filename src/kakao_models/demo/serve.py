@@ -62,16 +62,24 @@ def serve(
 
 
 def _launch(page, host: str, port: int | None) -> str:
-    try:
-        return page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **_app().LAUNCH)[1]
-    except OSError as error:
-        raise OSError(
-            f"{host}, port {port or '7860 to 7959'}: is taken, or no address of this computer. Choose another --port or --host"
-        ) from error
-    except ValueError as error:  # gradio asks itself for the page, and would have a public link instead
-        raise OSError(
-            f"{host}: this computer can't reach its own page. Behind an HTTP proxy, set NO_PROXY=localhost,{host}"
-        ) from error
+    for last in (False, False, True):
+        try:
+            return page.launch(
+                server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **_app().LAUNCH
+            )[1]
+        except OSError as error:
+            raise OSError(
+                f"{host}, port {port or '7860 to 7959'}: is taken, or no address of this computer. Choose another --port or --host"
+            ) from error
+        except (
+            ValueError
+        ) as error:  # gradio asks itself for the page, not for long, and would have a public link instead
+            page.close(verbose=False)
+            if last:
+                raise OSError(
+                    f"{host}: this computer can't reach its own page. Behind an HTTP proxy, set NO_PROXY=localhost,{host}; "
+                    "on a very busy computer, try again"
+                ) from error
 
 
 def _app():
