@@ -236,7 +236,7 @@ def int8(table: Table, options) -> None:
 
     from kakao_models.export.openvino import to_openvino
     from kakao_models.inference.runners import openvino_core
-    from kakao_models.inference.selfcheck import PHOTOS
+    from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 
     nncf.set_log_level("ERROR")
     embedder, draw = Embedder("align-tiny"), np.random.default_rng(0)
@@ -247,7 +247,8 @@ def int8(table: Table, options) -> None:
         left, top = (int(draw.integers(0, length - side + 1)) for length in picture.size)
         crop = picture.crop((left, top, left + side, top + side))
         pixels.append(embedder._image_processor.pixels(crop).transpose(2, 0, 1)[None])
-    ids = [embedder.tokenizer(text, return_tensors="np") for text in sentences(256, 4, 16)]
+    known = " ".join(TEXTS).split()
+    ids = [embedder.tokenizer(" ".join(draw.choice(known, n)), return_tensors="np") for n in draw.integers(4, 17, 256)]
     tokens = [(encoded["input_ids"], encoded["attention_mask"]) for encoded in ids]
     for what, items in (("image", [(image,) for image in pixels]), ("text", tokens)):
         size = pixels[0].shape[2:] if what == "image" else None
