@@ -7,10 +7,11 @@ Settings are in align_tiny.yaml, a recipe of `kakao-models train align`; here is
 several photographs (`Targets`), and a text tower that starts as a bag of words. Interrupted, the same command goes on where
 it stopped. `evaluate_align_tiny.py` measures the result.
 
-About 90 minutes of one core of a server CPU with AVX-512, by the time that its steps take (1.9 s at 48 pixels, 2.2 at 64, on a
-crowded machine), and 3 GB of memory. It has not run to its end yet: after its stage of texts and 400 steps of the next, of a
-schedule of 900 in all, R@10 was 10.8 and 12.4 %, concepts 26.0 and classes 37.2 %. The figures of align-tiny's card, R@10 of 21 % both ways, 48 % of the concepts and 57 % of the classes, are those of the program
-before it, and what this one has to reach.
+About 90 minutes of one core of a server CPU with AVX-512, by the time that its steps take (1.9 s at 48 pixels, 2.2 at 64, on
+a crowded machine), and 3 GB of memory. It has not run to its end yet: after its stage of texts and 400 steps of the next, of a
+schedule of 900 in all, R@10 was 10.8 and 12.4 %, concepts 26.0 and classes 37.2 %. The figures of align-tiny's card, R@10 of
+21 % both ways, 48 % of the concepts and 57 % of the classes, are those of the program before it, and what this one has to
+reach.
 
 Sources are parquet files with a column `image` and either `captions` (a list of strings) or `label` and `label_name`.
 """
