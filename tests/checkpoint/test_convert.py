@@ -252,7 +252,8 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 SLOW_PROOF = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what nohup started
 from kakao_models.checkpoint import convert as converting
 converting.proof.prove = lambda *args: (print("proving", flush=True), time.sleep(60))
 converting.convert(sys.argv[1], sys.argv[2], num_attention_heads=2)
