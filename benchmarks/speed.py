@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from common import SIZES, checkpoint, machine, sentences, theirs, vit_checkpoint
 from PIL import Image
 
 from kakao_models import Embedder, pipeline
-from kakao_models.data.images import load_image
+from kakao_models.data.images import load_image, load_pixels
 
 PARTS = ("peak", "b7", "texts", "vit", "jpeg", "labels", "start")
 OTHER_PARTS = ("int8", "compile")
@@ -182,6 +183,11 @@ def vit(table: Table, options) -> None:
 def jpeg(table: Table, options) -> None:
     folder = checkpoint(options.size)
     peer, ours = theirs(folder), embedders(folder, options)
+    for way in options.fast_ways.split(",") if options.fast_ways else ():
+        engine, _, dtype = way.partition(":")
+        ours[f"{way}, fast_images"] = Embedder(
+            folder, engine=engine, dtype=dtype or None, batch_size=options.batch_size, fast_images=True
+        )
     for width, height in ((500, 375), (4000, 3000)):
         with tempfile.TemporaryDirectory() as temporary:
             paths = write_photos(Path(temporary), 8, width, height)
@@ -199,15 +205,26 @@ def jpeg_files(table: Table, what: str, paths: list[str], peer: tuple, ours: dic
         for path in paths:
             read(path)
 
-    def read_ours() -> None:
+    def read_one(path: str) -> np.ndarray:
+        return preparation.pixels(load_image(path, size_hint=preparation.decode_size))
+
+    def read_one_fast(path: str) -> np.ndarray:
+        return preparation.fast_pixels(load_pixels(path, size_hint=preparation.decode_size))
+
+    def in_turn(read_one: Callable) -> None:
         for path in paths:
-            preparation.pixels(load_image(path, size_hint=preparation.decode_size))
+            read_one(path)
 
     def with_transformers() -> np.ndarray:
         with torch.inference_mode():
             return model.get_image_features(torch.cat(list(map(read, paths)))).pooler_output.numpy()
 
-    table.compare(f"{what}, reading in one thread", {"transformers": read_all, "kakao_models": read_ours})
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # as the Embedder reads
+        ways = {"transformers, which has one thread": read_all}
+        for name, read_ours in (("kakao_models", read_one), ("kakao_models, fast_images", read_one_fast)):
+            ways[f"{name}, one thread"] = lambda read_ours=read_ours: in_turn(read_ours)
+            ways[f"{name}, {torch.get_num_threads()} threads"] = lambda f=read_ours: list(threads.map(f, paths))
+        table.compare(f"{what}, read to bytes of the model's size", ways)
     ways = {"transformers": with_transformers} | {name: lambda e=e: e.images(paths) for name, e in ours.items()}
     table.compare(f"{what} to embeddings", ways)
 
@@ -334,6 +351,7 @@ def main() -> None:
     parser.add_argument(
         "--ways", default="torch,openvino,torch:bfloat16,openvino:bfloat16", help="ENGINE or ENGINE:DTYPE"
     )
+    parser.add_argument("--fast-ways", default="openvino:bfloat16", help="of the part jpeg, with fast_images=True")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--texts", type=int, default=128)

@@ -270,6 +270,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, o
     assert not place.exists()
 
 
+def test_what_is_compiled_is_kept_in_the_user_s_cache_or_where_the_user_says(home, monkeypatch):
+    for chosen, wanted in ((None, str(home / "inductor")), ("/chosen", "/chosen")):
+        monkeypatch.setattr(runners, "_INDUCTOR", chosen)
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", chosen or "/tmp/torchinductor_user")  # as torch._dynamo sets it
+        runners.CompiledRunner(torch.nn.Linear(2, 2), torch.device("cpu"), "float32")
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == wanted
+
+
 def test_what_is_kept_is_used_until_it_cannot_be_read(tmp_path):
     made = []
 

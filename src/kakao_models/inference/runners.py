@@ -116,6 +116,10 @@ class TorchRunner:
         return tensor
 
 
+# What the user chose. Later PyTorch itself may have set it, to a folder of temporary files.
+_INDUCTOR = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+
+
 class CompiledRunner(TorchRunner):
     """A tower compiled by `torch.compile`: with weights packed into the code on a processor, with CUDA graphs and tuned
     kernels on a GPU. What is compiled is kept in the user's cache, so that the next process only looks it up.
@@ -129,7 +133,8 @@ class CompiledRunner(TorchRunner):
     def __init__(self, tower, device, dtype: str):
         import torch
 
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        if _INDUCTOR is None:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
         self._torch, self._device, self._dtype = torch, device, getattr(torch, dtype)
         tower = copy.deepcopy(tower).to(device, self._dtype)
         if device.type == "cpu":
