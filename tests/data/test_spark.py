@@ -43,7 +43,7 @@ FLAGS = (
 def spark(tmp_path_factory):
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     folder = tmp_path_factory.mktemp("spark")
-    options = {"ui.enabled": "false", "sql.shuffle.partitions": "2", "driver.host": "127.0.0.1"}
+    options = {"ui.enabled": "false", "sql.shuffle.partitions": "2", "driver.host": "127.0.0.1", "driver.memory": "3g"}
     options |= {"driver.bindAddress": "127.0.0.1", "sql.warehouse.dir": str(folder / "warehouse")}
     # compiling each query to Java takes longer than running it on so few rows
     options |= {"sql.codegen.wholeStage": "false", "sql.codegen.factoryMode": "NO_CODEGEN"}
