@@ -164,11 +164,7 @@ def test_several_steps_an_execution_are_the_same_steps(vit, pictures):
 
 def test_fit_in_mixed_precision(small):
     folder, batch = small
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        model = TFAlignModel.from_pretrained(folder)
-    finally:
-        keras.config.set_dtype_policy("float32")
+    model = TFAlignModel.from_pretrained(folder, dtype="mixed_bfloat16")
     before = {name: variable.numpy() for name, variable in model._variables().items()}
     model.compile(optimizer=Lamb(1e-2).spare_batch_norms(model), run_eagerly=True)
     losses = model.fit(batch, batch_size=16, epochs=4, shuffle=False, verbose=0).history["loss"]

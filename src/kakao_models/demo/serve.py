@@ -71,9 +71,8 @@ def _launch(page, host: str, port: int | None) -> str:
             raise OSError(
                 f"{host}, port {port or '7860 to 7959'}: is taken, or no address of this computer. Choose another --port or --host"
             ) from error
-        except (
-            ValueError
-        ) as error:  # gradio asks itself for the page, not for long, and would have a public link instead
+        except ValueError as error:
+            # gradio asks itself for the page, not for long, and would have a public link instead
             page.close(verbose=False)
             if last:
                 raise OSError(

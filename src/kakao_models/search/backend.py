@@ -38,9 +38,8 @@ def connect(uri: str, token: str | None = None, *, create: bool = False):
         BlockingIOError: another process has it open.
         ConnectionError: no server answers.
     """
-    os.environ.setdefault(
-        "GRPC_VERBOSITY", "NONE"
-    )  # it writes to stderr, past Python's logging, what is raised as well
+    # gRPC writes to stderr, past Python's logging, what is raised as well
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import pymilvus  # noqa: F401
     except ModuleNotFoundError as error:
