@@ -53,6 +53,7 @@ WORDS = 128  # of them in a step
 LIKENESS = 0.3  # share of the target that captions of similarly described photographs get
 WORD_LOSS = 0.5
 TEXT_LOSS = 0.3
+TEXT_TEMPERATURE = 0.05  # where texts alone are learned
 MIXUP = 0.3  # share of steps in which each photograph is mixed with another
 TEMPLATES = [
     "a photo of {}.", "this is a photo of {}.", "{}", "{} .", "a picture of {}", "a close up of {} .",
@@ -222,7 +223,8 @@ class TextTrainer(AlignTrainer):
 
     def contrastive_loss(self, image_embeds, text_embeds, temperature, batch):
         n = len(batch["alike"])
-        return targeted_contrastive_loss(text_embeds[:n], text_embeds[n:], temperature, batch["alike"], None, 0.0)
+        temperature = text_embeds.new_tensor(TEXT_TEMPERATURE)
+        return targeted_contrastive_loss(text_embeds[:n], text_embeds[n:], temperature, torch.eye(n), None, 0.0)
 
 
 class TinyTrainer(AlignTrainer):
@@ -231,7 +233,8 @@ class TinyTrainer(AlignTrainer):
     def contrastive_loss(self, image_embeds, text_embeds, temperature, batch):
         model, n = self.accelerator.unwrap_model(self.model), len(batch["alike"])
         prompts = {name: batch[f"prompt_{name}"] for name in ("input_ids", "attention_mask")}
-        prompts = F.normalize(model.get_text_features(**prompts).pooler_output, dim=-1)
+        with self.accelerator.autocast():
+            prompts = F.normalize(model.get_text_features(**prompts).pooler_output.float(), dim=-1)
         classes, words = prompts[:-WORDS], prompts[-WORDS:]
         texts = torch.cat([text_embeds, classes])
         smoothing = model.config.label_smoothing

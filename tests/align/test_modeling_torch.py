@@ -1,5 +1,6 @@
 """ALIGN in PyTorch against the recorded outputs of the original program, block by block and as a whole."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from tolerances import TOLERANCE
 
 from kakao_models import AlignConfig, AlignModel
 from kakao_models.align import modeling_torch
+from kakao_models.align.depthwise_torch import DepthwiseConv2d, depthwise_conv
 from kakao_models.align.ghost_norm_torch import ghost_norm
 from kakao_models.train.recompute import checkpointing
 
@@ -431,6 +433,35 @@ def test_gradients_of_ghost_norm(groups, silu):
     x = torch.randn(7, 4, 3, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
     given = [value.requires_grad_() for value in (x, torch.rand(4, dtype=x.dtype), torch.randn(4, dtype=x.dtype))]
     assert torch.autograd.gradcheck(lambda *given: ghost_norm(*given, groups, 1e-3, silu)[0], given)
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding, size", [(3, 1, 1, 5), (3, 2, 0, 6), (5, 1, 2, 3), (5, 2, 2, 8), (7, 1, 3, 4)]
+)
+def test_gradients_of_depthwise_convolution(kernel, stride, padding, size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, size, size + 1, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *given: depthwise_conv(*given, stride, padding), (x, weight))
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_depthwise_convolution_in_bfloat16_is_that_of_float32(autocast, layout):
+    torch.manual_seed(0)
+    own = DepthwiseConv2d(8, 8, 5, 2, 2, groups=8, bias=False)
+    wide, narrow = copy.deepcopy(own), own if autocast else own.bfloat16()
+    x = torch.randn(4, 8, 11, 13).to(memory_format=layout)
+    results = []
+    for conv, dtype in ((wide, torch.float32), (narrow, torch.float32 if autocast else torch.bfloat16)):
+        given = x.to(dtype, copy=True).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and conv is narrow):
+            y = conv(given)
+        y.float().square().sum().backward()
+        results.append([y, given.grad, conv.weight.grad])
+    assert y.dtype == torch.bfloat16 and type(y.grad_fn).__name__ == "_DepthwiseBackward"
+    for a, b in zip(*results):
+        torch.testing.assert_close(b.float(), a, rtol=0, atol=float(a.abs().max()) * 2**-6)
 
 
 def test_statistics_of_large_channels_last_maps_are_accurate():

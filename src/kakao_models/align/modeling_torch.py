@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
+from kakao_models.align.depthwise_torch import DepthwiseConv2d
 from kakao_models.align.ghost_norm_torch import ghost_norm
 from kakao_models.checkpoint.torch import BijectiveLoading
 
@@ -169,7 +170,7 @@ class AlignVisionDepthwiseLayer(nn.Module):
     def __init__(self, config: AlignVisionConfig, spec: BlockSpec):
         super().__init__()
         self.pad_explicitly = spec.stride == 2 and not spec.symmetric_padding
-        self.depthwise_conv = nn.Conv2d(
+        self.depthwise_conv = DepthwiseConv2d(
             spec.expanded_channels,
             spec.expanded_channels,
             kernel_size=spec.kernel_size,
