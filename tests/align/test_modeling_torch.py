@@ -12,7 +12,7 @@ from tiny import IMAGE_SIZE, align_config, fill
 from tolerances import TOLERANCE
 
 from kakao_models import AlignConfig, AlignModel
-from kakao_models.align import modeling_torch
+from kakao_models.align import ghost_norm_torch, modeling_torch
 from kakao_models.align.depthwise_torch import DepthwiseConv2d, depthwise_conv
 from kakao_models.align.ghost_norm_torch import ghost_norm
 from kakao_models.train.recompute import checkpointing
@@ -435,6 +435,28 @@ def test_gradients_of_ghost_norm(groups, silu):
     assert torch.autograd.gradcheck(lambda *given: ghost_norm(*given, groups, 1e-3, silu)[0], given)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups, silu", [(1, True), (3, True), (3, False)])
+def test_ghost_norm_of_16_bits_is_that_of_32(groups, silu, dtype, layout, monkeypatch):
+    monkeypatch.setattr(ghost_norm_torch, "_BLOCK", 60)  # several in a group
+    torch.manual_seed(0)
+    x = (torch.randn(8, 5, 4, 3) + torch.arange(8.0).view(8, 1, 1, 1)).to(dtype).to(memory_format=layout)
+    gradient = torch.randn(8, 5, 4, 3).to(dtype).to(memory_format=layout)
+    weight, bias = torch.rand(5) + 0.5, torch.randn(5)
+    results = []
+    for kind in (torch.float32, dtype):
+        given = [value.detach().clone().requires_grad_() for value in (x.to(kind), weight, bias)]
+        y, *statistics = ghost_norm(*given, groups, 1e-3, silu)
+        results.append([y.detach(), *torch.autograd.grad(y, given, gradient.to(kind)), *statistics])
+    assert [value.dtype for value in results[1]] == [dtype, dtype, *[torch.float32] * 4]
+    assert results[1][0].is_contiguous(memory_format=layout) and results[1][1].is_contiguous(memory_format=layout)
+    for a, b in zip(*results):
+        torch.testing.assert_close(b.float(), a, rtol=0, atol=3 * torch.finfo(dtype).eps * float(a.abs().max()))
+    for a, b in zip(results[0][4:], results[1][4:]):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "kernel, stride, padding, size", [(3, 1, 1, 5), (3, 2, 0, 6), (5, 1, 2, 3), (5, 2, 2, 8), (7, 1, 3, 4)]
 )
@@ -461,7 +483,7 @@ def test_depthwise_convolution_in_bfloat16_is_that_of_float32(autocast, layout):
         results.append([y, given.grad, conv.weight.grad])
     assert y.dtype == torch.bfloat16 and type(y.grad_fn).__name__ == "_DepthwiseBackward"
     for a, b in zip(*results):
-        torch.testing.assert_close(b.float(), a, rtol=0, atol=float(a.abs().max()) * 2**-6)
+        torch.testing.assert_close(b.float(), a, rtol=0, atol=2**-6 * float(a.detach().abs().max()))
 
 
 def test_statistics_of_large_channels_last_maps_are_accurate():
