@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from kakao_models.evaluate import read_ratings, similarity_scores, spearman
+from kakao_models.evaluate import read_ratings, similarity, similarity_scores, spearman
 from kakao_models.evaluate.similarity import rated_retrieval, rated_similarities
 
 STS = """caption1,caption2,agg_score,sampling_method
@@ -61,6 +61,15 @@ def test_samples_have_half_of_the_queries_and_one_pair_of_each():
     likeness = np.concatenate([-np.linspace(0, 1, 1000), ratings[:40]])
     found = similarity_scores(scores, likeness, heavy, samples=100)
     assert found.mean > 0.7 and found.all_pairs < 0
+
+
+@pytest.mark.parametrize("queries, half", [(2, 2), (3, 2), (40, 20), (41, 20)])
+def test_a_sample_is_half_of_the_queries_and_no_less_than_two(queries, half, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(similarity, "spearman", lambda a, b: lengths.append(len(a)) or 0.0)
+    pairs = 2 * queries
+    similarity_scores(np.arange(pairs), np.arange(pairs), np.repeat(np.arange(queries), 2), samples=3)
+    assert lengths == [half] * 3 + [pairs]
 
 
 def test_pairs_are_looked_up_by_id(tmp_path):

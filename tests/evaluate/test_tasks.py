@@ -67,6 +67,13 @@ def test_the_drop_is_the_usual_accuracy_less_the_shifted_ones_mean(monkeypatch):
     assert found["shifted_mean_top1"] == 0.375 and found["drop"] == 0.625
 
 
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+def test_every_class_has_one_name(names):
+    data = Labelled("data", Images(range(2)), np.arange(2), ["a", "b"], None)
+    with pytest.raises(ValueError, match=f"data: got {len(names)} class names for 2 classes"):
+        tasks.zero_shot(tasks.Run(Planted(np.eye(2))), data, names, ["{}"])
+
+
 def test_classes_of_two_tables_are_matched_by_name_not_by_number():
     rows = np.eye(3)
     train = Labelled("train", Images(range(3)), np.arange(3), ["a", "b", "c"], None)

@@ -37,6 +37,14 @@ def test_scores_are_those_of_brute_force():
         assert np.abs(found.confidences - wanted).max() < TOLERANCE["scores"]
 
 
+def test_no_confidence_is_above_1_by_rounding():
+    """Of a single class all are 1; similarities are computed twice, and differ in their last bit now and then."""
+    draw = np.random.default_rng(0)
+    images, classes = draw.standard_normal((2000, 37)), draw.standard_normal((1, 37))
+    found = zero_shot_scores(images, classes, np.zeros(2000, int), temperature=1e-8)
+    assert found.confidences.max() == 1
+
+
 def test_class_embeddings_are_the_normalised_mean_of_normalised_prompts(align):
     embedder = Embedder(align)
     names = [f"{a} {b}" for a in ("red", "blue", "big") for b in ("cat", "dog", "house")]
