@@ -48,6 +48,13 @@ def test_nothing_is_computed_twice_and_what_is_read_is_what_was_written(align, p
     assert counted.images == 3  # of the part with the new picture
 
 
+def test_the_same_bytes_in_another_shape_are_another_picture(align, tmp_path):
+    cached = CachedEmbedder(Embedder(align), tmp_path / "cache")
+    wide = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    rows = [cached.images([picture])[0] for picture in (wide, wide.reshape(40, 20, 3))]
+    assert not np.allclose(*rows)
+
+
 def test_whatever_may_change_an_embedding_changes_the_fingerprint(align, tmp_path):
     def fingerprint(**options) -> str:
         return CachedEmbedder(Embedder(align, **options)).fingerprint
