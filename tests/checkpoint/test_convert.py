@@ -467,7 +467,7 @@ def test_back_appears_when_it_is_proven(tmp_path, monkeypatch):
 
 def test_back_from_a_folder_of_two_minds_is_refused(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
-    with pytest.raises(ValueError, match="model_type is 'vit', wanted align"):
+    with pytest.raises(ValueError, match="model_type is 'vit', wanted 'align'"):
         convert_back(tmp_path / "out", tmp_path / "tpu", family="align")
     shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "out" / "other.safetensors")
     with pytest.raises(ValueError, match=r"other.safetensors: .* is in another file of"):
@@ -509,7 +509,7 @@ def test_the_command_s_family_holds_on_the_way_back(tmp_path, capsys):
     converted("vit_nano_ckpt", tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["convert", str(tmp_path / "out"), str(tmp_path / "tpu"), "--to", "tpu", "--family", "align"])
-    assert stopped.value.code == 2 and "model_type is 'vit', wanted align" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "model_type is 'vit', wanted 'align'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+import kakao_models
 from kakao_models.checkpoint import hub, proof, recorded
 from kakao_models.checkpoint.atomic import flush, unfinished, workplace
 from kakao_models.checkpoint.formats import read_safetensors
+from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.checkpoint.lazy import LazyTensors, check_keys, float32
 from kakao_models.checkpoint.report import REPORT, model_card, sha256_of, versions
 from kakao_models.checkpoint.shards import COUNTER, Written, bytes_of, read_tensors, write_shards
@@ -232,17 +234,16 @@ def convert_back(folder: str | Path, prefix: str | Path, *, family: str | None =
             not have.
         OSError: a file is missing, or the checkpoint is there already.
     """
-    from kakao_models.align.config import AlignConfig
     from kakao_models.align.weights import align_tpu_slots
-    from kakao_models.vit.config import ViTConfig
     from kakao_models.vit.weights import vit_tpu_slots
 
     folder, prefix = Path(hub.resolve(folder)), Path(prefix)
     found = hub.read_config(folder / "config.json").get("model_type")
-    if found not in ("align", "vit") or family not in (None, found):
-        raise ValueError(f"{folder}: model_type is {found!r}, wanted {family or 'align or vit'}")
+    config_class = getattr(kakao_models, kind_of(found, folder).config)
+    if family not in (None, found):
+        raise ValueError(f"{folder}: model_type is {found!r}, wanted {family!r}")
     with hub.described_by(folder / "config.json"):
-        config = (AlignConfig if found == "align" else ViTConfig).from_pretrained(folder)
+        config = config_class.from_pretrained(folder)
     slots = align_tpu_slots(config) if found == "align" else vit_tpu_slots(config, spelling)
     entries = {}
     for file in sorted(folder.glob("*.safetensors")):

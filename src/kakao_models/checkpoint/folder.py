@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+import kakao_models
 from kakao_models.align.config import AlignConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint import formats
 from kakao_models.checkpoint.hub import described_by, read_config
+from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.checkpoint.lazy import Entry, LazyTensors, check_keys
 from kakao_models.checkpoint.shards import COUNTER
 from kakao_models.checkpoint.source import Source
@@ -60,8 +62,7 @@ def read_folder(folder: Path, **overrides) -> Source:
             configuration. Sizes of config.json that contradict the tensors are found when the result is loaded.
     """
     family = read_config(folder / "config.json").get("model_type")
-    if family not in ("align", "vit"):
-        raise ValueError(f"{folder}: model_type is {family!r}, wanted 'align' or 'vit'")
+    config_class = getattr(kakao_models, kind_of(family, folder).config)
     name, files = _weights(folder)
     read, dialect = _FORMATS[name]
     stored = {}
@@ -73,14 +74,16 @@ def read_folder(folder: Path, **overrides) -> Source:
     buffers = [key for key in stored if key.endswith(_BUFFERS)]
     weights = {key: entry for key, entry in stored.items() if key not in buffers}
     with described_by(folder / "config.json"):
-        config = (AlignConfig if family == "align" else ViTConfig).from_pretrained(folder)
+        config = config_class.from_pretrained(folder)
     if family == "align":
         slots, spelling = align_tpu_slots(config), None
         weights = {key: (key, entry) for key, entry in weights.items()}
-    else:
+    elif family == "vit":
         prefix = "" if any(key.startswith("vit.") for key in weights) else "vit."  # ViTModel's have none
         weights = {prefix + key: (key, entry) for key, entry in weights.items()}
         slots, spelling = _vit(config, {key: entry for key, (_, entry) in weights.items()})
+    else:
+        raise ValueError(f"{folder}: no conversion is known of model_type {family!r}")
     _compare(config, overrides, folder)
     config.dtype = "float32"
     homes = [_foreign(slot, dialect) for slot in slots]  # name in the files, axes

@@ -30,17 +30,15 @@ def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, to
         files, tensors = _hub_files(os.fspath(name_or_path), revision, token)
         folder = None
     parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(_BUFFERS)}
-    facts = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}.get(config.get("model_type"))
-    if facts is None:
-        raise ValueError(
-            f"{name_or_path}: model_type is {config.get('model_type')!r}, wanted 'align', 'align_vision_model' or 'vit'"
-        )
+    model_type = config.get("model_type")
+    if model_type not in _TOWERS:
+        raise ValueError(f"{name_or_path}: model_type is {model_type!r}, wanted {' or '.join(map(repr, _TOWERS))}")
     with described_by(file):
-        towers = facts(config, parameters)
+        towers = _TOWERS[model_type](config, parameters)
     return {
         "name": os.fspath(name_or_path),
         "folder": folder and str(folder),
-        "model_type": config["model_type"],
+        "model_type": model_type,
         **towers,
         "parameters": sum(parameters.values()),
         "preprocessing": _preprocessing(name_or_path, revision, token),
@@ -134,6 +132,9 @@ def _vit(config: dict, parameters: dict[str, int]) -> dict:
         "parameters": sum(parameters.values()),
     }
     return {"embedding_dim": config.representation_size or config.hidden_size, "towers": {"image": tower}}
+
+
+_TOWERS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
 
 
 def _published(sizes: dict[str, tuple], numbers: tuple) -> str | None:

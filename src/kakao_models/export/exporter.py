@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kakao_models import AlignProcessor, ViTImageProcessor, __version__
+import kakao_models
+from kakao_models import __version__
 from kakao_models.checkpoint.atomic import unfinished
 from kakao_models.checkpoint.hub import called, fetch, resolve
+from kakao_models.checkpoint.kinds import KINDS
 from kakao_models.export.contract import INPUTS, WHATS, contract, resizing
 from kakao_models.export.samples import compare
 from kakao_models.inference.embedder import Embedder
@@ -182,8 +184,8 @@ def _module(form: Format, to: str):
 def _plain(name: str, where: dict) -> Embedder:
     """The model as it is, on the processor: what makes an engine fast is not to be on both sides of the comparison."""
     model = engine_class(None, name).load(name, device="cpu", dtype="float32", **where).model
-    kind = AlignProcessor if model.config.model_type == "align" else ViTImageProcessor
-    embedder = Embedder(model, processor=kind.from_pretrained(resolve(name), **where), batch_size=4)
+    processor_class = getattr(kakao_models, KINDS[model.config.model_type].processor)
+    embedder = Embedder(model, processor=processor_class.from_pretrained(resolve(name), **where), batch_size=4)
     embedder.name = name
     return embedder
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+import kakao_models
 from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.kinds import KINDS
 from kakao_models.data.images import load_image, load_pixels
 from kakao_models.data.preparation import Preparation
 from kakao_models.inference.frameworks import engine_class
@@ -83,21 +85,21 @@ class Embedder:
             raise ValueError(f"engine={engine!r} is of PyTorch models; {kind.__name__} runs by itself")
         if fused:
             source = _source(model, where, engine, dtype)
-            texts = source.reads_texts
+            texts, self._model_type = source.reads_texts, source.facts.model_type
         else:
             self.engine = (
                 kind(model, device=device, dtype=dtype)
                 if loaded
                 else kind.load(model, device=device, dtype=dtype, **where)
             )
-            texts = self.engine.reads_texts
+            texts, self._model_type = self.engine.reads_texts, self.engine.config.model_type
         self._processor, self._where = processor, where
         self._image_processor = image_processor or getattr(processor, "image_processor", processor)
         self._tokenizer = (tokenizer or getattr(processor, "tokenizer", None)) if texts else None
         self._reads_texts = texts
         given = {name: value for name, value in where.items() if value}
         if self._image_processor is None and not loaded:
-            self._image_processor = read_preparation(self.name, texts, given)
+            self._image_processor = read_preparation(self.name, self._model_type, given)
         if texts and self._tokenizer is None and not loaded:
             self._tokenizer = read_tokenizer(self.name, given)
         if self._image_processor is None or (texts and self._tokenizer is None):
@@ -116,7 +118,8 @@ class Embedder:
 
     def _complete(self) -> None:
         """Takes the processor's own classes where a part is missing, or is only what running the model needs."""
-        processor = _processor(self._reads_texts, self.name, self._where)
+        kind = getattr(kakao_models, KINDS[self._model_type].processor)
+        processor = kind.from_pretrained(resolve(self.name), **self._where)
         if not callable(self._image_processor):
             self._image_processor = getattr(processor, "image_processor", processor)
         if self._reads_texts and (self._tokenizer is None or isinstance(self._tokenizer, Tokenizer)):
@@ -392,12 +395,6 @@ def _source(model, where: dict, engine: str | None, dtype: str | None):
     if dtype not in (None, "auto"):
         torch_dtype(dtype)
     return Source(model, where)
-
-
-def _processor(reads_texts: bool, name: str, where: dict):
-    from kakao_models import AlignProcessor, ViTImageProcessor
-
-    return (AlignProcessor if reads_texts else ViTImageProcessor).from_pretrained(resolve(name), **where)
 
 
 def _check_unicode(index: int, text: str) -> None:

@@ -10,23 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
-
-
-def model_class_name(config: dict, name) -> str:
-    """The class for a checkpoint, by its config.json and without a framework's prefix.
-
-    Raises:
-        ValueError: another kind of model.
-    """
-    kind = config.get("model_type")
-    if kind == "align":
-        return "AlignModel"
-    if kind == "vit":
-        classifies = "ViTForImageClassification" in (config.get("architectures") or ())
-        return "ViTForImageClassification" if classifies else "ViTModel"
-    raise ValueError(
-        f"{name}: its config.json has model_type {kind!r}, wanted 'align' or 'vit'. Only ALIGN and ViT run here."
-    )
+from kakao_models.checkpoint.kinds import KINDS, kind_of, model_class_name
 
 
 class Engine:
@@ -46,9 +30,7 @@ class Engine:
 
     @staticmethod
     def check_kind(model) -> None:
-        kind = model.config.model_type
-        if kind not in ("align", "vit"):
-            raise ValueError(f"the model is of type {kind!r}, wanted 'align' or 'vit': an AlignModel or a ViT")
+        kind_of(model.config.model_type, type(model).__name__)
 
     @classmethod
     def load_model(cls, name_or_path: str | os.PathLike, dtype: Any, where: dict) -> Any:
@@ -71,7 +53,7 @@ class Engine:
 
     @property
     def reads_texts(self) -> bool:
-        return self.config.model_type == "align"
+        return KINDS[self.config.model_type].reads_texts
 
     @property
     def classifies(self) -> bool:

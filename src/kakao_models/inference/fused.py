@@ -488,11 +488,13 @@ def towers(
             "image": AlignImageTower(config.vision_config, weights, projection, pixels),
             "text": AlignTextTower(config.text_config, weights, width),
         }
-    else:
+    elif config.model_type == "vit":
         found = {"image": ViTTower(config, weights, pixels)}
         if "classifier.weight" in weights:
             classes = len(tensors["classifier.bias"])
             found["classifier"] = Classifier(found["image"], weights, classes)
+    else:
+        raise ValueError(f"a model of type {config.model_type!r} has no fused towers")
     unknown = [key for key in weights.unused() if not key.endswith(_UNREAD)]
     if unknown:
         raise ValueError(f"unknown {min(unknown)}, and {len(unknown) - 1} more")

@@ -2,11 +2,13 @@
 all the rest. Where a checkpoint is in any way unusual these give None, and the complete classes take over.
 """
 
+import importlib
 import json
 import os
 from typing import Any
 
 from kakao_models.checkpoint.hub import fetch, resolve
+from kakao_models.checkpoint.kinds import KINDS
 from kakao_models.data.preparation import Preparation
 
 _BERT = ("BertTokenizer", "BertTokenizerFast")
@@ -19,11 +21,10 @@ _NORMALIZING = {
 _MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 
 
-def read_preparation(name: str, reads_texts: bool, where: dict) -> Preparation | None:
+def read_preparation(name: str, model_type: str, where: dict) -> Preparation | None:
     """By the image processor's file, or by its part of the processor's, which comes first where a folder has both."""
-    from kakao_models.align.preparation import AlignPreparation
-    from kakao_models.vit.preparation import ViTPreparation
-
+    module = importlib.import_module(f"kakao_models.{model_type}.preparation")
+    preparation: type[Preparation] = getattr(module, KINDS[model_type].preparation)
     files = ["processor_config.json", "preprocessor_config.json"]
     if not os.path.isdir(resolve(name)):
         files.reverse()  # on the Hub a file that is not there costs a request at every start
@@ -32,7 +33,7 @@ def read_preparation(name: str, reads_texts: bool, where: dict) -> Preparation |
             values = json.loads(fetch(name, filename, **where).read_text(encoding="utf-8"))
             if filename == "processor_config.json":
                 values = values["image_processor"]
-            return (AlignPreparation if reads_texts else ViTPreparation).of(values)
+            return preparation.of(values)
         except OSError:
             continue
         except (ValueError, TypeError, KeyError, AttributeError):

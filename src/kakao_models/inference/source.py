@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+import kakao_models
 from kakao_models.align.blocks import round_filters
 from kakao_models.checkpoint.hub import fetch, read_config, resolve
-from kakao_models.inference.engine import model_class_name
+from kakao_models.checkpoint.kinds import KINDS, model_class_name
 from kakao_models.inference.engines import TorchEngine
 from kakao_models.inference.fused import Pixels, tensors_of, towers
 
@@ -78,14 +79,12 @@ class Source:
         """The configuration."""
         if not isinstance(self.facts, SimpleNamespace):
             return self.facts
-        from kakao_models import AlignConfig, ViTConfig
-
-        kind = AlignConfig if self.facts.model_type == "align" else ViTConfig
-        return kind.from_pretrained(resolve(self._model), **self._where)
+        config_class = getattr(kakao_models, KINDS[self.facts.model_type].config)
+        return config_class.from_pretrained(resolve(self._model), **self._where)
 
     @property
     def reads_texts(self) -> bool:
-        return self.facts.model_type == "align"
+        return KINDS[self.facts.model_type].reads_texts
 
     @property
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor] | None:

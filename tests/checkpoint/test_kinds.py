@@ -1,0 +1,55 @@
+"""A kind of model is known wherever models are read, run and converted: each place that does not know one fails here."""
+
+import numpy as np
+import pytest
+import tiny
+from tolerances import TOLERANCE
+
+import kakao_models
+from kakao_models import Embedder
+from kakao_models.checkpoint.convert import convert
+from kakao_models.checkpoint.info import describe
+from kakao_models.checkpoint.kinds import KINDS, kind_of, model_class_name
+
+
+@pytest.fixture(params=KINDS)
+def folder(request, tmp_path):
+    return getattr(tiny, f"{request.param}_folder")(tmp_path / request.param)
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_the_names_are_public(model_type):
+    kind = KINDS[model_type]
+    assert getattr(kakao_models, kind.config).model_type == model_type
+    for name in (
+        kind.processor,
+        *kind.models,
+        *(f"{prefix}{name}" for prefix in ("TF", "Flax") for name in kind.models),
+    ):
+        assert name in kakao_models.__all__
+
+
+def test_info_knows_it(folder):
+    assert describe(folder)["towers"]
+
+
+def test_it_runs_fast_as_it_runs_plainly(folder):
+    kind, pictures = kind_of(Embedder(folder).config.model_type, folder), [tiny.picture(seed) for seed in range(3)]
+    model, processor = (
+        getattr(kakao_models, name).from_pretrained(folder) for name in (kind.models[-1], kind.processor)
+    )
+    fast, plain = (embedder.images(pictures) for embedder in (Embedder(folder), Embedder(model, processor=processor)))
+    assert np.abs(fast - plain).max() <= TOLERANCE["batching"] * max(1, np.abs(plain).max())
+
+
+def test_its_folder_is_converted_with_proof(folder, tmp_path):
+    assert convert(folder, tmp_path / "out")["proof"]
+
+
+def test_the_class_is_the_one_that_config_json_names():
+    named = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    assert model_class_name(named, "x") == "ViTForImageClassification"
+    assert model_class_name({"model_type": "vit"}, "x") == "ViTModel"
+    assert model_class_name({"model_type": "vit", "architectures": ["Other"]}, "x") == "ViTModel"
+    with pytest.raises(ValueError, match="x: model_type is 'clip', wanted 'align' or 'vit'"):
+        model_class_name({"model_type": "clip"}, "x")
