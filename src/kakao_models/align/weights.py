@@ -6,6 +6,7 @@ each of a block's layers: `{b:bn}` is the number of the layer `bn` of block b.
 Index sets: b blocks of the image tower  x those of them that expand  l layers of the text tower
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig
@@ -18,31 +19,26 @@ _LAYER = "text_model.encoder.layer.{l}"
 _TPU_LAYER = _TEXT + "/encoder/layer/{l}"
 
 
-def _same(key: str, kind: str, tpu: str) -> Row:
-    """A row of a module that goes by its key in our classes too."""
-    return Row(key, kind, key, tpu)
-
-
 ROWS = (
-    _same("vision_model.embeddings.convolution", "conv", _IMAGE + "0"),
-    _same("vision_model.embeddings.batchnorm", "batchnorm", _IMAGE + "1"),
-    _same(_BLOCK + ".{x}.expansion.expand_conv", "conv", _IMAGE + "{x:expand_conv}"),
-    _same(_BLOCK + ".{x}.expansion.expand_bn", "batchnorm", _IMAGE + "{x:expand_bn}"),
-    _same(_BLOCK + ".{b}.depthwise_conv.depthwise_conv", "depthwise", _IMAGE + "{b:dwconv}"),
-    _same(_BLOCK + ".{b}.depthwise_conv.depthwise_norm", "batchnorm", _IMAGE + "{b:bn}"),
-    _same(_BLOCK + ".{b}.squeeze_excite.reduce", "conv_bias", _IMAGE + "{b:se_reduce}"),
-    _same(_BLOCK + ".{b}.squeeze_excite.expand", "conv_bias", _IMAGE + "{b:se_expand}"),
-    _same(_BLOCK + ".{b}.projection.project_conv", "conv", _IMAGE + "{b:project_conv}"),
-    _same(_BLOCK + ".{b}.projection.project_bn", "batchnorm", _IMAGE + "{b:project_bn}"),
-    _same("visual_projection", "dense", "image_encoder/layer_with_weights-1"),
-    _same("text_model.embeddings.word_embeddings", "embedding", _TEXT + "/embeddings/weight"),
+    Row.same("vision_model.embeddings.convolution", "conv", _IMAGE + "0"),
+    Row.same("vision_model.embeddings.batchnorm", "batchnorm", _IMAGE + "1"),
+    Row.same(_BLOCK + ".{x}.expansion.expand_conv", "conv", _IMAGE + "{x:expand_conv}"),
+    Row.same(_BLOCK + ".{x}.expansion.expand_bn", "batchnorm", _IMAGE + "{x:expand_bn}"),
+    Row.same(_BLOCK + ".{b}.depthwise_conv.depthwise_conv", "depthwise", _IMAGE + "{b:dwconv}"),
+    Row.same(_BLOCK + ".{b}.depthwise_conv.depthwise_norm", "batchnorm", _IMAGE + "{b:bn}"),
+    Row.same(_BLOCK + ".{b}.squeeze_excite.reduce", "conv_bias", _IMAGE + "{b:se_reduce}"),
+    Row.same(_BLOCK + ".{b}.squeeze_excite.expand", "conv_bias", _IMAGE + "{b:se_expand}"),
+    Row.same(_BLOCK + ".{b}.projection.project_conv", "conv", _IMAGE + "{b:project_conv}"),
+    Row.same(_BLOCK + ".{b}.projection.project_bn", "batchnorm", _IMAGE + "{b:project_bn}"),
+    Row.same("visual_projection", "dense", "image_encoder/layer_with_weights-1"),
+    Row.same("text_model.embeddings.word_embeddings", "embedding", _TEXT + "/embeddings/weight"),
     # The original's position table goes by its second name in the object graph, plain "embeddings".
-    _same("text_model.embeddings.position_embeddings", "embedding", _TEXT + "/embeddings/embeddings"),
-    _same("text_model.embeddings.token_type_embeddings", "embedding", _TEXT + "/embeddings/token_type_embeddings"),
-    _same("text_model.embeddings.LayerNorm", "norm", _TEXT + "/embeddings/LayerNorm"),
-    _same(_LAYER + ".attention.self.query", "dense", _TPU_LAYER + "/attention/self_attention/query"),
-    _same(_LAYER + ".attention.self.key", "dense", _TPU_LAYER + "/attention/self_attention/key"),
-    _same(_LAYER + ".attention.self.value", "dense", _TPU_LAYER + "/attention/self_attention/value"),
+    Row.same("text_model.embeddings.position_embeddings", "embedding", _TEXT + "/embeddings/embeddings"),
+    Row.same("text_model.embeddings.token_type_embeddings", "embedding", _TEXT + "/embeddings/token_type_embeddings"),
+    Row.same("text_model.embeddings.LayerNorm", "norm", _TEXT + "/embeddings/LayerNorm"),
+    Row.same(_LAYER + ".attention.self.query", "dense", _TPU_LAYER + "/attention/self_attention/query"),
+    Row.same(_LAYER + ".attention.self.key", "dense", _TPU_LAYER + "/attention/self_attention/key"),
+    Row.same(_LAYER + ".attention.self.value", "dense", _TPU_LAYER + "/attention/self_attention/value"),
     Row(
         _LAYER + ".attention.output.dense",
         "dense",
@@ -55,18 +51,18 @@ ROWS = (
         _LAYER + ".attention.output_layer.LayerNorm",
         _TPU_LAYER + "/attention/dense_output/LayerNorm",
     ),
-    _same(_LAYER + ".intermediate.dense", "dense", _TPU_LAYER + "/intermediate/dense"),
+    Row.same(_LAYER + ".intermediate.dense", "dense", _TPU_LAYER + "/intermediate/dense"),
     Row(_LAYER + ".output.dense", "dense", _LAYER + ".output_layer.dense", _TPU_LAYER + "/bert_output/dense"),
     Row(
         _LAYER + ".output.LayerNorm", "norm", _LAYER + ".output_layer.LayerNorm", _TPU_LAYER + "/bert_output/LayerNorm"
     ),
-    _same("text_model.pooler.dense", "dense", _TEXT + "/pooler/dense"),
-    _same("text_projection", "dense", "text_encoder/layer_with_weights-1"),
-    _same("temperature", "array", "temperature"),
+    Row.same("text_model.pooler.dense", "dense", _TEXT + "/pooler/dense"),
+    Row.same("text_projection", "dense", "text_encoder/layer_with_weights-1"),
+    Row.same("temperature", "array", "temperature"),
 )
 
 
-def index_sets(config: AlignConfig) -> dict[str, list[Index]]:
+def index_sets(config: AlignConfig) -> dict[str, Sequence[int]]:
     """The members of the index sets of `ROWS`."""
     return _image_sets(config.vision_config) | _text_sets(config.text_config)
 
@@ -85,8 +81,8 @@ def _image_sets(config: AlignVisionConfig) -> dict[str, list[Index]]:
     return {"b": blocks, "x": expanding}
 
 
-def _text_sets(config: AlignTextConfig) -> dict[str, list[Index]]:
-    return {"l": [Index(i) for i in range(config.num_hidden_layers)]}
+def _text_sets(config: AlignTextConfig) -> dict[str, range]:
+    return {"l": range(config.num_hidden_layers)}
 
 
 def align_tpu_slots(config: AlignConfig) -> list[Slot]:

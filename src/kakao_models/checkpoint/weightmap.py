@@ -89,6 +89,11 @@ class Row:
     path: str  # the attribute path in our Keras and NNX classes
     tpu: str  # the module's key in a checkpoint of the original program
 
+    @classmethod
+    def same(cls, key: str, kind: str, tpu: str) -> "Row":
+        """Of a module that goes by its key in our classes too."""
+        return cls(key, kind, key, tpu)
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -115,17 +120,17 @@ class Index(int):
         return str(self.layers[spec]) if spec else str(int(self))
 
 
-def tpu_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[Index]]) -> list[Slot]:
+def tpu_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]]) -> list[Slot]:
     """The slots of a model against a checkpoint of the original program.
 
     Args:
         rows: the rows of the model's table that apply to its configuration.
-        index_sets: the members of each index set that the rows name.
+        index_sets: the members of each index set that the rows name: plain numbers, or `Index`.
     """
     return list(_slots(rows, index_sets, TPU, "/", lambda row: row.tpu))
 
 
-def framework_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[Index]], dialect: str) -> list[Slot]:
+def framework_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]], dialect: str) -> list[Slot]:
     """The slots of a model against our class in a framework: a local key is the attribute path of a variable.
 
     Args:
@@ -137,7 +142,7 @@ def framework_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[Index
 
 def _slots(
     rows: Iterable[Row],
-    index_sets: Mapping[str, Iterable[Index]],
+    index_sets: Mapping[str, Iterable[int]],
     dialect: Mapping[str, Mapping[str, tuple[str, str]]],
     separator: str,
     local: Callable[[Row], str],

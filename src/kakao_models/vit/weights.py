@@ -5,7 +5,7 @@ Index set: l layers
 
 from dataclasses import replace
 
-from kakao_models.checkpoint.weightmap import Index, Row, Slot, framework_slots, tpu_slots
+from kakao_models.checkpoint.weightmap import Row, Slot, framework_slots, tpu_slots
 from kakao_models.vit.config import ViTConfig
 
 # The original program wrote its checkpoints in three ways, which differ in what stands before the keys:
@@ -21,15 +21,10 @@ _OURS = "vit.layer.{l}"  # Keras keeps the name `layers` for itself
 _TPU_LAYER = "enc_layers/{l}"
 
 
-def _same(key: str, kind: str, tpu: str) -> Row:
-    """A row of a module that goes by its key in our classes too."""
-    return Row(key, kind, key, tpu)
-
-
 ROWS = (
-    _same("vit.embeddings.cls_token", "array", "class_emb"),
-    _same("vit.embeddings.position_embeddings", "array", "pos_emb"),
-    _same("vit.embeddings.patch_embeddings.projection", "conv_bias", "embedding"),
+    Row.same("vit.embeddings.cls_token", "array", "class_emb"),
+    Row.same("vit.embeddings.position_embeddings", "array", "pos_emb"),
+    Row.same("vit.embeddings.patch_embeddings.projection", "conv_bias", "embedding"),
     Row(_LAYER + ".layernorm_before", "norm", _OURS + ".layernorm_before", _TPU_LAYER + "/layernorm1"),
     Row(_LAYER + ".attention.attention.query", "dense", _OURS + ".attention.q_proj", _TPU_LAYER + "/att/query_dense"),
     Row(_LAYER + ".attention.attention.key", "dense", _OURS + ".attention.k_proj", _TPU_LAYER + "/att/key_dense"),
@@ -38,11 +33,11 @@ ROWS = (
     Row(_LAYER + ".layernorm_after", "norm", _OURS + ".layernorm_after", _TPU_LAYER + "/layernorm2"),
     Row(_LAYER + ".intermediate.dense", "dense", _OURS + ".mlp.fc1", _TPU_LAYER + "/mlp/layer_with_weights-0"),
     Row(_LAYER + ".output.dense", "dense", _OURS + ".mlp.fc2", _TPU_LAYER + "/mlp/layer_with_weights-1"),
-    _same("vit.layernorm", "norm", "norm"),
+    Row.same("vit.layernorm", "norm", "norm"),
 )
-REPRESENTATION = _same("vit.pooler.dense", "dense", "representation")
+REPRESENTATION = Row.same("vit.pooler.dense", "dense", "representation")
 # Part of no released checkpoint: what a backbone made with use_mask_token has beside
-MASK_TOKEN = _same("vit.embeddings.mask_token", "array", "")
+MASK_TOKEN = Row.same("vit.embeddings.mask_token", "array", "")
 HEAD = "classifier"
 
 
@@ -59,8 +54,8 @@ def vit_tpu_slots(config: ViTConfig, spelling: str = "manager") -> list[Slot]:
     rows = [*ROWS, REPRESENTATION] if config.representation_size else ROWS
     rows = [replace(row, tpu=backbone + row.tpu) for row in rows]
     if head is not None:
-        rows.append(_same(HEAD, "dense", head))
-    return tpu_slots(rows, {"l": [Index(i) for i in range(config.num_hidden_layers)]})
+        rows.append(Row.same(HEAD, "dense", head))
+    return tpu_slots(rows, {"l": range(config.num_hidden_layers)})
 
 
 def vit_slots(
@@ -84,7 +79,7 @@ def vit_slots(
         plain = tuple(_LAYER + f".attention.attention.{name}" for name in ("query", "key", "value"))
         rows = [replace(row, kind="matrix") if row.key in plain else row for row in rows]
     if head and config.num_labels > 0:
-        rows.append(_same(HEAD, "dense", ""))
+        rows.append(Row.same(HEAD, "dense", ""))
     if not head:
         rows = [replace(row, path=row.path.removeprefix("vit.")) for row in rows]
-    return framework_slots(rows, {"l": [Index(i) for i in range(config.num_hidden_layers)]}, dialect)
+    return framework_slots(rows, {"l": range(config.num_hidden_layers)}, dialect)
