@@ -452,6 +452,11 @@ def test_outputs_are_pytrees_with_three_ways_in(folder):
     assert isinstance(as_tuple, tuple) and isinstance(as_tuple[-1], tuple) and len(as_tuple) == len(output)
 
 
+def test_the_text_tower_goes_without_its_pooler(folder):
+    texts = batch()["input_ids"].astype(np.int32)
+    assert FlaxAlignTextModel.from_pretrained(folder, add_pooling_layer=False)(texts).pooler_output is None
+
+
 def test_exports_to_stablehlo(folder):
     """For any number of texts, without the model's code."""
     graph, state = nnx.split(FlaxAlignTextModel.from_pretrained(folder))

@@ -122,6 +122,7 @@ def test_towers_load_from_a_whole_checkpoint(theirs, ours):
         pixels = x.pop("pixel_values")
         torch.testing.assert_close(text(**x).last_hidden_state, whole.text_model_output.last_hidden_state)
         torch.testing.assert_close(vision(pixels).pooler_output, whole.vision_model_output.pooler_output)
+    assert AlignTextModel.from_pretrained(theirs[1], add_pooling_layer=False).pooler is None
 
 
 def test_a_tower_saved_alone_loads_again(theirs, tmp_path):

@@ -384,9 +384,6 @@ class FlaxAlignTextPooler(nnx.Module):
 class FlaxAlignPreTrainedModel(FlaxLoading):
     config_class = AlignConfig
 
-    def _slots(self) -> list[Slot]:
-        return align_slots(self.config, "nnx")
-
     # What a mesh axis may split: these layers by their output channels, or the kernels of these by their input channels.
     tensor_parallel_columns = (
         r".*\.self\.(query|key|value)", r".*\.intermediate\.dense",
@@ -394,13 +391,22 @@ class FlaxAlignPreTrainedModel(FlaxLoading):
     )  # fmt: skip
     tensor_parallel_rows = (r".*\.output_layer\.dense", r".*\.squeeze_excite\.reduce", r".*\.projection\.project_conv")
 
+    def _slots(self) -> list[Slot]:
+        slots = align_slots(self.config, "nnx")
+        if isinstance(self, FlaxAlignTextModel) and self.pooler is None:
+            slots = [slot for slot in slots if not slot.key.startswith("text_model.pooler.")]
+        return slots
+
 
 class FlaxAlignTextModel(FlaxAlignPreTrainedModel):
     """The text tower. `pooler_output` is BERT's pooler, which ALIGN itself does not use."""
 
     config_class = AlignTextConfig
-    key_prefix, is_base = "text_model.", True
-    tensors_elsewhere = (r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    key_prefix = "text_model."
+    is_base = True
+    tensors_elsewhere = (
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\."
+    )  # fmt: skip
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True, *, rngs: nnx.Rngs):
         super().__init__(config)
@@ -447,7 +453,8 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
     """The image tower. `pooler_output` (B, C) is the mean of the last block's map, at any image size."""
 
     config_class = AlignVisionConfig
-    key_prefix, is_base = "vision_model.", True
+    key_prefix = "vision_model."
+    is_base = True
     tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
 
     def __init__(self, config: AlignVisionConfig, *, rngs: nnx.Rngs):

@@ -397,6 +397,9 @@ class AlignPreTrainedModel(BijectiveLoading, PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r".*embeddings\.position_ids", r".*embeddings\.token_type_ids"]
     _keys_to_ignore_on_load_missing = [r".*num_batches_tracked"]
 
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -419,7 +422,9 @@ class AlignTextModel(AlignPreTrainedModel):
     config_class = AlignTextConfig
     base_model_prefix = "text_model"
     input_modalities = ("text",)
-    tensors_elsewhere = (r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    tensors_elsewhere = (
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"(text_model\.)?pooler\."
+    )  # fmt: skip
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
         config = self.config_class.from_config(config)
@@ -468,7 +473,7 @@ class AlignTextModel(AlignPreTrainedModel):
             hidden_states=states,
             attentions=attentions,
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _attention_mask(self, x: torch.Tensor, attention_mask: torch.Tensor | None, output_attentions: bool):
         if not (output_attentions or self.config._attn_implementation == "eager"):
@@ -522,7 +527,7 @@ class AlignVisionModel(AlignPreTrainedModel):
             pooler_output=x.mean((2, 3)) if self.config.pooling_type == "mean" else x.amax((2, 3)),  # (B, C)
             hidden_states=states,
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
 class AlignModel(AlignPreTrainedModel):
@@ -558,7 +563,7 @@ class AlignModel(AlignPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         output.pooler_output = self._project_text(output)
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def get_image_features(
         self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs
@@ -566,7 +571,7 @@ class AlignModel(AlignPreTrainedModel):
         """Output of the image tower with the image features (B, P), not normalised, as `pooler_output`."""
         output = self.vision_model(pixel_values, return_dict=True, **kwargs)
         output.pooler_output = self._project_image(output)
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _project_text(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
         return self.text_projection(output.last_hidden_state[:, 0])  # (B, P)
@@ -618,11 +623,7 @@ class AlignModel(AlignPreTrainedModel):
             text_model_output=text,
             vision_model_output=vision,
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
-
-
-def _wants_dict(model: PreTrainedModel, return_dict: bool | None) -> bool:
-    return model.config.return_dict if return_dict is None else return_dict
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
 AutoModel.register(AlignConfig, AlignModel, exist_ok=True)
