@@ -1,4 +1,5 @@
-"""ALIGN in Flax NNX (Jia et al. 2021), with the semantics of Kakao Brain's original program.
+"""ALIGN in Flax NNX (Jia et al. 2021), with the semantics of Kakao Brain's original program: the same as
+modeling_torch.py.
 
 `pixel_values` and all maps that models return are (B, C, H, W), as in PyTorch; inside, channels come last.
 

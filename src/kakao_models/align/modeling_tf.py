@@ -13,6 +13,7 @@ from keras import ops
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
 from kakao_models.align.weights import align_slots
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras_model import (
     Layer,
     ModelOutput,
@@ -475,7 +476,7 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
             hidden_states=states,
             attentions=attentions,
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
 class TFAlignVisionModel(TFAlignPreTrainedModel):
@@ -511,7 +512,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
             pooler_output=ops.mean(x, (1, 2)) if self.config.pooling_type == "mean" else ops.max(x, (1, 2)),  # (B, C)
             hidden_states=None if states is None else tuple(_channels_first(state) for state in states),
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
 class TFAlignModel(TFAlignPreTrainedModel):
@@ -551,7 +552,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         output.pooler_output = self._project_text(output)
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def get_image_features(
         self, pixel_values, return_dict: bool | None = None, **kwargs
@@ -559,7 +560,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
         """Output of the image tower with the image features (B, P), not normalised, as `pooler_output`."""
         output = self.vision_model(pixel_values, return_dict=True, **kwargs)
         output.pooler_output = self._project_image(output)
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _project_text(self, output: TFBaseModelOutputWithPooling):
         return self.text_projection(output.last_hidden_state[:, 0])  # (B, P)
@@ -614,7 +615,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
             text_model_output=text,
             vision_model_output=vision,
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """This replica's share of `contrastive_loss` over the global batch: the shares of all replicas add up to it."""
@@ -641,10 +642,9 @@ class TFAlignModel(TFAlignPreTrainedModel):
         return (output, *state) if state else output
 
     def signatures(self) -> dict[str, tuple]:
-        size, text = self.config.vision_config.image_size, ((None, None), "int32")
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = as_pair(self.config.vision_config.image_size)
         pixels = {"pixel_values": ((None, self.config.vision_config.num_channels, height, width), "float32")}
-        tokens = {"input_ids": text, "attention_mask": text}
+        tokens = dict.fromkeys(("input_ids", "attention_mask"), ((None, None), "int32"))
 
         def logits(**inputs):
             output = self(**inputs, training=False)
@@ -665,7 +665,3 @@ class TFAlignModel(TFAlignPreTrainedModel):
 
 def _channels_first(x):
     return ops.transpose(x, (0, 3, 1, 2))
-
-
-def _wants_dict(model: TFAlignPreTrainedModel, return_dict: bool | None) -> bool:
-    return model.config.return_dict if return_dict is None else return_dict

@@ -24,6 +24,11 @@ _KNOWN_TO_TRANSFORMERS = frozenset(
 )
 
 
+def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that may be a single number."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 class StrictConfig(PreTrainedConfig):
     """Mixin for configuration classes: an unknown field is a `ValueError` that suggests the right name.
 

@@ -98,6 +98,9 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         self.config = config
         self.built = True
 
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
     def __call__(self, *args, **kwargs):
         """`model(pixels)`, `model(pixel_values=pixels)` or, as `fit` and Keras' functional models give inputs, a mapping of
         arguments: `model({"pixel_values": pixels}, training=True)`.

@@ -4,7 +4,6 @@ The two share neither code nor weight table. Every stage is compared, so that a 
 and each reads the weights of a stage when it comes to it: neither model is ever in memory.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
+import kakao_models
 from kakao_models.align import reference as align_reference
 from kakao_models.align.config import AlignConfig
+from kakao_models.checkpoint.config import as_pair
+from kakao_models.checkpoint.hub import read_config
+from kakao_models.checkpoint.kinds import model_class_name
 from kakao_models.checkpoint.mapped import forget_pages
 from kakao_models.checkpoint.source import Source
 from kakao_models.vit import reference as vit_reference
-from kakao_models.vit.config import as_pair
 from kakao_models.vit.weights import TPU_SPELLINGS
 
 # Of the root mean square of a stage. Two float32 programs differ by 1e-4 at the very most after 55 blocks (the original
@@ -77,24 +79,16 @@ def load_model(family: str, folder: Path):
     """The model in `folder`, in PyTorch, through the loader that users go through. Its weights stay on disk, mapped; of
     those that a forward touches, no more than a block's stay in memory.
     """
-    if family == "align":
-        from kakao_models.align.modeling_torch import AlignModel as Model
-    elif family == "efficientnet":
-        from kakao_models.align.modeling_torch import AlignVisionModel as Model
+    if family == "efficientnet":
+        name = "AlignVisionModel"  # a model of its own only to a conversion
     else:
-        from kakao_models.vit.modeling_torch import ViTForImageClassification, ViTModel
-
-        Model = ViTForImageClassification if _has_head(folder) else ViTModel
-    model = Model.from_pretrained(folder, dtype="float32")
+        name = model_class_name(read_config(Path(folder, "config.json")), folder)
+    model = getattr(kakao_models, name).from_pretrained(folder, dtype="float32")
     files = sorted(Path(folder).glob("*.safetensors"))
     for module in model.modules():
         if type(module).__name__ in model._no_split_modules:
             module.register_forward_hook(lambda *_: forget_pages(files))
     return model
-
-
-def _has_head(folder: Path) -> bool:
-    return "ViTForImageClassification" in json.loads((folder / "config.json").read_text())["architectures"]
 
 
 def fixed_pixels(height: int, width: int) -> np.ndarray:

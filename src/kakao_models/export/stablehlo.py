@@ -102,7 +102,7 @@ def _image(model, contract: Contract, images: jax.Array) -> jax.Array:
     pixels = _prepare(images, contract.pixels)
     if hasattr(model, "get_image_features"):
         return _finished(model.get_image_features(pixels, return_dict=True).pooler_output, contract)
-    output = (model.vit if hasattr(model, "vit") else model)(pixels, return_dict=True)
+    output = model.backbone()(pixels, return_dict=True)
     pooled = output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
     return _finished(pooled, contract)
 

@@ -54,7 +54,7 @@ class FlaxEngine(Engine):
         return cls(cls.load_model(name_or_path, _dtype(dtype or "float32"), where), device=device)
 
     def _pooled_width(self) -> int | None:
-        pooler = _backbone(self.model).pooler
+        pooler = self.model.backbone().pooler
         return None if pooler is None else pooler.dense.out_features
 
     @property
@@ -91,19 +91,15 @@ class FlaxEngine(Engine):
         return function(nnx.merge(self._graph, state), *arrays).astype(jnp.float32)
 
 
-def _backbone(model):
-    return model.vit if hasattr(model, "vit") else model
-
-
 def _features(model, pixels):
     if isinstance(model, FlaxAlignModel):
         return model.get_image_features(pixels, return_dict=True).pooler_output
-    output = _backbone(model)(pixels, return_dict=True)
+    output = model.backbone()(pixels, return_dict=True)
     return output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
 
 
 def _hidden(model, pixels):
-    tower = model.vision_model if isinstance(model, FlaxAlignModel) else _backbone(model)
+    tower = model.vision_model if isinstance(model, FlaxAlignModel) else model.backbone()
     return tower(pixels, return_dict=True).last_hidden_state
 
 

@@ -4,7 +4,7 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 
-from kakao_models.checkpoint.config import StrictConfig
+from kakao_models.checkpoint.config import StrictConfig, as_pair
 
 # (layers, width, heads); the inner layer has four times the width. Ti and S: Touvron et al. 2020; B and L: Dosovitskiy
 # et al. 2020. The released COYO-ViT is L with patches of 16.
@@ -54,11 +54,6 @@ class ViTConfig(StrictConfig, transformers.ViTConfig):
             num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
         )
         return cls(**(sizes | kwargs))
-
-
-def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that may be a single number."""
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 AutoConfig.register("vit", ViTConfig, exist_ok=True)

@@ -1,4 +1,5 @@
-"""ViT in Flax NNX (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original program.
+"""ViT in Flax NNX (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original program: the same as
+modeling_torch.py.
 
 `pixel_values` are (B, C, height, width), as in PyTorch; inside, channels come last.
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.flax import (
     ACT2FN,
     FlaxBaseModelOutputWithPooling,
@@ -24,7 +26,7 @@ from kakao_models.checkpoint.flax import (
     wide_dtype,
 )
 from kakao_models.checkpoint.weightmap import Slot
-from kakao_models.vit.config import ViTConfig, as_pair
+from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading
 from kakao_models.vit.weights import vit_slots
 
@@ -198,14 +200,23 @@ class FlaxViTPreTrainedModel(ViTLoading, FlaxLoading):
     tensor_parallel_columns = (r".*\.[qkv]_proj", r".*\.fc1")
     tensor_parallel_rows = (r".*\.o_proj", r".*\.fc2")
 
+    def backbone(self) -> "FlaxViTModel":
+        return self if self.is_base else self.vit
+
     def set_image_size(self, image_size: int | list[int] | tuple[int, int]) -> None:
         """Makes the model one for images of this size (height, width): resizes its position embeddings, a new parameter.
 
         Call it before building an optimizer. A single call at another size needs only `interpolate_pos_encoding=True`.
         """
-        base = self if self.is_base else self.vit
-        self.config.image_size = base.config.image_size = image_size
-        base.embeddings.set_image_size(image_size)
+        self.backbone().embeddings.set_image_size(image_size)
+        self.config.image_size = self.backbone().config.image_size = image_size
+
+    def _slots(self) -> list[Slot]:
+        base = self.backbone()
+        return vit_slots(
+            self.config, "nnx", head=base is not self, pooler=base.pooler is not None,
+            mask_token=base.embeddings.mask_token is not None,
+        )  # fmt: skip
 
 
 class FlaxViTModel(FlaxViTPreTrainedModel):
@@ -236,10 +247,6 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.pooler = FlaxViTPooler(config, rngs=rngs) if add_pooling_layer else None
         self.gradient_checkpointing = False
-
-    def _slots(self) -> list[Slot]:
-        mask_token = self.embeddings.mask_token is not None
-        return vit_slots(self.config, "nnx", head=False, pooler=self.pooler is not None, mask_token=mask_token)
 
     def __call__(
         self,
@@ -292,9 +299,6 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         # The original's head starts at zero: every class has probability 1/2, or 1/classes.
         head = partial(nnx.Linear, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.classifier = head(config.num_labels) if config.num_labels > 0 else None
-
-    def _slots(self) -> list[Slot]:
-        return vit_slots(self.config, "nnx")
 
     def __call__(
         self,

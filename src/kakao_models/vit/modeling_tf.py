@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras_model import (
     Layer,
     ModelOutput,
@@ -24,7 +25,7 @@ from kakao_models.checkpoint.keras_model import (
     global_count,
     layer_norm,
 )
-from kakao_models.vit.config import ViTConfig, as_pair
+from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading
 from kakao_models.vit.weights import vit_slots
 
@@ -205,7 +206,7 @@ class TFViTPreTrainedModel(ViTLoading, TFPreTrainedModel):
     """
 
     def backbone(self) -> "TFViTModel":
-        return self.vit if isinstance(self, TFViTForImageClassification) else self
+        return self if self.is_base else self.vit
 
     def set_image_size(self, image_size: int | list[int] | tuple[int, int]) -> None:
         """Makes the model one for images of this size (height, width): resizes its position embeddings, a new variable.
@@ -268,16 +269,16 @@ class TFViTModel(TFViTPreTrainedModel):
         bool_masked_pos=None,  # (B, H*W), true for patches to hide, of a model with use_mask_token
         interpolate_pos_encoding: bool | None = None,
         attention_mask=None,  # (B, L)
-        output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFBaseModelOutputWithPooling:
         check_images(self, pixel_values)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         x = self.embeddings(
             pixel_values, bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding, training=training
         )
@@ -290,11 +291,11 @@ class TFViTModel(TFViTPreTrainedModel):
         x = self.layernorm(x)
         output = TFBaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=None if self.pooler is None else self.pooler(x),
+            pooler_output=self.pooler(x) if self.pooler is not None else None,
             hidden_states=states,
             attentions=attentions,
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
 class TFViTForImageClassification(TFViTPreTrainedModel):
@@ -323,14 +324,14 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         labels=None,  # (B,) class numbers, or (B, classes) for several labels an image
         interpolate_pos_encoding: bool | None = None,
         attention_mask=None,  # (B, L)
-        output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFImageClassifierOutput:
         outputs = self.vit(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, attention_mask=attention_mask,
-            output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True,
             training=training,
         )  # fmt: skip
         pooled = outputs.last_hidden_state[:, 0] if self.vit.pooler is None else outputs.pooler_output  # (B, D or R)
@@ -341,7 +342,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if _wants_dict(self, return_dict) else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _loss(self, logits, labels):
         """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
@@ -396,7 +397,3 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
 def _labels(x, y):
     """Of a batch of `fit`: beside its inputs, or among them, as in datasets made for transformers 4."""
     return x.get("labels") if y is None and isinstance(x, Mapping) else y
-
-
-def _wants_dict(model: TFViTPreTrainedModel, return_dict: bool | None) -> bool:
-    return model.config.return_dict if return_dict is None else return_dict

@@ -18,8 +18,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit import modeling_vit as base
 from transformers.utils.generic import can_return_tuple
 
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.torch import BijectiveLoading
-from kakao_models.vit.config import ViTConfig, as_pair
+from kakao_models.vit.config import ViTConfig
 
 _WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # of a file on the Hub
 

@@ -5,8 +5,9 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.pretrained import PretrainedLoading, Stored
-from kakao_models.vit.config import ViTConfig, as_pair
+from kakao_models.vit.config import ViTConfig
 
 
 class ViTLoading(PretrainedLoading):

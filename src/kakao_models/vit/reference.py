@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from kakao_models.vit.config import ViTConfig, as_pair
+from kakao_models.checkpoint.config import as_pair
+from kakao_models.vit.config import ViTConfig
 
 
 def image_stages(
@@ -63,7 +64,7 @@ def image_stages(
         yield f"keys {position}", k  # softmax takes what their bias adds away again: later stages don't show it
         q, k, v = map(heads, (q, k, v))
         scores = q @ k.swapaxes(2, 3) / dtype(math.sqrt(q.shape[-1]))  # (B, N, L, L)
-        attended = (_softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
+        attended = (softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
         x = x + dense(attended, f"{key}/att/combine_heads")
         y = activation(dense(layer_norm(x, f"{key}/layernorm2"), f"{key}/mlp/layer_with_weights-0"))
         x = x + dense(y, f"{key}/mlp/layer_with_weights-1")
@@ -78,7 +79,7 @@ def image_stages(
         yield "logits", dense(features, head)
 
 
-def _softmax(x: np.ndarray) -> np.ndarray:
+def softmax(x: np.ndarray) -> np.ndarray:
     x = x - x.max(-1, keepdims=True)
     np.exp(x, out=x)
     x /= x.sum(-1, keepdims=True)
@@ -91,18 +92,18 @@ def activation_named(name: str) -> Callable[[np.ndarray], np.ndarray]:
     Raises:
         ValueError: one that is not here.
     """
-    known = {"gelu": _gelu, "gelu_new": _tanh_gelu, "gelu_pytorch_tanh": _tanh_gelu, "relu": lambda x: np.maximum(x, 0)}
+    known = {"gelu": gelu, "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu, "relu": lambda x: np.maximum(x, 0)}
     if name not in known:
         raise ValueError(f"hidden_act is {name!r}; a proof in numpy knows {', '.join(known)}")
     return known[name]
 
 
-def _gelu(x: np.ndarray) -> np.ndarray:
+def gelu(x: np.ndarray) -> np.ndarray:
     """The exact GELU, x * Phi(x)."""
     erf = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(x.dtype)
     return x * (1 + erf) / 2
 
 
-def _tanh_gelu(x: np.ndarray) -> np.ndarray:
+def tanh_gelu(x: np.ndarray) -> np.ndarray:
     """GELU in the approximation of Hendrycks & Gimpel 2016."""
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
