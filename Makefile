@@ -38,7 +38,7 @@ test: $(VENV)/.test  ## everything but full-size models
 test-slow: $(VENV)/.test  ## the tests of full-size models (up to 10 GB of memory)
 	$(BIN)/python -m pytest -m slow -n 1
 
-lint: $(VENV)/.test  ## ruff: style and imports
+lint: $(VENV)/.lint  ## ruff: style and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -48,6 +48,10 @@ clean:  ## remove the virtual environment and what tools left behind
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kakao-models needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lint: Makefile | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'ruff>=0.9'
+	touch $@
 
 $(VENV)/.main: setup.py Makefile | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(TORCH)

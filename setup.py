@@ -47,7 +47,6 @@ EXTRAS = {
     "test": [
         "pytest>=8",
         "pytest-xdist>=3",
-        "ruff>=0.9",
         "pyarrow>=18",
         "scipy>=1.14",
         "h5py>=3.11",
