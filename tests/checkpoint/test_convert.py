@@ -469,6 +469,11 @@ def test_back_from_a_folder_of_two_minds_is_refused(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
     with pytest.raises(ValueError, match="model_type is 'vit', wanted 'align'"):
         convert_back(tmp_path / "out", tmp_path / "tpu", family="align")
+    stored = (tmp_path / "out" / "config.json").read_text()
+    (tmp_path / "out" / "config.json").write_text(stored.replace("architectures", "_architectures"))
+    with pytest.raises(ValueError, match="config.json names none: its architectures say ViTModel"):
+        convert_back(tmp_path / "out", tmp_path / "tpu")
+    (tmp_path / "out" / "config.json").write_text(stored)
     shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "out" / "other.safetensors")
     with pytest.raises(ValueError, match=r"other.safetensors: .* is in another file of"):
         convert_back(tmp_path / "out", tmp_path / "tpu")

@@ -151,6 +151,11 @@ def _vit_stages(source: Source, model: nn.Module) -> list[Stage]:
     pixels = fixed_pixels(*as_pair(source.config.image_size))
     prefix, head = TPU_SPELLINGS[source.spelling]
     backbone = model.base_model
+    if head and backbone is model:
+        raise ValueError(
+            f"there is a classifier, but config.json names none: its architectures say {type(model).__name__}, wanted "
+            "ViTForImageClassification"
+        )
 
     def run() -> Outputs:
         output = backbone(_channels_first(pixels))
