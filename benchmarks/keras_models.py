@@ -17,7 +17,7 @@ import tensorflow as tf
 from common import SIZES, arguments, interleaved, show
 
 from kakao_models import TFAlignVisionModel
-from kakao_models.align import modeling_tf
+from kakao_models.align import depthwise_tf
 
 
 def towers(size: str) -> dict:
@@ -67,10 +67,10 @@ def depthwise(batch: int) -> list[list]:
         row, values = [f"{side} x {side} x {channels}, {kernel} x {kernel}, stride {stride}"], []
         for shifted in (False, True):
             for jit in (False, True):
-                modeling_tf._compiled_for_cpu, real = (lambda shifted=shifted: shifted), modeling_tf._compiled_for_cpu
-                run = tf.function(modeling_tf.depthwise_convolution, jit_compile=jit)
+                depthwise_tf._compiled_for_cpu, real = (lambda shifted=shifted: shifted), depthwise_tf._compiled_for_cpu
+                run = tf.function(depthwise_tf.depthwise_convolution, jit_compile=jit)
                 values.append(run(x, weights, stride, kernel // 2).numpy())
-                modeling_tf._compiled_for_cpu = real
+                depthwise_tf._compiled_for_cpu = real
                 start = time.perf_counter()
                 for _ in range(3):
                     run(x, weights, stride, kernel // 2).numpy()

@@ -15,7 +15,7 @@ import torch
 from tolerances import TOLERANCE
 
 from kakao_models import AlignConfig, AlignModel, TFAlignModel, TFAlignTextModel, TFAlignVisionModel
-from kakao_models.align import modeling_tf
+from kakao_models.align import depthwise_tf, modeling_tf
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.train.lamb_tf import Lamb, WarmupLinearDecay
@@ -407,11 +407,11 @@ def test_formulations_of_depthwise_convolution_agree(kernel, stride, size, monke
     x, weights = random.normal(size=(2, size, size + 1, 6)), random.normal(size=(kernel, kernel, 6, 1))
     results = []
     for shifted in (False, True):
-        monkeypatch.setattr(modeling_tf, "_compiled_for_cpu", lambda shifted=shifted: shifted)
-        results.append(modeling_tf.depthwise_convolution(tf.constant(x), tf.constant(weights), stride).numpy())
-        padded = modeling_tf.depthwise_convolution(tf.constant(x), tf.constant(weights), stride, kernel // 2)
+        monkeypatch.setattr(depthwise_tf, "_compiled_for_cpu", lambda shifted=shifted: shifted)
+        results.append(depthwise_tf.depthwise_convolution(tf.constant(x), tf.constant(weights), stride).numpy())
+        padded = depthwise_tf.depthwise_convolution(tf.constant(x), tf.constant(weights), stride, kernel // 2)
         around = tf.constant(np.pad(x, ((0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2, (0, 0))))
-        assert error(padded, modeling_tf.depthwise_convolution(around, tf.constant(weights), stride).numpy()) <= 1e-12
+        assert error(padded, depthwise_tf.depthwise_convolution(around, tf.constant(weights), stride).numpy()) <= 1e-12
     rows = range(0, size - kernel + 1, stride)
     wanted = [(x[:, i : i + kernel, :kernel] * weights[:, :, :, 0]).sum((1, 2)) for i in rows]
     for got in results:
@@ -424,7 +424,7 @@ def test_xla_gets_the_formulation_that_is_fast_there(small):
     pixels = float32(batch)["pixel_values"][:2]
 
     def tower(pixels):
-        seen.append(modeling_tf._compiled_for_cpu())
+        seen.append(depthwise_tf._compiled_for_cpu())
         return model(pixels).pooler_output
 
     wanted = tower(pixels)

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
+from kakao_models.align.depthwise_tf import depthwise_convolution
 from kakao_models.align.weights import align_slots
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras_model import (
@@ -138,39 +139,6 @@ def pad_for_stride_2(x, kernel_size: int):
     """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: the original's `correct_pad` of an unknown size."""
     low, high = kernel_size // 2 - 1, kernel_size // 2
     return ops.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
-
-
-def depthwise_convolution(x, kernel, stride: int, padding: int = 0):
-    """(B, H, W, C), (k, k, C, 1) → (B, H', W', C), after `padding` zeros on every side.
-
-    On processors, XLA convolves depthwise 9 to 60 times slower than it adds up k * k shifted products (B7's shapes).
-    """
-    size, shifting = kernel.shape[0], _compiled_for_cpu()
-    same = stride == 1 and padding == size // 2 and not shifting  # without a padded copy of x
-    if padding and not same:
-        x = ops.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    if not shifting:
-        sides = "same" if same else "valid"
-        return ops.depthwise_conv(x, kernel, strides=stride, padding=sides, data_format="channels_last")
-    height, width = ((side - size) // stride * stride + 1 for side in ops.shape(x)[1:3])
-    shifts = [(i, j) for i in range(size) for j in range(size)]
-    return sum(x[:, i : i + height : stride, j : j + width : stride] * kernel[i, j, :, 0] for i, j in shifts)
-
-
-def _compiled_for_cpu() -> bool:
-    """Whether XLA is tracing, on a machine where it compiles for the processor."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.default_backend() == "cpu"
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
-
-    if not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        return False
-    return {device.device_type for device in tf.config.list_logical_devices()} <= {"CPU", "XLA_CPU"}
 
 
 class TFAlignDepthwiseConv(Layer):
