@@ -26,8 +26,8 @@ help:  ## this list
 
 PHOTOS := src/kakao_models/photos
 demo: $(VENV)/.main  ## classify the photographs inside the package with align-tiny and draw demo.png
-	$(BIN)/kakao-models classify $(PHOTOS)/*.jpg --labels-file $(PHOTOS)/labels.txt \
-		--model align-tiny --top-k 3 --picture demo.png
+	cd $(PHOTOS) && "$(CURDIR)/$(BIN)/kakao-models" classify *.jpg --labels-file labels.txt \
+		--model align-tiny --top-k 3 --picture "$(CURDIR)/demo.png"
 	@echo "The same as a picture: demo.png"
 
 test: $(VENV)/.test  ## everything but full-size models
