@@ -61,9 +61,13 @@ def open_table(source: str, split: str | None = None) -> Table | None:
             return _Dataset(source, _load("load_from_disk", source), split)
         files = sorted(path.glob("*.parquet"))
         return _Parquet(source, files) if files else None
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/")):
+    parts = source.split("/")
+    if path.exists() or len(parts) != 2 or not all(parts) or source.startswith("."):
         raise OSError(f"{source}: there is no such folder or .parquet file, and it is no name of a data set on the Hub")
-    return _Dataset(source, _load("load_dataset", source, split=split or "test"), None)
+    try:
+        return _Dataset(source, _load("load_dataset", source, split=split or "test"), None)
+    except OSError as error:
+        raise OSError(f"{source}: there is no such folder here, and no such data set from the Hub: {error}") from error
 
 
 class _Parquet(Table):
