@@ -46,10 +46,10 @@ def build_trainer(
         OSError: `start` cannot be read.
     """
     arguments = _arguments(recipe)
+    evaluations = build_evaluations(recipe.evaluate) if recipe.evaluate else {}  # before a model is fetched
     set_seed(recipe.seed)  # for weights that are random
     build = _align if isinstance(recipe, AlignRecipe) else _vit
     model, processor, prepare, default = build(recipe, prepare_class)
-    evaluations = build_evaluations(recipe.evaluate) if recipe.evaluate else {}
     callbacks = [JsonLines(), ProgressBar(), Curves()]
     data = _data(recipe, prepare, arguments)
     return (trainer_class or default)(model, arguments, data, processor, evaluations, callbacks)
