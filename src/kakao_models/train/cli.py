@@ -41,7 +41,7 @@ def vit(config: Config, changes: Changes = None, resume: Resume = True, show: Sh
 
     [b]Example[/b]
 
-      kakao-models train vit --config vit_l16_finetune_384 start=kakaobrain/vit-large-patch16-224 data=imagenet/train
+      kakao-models train vit --config vit_l16_finetune_384 start=vit-l16-pretrain data=imagenet/train
     """
     _train("vit", config, changes or [], resume, show)
 
