@@ -38,8 +38,8 @@ def test_folders_of_classes(classes_folder, tmp_path):
         read_labelled(tmp_path / "11")
     with pytest.raises(OSError, match="there is no such folder"):
         read_labelled(tmp_path / "gone")
-    for source in ("gone/", "gone/data"):  # neither is here, and the second may be a data set's name
-        with pytest.raises(OSError, match="there is no such folder"):
+    for source in ("gone/", "gone/data", "gone.parquet"):  # none is here, and the second may be a data set's name
+        with pytest.raises(OSError, match="there is no such f"):
             read_labelled(source)
 
 

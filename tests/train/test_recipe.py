@@ -92,6 +92,17 @@ def test_changes_reach_into_mappings_and_numbers_are_numbers():
         read_recipe("align", "nothing")
 
 
+def test_what_a_recipe_names_is_looked_for_before_anything_is_fetched(tmp_path):
+    start = recipe_file(tmp_path, data="none.parquet", start="owner/model")
+    for change, message in (
+        ("evaluate.retrieval=gone.parquet", "gone.parquet"),
+        ("start=owner/model", "recipe: start: owner/model: no such folder, .* can be a folder, or align-tiny"),
+        ("start=null", "recipe: tokenizer: bert-base-uncased: no such folder, .* can be a folder, or align-tiny"),
+    ):
+        with pytest.raises(OSError, match=message):
+            run(read_recipe("align", start, [change]))
+
+
 def write_parquet(path: Path, count: int = 24) -> str:
     rows = training.records(count)
     table = {"image": [png(row["image"]) for row in rows], "captions": [row["captions"] for row in rows]}

@@ -55,6 +55,8 @@ def open_table(source: str, split: str | None = None) -> Table | None:
     """
     path = Path(source)
     if path.suffix == ".parquet":
+        if not path.exists():
+            raise FileNotFoundError(f"{source}: there is no such file")
         return _Parquet(source, [path])
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED):

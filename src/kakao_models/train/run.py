@@ -17,7 +17,7 @@ from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.align.config import AlignConfig
 from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor
-from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
 from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
@@ -47,6 +47,10 @@ def build_trainer(
     """
     arguments = _arguments(recipe)
     evaluations = build_evaluations(recipe.evaluate) if recipe.evaluate else {}  # before a model is fetched
+    if recipe.start:
+        _look_for("start", recipe.start, "config.json")
+    elif isinstance(recipe, AlignRecipe):
+        _look_for("tokenizer", recipe.tokenizer, "tokenizer_config.json")
     set_seed(recipe.seed)  # for weights that are random
     build = _align if isinstance(recipe, AlignRecipe) else _vit
     model, processor, prepare, default = build(recipe, prepare_class)
@@ -79,6 +83,16 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
         (output / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
         (output / "README.md").write_text(card(recipe, trainer, metrics), encoding="utf-8")
     return metrics
+
+
+def _look_for(key: str, name: str, file: str) -> None:
+    """Says at once that the Hub does not answer; transformers tries for a minute and does not say for what."""
+    if os.path.isdir(resolve(name)):
+        return
+    try:
+        fetch(name, file)
+    except HubUnreachable as error:
+        raise OSError(f"recipe: {key}: {error}. Without a network {key} can be a folder, or align-tiny") from error
 
 
 def _arguments(recipe: Recipe) -> TrainArguments:
