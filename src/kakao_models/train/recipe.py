@@ -178,7 +178,7 @@ def check_keys(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name, known, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
             raise ValueError(f"{what} has no key {name!r}{meant}")
 

@@ -236,7 +236,7 @@ class AlignTrainer(_BaseTrainer):
         if len(self.chunks) > 1 and self.ghost is None and _trains_batch_norm(model):
             raise ValueError(
                 "chunk_size: the image tower normalises over its whole batch (virtual_batch_size is None), which chunks "
-                "would change. Set virtual_batch_size in its configuration, or leave chunk_size out"
+                "would change. Set it (of a recipe: model.vision_config.virtual_batch_size=16), or leave chunk_size out"
             )
 
     def contrastive_loss(
