@@ -71,7 +71,9 @@ class Recipe:
 
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"recipe: give steps or epochs, one of them; got {self.steps} and {self.epochs}")
+            raise ValueError(
+                f"recipe: give steps or epochs, one of them; got {self.steps} and {self.epochs} (null takes one away)"
+            )
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"recipe: precision must be fp32, bf16 or fp16, got {self.precision!r}")
         if self.checkpointing not in (True, False, "activations", "blocks"):

@@ -2,7 +2,7 @@
 Transformers", section 3).
 
     with recorded_attention(model) as layers:
-        scores = classify("cat.jpg")  # any forward pass of the PyTorch model
+        scores = classify("cat.jpg")  # any forward pass of the model's own modules, which no engine takes
     heat = patch_map(attention_rollout(layers), model)  # (1, H, W)
 
 Axes: B batch  N heads  L tokens (the class token, then the patches row by row)  H, W rows, columns of patches
@@ -29,6 +29,11 @@ def attention_rollout(attentions: Sequence[np.ndarray], token: int = 0) -> np.nd
     Raises:
         ValueError: no layers, layers of different shapes, or rows that do not sum to 1.
     """
+    if not len(attentions):
+        raise ValueError(
+            "attentions: there is no layer. If they were recorded, an engine ran instead of the model's own modules: "
+            "give pipeline(...) or Embedder(...) the model object"
+        )
     layers = [np.asarray(layer, np.float64) for layer in attentions]
     layers = [layer.mean(1) if layer.ndim == 4 else layer for layer in layers]  # (B, L, L)
     shapes = {layer.shape for layer in layers}
