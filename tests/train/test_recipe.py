@@ -85,14 +85,6 @@ def test_a_misspelt_key_of_a_mapping_is_said_too(change, message, tmp_path):
     assert message in str(error.value)
 
 
-def test_changes_reach_into_mappings_and_numbers_are_numbers():
-    recipe = read_recipe("align", "align_b3_mini_cc3m", ["model.projection_dim=64", "lr=5e-3", "evaluate.knn.k=3"])
-    assert recipe.model == {"projection_dim": 64, "temperature_init_value": 1.0, "label_smoothing": 0.1}
-    assert recipe.lr == 0.005 and recipe.evaluate == {"knn": {"k": 3}}
-    with pytest.raises(ValueError, match="no file nothing, and none of that name in this package .*align_b7_base"):
-        read_recipe("align", "nothing")
-
-
 def test_what_a_recipe_names_is_looked_for_before_anything_is_fetched(tmp_path):
     start = recipe_file(tmp_path, data="none.parquet", start="owner/model")
     for change, message in (
@@ -102,6 +94,14 @@ def test_what_a_recipe_names_is_looked_for_before_anything_is_fetched(tmp_path):
     ):
         with pytest.raises(OSError, match=message):
             run(read_recipe("align", start, [change]))
+
+
+def test_changes_reach_into_mappings_and_numbers_are_numbers():
+    recipe = read_recipe("align", "align_b3_mini_cc3m", ["model.projection_dim=64", "lr=5e-3", "evaluate.knn.k=3"])
+    assert recipe.model == {"projection_dim": 64, "temperature_init_value": 1.0, "label_smoothing": 0.1}
+    assert recipe.lr == 0.005 and recipe.evaluate == {"knn": {"k": 3}}
+    with pytest.raises(ValueError, match="no file nothing, and none of that name in this package .*align_b7_base"):
+        read_recipe("align", "nothing")
 
 
 def write_parquet(path: Path, count: int = 24) -> str:
