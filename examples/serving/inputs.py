@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -71,8 +72,11 @@ def zero_shot(run: Callable[[str, str, dict[str, np.ndarray]], np.ndarray]) -> N
         raise SystemExit(f"usage: python {sys.argv[0]} FOLDER LABEL,LABEL,... IMAGE ...")
     folder, labels, *files = sys.argv[1:]
     labels = labels.split(",")
-    images = run(folder, "image", {"images": pictures(folder, files)})
-    texts = run(folder, "text", tokens(folder, [f"This is a photo of {label}." for label in labels]))
+    try:
+        images = run(folder, "image", {"images": pictures(folder, files)})
+        texts = run(folder, "text", tokens(folder, [f"This is a photo of {label}." for label in labels]))
+    except URLError as error:
+        raise SystemExit(f"no server answers ({error.reason}); {sys.argv[0]} begins with how to start one") from error
     for file, row in zip(files, scores(folder, images, texts)):
         best = np.argsort(-row)[:3]
         print(f"{Path(file).name:20}", "  ".join(f"{labels[index]} {row[index]:.1%}" for index in best))

@@ -101,6 +101,14 @@ def test_one_input_and_several_are_compared(vit, tmp_path, stand_in):
     }  # fmt: skip
 
 
+def test_zeros_are_like_zeros_and_like_nothing_else(monkeypatch):
+    """A classifier that was never trained gives them."""
+    zeros = np.zeros((2, 5), np.float32)
+    monkeypatch.setattr(samples, "_samples", lambda *_: [({}, zeros)])
+    assert samples.compare(None, None, "image", lambda inputs: zeros)["cosine"] == 1
+    assert samples.compare(None, None, "image", lambda inputs: zeros + 1)["cosine"] == 0
+
+
 def test_the_pictures_of_the_comparison_never_change():
     assert samples.picture(0, 5, 6).sum() == samples.picture(0, 5, 6).sum()
     assert samples.picture(0, 5, 6).shape == (5, 6, 3) and (samples.picture(0, 9, 9) != samples.picture(1, 9, 9)).any()
