@@ -48,8 +48,12 @@ def test_scores_are_joined_by_id(command, table, tmp_path):
     import pyarrow as pa
 
     scores = {"id": [0, 3, 6, 999], "align_score": [0.5, 0.1, 0.3, 0.9]}
-    pq.write_table(pa.table(scores), tmp_path / "scores.parquet")
-    join = ("--join", tmp_path / "scores.parquet", "-f", "align-score:min=0.3", "-o", tmp_path / "out")
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    pq.write_table(pa.table(scores), folder / "00000.parquet")
+    for name in ("manifest.json", "plan.json", "00000_stats.json"):  # as embed and download leave them
+        (folder / name).write_text("{}")
+    join = ("--join", folder, "-f", "align-score:min=0.3", "-o", tmp_path / "out")
     assert command("filter", table, *join)[0] == 0
     rows = pq.read_table(tmp_path / "out").sort_by("id").to_pylist()
     assert [(row["id"], row["align_score"]) for row in rows] == [(0, 0.5), (6, 0.3)]

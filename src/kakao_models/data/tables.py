@@ -16,6 +16,7 @@ import ibis.expr.types as ir
 
 from kakao_models.checkpoint.atomic import flush, workplace
 from kakao_models.data.coyo import TYPES
+from kakao_models.data.manifest import NAME, PLAN
 
 BACKENDS = ("duckdb", "pyspark")
 _KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
@@ -68,12 +69,15 @@ def is_parquet(source: str) -> bool:
 def files_of(source: str | os.PathLike) -> list[str]:
     """The files of a local source: a file, a pattern, or a folder of such files; of one kind.
 
+    What `download` and `embed` say of themselves in .json beside their shards is not among them.
+
     Raises:
         ValueError: there are none, or they are of several kinds.
     """
     paths = _matches(os.fspath(source))
     if len(paths) == 1 and os.path.isdir(paths[0]):
         inside = sorted(path for path in Path(paths[0]).rglob("*") if path.suffix.lower() in _KINDS)
+        inside = [path for path in inside if path.name not in (NAME, PLAN) and not path.name.endswith("_stats.json")]
         paths = [str(path) for path in inside if not any(part.startswith(("_", ".")) for part in path.parts[-2:])]
     if not paths:
         raise ValueError(f"{source}: no such file, folder or pattern of {', '.join(_KINDS)}")
