@@ -39,11 +39,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(index_app, name="index")
-app.command(no_args_is_help=True)(search)
-app.command()(demo)
 app.add_typer(train_app, name="train")
-app.command(no_args_is_help=True)(export)
-app.command(no_args_is_help=True)(serve)
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help=f"A Hub id, a folder, or {BUNDLED_MODEL}.", rich_help_panel="Model")
@@ -334,6 +330,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         print(__version__)
         raise typer.Exit()
+
+
+# After classify and embed, which come first in the help as they do in use.
+app.command(no_args_is_help=True)(search)
+app.command(no_args_is_help=True)(export)
+app.command(no_args_is_help=True)(serve)
+app.command()(demo)
 
 
 def main(arguments: list[str] | None = None) -> None:
