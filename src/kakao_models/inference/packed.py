@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kakao_models.inference.fused import Convolution
+from kakao_models.inference.fused_layers import Convolution
 
 _FUSED = {None: "none", "silu": "swish", "swish": "swish", "relu": "relu"}
 

@@ -22,7 +22,8 @@ from kakao_models.align.blocks import round_filters
 from kakao_models.checkpoint.hub import fetch, read_config, resolve
 from kakao_models.checkpoint.kinds import KINDS, model_class_name
 from kakao_models.inference.engines import TorchEngine
-from kakao_models.inference.fused import Pixels, tensors_of, towers
+from kakao_models.inference.fused import tensors_of, towers
+from kakao_models.inference.fused_layers import Pixels
 
 _WEIGHTS = "model.safetensors"
 _UNUSUAL = (OSError, SafetensorError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
