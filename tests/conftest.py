@@ -6,6 +6,22 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def align(tmp_path_factory) -> str:
+    """A small ALIGN, whose preprocessing is Hugging Face's: resized to 40, cropped to 32. Not to be changed."""
+    import tiny  # which imports PyTorch; some tests run without
+
+    return tiny.align_folder(tmp_path_factory.mktemp("align"))
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory) -> str:
+    """A small ViT of seven classes. Not to be changed."""
+    import tiny
+
+    return tiny.vit_folder(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="session")
 def golden_folder(tmp_path_factory):
     """name of a recorded run → folder with its configuration and weights."""
     folders = {}

@@ -4,19 +4,8 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-import tiny
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="session")
-def align(tmp_path_factory) -> str:
-    return tiny.align_folder(tmp_path_factory.mktemp("align"))
-
-
-@pytest.fixture(scope="session")
-def vit(tmp_path_factory) -> str:
-    return tiny.vit_folder(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(scope="session")

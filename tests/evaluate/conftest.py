@@ -8,16 +8,6 @@ from goldens import FOLDER
 
 
 @pytest.fixture(scope="session")
-def align(tmp_path_factory) -> str:
-    return tiny.align_folder(tmp_path_factory.mktemp("align"))
-
-
-@pytest.fixture(scope="session")
-def vit(tmp_path_factory) -> str:
-    return tiny.vit_folder(tmp_path_factory.mktemp("vit"))
-
-
-@pytest.fixture(scope="session")
 def classes_folder(tmp_path_factory):
     """Four pictures in each of the class folders bird, cat and dog."""
     folder = tmp_path_factory.mktemp("classes")

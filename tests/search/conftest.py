@@ -8,8 +8,8 @@ from kakao_models.search import SearchIndex
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    return tiny.align_folder(tmp_path_factory.mktemp("search-model"))
+def model(align):
+    return align
 
 
 @pytest.fixture(scope="session")

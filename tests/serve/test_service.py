@@ -54,8 +54,8 @@ def running(embedder, *, limits=None, drain=0.2, batching=None, **options):
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory):
-    return Embedder(tiny.align_folder(tmp_path_factory.mktemp("align")))
+def embedder(align):
+    return Embedder(align)
 
 
 @pytest.fixture(scope="module")
