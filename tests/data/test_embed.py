@@ -1,15 +1,14 @@
 """Embeddings of tables: what the Embedder says, whatever happens on the way."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from fuzz import kill_embed
 
 from kakao_models import Embedder
 from kakao_models.cli import main
@@ -17,11 +16,6 @@ from kakao_models.data.embed import Settings, embed_table
 from kakao_models.data.manifest import verify
 from kakao_models.data.pairs import open_pairs
 from kakao_models.data.shard import write_shards
-
-
-@pytest.fixture(scope="module")
-def align(tmp_path_factory):
-    return tiny.align_folder(tmp_path_factory.mktemp("align"))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def test_images_texts_and_scores(embedder, table, tmp_path):
     manifest = embed_table(embedder, table, tmp_path / "i", Settings("images", 4, "float16"))
     found = read(tmp_path / "i")
     kept = [n for n in range(10) if n != 3]
-    assert found["id"].to_pylist() == [n * 11 for n in kept] and [x["id"] for x in manifest["failures"]] == ["33"]
+    assert found["id"].to_pylist() == [n * 11 for n in kept] and [x["name"] for x in manifest["failures"]] == ["33"]
     assert [shard["rows"] for shard in manifest["shards"]] == [3, 4, 2]
     wanted = embedder.images([pictures[n] for n in kept])
     assert found["embedding"].type == pa.list_(pa.float16(), 16)
@@ -69,7 +63,7 @@ def test_images_texts_and_scores(embedder, table, tmp_path):
     found = read(tmp_path / "s")
     assert found["id"].to_pylist() == [n * 11 for n in both]
     np.testing.assert_allclose(found["align_score"].to_numpy(), cosine, atol=1e-6)
-    assert manifest["failures"][1] == {"id": "55", "reason": "no text"}
+    assert manifest["failures"][1] == {"name": "55", "reason": "no text"}
     assert verify(tmp_path / "s", decode=True) == []
 
 
@@ -118,11 +112,7 @@ def test_a_folder_is_not_continued_with_something_else(embedder, table, tmp_path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_killed_runs_end_with_the_same_rows(tmp_path):
-    path = Path(__file__).parents[1] / "fuzz" / "kill_embed.py"
-    spec = importlib.util.spec_from_file_location("kill_embed", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.trial(tmp_path, kills=12, seed=1) >= 2
+    assert kill_embed.trial(tmp_path, 12, seed=1) >= 2
 
 
 def test_the_command(align, table, tmp_path, capsys):

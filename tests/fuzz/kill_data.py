@@ -12,7 +12,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
+from fuzz import kills
 from hostile import hostile_server
 from tables_brute import random_table, write_table
 
@@ -68,7 +68,7 @@ def killed(run: Callable[[], object], draw: random.Random, longest: float) -> bo
 
     def dying() -> None:
         if when != "time":
-            _die_at(when, place)
+            kills.die_at_rename(when, place)
         run()
 
     number = child(dying)
@@ -80,23 +80,6 @@ def killed(run: Callable[[], object], draw: random.Random, longest: float) -> bo
         timer.cancel()
         timer.join()
     return os.WIFSIGNALED(status)
-
-
-def _die_at(when: str, place: int) -> None:
-    calls = [0]
-
-    def wrapped(function):
-        def call(source, target, *rest, **options):
-            calls[0] += 1
-            if calls[0] == place and when == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            function(source, target, *rest, **options)
-            if calls[0] == place and when == "after":
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        return call
-
-    os.replace, os.rename = wrapped(os.replace), wrapped(os.rename)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -188,14 +171,14 @@ class Filters(Once):
         return repr(pq.read_table(output, use_threads=False).sort_by("id").to_pylist())
 
 
-def trial(work: Downloads, kills: int, seed: int) -> int:
-    """Kills runs until `kills` were killed; after some, lets one run to its end and compares. How many it compared.
+def trial(work: Downloads, wanted_kills: int, seed: int) -> int:
+    """Kills runs until `wanted_kills` were killed; after some, lets one run to its end and compares. How many it compared.
 
     Raises:
         AssertionError: what is there in the end differs, or something half-written was seen under a final name.
     """
     draw, done, finished = random.Random(seed), 0, 0
-    while done < kills:
+    while done < wanted_kills:
         output, mine = work.folder / f"killed{finished}", 0
         work.begin()
         for _ in range(draw.randrange(1, 6)):
@@ -210,15 +193,15 @@ def trial(work: Downloads, kills: int, seed: int) -> int:
 
 
 def main() -> None:
-    name, kills, seed = (sys.argv[1:] + ["all", "200", "0"][len(sys.argv) - 1 :])[:3]
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else "all"
     for what in ("download", "shard", "filter") if name == "all" else (name,):
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder, hostile_server(delay=0.01) as server:
-            work = {"download": lambda: Downloads(Path(folder), server), "shard": lambda: Shards(Path(folder))}
-            finished = trial(work.get(what, lambda: Filters(Path(folder)))(), int(kills), int(seed))
-        print(
-            f"{what}: {kills} kills over {finished} folders, each as one run writes it; {time.monotonic() - start:.0f} s"
-        )
+        with hostile_server(delay=0.01) as server:
+            of = {"download": lambda folder: Downloads(folder, server), "shard": Shards, "filter": Filters}[what]
+            kills.main(
+                lambda folder, *counts, of=of: trial(of(folder), *counts),
+                200,
+                f"folders of {what}, each as one run writes it",
+            )
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fuzz import kills
 
 from kakao_models.data import manifest
 from kakao_models.data.embed import Settings, embed_table
@@ -69,37 +71,22 @@ def kill_once(source: Path, output: Path, draw: random.Random, world: int) -> bo
 
 
 def _die_at(when: str, place: int) -> None:
-    replace, write_table, calls = os.replace, pq.write_table, [0]
-
-    def counted() -> bool:
-        calls[0] += 1
-        return calls[0] == place
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def replacing(source, target):
-        last = counted()
-        if last and when == "before":
-            die()
-        replace(source, target)
-        if last and when == "after":
-            die()
+    if when != "write":
+        kills.die_at_rename(when, place)
+        return
+    write_table, last = pq.write_table, kills.at(place)
 
     def writing(table, path):
-        if counted():
+        if last():
             Path(path).write_bytes(b"PAR1 half a file")
-            die()
+            kills.die()
         write_table(table, path)
 
-    if when == "write":
-        pq.write_table = writing
-    else:
-        manifest.os.replace = replacing
+    pq.write_table = writing
 
 
-def trial(folder: Path, kills: int, seed: int) -> int:
-    """Kills runs until `kills` were killed, finishing a folder whenever it got that far; returns how many folders.
+def trial(folder: Path, wanted_kills: int, seed: int) -> int:
+    """Kills runs until `wanted_kills` were killed, finishing a folder whenever it got that far; returns how many folders.
 
     Raises:
         AssertionError: a finished folder differs from that of an uninterrupted run.
@@ -110,7 +97,7 @@ def trial(folder: Path, kills: int, seed: int) -> int:
     wanted = contents(folder / "whole")
     ids = pq.read_table([str(p) for p in sorted((folder / "whole").glob("*.parquet"))])["id"].to_pylist()
     assert ids == [number * 7 for number in range(ROWS) if number % 37]
-    while killed < kills:
+    while killed < wanted_kills:
         output, world = folder / f"killed{finished}", draw.choice((1, 1, 2, 3))
         for _ in range(draw.randrange(2, 12)):
             killed += kill_once(source, output, draw, world)
@@ -123,13 +110,5 @@ def trial(folder: Path, kills: int, seed: int) -> int:
     return finished
 
 
-def main() -> None:
-    kills, seed = (int(value) for value in (sys.argv[1:] + ["200", "0"][len(sys.argv) - 1 :])[:2])
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        finished = trial(Path(folder), kills, seed)
-        print(f"{kills} kills over {finished} folders, each as one run writes it; {time.monotonic() - start:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    kills.main(trial, 200, "folders, each as one run writes it")

@@ -27,6 +27,9 @@ from milvus_lite.storage import data_file
 from milvus_lite.storage.wal import WAL
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fuzz import kills
+
 from kakao_models import AlignImageProcessor, Embedder
 from kakao_models.inference.engine import Engine
 from kakao_models.search import SearchIndex
@@ -152,46 +155,29 @@ def kill_once(draw: random.Random, longest: float, *args) -> bool:
 
 
 def _die_at(when: str, place: int) -> None:
-    replace, write_rows, write_index, log = os.replace, data_file.pq.write_table, faiss.write_index, WAL.write_insert
-    calls = [0]
-
-    def counted() -> bool:
-        calls[0] += 1
-        return calls[0] == place
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def replacing(source, target):
-        last = counted()
-        if last and when == "before":
-            die()
-        replace(source, target)
-        if last and when == "after":
-            die()
+    write_rows, write_index, log, last = data_file.pq.write_table, faiss.write_index, WAL.write_insert, kills.at(place)
 
     def half(path) -> None:
-        size = os.path.getsize(path)
-        os.truncate(path, size // 2)
-        die()
+        os.truncate(path, os.path.getsize(path) // 2)
+        kills.die()
 
     def writing_rows(table, path, **options):
         write_rows(table, path, **options)
-        if counted():
+        if last():
             half(path)
 
     def writing_index(index, path):
         write_index(index, path)
-        if counted():
+        if last():
             half(path)
 
     def logging(self, batch):
         start = os.path.getsize(self.data_path) if self.data_path else 0
         log(self, batch)
-        if counted():
+        if last():
             end = os.path.getsize(self.data_path)
             os.truncate(self.data_path, (start + end) // 2)
-            die()
+            kills.die()
 
     if when == "rows":
         data_file.pq.write_table = writing_rows
@@ -200,11 +186,11 @@ def _die_at(when: str, place: int) -> None:
     elif when == "log":
         WAL.write_insert = logging
     else:
-        os.replace = replacing
+        kills.die_at_rename(when, place)
 
 
-def trial(folder: Path, kills: int, seed: int, inserted: int = 8) -> int:
-    """Kills runs until `kills` were killed; whenever one gets through, compares. Returns how many databases.
+def trial(folder: Path, wanted_kills: int, seed: int, inserted: int = 8) -> int:
+    """Kills runs until `wanted_kills` were killed; whenever one gets through, compares. Returns how many databases.
 
     Raises:
         AssertionError: a finished database differs from that of an uninterrupted run.
@@ -213,7 +199,7 @@ def trial(folder: Path, kills: int, seed: int, inserted: int = 8) -> int:
 
     builder.INSERT = inserted  # rows of an insertion: many of them in so few pictures
     draw, killed, finished = random.Random(seed), 0, 0
-    while killed < kills:
+    while killed < wanted_kills:
         options = draw.choice(TYPES)
         work = folder / f"{finished}"
         work.mkdir()
@@ -241,13 +227,5 @@ def _difference(got: dict, wanted: dict) -> str:
     return f"{len(got.keys() - wanted.keys())} too many, {len(wanted.keys() - got.keys())} missing, {len(other)} other"
 
 
-def main() -> None:
-    kills, seed = (int(value) for value in (sys.argv[1:] + ["100", "0"][len(sys.argv) - 1 :])[:2])
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        finished = trial(Path(folder), kills, seed)
-        print(f"{kills} kills over {finished} databases, each as one run makes it; {time.monotonic() - start:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    kills.main(trial, 100, "databases, each as one run makes it")

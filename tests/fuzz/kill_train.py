@@ -1,6 +1,6 @@
 """Kills training runs at random points, again and again; where the last of them gets to is where one run gets to.
 
-    PYTHONPATH=tests python tests/fuzz/kill_train.py [KILLS] [SEED]
+    python tests/fuzz/kill_train.py [KILLS] [SEED]
 
 Each run is a process: a recipe of a tiny ALIGN with chunks, ghost batches, dropout, LAMB, a moving average and
 workers or none. It is killed (SIGKILL) after a random time, or before or after a random one of the renames that give a
@@ -14,18 +14,19 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tiny
 import torch
-import training
 import yaml
 
-from kakao_models.train import checkpoints
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny
+import training
+from fuzz import kills
+
 from kakao_models.train.recipe import read_recipe
 from kakao_models.train.run import run
 
@@ -74,7 +75,7 @@ def _child(file: str, changes: list[str], when: str, place: int) -> None:
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if when != "time":
-        _die_at(when, place)
+        kills.die_at_rename(when, place)
     run(read_recipe("align", file, changes))
 
 
@@ -89,21 +90,6 @@ def train(file: str, changes: list[str], when: str = "time", place: int = 0, sec
     return process.exitcode
 
 
-def _die_at(when: str, place: int) -> None:
-    replace, calls = os.replace, [0]
-
-    def replacing(source, target):
-        calls[0] += 1
-        last = calls[0] == place
-        if last and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-        if last and when == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    checkpoints.os.replace = replacing
-
-
 def result(output: Path) -> dict[str, str]:
     """Hashes of what a run leaves: the model, and the last checkpoint's optimizer, schedule, random numbers and average."""
     last = output / f"checkpoint-{STEPS}"
@@ -114,8 +100,8 @@ def result(output: Path) -> dict[str, str]:
     return found
 
 
-def trial(folder: Path, kills: int, seed: int) -> int:
-    """Kills runs until `kills` were killed, finishing a folder whenever it got that far; returns how many folders.
+def trial(folder: Path, wanted_kills: int, seed: int) -> int:
+    """Kills runs until `wanted_kills` were killed, finishing a folder whenever it got that far; returns how many folders.
 
     Raises:
         AssertionError: a finished run differs from the uninterrupted one.
@@ -126,7 +112,7 @@ def trial(folder: Path, kills: int, seed: int) -> int:
     start = time.monotonic()
     assert train(file, [f"output={folder / 'whole'}"]) == 0
     longest, wanted = time.monotonic() - start, result(folder / "whole")
-    while killed < kills:
+    while killed < wanted_kills:
         output, workers = folder / f"killed{finished}", draw.choice((0, 1))
         changes = [f"output={output}", f"workers={workers}"]
         for _ in range(draw.randrange(2, 7)):
@@ -146,13 +132,5 @@ def trial(folder: Path, kills: int, seed: int) -> int:
     return finished
 
 
-def main() -> None:
-    kills, seed = (int(value) for value in (sys.argv[1:] + ["20", "0"][len(sys.argv) - 1 :])[:2])
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        finished = trial(Path(folder), kills, seed)
-        print(f"{kills} kills over {finished} runs, each as one that was left alone; {time.monotonic() - start:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    kills.main(trial, 20, "runs, each as one that was left alone")
