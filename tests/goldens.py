@@ -20,7 +20,7 @@ from golden import weights as weight_formula
 from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig, ViTConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.shards import write_safetensors
-from kakao_models.checkpoint.weightmap import to_canonical
+from kakao_models.checkpoint.weightmap import permute
 from kakao_models.vit.weights import vit_tpu_slots
 
 FOLDER = Path(__file__).parent / "golden"
@@ -128,8 +128,14 @@ def write_folder(name: str, folder: Path) -> Path:
         config = vit_config(golden.config)
         slots = vit_tpu_slots(config, vit_spelling(name))
     config.save_pretrained(folder)
-    write_safetensors(folder / "model.safetensors", to_canonical(slots, golden.original))
+    write_safetensors(folder / "model.safetensors", canonical(slots, golden.original))
     return folder
+
+
+def canonical(slots, original: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors of an original checkpoint, by their names and as they are in model.safetensors; each has one slot."""
+    assert sorted(slot.local_key for slot in slots) == sorted(original)
+    return {slot.key: permute(original[slot.local_key], slot.local_axes, slot.axes) for slot in slots}
 
 
 def align_config(original: dict) -> AlignConfig:

@@ -556,11 +556,15 @@ def test_a_tensor_that_the_disk_lost_is_missed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+OUT = "backbone/enc_layers/1/att/combine_heads/kernel"
+
+
 @pytest.mark.parametrize(
     "lost, found, message",
     [
         ("backbone/norm/beta", None, r"1 of 42 tensors are missing \(backbone/norm/beta\)"),
         (None, "backbone/gate/kernel", r"1 are unknown \(backbone/gate/kernel\)"),
+        (OUT, OUT, r"combine_heads/kernel \(for vit\.encoder\.layer\.1\..*: got shape \(3,\), .*another model or size"),
     ],
 )
 def test_every_tensor_is_there_and_no_other(lost, found, message, tmp_path):

@@ -196,10 +196,8 @@ def vit_golden():
 
 
 def vit_model(golden) -> ViTForImageClassification:
-    from kakao_models.checkpoint.weightmap import to_canonical
-
     config = goldens.vit_config(golden.config)
-    weights = to_canonical(vit_tpu_slots(config, "manager"), golden.original)
+    weights = goldens.canonical(vit_tpu_slots(config, "manager"), golden.original)
     return ViTForImageClassification.from_pretrained(
         None, config=config, state_dict={name: torch.from_numpy(value.copy()) for name, value in weights.items()}
     )

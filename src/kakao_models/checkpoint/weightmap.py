@@ -179,35 +179,3 @@ def permute(array: np.ndarray, axes: str, wanted: str) -> np.ndarray:
     core = core.transpose([letters.index(axis) for axis in wanted if axis != "1"])
     sizes = iter(core.shape)
     return core.reshape([1 if axis == "1" else next(sizes) for axis in wanted])
-
-
-def to_canonical(slots: Iterable[Slot], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of another dialect, by their names there → arrays as in model.safetensors.
-
-    Raises:
-        ValueError: a tensor is missing, unknown, or has other axes than its slot; the message names it.
-    """
-    return _move(arrays, {slot.local_key: (slot.key, slot.local_axes, slot.axes) for slot in slots})
-
-
-def from_canonical(slots: Iterable[Slot], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `to_canonical`."""
-    return _move(arrays, {slot.key: (slot.local_key, slot.axes, slot.local_axes) for slot in slots})
-
-
-def _move(arrays: Mapping[str, np.ndarray], routes: Mapping[str, tuple[str, str, str]]) -> dict[str, np.ndarray]:
-    missing, unknown = sorted(routes.keys() - arrays.keys()), sorted(arrays.keys() - routes.keys())
-    if missing or unknown:
-        listed = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in unknown]
-        shown = "\n  ".join(listed[:20] + [f"... and {len(listed) - 20} more"] * (len(listed) > 20))
-        raise ValueError(
-            f"{len(missing)} of {len(routes)} tensors are missing and {len(unknown)} are unknown:\n  {shown}\n"
-            "Is this another model or size?"
-        )
-    moved = {}
-    for source, (target, axes, wanted) in routes.items():
-        try:
-            moved[target] = permute(arrays[source], axes, wanted)
-        except ValueError as error:
-            raise ValueError(f"{source} (for {target}): {error}. Is this another model or size?") from None
-    return moved
