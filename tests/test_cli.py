@@ -9,20 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from kakao_models import AlignModel, Embedder, pipeline
 from kakao_models.cli import app, main
-
-
-@pytest.fixture(scope="module")
-def align(tmp_path_factory) -> str:
-    return tiny.align_folder(tmp_path_factory.mktemp("align"))
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory) -> str:
-    return tiny.vit_folder(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +37,26 @@ def test_help_teaches():
     for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-tiny"}.items():
         result = CliRunner().invoke(app, [verb, "--help"])
         assert result.exit_code == 0 and words in result.output and f"kakao-models {verb}" in result.output
+
+
+def verbs(command, name=()):
+    """(words, options by their names) of every verb."""
+    if hasattr(command, "commands"):
+        for word, inner in command.commands.items():
+            yield from verbs(inner, (*name, word))
+    else:
+        yield name, [parameter for parameter in command.params if parameter.param_type_name == "option"]
+
+
+def test_every_verb_prints_json_and_one_name_is_one_option():
+    spelled = {}
+    for name, options in verbs(get_command(app)):
+        assert "--json" in [word for option in options for word in option.opts], name
+        for option in options:
+            words = {*option.opts, *option.secondary_opts} - {"--to"}  # of index build, what else is --index
+            for word in words:
+                if word.startswith("--"):
+                    assert spelled.setdefault(word, words) == words, (name, word)
 
 
 def test_classify_as_json_is_the_pipelines_output(command, align, photos, tmp_path):
@@ -88,6 +99,10 @@ def test_inputs_that_fail_are_listed_and_the_others_done(command, align, photos,
     assert "no such file" in entries[1]["error"]
     code, out, err = command("embed", *sources, "-o", tmp_path / "out.npy", "--model", align)
     assert code == 1 and "absent.png" in err and "2 embeddings" in out
+    code, out, _ = command("embed", *sources, "-o", tmp_path / "out.npy", "--model", align, "--json")
+    said, files = json.loads(out), [str(tmp_path / name) for name in ("out.npy", "out.names.json")]
+    assert code == 1 and (said["files"], said["rows"], said["dim"]) == (files, 2, 16)
+    assert [failure["name"] for failure in said["failures"]] == [str(tmp_path / "absent.png")]
     assert json.loads((tmp_path / "out.names.json").read_text()) == [photos[0], photos[1]]
     assert np.load(tmp_path / "out.npy").shape == (2, 16)
 
@@ -102,10 +117,10 @@ def test_embed_writes_what_the_embedder_gives(command, align, photos, tmp_path):
     captions = tmp_path / "captions.txt"
     captions.write_text("a cat\na dog and a bird\n\n", encoding="utf-8")
     expected = embedder.texts(["a cat", "a dog and a bird"], normalize=True)
-    for inputs in ([captions], ["--texts", captions], ["--text", "a cat", "--text", "a dog and a bird"]):
+    for inputs in ([captions], ["--texts-file", captions], ["--text", "a cat", "--text", "a dog and a bird"]):
         command("embed", *inputs, "-o", tmp_path / "texts.npy", "--normalize", "--model", align)
         assert np.array_equal(np.load(tmp_path / "texts.npy"), expected)
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_embed_writes_parquet(command, align, photos, tmp_path):
@@ -203,8 +218,9 @@ def test_convert_verify_and_back(command, tmp_path):
     code, out, _ = command("convert", CHECKPOINTS / "vit_nano_ckpt", folder, "--heads", 2, "--max-shard-size", "50KB")
     assert code == 0 and "layer 1" in out and "written, and proven" in out
     assert command("verify", folder)[:2] == (0, f"{folder}: every file and tensor as reported\n")
-    code, out, _ = command("convert", folder, tmp_path / "back" / "weights", "--to", "tpu")
-    assert code == 0 and (tmp_path / "back" / "weights.index").exists()
+    back = tmp_path / "back" / "weights"
+    code, out, _ = command("convert", folder, back, "--to", "tpu", "--json")
+    assert code == 0 and json.loads(out) == {"output": str(back)} and back.with_suffix(".index").exists()
     (folder / "config.json").write_text("{}")
     assert command("verify", folder)[:2] == (1, "config.json: not the file that was written\n")
 

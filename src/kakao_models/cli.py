@@ -1,9 +1,5 @@
-"""The command `kakao-models`: one short function per verb, no logic of its own.
+"""The command `kakao-models`: one short function per verb, no logic of its own. What verbs share is in verbs.py."""
 
-Exit codes: 0 fine, 1 some inputs failed (listed on stderr), 2 nothing could be done (said on stderr).
-"""
-
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,23 +11,35 @@ from kakao_models.data.cli import app as data_app
 from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.export.cli import export
-from kakao_models.inference.options import Dtype, Engine, FastImages, say_engine
 from kakao_models.search.cli import app as index_app
 from kakao_models.search.cli import search
 from kakao_models.serve.cli import serve
 from kakao_models.train.cli import app as train_app
+from kakao_models.verbs import (
+    BUNDLED_MODEL,
+    DEFAULT_MODEL,
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    Engine,
+    FastImages,
+    Framework,
+    Model,
+    ModelArgument,
+    Revision,
+    check_picture,
+    finish,
+    given,
+    group,
+    lines_of,
+    open_embedder,
+    prepare,
+    tell,
+)
 
-DEFAULT_MODEL = "kakaobrain/align-base"
-BUNDLED_MODEL = "align-tiny"
-_CONTEXT = {"help_option_names": ["-h", "--help"]}
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings=_CONTEXT,
-    help="Classify and embed images and texts with Kakao Brain's ALIGN and ViT models; convert their checkpoints.",
+app = group(
+    "Classify and embed images and texts with Kakao Brain's ALIGN and ViT models; convert their checkpoints.",
     epilog=f"[b]{BUNDLED_MODEL}[/b] is a small model inside this package: with --model {BUNDLED_MODEL} everything works "
     "without a network.",
 )
@@ -41,29 +49,10 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(index_app, name="index")
 app.add_typer(train_app, name="train")
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help=f"A Hub id, a folder, or {BUNDLED_MODEL}.", rich_help_panel="Model")
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel="Model", show_default=False)
-]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:1, mps: what runs the model.", rich_help_panel="Model")
-]
-Framework = Annotated[
-    str | None,
-    typer.Option(
-        help="torch, tf or flax: what runs the model; by default the first that is installed.",
-        rich_help_panel="Model",
-        show_default=False,
-    ),
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel="Model")]
-
 
 @app.command(no_args_is_help=True)
 def classify(
-    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, folders of images, URLs.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, folders of images, URLs.")],
     labels: Annotated[str | None, typer.Option("--labels", "-l", help="Labels, separated by commas.")] = None,
     labels_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a label per line.")
@@ -73,9 +62,9 @@ def classify(
         typer.Option(help="The sentence made of a label, {} being the label; give several to average over them."),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels are shown.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw the photographs beside bars of their scores, into this .png or .jpg.")
+        Path | None, typer.Option(help="Also draw the images beside bars of their scores, into this .png or .jpg.")
     ] = None,
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
@@ -86,7 +75,7 @@ def classify(
     fast_images: FastImages = False,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Say which label fits each photo.
+    """Say which label fits each image.
 
     Labels are yours to name, if the model is an ALIGN. A ViT with a classifier has its own: leave them out.
 
@@ -101,18 +90,17 @@ def classify(
     names = _labels(labels, labels_file)
     if not names and model == DEFAULT_MODEL:
         raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
-    _check_picture(picture)
-    sources = _expanded(photos)
-    _prepare(model, revision)
+    check_picture(picture)
+    sources = _expanded(images)
+    prepare(model, revision)
     from kakao_models import pipeline
-    from kakao_models.inference.output import print_scores, scores_as_json
+    from kakao_models.inference.output import print_scores, say_engine, scores_as_json
     from kakao_models.inference.picture import draw_files
 
     task = "zero-shot-image-classification" if names else "image-classification"
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
     where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-    where["fast_images"] = fast_images
-    run = pipeline(task, model, batch_size=batch_size, **where, **_given(defaults))
+    run = pipeline(task, model, batch_size=batch_size, fast_images=fast_images, **where, **given(defaults))
     say_engine(run.embedder)
     results = run(sources, top_k=top_k, on_error="ignore", progress=None)
     if as_json:
@@ -122,8 +110,8 @@ def classify(
     if picture:
         drawn = draw_files(picture, sources, results)
         if drawn < len(sources):
-            print(f"{picture} shows {drawn} of {len(sources)} photographs", file=sys.stderr)
-    _finish(run.embedder.failures)
+            print(f"{picture} shows {drawn} of {len(sources)} images", file=sys.stderr)
+    finish(run.embedder.failures)
 
 
 @app.command(no_args_is_help=True)
@@ -136,10 +124,11 @@ def embed(
         Path, typer.Option("--output", "-o", help="Where to: a name that ends in .npy or .parquet.")
     ] = ...,
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be repeated.")] = None,
-    texts: Annotated[
+    texts_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A file of any name with a text per line.")
     ] = None,
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
+    as_json: AsJson = False,
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     device: Device = "auto",
@@ -162,19 +151,15 @@ def embed(
 
       kakao-models embed --text "a cat" --text "a dog" -o two.npy
     """
-    sentences, sources = _texts_and_images(inputs or [], text or [], texts)
+    sentences, sources = _texts_and_images(inputs or [], text or [], texts_file)
     if bool(sentences) == bool(sources):
         raise typer.BadParameter("give images or texts, and not both in one file")
     from kakao_models.inference.output import check_format, write_embeddings
 
     check_format(output)
-    _prepare(model, revision)
-    from kakao_models import Embedder
-
+    prepare(model, revision)
     where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-    where["fast_images"] = fast_images
-    embedder = Embedder(model, batch_size=batch_size, **where)
-    say_engine(embedder)
+    embedder = open_embedder(model, batch_size=batch_size, fast_images=fast_images, **where)
     if sentences:
         names, rows = sentences, embedder.texts(sentences, normalize=normalize)
     else:
@@ -182,15 +167,18 @@ def embed(
         failed = {failure.index for failure in embedder.failures}
         kept = [index for index in range(len(sources)) if index not in failed]
         names, rows = [sources[index] for index in kept], rows[kept]
-    if len(rows):
-        written = write_embeddings(output, names, rows)
-        print(f"{len(rows)} embeddings of width {embedder.dim} in {' and '.join(map(str, written))}")
-    _finish(embedder.failures)
+    written = list(map(str, write_embeddings(output, names, rows))) if len(rows) else []
+    facts = {"files": written, "rows": len(rows), "dim": embedder.dim}
+    failures = [{"name": failure.source, "reason": failure.reason} for failure in embedder.failures]
+    said = f"{len(rows)} embeddings of width {embedder.dim} in {' and '.join(written)}"
+    if written or as_json:
+        tell(facts | {"failures": failures}, said, as_json)
+    finish(embedder.failures)
 
 
 @app.command(no_args_is_help=True)
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"A Hub id, a folder, or {BUNDLED_MODEL}.")],
+    model: ModelArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every tensor.")] = False,
     revision: Revision = None,
 ) -> None:
@@ -202,9 +190,9 @@ def info(
     """
     from kakao_models.checkpoint.info import as_text, describe
 
-    _prepare(model, revision)
+    prepare(model, revision)
     facts = describe(model, revision=revision)
-    print(json.dumps(facts, indent=1) if as_json else as_text(facts))
+    tell(facts, as_text(facts), as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -265,9 +253,9 @@ def convert(
     from kakao_models.checkpoint import convert as conversion
     from kakao_models.checkpoint.report import summary
     from kakao_models.checkpoint.upload import push
-    from kakao_models.inference.progress import steps
+    from kakao_models.inference.progress import quiet, steps
 
-    _quiet()
+    quiet()
     if to not in ("hub", "tpu"):
         raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
     if to == "tpu":
@@ -275,7 +263,7 @@ def convert(
         if any(hub) or private or create_pr or dry_run:
             raise typer.BadParameter("--to tpu takes --spelling alone: the other options are of the way to the Hub")
         conversion.convert_back(source, output, family=family, spelling=spelling)
-        print(f"{output}: a checkpoint for the original program")
+        tell({"output": str(output)}, f"{output}: a checkpoint for the original program", as_json)
         return
     if spelling != "model":
         raise typer.BadParameter("--spelling goes with --to tpu; that of a SOURCE is recognised")
@@ -290,13 +278,13 @@ def convert(
             tokenizer=tokenizer,
             max_shard_size=_bytes(max_shard_size),
             reference=reference,
-            labels=_lines(labels_file) if labels_file else None,  # two classes may share a name
+            labels=lines_of(labels_file) if labels_file else None,  # two classes may share a name
             evaluation=evaluation or (),
             advance=advance,
             image_size=image_size,
             num_attention_heads=heads,
         )
-    print(json.dumps(report, indent=1) if as_json else f"{summary(report)}\n{output}: written, and proven")
+    tell(report, f"{summary(report)}\n{output}: written, and proven", as_json)
     if push_to_hub:
         pushed = push(output, push_to_hub, private=private, create_pr=create_pr, dry_run=dry_run)
         print(pushed, file=sys.stderr if as_json else sys.stdout)
@@ -316,11 +304,11 @@ def verify(
       kakao-models verify align-base/
     """
     from kakao_models.checkpoint.report import verify as check
+    from kakao_models.inference.progress import steps
 
-    wrong = check(folder)
-    print(
-        json.dumps(wrong, indent=1) if as_json else "\n".join(wrong) or f"{folder}: every file and tensor as reported"
-    )
+    with steps() as advance:
+        wrong = check(folder, advance=advance)
+    tell(wrong, "\n".join(wrong) or f"{folder}: every file and tensor as reported", as_json)
     if wrong:
         raise typer.Exit(1)
 
@@ -357,29 +345,9 @@ def _give_up(message: str) -> None:
     sys.exit(2)
 
 
-def _finish(failures: list) -> None:
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    if failures:
-        raise typer.Exit(1)
-
-
-def _given(options: dict) -> dict:
-    return {name: value for name, value in options.items() if value}
-
-
 def _labels(labels: str | None, file: Path | None) -> list[str]:
-    names = [name.strip() for name in (labels or "").split(",")] + (_lines(file) if file else [])
+    names = [name.strip() for name in (labels or "").split(",")] + (lines_of(file) if file else [])
     return list(dict.fromkeys(filter(None, names)))
-
-
-def _lines(file: Path) -> list[str]:
-    """The lines of a text file that are not blank. Only line feeds end a line: U+2028 may stand within a caption."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
-    return list(filter(None, map(str.strip, text.split("\n"))))
 
 
 def _bytes(size: str) -> int:
@@ -392,7 +360,7 @@ def _bytes(size: str) -> int:
 
 def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) -> tuple[list[str], list[str]]:
     files = [Path(name) for name in inputs if name.lower().endswith(".txt")] + ([file] if file else [])
-    lines = [line for path in files for line in _lines(path)]
+    lines = [line for path in files for line in lines_of(path)]
     return texts + lines, _expanded(name for name in inputs if Path(name) not in files)
 
 
@@ -400,25 +368,6 @@ def _expanded(inputs) -> list[str]:
     from kakao_models.inference.stream import each_source
 
     return [str(source) for name in inputs for source in each_source(name)]
-
-
-def _prepare(model: str, revision: str | None) -> None:
-    """What has to come before the import of a framework, which takes seconds."""
-    from kakao_models.checkpoint.hub import fetch
-
-    fetch(model, "config.json", revision=revision)  # a wrong name is said at once
-    _quiet()
-
-
-def _quiet() -> None:
-    from kakao_models.inference.progress import quiet
-
-    quiet()
-
-
-def _check_picture(path: Path | None) -> None:
-    if path and (path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir()):
-        raise typer.BadParameter(f"--picture {path}: wanted a name that ends in .png or .jpg, in a folder that exists")
 
 
 if __name__ == "__main__":

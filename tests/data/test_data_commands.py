@@ -42,6 +42,8 @@ def test_filter(command, table, tmp_path):
     assert command("filter", table)[0] == command("filter", "-f", "size")[0] == 2
     code, out, err = command("filter", "--list")
     assert code == 0 and "rare-tokens" in out
+    kinds = json.loads(command("filter", "--list", "--json")[1])
+    assert {kind["filter"]: kind["parameters"] for kind in kinds}["size"] == {"min": 200, "strict": False}
 
 
 def test_scores_are_joined_by_id(command, table, tmp_path):

@@ -221,7 +221,7 @@ def test_a_shard_is_embedded_in_pieces(tmp_path, monkeypatch):
     whole = embed_table(Stub(), path, tmp_path / "whole", Settings("texts", 7))
     monkeypatch.setattr(embed, "_AT_ONCE", 3)
     pieces = embed_table(Stub(), path, tmp_path / "pieces", Settings("texts", 7))
-    assert [failure["id"] for failure in pieces["failures"]] == ["1", "5", "9"] and pieces["failures"] == whole[
+    assert [failure["name"] for failure in pieces["failures"]] == ["1", "5", "9"] and pieces["failures"] == whole[
         "failures"
     ]
     read = [pq.read_table(sorted((tmp_path / name).glob("*.parquet"))) for name in ("whole", "pieces")]

@@ -154,7 +154,7 @@ def test_what_a_killed_process_left_is_neither_read_nor_in_the_way(align, photos
     cached = CachedEmbedder(Embedder(align), tmp_path / "cache")
     rows = cached.images(photos)
     path = next((tmp_path / "cache").rglob("*.safetensors"))
-    path.with_name(f"{path.name}.1.unfinished").write_bytes(path.read_bytes()[:40])
+    path.with_name(f".{path.name}.1.tmp").write_bytes(path.read_bytes()[:40])
     path.unlink()
     counted = Counting(cached.embedder, monkeypatch)
     assert np.array_equal(cached.images(photos), rows) and counted.images in (1, 3) and path.exists()

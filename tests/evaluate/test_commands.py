@@ -190,6 +190,8 @@ def test_report(command, tmp_path):
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert command("report", tmp_path / "a.json", "-f", "model-index")[1].startswith("model-index:")
     assert command("report", tmp_path / "a.json", "-f", "pdf")[0] == 2
+    said = json.loads(command("report", tmp_path / "a.json", "--json")[1])
+    assert said == [json.loads((tmp_path / "a.json").read_text())]
 
 
 @pytest.mark.parametrize(

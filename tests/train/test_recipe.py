@@ -1,5 +1,6 @@
 """Recipes, and whole runs of them: from data to a folder for the Hub."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_changes_reach_into_mappings_and_numbers_are_numbers():
     assert recipe.lr == 0.005 and recipe.evaluate == {"knn": {"k": 3}}
     with pytest.raises(ValueError, match="no file nothing, and none of that name in this package .*align_b7_base"):
         read_recipe("align", "nothing")
+
+
+def test_recipes_as_json():
+    said = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
+    assert {"align_b7_base", "vit_l16_finetune_384"} <= {recipe["name"] for recipe in said}
+    show = ["align", "--config", "align_b3_mini_cc3m", "lr=5e-3", "--show", "--json"]
+    assert json.loads(CliRunner().invoke(app, show).stdout)["lr"] == 0.005
 
 
 def write_parquet(path: Path, count: int = 24) -> str:
@@ -247,6 +255,7 @@ def test_torchrun_of_the_command_is_the_run_of_one_process(tmp_path):
     done = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "oneDNN" not in done.stderr and list((tmp_path / "two" / "runs").rglob("events*"))  # without TensorFlow
+    assert done.stdout.count(f"{tmp_path / 'two'}: trained") == 1
     run(read_recipe("align", file))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "two"))
     assert one.keys() == two.keys()

@@ -1,5 +1,6 @@
-"""A folder that appears under its name complete, or not at all."""
+"""Files and folders that appear under their names complete, or not at all, and their SHA-256."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,6 +8,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path`, durably, when the block is through.
+
+    Raises:
+        OSError: it can't be written; the message names `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary), temporary):
+            raise
+        said = (
+            f"{path} can't be written: {error.strerror or error}"  # numpy and the system do not always say which file
+        )
+        raise (OSError(said) if error.errno is None else OSError(error.errno, said)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -82,6 +111,11 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder)
     else:
         folder.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

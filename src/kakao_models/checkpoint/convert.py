@@ -14,11 +14,11 @@ import numpy as np
 
 import kakao_models
 from kakao_models.checkpoint import hub, proof, recorded
-from kakao_models.checkpoint.atomic import flush, unfinished, workplace
+from kakao_models.checkpoint.atomic import flush, sha256_of, unfinished, workplace
 from kakao_models.checkpoint.formats import read_safetensors
 from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.checkpoint.lazy import LazyTensors, check_keys, float32
-from kakao_models.checkpoint.report import REPORT, model_card, sha256_of, versions
+from kakao_models.checkpoint.report import REPORT, model_card, versions
 from kakao_models.checkpoint.shards import COUNTER, Written, bytes_of, read_tensors, write_shards
 from kakao_models.checkpoint.source import Source, read_source
 from kakao_models.checkpoint.tensorflow import SUFFIX, write_checkpoint

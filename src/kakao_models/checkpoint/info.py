@@ -1,12 +1,12 @@
 """What a checkpoint is, from its config and the headers of its files: no weights are read, no framework runs."""
 
-import hashlib
 import json
 import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
+from kakao_models.checkpoint.atomic import sha256_of
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
@@ -185,9 +185,7 @@ def _side(size: dict | int) -> str:
 def _local_files(folder: Path) -> tuple[list[dict], dict[str, dict]]:
     files, tensors = [], {}
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+        files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
         if path.suffix == ".safetensors":
             tensors |= _header(path)
     return files, tensors

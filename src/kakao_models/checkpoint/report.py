@@ -3,11 +3,13 @@
 import hashlib
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
+from kakao_models.checkpoint.atomic import sha256_of
 from kakao_models.checkpoint.shards import bytes_of, read_tensors
 from kakao_models.checkpoint.source import Source
 
@@ -15,8 +17,11 @@ REPORT = "conversion_report.json"
 _PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
 
 
-def verify(folder: str | Path) -> list[str]:
+def verify(folder: str | Path, advance: Callable[[str, int, int], None] = lambda step, done, total: None) -> list[str]:
     """What is wrong with a converted folder, compared with its report; an empty list if nothing is.
+
+    Args:
+        advance: is told (step, done, total).
 
     Raises:
         OSError: there is no report, or it can't be read.
@@ -29,20 +34,23 @@ def verify(folder: str | Path) -> list[str]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / REPORT} is no report of a conversion ({error!r})") from error
     wrong = []
-    for name, digest in files.items():
+    for place, (name, digest) in enumerate(files.items(), 1):
         if not (folder / name).is_file():
             wrong.append(f"{name}: missing")
         elif sha256_of(folder / name) != digest:
             wrong.append(f"{name}: not the file that was written")
+        advance("files", place, len(files))
     for path in sorted(folder.iterdir()):
         if path.name not in files and path.name != REPORT and not path.name.startswith("."):
             wrong.append(f"{path.name}: not there when the report was written")
+    known = len(tensors)
     try:
-        for key, array in read_tensors(folder):
+        for place, (key, array) in enumerate(read_tensors(folder), 1):
             if key not in tensors:
                 wrong.append(f"{key}: a tensor the report does not know")
             elif digest_of(array) != tensors.pop(key)["sha256"]:
                 wrong.append(f"{key}: not the tensor that was written")
+            advance("tensors", place, known)
     except Exception as error:  # safetensors raises its own kind of error, and that of the system
         wrong.append(f"the weights can't be read: {error}")
     return wrong + [f"{key}: missing" for key in tensors]
@@ -61,11 +69,6 @@ def summary(report: dict) -> str:
     size = sum(file["bytes"] for file in source["files"].values()) / 1e6
     lines.append(f"{size:,.0f} MB in {report['seconds']:.1f} s: {size / report['seconds']:,.0f} MB/s, proof included")
     return "\n".join(lines)
-
-
-def sha256_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_of(array: np.ndarray) -> str:

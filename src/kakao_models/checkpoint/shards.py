@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from kakao_models.checkpoint.atomic import write_text
 from kakao_models.checkpoint.lazy import LazyTensors
 from kakao_models.checkpoint.mapped import MappedFile
 
@@ -159,9 +160,7 @@ def write_index(folder: Path, shards: Mapping[str, list[str]], sizes: Mapping[st
     if len(shards) > 1:
         places = {key: name for name, keys in shards.items() for key in keys}
         content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
-        unfinished = index.with_name(INDEX + ".unfinished")
-        unfinished.write_text(json.dumps(content, indent=1))
-        os.replace(unfinished, index)
+        write_text(index, json.dumps(content, indent=1))
     else:
         index.unlink(missing_ok=True)
     for old in folder.glob("model*.safetensors"):

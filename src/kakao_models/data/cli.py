@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,24 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from kakao_models.evaluate.options import BatchSize, Device, Engine, Framework, Model, Revision
+from kakao_models.verbs import (
+    DEFAULT_MODEL,
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    Engine,
+    Framework,
+    Model,
+    Revision,
+    check_file,
+    check_picture,
+    finish,
+    group,
+    lines_of,
+    prepare,
+    tell,
+)
 
 
 class _Group(TyperGroup):
@@ -31,14 +47,8 @@ class _Group(TyperGroup):
             raise ValueError(f"{type(error).__name__}: {said}") from error
 
 
-app = typer.Typer(
-    cls=_Group,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Look at image-text data such as COYO, filter it, download it, and turn it into training shards.",
+app = group(
+    "Look at image-text data such as COYO, filter it, download it, and turn it into training shards.", cls=_Group
 )
 
 
@@ -59,8 +69,11 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Of DuckDB.", rich_help
 Spill = Annotated[
     Path | None, typer.Option(help="Folder for what doesn't fit in memory.", file_okay=False, rich_help_panel=RUN_PANEL)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Make images with a larger shorter side so small; none: as they are.")
+]
+PerShard = Annotated[int, typer.Option(min=1, max=999_999, help="Rows of a shard.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.", rich_help_panel=RUN_PANEL)]
 Rank = Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)]
 WorldSize = Annotated[
@@ -78,11 +91,11 @@ def preview(
     source: Source,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many.")] = 10,
     page: Annotated[
-        Path | None, typer.Option("--html", dir_okay=False, help="Also write a page with the pictures.")
+        Path | None, typer.Option("--html", dir_okay=False, help="Also write a page with the images.")
     ] = None,
     columns: Annotated[str | None, typer.Option(help="These columns, separated by commas.")] = None,
     split: Annotated[str, typer.Option(help="Of a data set of the Hub.")] = "train",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a picture.")] = 10.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an image.")] = 10.0,
     as_json: AsJson = False,
 ) -> None:
     """Show the first rows, and what differs from COYO's published columns.
@@ -95,30 +108,29 @@ def preview(
 
       kakao-models data preview coyo/part-00000.parquet -n 50 --html sheet.html
     """
-    if page and not page.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--html {page}: there is no such folder")
+    check_file("--html", page)
+    from kakao_models.checkpoint.atomic import write_text
     from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
 
     found, types = first_rows(source, rows, split)
+    said = list(map(str, findings(types)))
     if as_json:
-        told = [
-            {name: None if value != value else value for name, value in row.items()} for row in found
-        ]  # NaN is no JSON
-        print(json.dumps({"rows": told, "findings": list(map(str, findings(types)))}, default=str, indent=1))
+        # NaN is no JSON
+        told = [{name: None if value != value else value for name, value in row.items()} for row in found]
+        tell({"rows": told, "findings": said}, None, as_json)
     else:
         print_table(found, columns.split(",") if columns else None)
-        for finding in findings(types):
-            print(finding)
+        print(*said, sep="\n", end="\n" if said else "")
     if page:
         text, lost = contact_sheet(found, source, folder=Path(source).parent, timeout=timeout)
-        page.write_text(text, encoding="utf-8")
-        print(f"{page}: {len(found) - lost} pictures, {lost} could not be had", file=sys.stderr)
+        write_text(page, text)
+        print(f"{page}: {len(found) - lost} images, {lost} could not be had", file=sys.stderr)
 
 
 @app.command(no_args_is_help=True)
 def stats(
     source: Source,
-    picture: Annotated[Path | None, typer.Option(help="Also draw the distributions, into this .png.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw the distributions, into this .png or .jpg.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write JSON here.")] = None,
     sample: Annotated[float | None, typer.Option(help="Look at this share of the rows, such as 0.01.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
@@ -135,18 +147,20 @@ def stats(
 
       kakao-models data stats "coyo/*.parquet" --picture coyo.png -o coyo.json
     """
-    _check_places(picture, output)
+    check_picture(picture)
+    check_file("--output", output)
+    from kakao_models.data.manifest import write_json
     from kakao_models.data.stats import draw, summarize
     from kakao_models.data.tables import connect, open_table
+    from kakao_models.inference.picture import save_picture
 
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     found = summarize(open_table(connection, source), sample=sample, seed=seed, unique=unique, advance=_say)
-    text = json.dumps(found.as_dict(), indent=1)
     if picture:
-        draw(found).savefig(picture, dpi=120)
+        save_picture(draw(found), picture)
     if output:
-        output.write_text(text + "\n", encoding="utf-8")
-    print(text if as_json else found)
+        write_json(output, found.as_dict())
+    tell(found.as_dict(), found, as_json)
 
 
 @app.command("filter", no_args_is_help=True)
@@ -190,11 +204,9 @@ def filter_(
     from kakao_models.data.filters import KINDS
 
     if list_filters:
-        for kind in sorted(KINDS.values(), key=lambda kind: kind.name):
-            parameters = ", ".join(
-                f"{name}={value}" for name, value in kind.defaults.items() if value not in (None, "")
-            )
-            print(f"{kind.name:<16} {kind.help}  [{parameters}]")
+        kinds = sorted(KINDS.values(), key=lambda kind: kind.name)
+        facts = [{"filter": kind.name, "help": kind.help, "parameters": dict(kind.defaults)} for kind in kinds]
+        tell(facts, "\n".join(map(str, kinds)), as_json)
         return
     from kakao_models.data.curate import curate
     from kakao_models.data.recipes import parse_flags, read_recipe
@@ -211,7 +223,7 @@ def filter_(
         table = join_columns(table, open_table(connection, join))
     options = {"digest_bits": approximate, "copy": not is_parquet(source), "spill": spill}
     account = curate(connection, table, chosen, output, **options, advance=_say)
-    print(json.dumps(account.as_dict(), indent=1) if as_json else account)
+    tell(account.as_dict(), account, as_json)
 
 
 @app.command("label-stats", no_args_is_help=True)
@@ -219,8 +231,8 @@ def label_stats_(
     source: Source,
     thresholds: Annotated[str | None, typer.Option(help="Separated by commas; default 0, 0.05, ... 0.5.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to list.")] = 20,
-    names: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="The classes' names, a line each.")
+    labels_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Names of the classes, one per line.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the table with the labels above --threshold.")
@@ -240,7 +252,7 @@ def label_stats_(
 
     [b]Examples[/b]
 
-      kakao-models data label-stats coyo-labeled/ --names imagenet21k.txt
+      kakao-models data label-stats coyo-labeled/ --labels-file imagenet21k.txt
 
       kakao-models data label-stats coyo-labeled/ --thresholds 0.2 --threshold 0.2 -o labels-0.2/
     """
@@ -248,7 +260,6 @@ def label_stats_(
         raise typer.BadParameter("--output and --threshold go together")
     if output and output.exists():
         raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
-    from kakao_models.cli import _lines
     from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel
     from kakao_models.data.tables import connect, new_folder, open_table, write_parquet
 
@@ -258,9 +269,11 @@ def label_stats_(
         raise typer.BadParameter(f"--thresholds {thresholds}: wanted numbers, separated by commas") from error
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     table = open_table(connection, source)
+    _say("counting labels")
     found = label_stats(table, chosen, top)
-    print(json.dumps(found.as_dict(), indent=1) if as_json else found.named(_lines(names) if names else None))
+    tell(found.as_dict(), found.named(lines_of(labels_file) if labels_file else None), as_json)
     if output:
+        _say("writing")
         with new_folder(output, connection, spill) as folder:
             rows = write_parquet(to_multilabel(table, threshold, most=most, keep_empty=keep_empty), folder / "done")
         print(f"{output}: {rows:,} rows", file=sys.stderr)
@@ -279,14 +292,12 @@ def shard(
     images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The images of a .json.")] = None,
     split: Annotated[str | None, typer.Option(help="Of Karpathy's .json: train, val, test, restval.")] = None,
     seed: Annotated[int | None, typer.Option(help="Shuffle with this seed; none: keep the order.")] = None,
-    per_shard: Annotated[int, typer.Option(min=1, max=999_999, help="Samples of a shard.")] = 10_000,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Make pictures with a larger shorter side so small.")
-    ] = None,
+    per_shard: PerShard = 10_000,
+    image_size: ImageSize = None,
     workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Turn local images and captions into shards that training reads. Broken samples are left out and listed.
+    """Turn local images and captions into shards that training reads. Broken ones are left out and listed.
 
     [b]Examples[/b]
 
@@ -299,7 +310,7 @@ def shard(
     from kakao_models.inference.progress import Progress
 
     found = open_pairs(source, images=images, split=split)
-    with Progress("samples", sum(found.counts), None) as bar:
+    with Progress("rows", sum(found.counts), None) as bar:
         manifest = write_shards(
             found,
             output,
@@ -310,12 +321,7 @@ def shard(
             name=source,
             advance=bar.advance,
         )
-    said = f"{output}: {manifest['rows']} samples in {len(manifest['shards'])} shards"
-    print(json.dumps(manifest, indent=1) if as_json else said)
-    for failure in manifest["failures"]:
-        print(f"failed: {failure['sample']}: {failure['reason']}", file=sys.stderr)
-    if manifest["failures"]:
-        raise typer.Exit(1)
+    _tell_manifest(output, manifest, as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -324,18 +330,20 @@ def download(
         str, typer.Argument(help="A table with url, and text where there is any: .parquet, .csv, .jsonl.")
     ],
     output: Output,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Make pictures with a larger shorter side so small; none: as they are.")
-    ] = None,
-    min_size: Annotated[int, typer.Option(min=0, help="Refuse pictures with a smaller side.")] = 0,
-    max_aspect: Annotated[float, typer.Option(min=1, help="Refuse pictures that are longer.")] = float("inf"),
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures before decoding.")] = 178_956_970,
+    image_size: ImageSize = None,
+    min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a smaller side.")] = 0,
+    max_aspect: Annotated[float, typer.Option(min=1, help="Refuse images that are longer.")] = float("inf"),
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images before decoding.")] = 178_956_970,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an attempt, all in all.")] = 10.0,
     retries: Annotated[int, typer.Option(min=0, help="Attempts beyond the first, in a run.")] = 1,
     attempts: Annotated[int, typer.Option(min=1, help="Attempts of an address over all runs.")] = 6,
-    per_shard: Annotated[int, typer.Option(min=1, max=999_999, help="Rows of a shard.")] = 10_000,
-    dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the addresses that failed: a .csv.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw success rates and failures, into this .png.")] = None,
+    per_shard: PerShard = 10_000,
+    dead: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also write the addresses that failed: a .csv.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw success rates and failures, into this .png or .jpg.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Connections of a process.", rich_help_panel=RUN_PANEL)] = 32,
     workers: Workers = 1,
     rank: Rank = 0,
@@ -346,19 +354,21 @@ def download(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download the pictures of a table into tars that training reads; the same command goes on, and tries again.
+    """Download the images of a table into tars that training reads; the same command goes on, and tries again.
 
-    A second run tries what failed in the first. Pictures that could not be had are no error: they are in the report.
+    A second run tries what failed in the first. Images that could not be had are no error: they are in the report.
 
     [b]Example[/b]
 
       kakao-models data download curated/ -o images/ --image-size 384 --workers 8 --dead dead.csv --picture success.png
     """
-    _check_places(picture, dead)
+    check_picture(picture)
+    check_file("--dead", dead)
     from kakao_models.data.deadlinks import dead_links, draw_success
     from kakao_models.data.download import Download
     from kakao_models.data.download import download as run
     from kakao_models.data.rows import Rows
+    from kakao_models.inference.picture import save_picture
     from kakao_models.inference.progress import Progress
 
     options = Download(
@@ -379,8 +389,8 @@ def download(
     if dead:
         dead_links(output, dead)
     if picture:
-        draw_success(output).savefig(picture, dpi=120)
-    print(json.dumps(outcome.as_dict(), indent=1) if as_json else outcome)
+        save_picture(draw_success(output), picture)
+    tell(outcome.as_dict(), outcome, as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -392,17 +402,18 @@ def embed(
     what: Annotated[
         str, typer.Option(help="images, texts, or score: the cosine of each image and its text.")
     ] = "images",
-    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    output_dtype: Annotated[str, typer.Option(help="float32 or float16: what embeddings are written as.")] = "float32",
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
     per_shard: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 10_000,
     rank: Rank = 0,
     world_size: WorldSize = 1,
     distributor: Distributor = None,
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     framework: Framework = None,
     device: Device = "auto",
     engine: Engine = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
@@ -410,40 +421,36 @@ def embed(
 
     [b]Examples[/b]
 
-      kakao-models data embed shards/ -o embeddings/ --dtype float16
+      kakao-models data embed shards/ -o embeddings/ --output-dtype float16
 
       kakao-models data embed coyo/part-00000.parquet -o scores/ --what score
     """
+    prepare(model, revision)
     from kakao_models import Embedder
-    from kakao_models.cli import _prepare
     from kakao_models.data.embed import Settings, embed_table
     from kakao_models.data.rows import Rows
     from kakao_models.inference.progress import Progress
 
-    _prepare(model, revision)
-
-    where = dict(revision=revision, device=device, framework=framework, engine=engine)
+    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
     place = os.path.abspath(model) if os.path.exists(model) else model  # a task may run in another folder
     load = functools.partial(Embedder, place, batch_size=batch_size, **where)
-    settings, name = Settings(what, per_shard, dtype, normalize), f"{model}@{revision}" if revision else model
+    settings, name = (
+        Settings(what, per_shard, output_dtype, normalize, dtype),
+        f"{model}@{revision}" if revision else model,
+    )
     with Progress("rows", sum(Rows(source).counts) // (1 if distributor else world_size), None) as bar:
         places = {"rank": rank, "world_size": world_size, "distributor": distributor}
         manifest = embed_table(load, source, output, settings, model=name, advance=bar.advance, **places)
     if manifest is None:
-        print(json.dumps({"finished": False}) if as_json else f"{output}: this rank is done, others aren't")
+        tell({"finished": False}, f"{output}: this rank is done, others aren't", as_json)
         return
-    said = f"{output}: {manifest['rows']} rows in {len(manifest['shards'])} shards"
-    print(json.dumps(manifest, indent=1) if as_json else said)
-    for failure in manifest["failures"]:
-        print(f"failed: {failure['id']}: {failure['reason']}", file=sys.stderr)
-    if manifest["failures"]:
-        raise typer.Exit(1)
+    _tell_manifest(output, manifest, as_json)
 
 
 @app.command(no_args_is_help=True)
 def verify(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What shard, download or embed made.")],
-    decode: Annotated[bool, typer.Option("--decode", help="Also decode every picture.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
 ) -> None:
     """Check every file against the folder's manifest: rows, bytes, SHA-256. Exit code 1 if anything differs.
@@ -458,7 +465,7 @@ def verify(
 
     with Progress("shards", len(read_manifest(folder)["shards"]), None) as bar:
         wrong = check(folder, decode=decode, advance=bar.advance)
-    print(json.dumps(wrong, indent=1) if as_json else "\n".join(wrong) or f"{folder}: every file as the manifest says")
+    tell(wrong, "\n".join(wrong) or f"{folder}: every file as the manifest says", as_json)
     if wrong:
         raise typer.Exit(1)
 
@@ -468,7 +475,6 @@ def _say(step: str) -> None:
         print(f"{step} ...", file=sys.stderr)
 
 
-def _check_places(picture: Path | None, output: Path | None) -> None:
-    from kakao_models.evaluate.options import check_output
-
-    check_output(output, picture)
+def _tell_manifest(output: Path, manifest: dict, as_json: bool) -> None:
+    tell(manifest, f"{output}: {manifest['rows']} rows in {len(manifest['shards'])} shards", as_json)
+    finish(f"{failure['name']}: {failure['reason']}" for failure in manifest["failures"])

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
+from kakao_models.checkpoint.atomic import replacing
+
 
 def dead_links(folder: Path, output: Path) -> int:
     """Writes a CSV of all rows that failed: id, url, error, attempts, final (another attempt is of no use).
@@ -15,7 +17,7 @@ def dead_links(folder: Path, output: Path) -> int:
         how many there are.
     """
     count = 0
-    with open(output, "w", newline="", encoding="utf-8") as file:
+    with replacing(output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "url", "error", "attempts", "final"])
         for path in sorted(folder.glob("[0-9]*.parquet")):

@@ -17,12 +17,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kakao_models.checkpoint.atomic import replacing
 from kakao_models.data.deadlinks import failure_kind
 from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.data.fetch import FetchError, fetch
 from kakao_models.data.images import ImageError
 from kakao_models.data.journal import Journal
-from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, replacing, write_json, write_manifest
+from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
 from kakao_models.data.rows import Part, Rows
 from kakao_models.data.shard import Options, stored
 from kakao_models.data.workers import processes

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kakao_models.checkpoint.atomic import replacing
 from kakao_models.data.distribute import all_ranks, check_rank
-from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, replacing, write_manifest
+from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, write_manifest
 from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
 from kakao_models.inference.embedder import l2_normalize
 
@@ -29,13 +30,15 @@ class Settings:
     """What must stay the same from run to run.
 
     what: "images" and "texts" write `embedding`; "score" the cosine of each row's image and text, `align_score`.
-    dtype: of embeddings, "float32" or "float16".
+    dtype: of embeddings as they are written, "float32" or "float16".
+    computed: the type that the model computes in, as the caller calls it; None is its usual one.
     """
 
     what: str = "images"
     per_shard: int = 10_000
     dtype: str = "float32"
     normalize: bool = False
+    computed: str | None = None
 
     def __post_init__(self):
         if self.what not in WHAT:
@@ -162,5 +165,5 @@ def _finish(output: Path, parts: list[Part], plan: dict) -> dict | None:
         if said is None:
             raise ValueError(f"{path}: data embed did not write this file. Remove it, and run again.")
         failures += json.loads(said)
-    failed = [{"id": name, "reason": reason} for name, reason in failures]
+    failed = [{"name": name, "reason": reason} for name, reason in failures]
     return write_manifest(output, "embeddings", entries, plan=plan, failures=failed)

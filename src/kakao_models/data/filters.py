@@ -43,6 +43,10 @@ class Kind:
     is_global: bool
     help: str
 
+    def __str__(self) -> str:
+        parameters = ", ".join(f"{name}={value}" for name, value in self.defaults.items() if value not in (None, ""))
+        return f"{self.name:<16} {self.help}  [{parameters}]"
+
 
 @dataclass(frozen=True)
 class Filter:

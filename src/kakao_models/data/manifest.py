@@ -1,8 +1,6 @@
 """Folders of shards with a manifest: counts and SHA-256 of each file, checked again whenever one likes."""
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,22 +8,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kakao_models.checkpoint.atomic import flush
+from kakao_models.checkpoint.atomic import sha256_of, write_text
 
 NAME = "manifest.json"
 PLAN = "plan.json"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path`, durably, when the block is through."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -47,8 +33,7 @@ def alone(output: Path, rank: int) -> Iterator[None]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict:
@@ -104,14 +89,9 @@ def clear(output: Path, numbers: Container[int]) -> None:
             old.unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def entry(path: Path, rows: int) -> dict:
     """What a manifest says of a file."""
-    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **facts) -> dict:
@@ -156,7 +136,7 @@ def verify(folder: Path, *, decode: bool = False, advance: Callable[[int], None]
             wrong.append(f"{shard['file']}: is missing")
         elif path.stat().st_size != shard["bytes"]:
             wrong.append(f"{shard['file']}: has {path.stat().st_size} bytes, the manifest says {shard['bytes']}")
-        elif sha256(path) != shard["sha256"]:
+        elif sha256_of(path) != shard["sha256"]:
             wrong.append(f"{shard['file']}: its SHA-256 differs from the manifest's")
         else:
             wrong += _check_rows(path, shard["rows"], decode and manifest["kind"] != "embeddings")

@@ -81,7 +81,7 @@ def write_shards(
         if not entries:
             raise ValueError(f"{name or 'the source'}: no sample could be read; the first: {': '.join(failures[0])}")
         facts = {"format": options.format, "seed": seed, "source": name, "classes": classes}
-        failed = [{"sample": key, "reason": reason} for key, reason in failures]
+        failed = [{"name": key, "reason": reason} for key, reason in failures]
         return write_manifest(folder, "shards", entries, **facts, failures=failed)
 
 

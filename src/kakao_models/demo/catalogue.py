@@ -75,7 +75,7 @@ class Catalogue:
         """
         pages = list(self.open(loading).vectors(limit=limit))
         if not pages:
-            raise ValueError(f"{self.name}: the index is empty: kakao-models index build FOLDER --to {self.name}")
+            raise ValueError(f"{self.name}: the index is empty: kakao-models index build FOLDER --index {self.name}")
         return [hit for hits, _ in pages for hit in hits], np.concatenate([vectors for _, vectors in pages])
 
     def count(self, loading: Callable[[str], None]) -> int:

@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.evaluate.options import Device, Dtype, Engine, Framework
 from kakao_models.search.cli import DATABASE, Collection, Token
-
-_MODEL = "Model"
+from kakao_models.verbs import BUNDLED_MODEL, MODEL_PANEL, Device, Dtype, Engine, Framework, given, prepare
 
 
 def demo(
@@ -19,18 +17,18 @@ def demo(
             "--model",
             "-m",
             help="A Hub id or a folder of an ALIGN; may be repeated. By default align-tiny.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
     vit: Annotated[
         str | None,
         typer.Option(
             help="A Hub id or a folder of a ViT. By default kakaobrain/vit-large-patch16-384, fetched on first use.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
     only: Annotated[
-        bool, typer.Option("--only", help="Visitors can't name further models.", rich_help_panel=_MODEL)
+        bool, typer.Option("--only", help="Visitors can't name further models.", rich_help_panel=MODEL_PANEL)
     ] = False,
     framework: Framework = None,
     engine: Engine = None,
@@ -49,7 +47,7 @@ def demo(
         typer.Option(
             exists=True,
             file_okay=False,
-            help="Show pictures of the index in this folder alone; may be repeated. By default the current one.",
+            help="Show images of the index in this folder alone; may be repeated. By default the current one.",
             rich_help_panel=DATABASE,
         ),
     ] = None,
@@ -70,7 +68,6 @@ def demo(
 
       kakao-models demo --vit vit-large-patch16-384/ --port 8000 --open
     """
-    from kakao_models.cli import BUNDLED_MODEL, _given, _prepare, _quiet
     from kakao_models.demo.serve import serve
 
     def ready(url: str) -> None:
@@ -78,11 +75,11 @@ def demo(
         if browser:
             typer.launch(url)
 
-    _quiet()
-    for name in filter(None, [*(model or ()), vit]):
-        _prepare(name, None)
+    models = model or [BUNDLED_MODEL]
+    for name in filter(None, [*models, vit]):
+        prepare(name)
     serve(
-        model or [BUNDLED_MODEL],
+        models,
         index=index,
         token=token,
         collection=collection,
@@ -95,5 +92,5 @@ def demo(
         framework=framework,
         engine=engine,
         dtype=dtype,
-        **_given({"vit": vit}),
+        **given({"vit": vit}),
     )

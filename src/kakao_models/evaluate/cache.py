@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import kakao_models
+from kakao_models.checkpoint.atomic import replacing
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.progress import Progress
 
@@ -108,13 +109,9 @@ class CachedEmbedder:
             return _read(path, made_of, (len(sources), width), self.embedder.name)
         rows = np.ascontiguousarray(embed(sources), np.float32)
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        try:
-            facts = made_of | {"name": self.embedder.name, "rows": hashlib.sha256(rows).hexdigest()}
-            save_file({"rows": rows}, unfinished, metadata=facts)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        facts = made_of | {"name": self.embedder.name, "rows": hashlib.sha256(rows).hexdigest()}
+        with replacing(path) as temporary:
+            save_file({"rows": rows}, temporary, metadata=facts)
         return rows
 
 

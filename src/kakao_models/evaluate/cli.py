@@ -5,26 +5,32 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    DATA_PANEL,
+from kakao_models.verbs import (
+    DEFAULT_MODEL,
     AsJson,
     BatchSize,
-    Cache,
-    Classes,
-    Data,
     Device,
     Dtype,
     Engine,
     Framework,
+    Model,
+    Revision,
+    group,
+    tell,
+)
+
+from .options import (
+    DATA_PANEL,
+    Cache,
+    Classes,
+    Data,
     ImageColumn,
     LabelColumn,
     Memory,
-    Model,
     Name,
     NoCache,
     Output,
     Picture,
-    Revision,
     Split,
     Templates,
     Train,
@@ -36,22 +42,15 @@ from .options import (
     show,
     start,
     templates_of,
-)  # fmt: skip
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Measure a model: one command per number that papers and cards report.",
 )
+
+app = group("Measure a model: one command per number that papers and cards report.")
 
 
 @app.command("zero-shot", no_args_is_help=True)
 def zero_shot(
     data: Data,
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     classes: Classes = None,
     templates: Templates = "small",
     name: Name = None,
@@ -80,7 +79,8 @@ def zero_shot(
     check_output(output, picture)
     run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
-    from kakao_models.evaluate.pictures import draw_confusion, save_picture
+    from kakao_models.evaluate.pictures import draw_confusion
+    from kakao_models.inference.picture import save_picture
 
     labelled, names = read_classes(data, split, image_column, label_column, name, classes)
     result, scores = tasks.zero_shot(run, labelled, names, templates_of(templates))
@@ -92,7 +92,7 @@ def zero_shot(
 @app.command(no_args_is_help=True)
 def calibration(
     data: Data,
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     classes: Classes = None,
     templates: Templates = "small",
     bins: Annotated[int, typer.Option(min=1, help="Of confidence.")] = 15,
@@ -122,7 +122,8 @@ def calibration(
     check_output(output, picture)
     run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
-    from kakao_models.evaluate.pictures import draw_reliability, save_picture
+    from kakao_models.evaluate.pictures import draw_reliability
+    from kakao_models.inference.picture import save_picture
 
     labelled, names = read_classes(data, split, image_column, label_column, name, classes)
     result, scores = tasks.calibration(run, labelled, names, templates_of(templates), bins=bins)
@@ -134,7 +135,7 @@ def calibration(
 @app.command(no_args_is_help=True)
 def robustness(
     data: Annotated[list[str], typer.Option("--data", "-d", help="NAME=PATH, the usual data first; give several.")],
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     classes: Classes = None,
     templates: Templates = "small",
     image_column: ImageColumn = None,
@@ -205,7 +206,8 @@ def classify(
     check_output(output, picture)
     run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, 512)
     from kakao_models.evaluate import read_class_index, read_labelled, read_many_labels, tasks
-    from kakao_models.evaluate.pictures import draw_confusion, save_picture
+    from kakao_models.evaluate.pictures import draw_confusion
+    from kakao_models.inference.picture import save_picture
 
     columns = dict(split=split, image_column=image_column, label_column=label_column)
     if multi_label:
@@ -224,7 +226,7 @@ def classify(
 @app.command(no_args_is_help=True)
 def retrieval(
     data: Data,
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     images: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="The folder of the images of Karpathy's .json.")
     ] = None,
@@ -265,7 +267,7 @@ def retrieval(
 def knn(
     data: Data,
     train: Train,
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours; more than 1 are weighted.")] = 1,
     name: Name = None,
     split: Split = None,
@@ -304,7 +306,7 @@ def knn(
 def linear_probe(
     data: Data,
     train: Train,
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     vtab: Annotated[bool, typer.Option("--vtab", help="VTAB-1k's protocol: 800 + 200 training images.")] = False,
     solver: Annotated[str, typer.Option(help="lbfgs, or sgd for large data.")] = "lbfgs",
     scale: Annotated[str, typer.Option(help="Features: standard, l2 or none.")] = "standard",
@@ -349,7 +351,7 @@ def similarity(
     ],
     images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The folder of COCO's val2014 images.")],
     ratings: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The folder of sts_test.csv and so on.")],
-    model: Model = "kakaobrain/align-base",
+    model: Model = DEFAULT_MODEL,
     split: Annotated[str, typer.Option(help="val or test.", rich_help_panel=DATA_PANEL)] = "test",
     positive: Annotated[float, typer.Option(help="Pairs rated so count as right answers in retrieval.")] = 3.0,
     name: Name = "cxc",
@@ -390,6 +392,7 @@ def report(
     published: Annotated[bool, typer.Option(help="Add published figures for the same data.")] = True,
     everything: Annotated[bool, typer.Option("--all", help="All metrics.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results themselves as JSON.")] = False,
 ) -> None:
     """Several results as one table, beside published figures and their sources.
 
@@ -397,6 +400,7 @@ def report(
 
       kakao-models evaluate report results/*.json --format html -o report.html
     """
+    from kakao_models.checkpoint.atomic import write_text
     from kakao_models.evaluate import Result, html_report, markdown_report, model_index
 
     makers = {
@@ -407,8 +411,9 @@ def report(
     if form not in makers:
         raise typer.BadParameter(f"--format {form}: wanted {', '.join(makers)}")
     check_output(output)
-    text = makers[form]([Result.read(path) for path in files])
+    results = [Result.read(path) for path in files]
+    text = makers[form](results)
     if output:
-        output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+        write_text(output, text)
+    if as_json or not output:
+        tell([result.as_dict() for result in results], text.rstrip("\n"), as_json)

@@ -8,19 +8,9 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.inference.options import Dtype, Engine, say_engine  # noqa: F401  the commands use these too
+from kakao_models.verbs import MODEL_PANEL, check_file, check_picture, open_embedder, prepare
 
-MODEL_PANEL, DATA_PANEL = "Model", "Data"
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="A Hub id, a folder, or align-tiny.", rich_help_panel=MODEL_PANEL)
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel=MODEL_PANEL)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL_PANEL)]
-Framework = Annotated[
-    str | None,
-    typer.Option(help="torch, tf or flax; by default the first that is installed.", rich_help_panel=MODEL_PANEL),
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=MODEL_PANEL)]
+DATA_PANEL = "Data"
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -52,25 +42,20 @@ Templates = Annotated[
     str, typer.Option(help="small, clip (80), clip-simple (7), or a file.", rich_help_panel=DATA_PANEL)
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Picture = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
 Train = Annotated[str, typer.Option(help="The training data, as --data.", rich_help_panel=DATA_PANEL)]
 TrainSplit = Annotated[str | None, typer.Option(help="As --split, of --train.", rich_help_panel=DATA_PANEL)]
 
 
 def start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory):
-    from kakao_models.cli import _prepare
-
-    _prepare(model, revision)
-    from kakao_models import Embedder
+    prepare(model, revision)
     from kakao_models.evaluate.cache import CachedEmbedder
     from kakao_models.evaluate.tasks import Run
 
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = None if no_cache else cache or Path(home, "kakao-models", "embeddings")
     where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-    embedder = Embedder(model, batch_size=batch_size, **where)
-    say_engine(embedder)
+    embedder = open_embedder(model, batch_size=batch_size, **where)
     return Run(CachedEmbedder(embedder, folder), max_memory=max_memory * 2**20)
 
 
@@ -109,11 +94,8 @@ def class_places(index: dict[str, int], keys: list[str]) -> list[int]:
 
 def check_output(output: Path | None, picture: Path | None = None) -> None:
     """What would fail only after the work is done."""
-    from kakao_models.cli import _check_picture
-
-    _check_picture(picture)
-    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise typer.BadParameter(f"--output {output}: wanted the name of a file, in a folder that exists")
+    check_picture(picture)
+    check_file("--output", output)
 
 
 def show(result, output: Path | None, as_json: bool) -> None:

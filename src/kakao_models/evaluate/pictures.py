@@ -1,8 +1,6 @@
 """Pictures of results: a confusion matrix, a reliability diagram."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -71,17 +69,6 @@ def draw_reliability(calibration: Calibration) -> Image.Image:
     draw.text((_EDGE, 22), f"{title}{100 * calibration.mean_confidence:.1f} %", _INK, font)
     draw.text((_EDGE + _SIDE / 2, _EDGE + _SIDE + 40), "confidence", _INK, font, anchor="mm")
     return canvas
-
-
-def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Writes .png or .jpg under another name first."""
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        picture.save(unfinished, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _short(name: str) -> str:

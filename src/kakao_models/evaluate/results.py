@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import kakao_models
+from kakao_models.checkpoint.atomic import write_text
 
 TASKS = (
     "zero-shot",
@@ -42,19 +43,16 @@ class Result:
     fingerprints: dict[str, str] = field(default_factory=dict)
     version: str = kakao_models.__version__
 
+    def as_dict(self) -> dict:
+        return asdict(self)
+
     def to_json(self) -> str:
         """Raises ValueError for a number that JSON does not have."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes the file under another name first: it is complete or not there."""
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".unfinished")
-        try:
-            unfinished.write_text(self.to_json() + "\n", encoding="utf-8")
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        """The file is complete or not there."""
+        write_text(Path(path), self.to_json() + "\n")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Result":

@@ -1,7 +1,6 @@
 """The command `kakao-models export`."""
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from kakao_models.verbs import ModelArgument, Revision, prepare, tell
+
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, a folder, or align-tiny.")],
+    model: ModelArgument,
     to: Annotated[str, typer.Option(help="onnx, openvino, saved_model, litert, stablehlo or pt2.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to make; by default MODEL-FORMAT.")
@@ -41,7 +42,7 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write it however much it differs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print export.json.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.", show_default=False)] = None,
+    revision: Revision = None,
 ) -> None:
     """Write a model for another runtime, and compare it there with its source.
 
@@ -57,17 +58,15 @@ def export(
       kakao-models export kakaobrain/vit-large-patch16-384 --to saved_model --what classifier
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
-    from kakao_models.checkpoint.hub import called, fetch
+    from kakao_models.checkpoint.hub import called
     from kakao_models.export.exporter import export as write
     from kakao_models.export.exporter import summary
-    from kakao_models.inference.progress import quiet
 
-    fetch(model, "config.json", revision=revision)  # a wrong name is said at once
-    quiet()
+    prepare(model, revision)
     output = output or Path(f"{called(model).rpartition('/')[2]}-{to}")
     with contextlib.redirect_stdout(sys.stderr):  # where converters print
         sheet = write(
             model, output, to=to, what=what, input=input, normalize=normalize, quantize=quantize,
             min_cosine=min_cosine, force=force, revision=revision,
         )  # fmt: skip
-    print(json.dumps(sheet, indent=1, ensure_ascii=False) if as_json else summary(sheet, output))
+    tell(sheet, summary(sheet, output), as_json)

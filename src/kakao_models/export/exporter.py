@@ -1,6 +1,5 @@
 """Writes a model in another runtime's format, once that runtime has given what the source gives."""
 
-import hashlib
 import importlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import kakao_models
 from kakao_models import __version__
-from kakao_models.checkpoint.atomic import unfinished
+from kakao_models.checkpoint.atomic import sha256_of, unfinished
 from kakao_models.checkpoint.hub import called, fetch, resolve
 from kakao_models.checkpoint.kinds import KINDS
 from kakao_models.export.contract import INPUTS, WHATS, contract, resizing
@@ -251,12 +250,7 @@ def _source_hashes(name: str, where: dict) -> dict[str, str]:
     folder = Path(resolve(name))
     if not folder.is_dir():
         folder = fetch(name, "config.json", **where).parent  # the Hub's cache, where the weights lie beside it
-    return {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
 def _copy(embedder: Embedder, folder: Path, texts: bool) -> None:
@@ -269,5 +263,5 @@ def _copy(embedder: Embedder, folder: Path, texts: bool) -> None:
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
     }

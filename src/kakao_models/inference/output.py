@@ -4,11 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from kakao_models.checkpoint.atomic import replacing
 from kakao_models.inference.stream import Failure
 
 FORMATS = (".npy", ".parquet")
@@ -62,18 +64,10 @@ def check_format(path: str | os.PathLike) -> None:
 
 def _write(files: dict[Path, Callable[[BinaryIO], object]]) -> None:
     """Writes all files under other names before the first one takes its place: old rows never stand by new names."""
-    unfinished = {path: path.with_name(path.name + ".unfinished") for path in files}
-    try:
+    with ExitStack() as whole:
         for path, write in files.items():
-            with open(unfinished[path], "wb") as file:
+            with open(whole.enter_context(replacing(path)), "wb") as file:
                 write(file)
-        for path, complete in unfinished.items():
-            os.replace(complete, path)
-    except OSError as error:  # numpy and the system do not always say which file
-        raise OSError(f"{path} can't be written: {error}") from error
-    finally:
-        for part in unfinished.values():
-            part.unlink(missing_ok=True)
 
 
 def _json(value: object, indent: int) -> str:
@@ -119,3 +113,12 @@ def print_scores(sources: Sequence[str], results: Sequence[list[dict] | None]) -
     if shown:
         # labels and names are shown as they are: no :cat: becomes a picture
         Console(width=None if sys.stdout.isatty() else 200, emoji=False).print(table)
+
+
+def say_engine(embedder) -> None:
+    """One line on stderr for each part of the model that something was measured for."""
+    checks = getattr(embedder.engine, "checks", None)
+    if checks:
+        from kakao_models.inference.selfcheck import explain
+
+        print(explain(checks), file=sys.stderr)

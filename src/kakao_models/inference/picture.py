@@ -1,4 +1,4 @@
-"""One picture of photographs beside bars of their label scores."""
+"""One picture of photographs beside bars of their label scores, and how pictures are written."""
 
 import os
 import unicodedata
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from kakao_models.checkpoint.atomic import replacing
 from kakao_models.data.images import load_image
 
 Result = Sequence[dict]  # [{"score": 0.97, "label": "cat"}, ...], the best first
@@ -72,14 +73,19 @@ def draw_files(path: str | os.PathLike, sources: Sequence[str], results: Sequenc
     hint = (SCALE * PHOTO, SCALE * PHOTO)
     photos = [(Path(source).name, load_image(source, size_hint=hint), scores) for source, scores in shown]
     if photos:
-        path = Path(path)
-        unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
-        try:
-            draw_scores(photos).save(unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_picture(draw_scores(photos), path)
     return len(photos)
+
+
+def save_picture(picture, path: str | os.PathLike) -> None:
+    """Writes a PIL image or a matplotlib figure as .png or .jpg."""
+    path = Path(path)
+    form = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    with replacing(path) as temporary:
+        if isinstance(picture, Image.Image):
+            picture.save(temporary, form)
+        else:
+            picture.savefig(temporary, format=form.lower(), dpi=120)
 
 
 def _draw_card(canvas: Image.Image, corner, size, name: str, photo: Image.Image, result: Result) -> None:

@@ -114,7 +114,7 @@ def _local(uri: str, create: bool):
         raise ValueError(f"{uri}: wanted a name that ends in .db, or a server's address such as http://localhost:19530")
     _check_format(path)
     if not path.exists() and not create:
-        raise FileNotFoundError(f"{uri}: there is no index. Make one: kakao-models index build FOLDER --to {uri}")
+        raise FileNotFoundError(f"{uri}: there is no index. Make one: kakao-models index build FOLDER --index {uri}")
     try:
         import milvus_lite  # noqa: F401
     except ModuleNotFoundError as error:
@@ -131,7 +131,7 @@ def _local(uri: str, create: bool):
         if _is_locked(path):
             raise BlockingIOError(
                 f"{uri}: another process has this index open, and Milvus Lite allows one at a time. Wait for it or end "
-                "it; for several at once, use a Milvus server (--to http://host:19530)"
+                "it; for several at once, use a Milvus server (--index http://host:19530)"
             ) from error
         raise OSError(
             f"{uri} can't be opened ({error.message}). May this user write there, and is the disk full?"
@@ -146,7 +146,7 @@ def _check_format(path: Path) -> None:
         if old:
             raise ValueError(
                 f"{path}: is a database of Milvus Lite 2, and since 3 it has another format. Its embeddings can be "
-                f"taken over as they are: kakao-models index load {path} --to NEW.db --model MODEL"
+                f"taken over as they are: kakao-models index load {path} --index NEW.db --model MODEL"
             )
         raise ValueError(f"{path}: is a file, and no index: wanted the folder that kakao-models index build makes")
     if path.is_dir() and any(path.iterdir()) and not (path / "collections").is_dir():

@@ -1,5 +1,6 @@
 """The commands `kakao-models index` and `kakao-models search`: one short function per verb, no logic of its own."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -7,36 +8,45 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.evaluate.options import BatchSize, Device, Dtype, Engine, Framework, Model, Revision, say_engine
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make, look at and change an index of images or texts, which kakao-models search searches.",
+from kakao_models.verbs import (
+    DEFAULT_MODEL,
+    MODEL_PANEL,
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    Engine,
+    Framework,
+    Model,
+    Revision,
+    check_file,
+    finish,
+    group,
+    open_embedder,
+    prepare,
+    tell,
 )
 
+app = group("Make, look at and change an index of images or texts, which kakao-models search searches.")
+
 DATABASE, OUTPUT = "Database", "Output"
-Uri = Annotated[
-    str,
-    typer.Option("--to", "--index", help="NAME.db, or a Milvus server: http://host:19530.", rich_help_panel=DATABASE),
-]
+_URI = dict(metavar="URI", help="NAME.db, or a Milvus server: http://host:19530.", rich_help_panel=DATABASE)
+Uri = Annotated[str, typer.Option("--index", **_URI)]
+NewUri = Annotated[str, typer.Option("--index", "--to", **_URI)]
 Token = Annotated[
     str | None,
     typer.Option(
         envvar="MILVUS_TOKEN",
         show_envvar=True,
         show_default=False,
-        help="Of a server: user:password, or an API key.",
+        help="Of a Milvus server: user:password, or an API key.",
         rich_help_panel=DATABASE,
     ),
 ]
 Collection = Annotated[str, typer.Option(help="Within the database.", rich_help_panel=DATABASE)]
 Roots = Annotated[
     list[Path] | None,
-    typer.Option("--root", exists=True, file_okay=False, help="Read pictures in this folder too; may be repeated."),
+    typer.Option("--root", exists=True, file_okay=False, help="Read images in this folder too; may be repeated."),
 ]
 IndexType = Annotated[
     str | None,
@@ -57,9 +67,8 @@ Consistency = Annotated[
     str, typer.Option(help="Of a server: Strong, Bounded, Session, Eventually.", rich_help_panel=DATABASE)
 ]
 Shards = Annotated[int, typer.Option(min=1, help="Of a server's new collection.", rich_help_panel=DATABASE)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Kind = Annotated[str, typer.Option("--what", help="images, or texts.")]
-DEFAULT_URI, DEFAULT_COLLECTION, DEFAULT_MODEL = "./kakao.db", "images", "kakaobrain/align-base"
+DEFAULT_URI, DEFAULT_COLLECTION = "./kakao.db", "images"
 
 
 @app.command(no_args_is_help=True)
@@ -71,7 +80,7 @@ def build(
             help="Folders of images, WebDataset tars, tables (.parquet, .csv, .jsonl); of texts, tables and .txt files.",
         ),
     ],
-    uri: Uri = DEFAULT_URI,
+    uri: NewUri = DEFAULT_URI,
     sync: Annotated[bool, typer.Option("--sync", help="Remove what none of these sources has any more.")] = False,
     what: Kind = "images",
     columns: Annotated[
@@ -103,9 +112,9 @@ def build(
 
       kakao-models index build photos/
 
-      kakao-models index build photos/ --sync --to photos.db --model align-tiny
+      kakao-models index build photos/ --sync --index photos.db --model align-tiny
 
-      kakao-models index build shards/ coyo.parquet --to http://localhost:19530 --index-type HNSW
+      kakao-models index build shards/ coyo.parquet --index http://localhost:19530 --index-type HNSW
     """
     options = _making(what, index_type, index_params, metric, consistency, shards)
     embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
@@ -124,12 +133,8 @@ def build(
                 advance=bar.advance,
             )
         rows = index.count
-    print(
-        json.dumps({"index": uri, "rows": rows} | done.as_dict(), indent=1)
-        if as_json
-        else f"{uri}: {rows:,} rows; {done}"
-    )
-    _failed(done.failures)
+    tell({"index": uri, "rows": rows} | done.as_dict(), f"{uri}: {rows:,} rows; {done}", as_json)
+    finish(map(": ".join, done.failures))
 
 
 @app.command(no_args_is_help=True)
@@ -140,7 +145,7 @@ def load(
             exists=True, help="What kakao-models data embed or embed wrote, or a database of Milvus Lite 2."
         ),
     ],
-    uri: Uri = DEFAULT_URI,
+    uri: NewUri = DEFAULT_URI,
     what: Kind = "images",
     index_type: IndexType = None,
     index_params: IndexParams = None,
@@ -164,9 +169,9 @@ def load(
 
     [b]Examples[/b]
 
-      kakao-models index load embeddings/ --to photos.db
+      kakao-models index load embeddings/ --index photos.db
 
-      kakao-models index load old-milvus-lite-2.db --to new.db
+      kakao-models index load old-milvus-lite-2.db --index new.db
     """
     options = _making(what, index_type, index_params, metric, consistency, shards)
     embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
@@ -180,11 +185,7 @@ def load(
         with Progress("rows", stored.count, None) as bar:
             loaded = stored.load(index, advance=bar.advance)
         rows = index.count
-    print(
-        json.dumps({"index": uri, "rows": rows, "loaded": loaded})
-        if as_json
-        else f"{uri}: {rows:,} rows, {loaded:,} loaded"
-    )
+    tell({"index": uri, "rows": rows, "loaded": loaded}, f"{uri}: {rows:,} rows, {loaded:,} loaded", as_json)
 
 
 @app.command()
@@ -203,12 +204,11 @@ def info(
     from kakao_models.search import SearchIndex
 
     with SearchIndex.open(uri, token=token, collection=collection) as index:
-        facts = {"uri": uri, "collection": collection, "rows": index.count} | index.metadata
-    if as_json:
-        print(json.dumps(facts, indent=1))
-        return
-    for name, value in facts.items():
-        print(f"{name:<14} {value if isinstance(value, (str, int)) else json.dumps(value)}")
+        facts = {"index": uri, "collection": collection, "rows": index.count} | index.metadata
+    lines = (
+        f"{name:<14} {value if isinstance(value, (str, int)) else json.dumps(value)}" for name, value in facts.items()
+    )
+    tell(facts, "\n".join(lines), as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -240,11 +240,7 @@ def delete(
         else:
             removed = index.delete(ids) if ids else index.delete(filter=filter)
             left = index.count
-    print(
-        json.dumps({"index": uri, "removed": removed, "rows": left})
-        if as_json
-        else f"{uri}: {removed:,} removed, {left:,} left"
-    )
+    tell({"index": uri, "removed": removed, "rows": left}, f"{uri}: {removed:,} removed, {left:,} left", as_json)
 
 
 def search(
@@ -262,18 +258,18 @@ def search(
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16_384, help="How many.")] = 10,
     page: Annotated[
         Path | None,
-        typer.Option("--html", dir_okay=False, help="Also write a page with the pictures.", rich_help_panel=OUTPUT),
+        typer.Option("--html", dir_okay=False, help="Also write a page with the images.", rich_help_panel=OUTPUT),
     ] = None,
     root: Annotated[
         list[Path] | None,
         typer.Option(
             exists=True,
             file_okay=False,
-            help="For --html: show pictures in these folders alone.",
+            help="For --html: show images in these folders alone.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    as_json: AsJson = False,
     uri: Uri = DEFAULT_URI,
     search_params: Annotated[
         str | None,
@@ -289,7 +285,7 @@ def search(
             "--model",
             "-m",
             help="By default the one the index was built with.",
-            rich_help_panel="Model",
+            rich_help_panel=MODEL_PANEL,
             show_default=False,
         ),
     ] = None,
@@ -313,12 +309,12 @@ def search(
     """
     if not (text or image or plus):
         raise typer.BadParameter("say what to look for: a text, --image, or both")
-    if page and not page.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--html {page}: there is no such folder")
+    check_file("--html", page)
     weights, params = _weights(weight or []), _params("--search-params", search_params)
+    from kakao_models.checkpoint.atomic import write_text
     from kakao_models.search import SearchIndex, compose_query
     from kakao_models.search.query import tokens_read
-    from kakao_models.search.results import hits_json, hits_page, print_hits, write_page
+    from kakao_models.search.results import hits_page, print_hits
 
     with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
         embedder = index.use(
@@ -336,15 +332,15 @@ def search(
         )
         print(f"no rows found: {reason}", file=sys.stderr)
     if as_json:
-        print(hits_json(hits))
+        tell([hit.as_dict() for hit in hits], None, as_json)
     else:
         print_hits(hits)
     if page:
         terms = [*([text] if text else []), *(plus or ()), *(f"[{name}]" for name in image or ())]
         named = " + ".join(terms) + "".join(f" - {term}" for term in taken)
         document, lost = hits_page(hits, named[:200], roots=root)
-        write_page(page, document)
-        print(f"{page}: {len(hits) - lost} of {len(hits)} pictures", file=sys.stderr)
+        write_text(page, document)
+        print(f"{page}: {len(hits) - lost} of {len(hits)} images", file=sys.stderr)
 
 
 def _making(what: str, index_type: str | None, index_params: str | None, metric: str, consistency: str, shards: int):
@@ -356,19 +352,9 @@ def _making(what: str, index_type: str | None, index_params: str | None, metric:
 
 def _embedder(model: str, revision, framework, device, engine, dtype, batch_size):
     """A function that loads the model, after what can be said without it has been checked."""
-    from kakao_models.cli import _prepare
-
-    _prepare(model, revision)
-
-    def load():
-        from kakao_models import Embedder
-
-        where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-        embedder = Embedder(model, batch_size=batch_size, **where)
-        say_engine(embedder)
-        return embedder
-
-    return load
+    prepare(model, revision)
+    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+    return functools.partial(open_embedder, model, batch_size=batch_size, **where)
 
 
 def _params(option: str, text: str | None) -> dict:
@@ -388,10 +374,3 @@ def _weights(pairs: list[str]) -> dict[str, float]:
         return check_weights({name: float(value) for name, _, value in (pair.partition("=") for pair in pairs)})
     except ValueError as error:
         raise typer.BadParameter(f"--weight {' '.join(pairs)}: wanted text=NUMBER or image=NUMBER ({error})") from error
-
-
-def _failed(failures: list[tuple[str, str]]) -> None:
-    for name, reason in failures:
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    if failures:
-        raise typer.Exit(1)

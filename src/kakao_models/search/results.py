@@ -1,10 +1,8 @@
-"""Hits for screens and files: a table, JSON, or a page with the pictures."""
+"""Hits for screens and files: a table, or a page with the pictures."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image
 
@@ -12,10 +10,6 @@ from kakao_models.data.contact_sheet import SIDE, cell, picture_page
 from kakao_models.search.index import Hit
 from kakao_models.search.pictures import hit_picture
 from kakao_models.search.sources import FIELDS
-
-
-def hits_json(hits: Sequence[Hit]) -> str:
-    return json.dumps([hit.as_dict() for hit in hits], indent=1, ensure_ascii=True)
 
 
 def print_hits(hits: Sequence[Hit]) -> None:
@@ -57,18 +51,6 @@ def hits_page(hits: Sequence[Hit], title: str, *, roots: Sequence[str | os.PathL
         for hit in hits
     ]
     return picture_page(rows, title, f"{len(hits)} results; {{lost}} pictures could not be had.", read)
-
-
-def write_page(path: Path, text: str) -> None:
-    """Writes a page under its name once it is complete."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OSError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _short(path: str) -> str:

@@ -1,5 +1,6 @@
 """The command `kakao-models serve`."""
 
+import json
 import os
 import signal
 import sys
@@ -7,17 +8,16 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.inference.options import Dtype, Engine
+from kakao_models.verbs import Device, Dtype, Engine, Framework, ModelArgument, Revision, prepare
 
 _KEY = "KAKAO_MODELS_API_KEY"
 _LIMITS = "Limits"
-_MODEL = "Model"
 
 
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, a folder, or align-tiny.")],
+    model: ModelArgument,
     host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 all networks.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[
         str | None,
         typer.Option(help="What clients call the model; by default MODEL, of a folder its name.", show_default=False),
@@ -50,16 +50,12 @@ def serve(
         float,
         typer.Option(min=0, help="Seconds from SIGTERM until new connections are refused.", rich_help_panel=_LIMITS),
     ] = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = "auto",
-    framework: Annotated[
-        str | None, typer.Option(help="torch, tf or flax.", rich_help_panel=_MODEL, show_default=False)
-    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,
+    device: Device = "auto",
+    framework: Framework = None,
     engine: Engine = None,
     dtype: Dtype = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel=_MODEL, show_default=False),
-    ] = None,
+    revision: Revision = None,
 ) -> None:
     """Serve embeddings (as OpenAI's API) and classification over HTTP.
 
@@ -72,9 +68,6 @@ def serve(
 
       curl http://127.0.0.1:8000/v1/embeddings -H "Content-Type: application/json" -d '{"input": ["a cat"]}'
     """
-    from kakao_models.checkpoint.hub import fetch
-    from kakao_models.inference.progress import quiet
-
     try:
         from kakao_models.serve.server import serve as run
         from kakao_models.serve.service import Limits
@@ -84,8 +77,13 @@ def serve(
         raise ImportError(f"serve needs {error.name}: pip install 'kakao-models[serve]'") from error
     if not os.environ.get(_KEY, "unset").strip() or not (api_key or "unset").strip():
         raise typer.BadParameter(f"the key is empty: set {_KEY} to a secret, or unset it for no key")
-    fetch(model, "config.json", revision=revision)  # a wrong name is said at once
-    quiet()
+    prepare(model, revision)
+
+    def ready(url: str) -> None:
+        print(f"kakao-models: {url}", file=sys.stderr, flush=True)
+        if as_json:
+            print(json.dumps({"url": url}), flush=True)
+
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         print(f"kakao-models: listening on {host} without a key: set KAKAO_MODELS_API_KEY", file=sys.stderr)
     limits = Limits(
@@ -94,7 +92,7 @@ def serve(
     ended_by = run(
         model, name=name, host=host, port=port, limits=limits, batch_size=batch_size, max_wait=max_wait / 1000,
         max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key,
-        device=device, framework=framework, engine=engine, dtype=dtype, revision=revision,
+        device=device, framework=framework, engine=engine, dtype=dtype, revision=revision, ready=ready,
     )  # fmt: skip
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)

@@ -2,14 +2,14 @@
 
 import asyncio
 import socket
-import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from kakao_models.checkpoint.hub import called
 from kakao_models.inference.embedder import Embedder
-from kakao_models.inference.options import say_engine
+from kakao_models.inference.output import say_engine
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.service import Limits, Service
@@ -25,16 +25,16 @@ class Server(uvicorn.Server):
     whatever still comes is answered. After that no connection is accepted, and those that wait get their answers.
     """
 
-    def __init__(self, config: uvicorn.Config, state: State, drain: float):
+    def __init__(self, config: uvicorn.Config, state: State, drain: float, ready: Callable[[str], None]):
         super().__init__(config)
         self.signal: int | None = None
-        self._state, self._drain = state, drain
+        self._state, self._drain, self._ready = state, drain, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            print(f"kakao-models: http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own, which raises the signal again at the end: what ends in order ends with 0.
@@ -64,6 +64,7 @@ def serve(
     drain: float = 1.0,
     api_key: str | None = None,
     log_level: str = "info",
+    ready: Callable[[str], None] = lambda url: None,
     **embedder_options,
 ) -> int | None:
     """Serves a model until SIGINT or SIGTERM; a second signal ends the drain time, a third one everything.
@@ -77,6 +78,7 @@ def serve(
         batch_size, max_wait, max_queue: of `Batcher`; max_queue counts inputs, not requests.
         timeout: seconds for an answer.
         drain: seconds between the signal and the end of listening.
+        ready: is told the address when requests are taken.
         embedder_options: of `Embedder`.
 
     Raises:
@@ -106,7 +108,7 @@ def serve(
         limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=int(timeout) + 5, timeout_keep_alive=30,
         lifespan="on",
     )  # fmt: skip
-    server = Server(config, state, drain)
+    server = Server(config, state, drain, ready)
     server.run(sockets=[listening])
     if not server.started:
         raise OSError("the service did not start; its log says why")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from kakao_models.inference.picture import save_picture
+
 LOG_FILE = "training.jsonl"
 
 
@@ -131,7 +133,5 @@ def draw_curves(logs: list[dict], path: Path) -> None:
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
     figure.tight_layout()
-    unfinished = path.with_name(".training.unfinished.png")
-    figure.savefig(unfinished, dpi=110)
+    save_picture(figure, path)
     pyplot.close(figure)
-    unfinished.replace(path)

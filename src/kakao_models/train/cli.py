@@ -1,18 +1,13 @@
 """The command `kakao-models train`: one short function per model, no logic of its own."""
 
-import json
+import os
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Pretrain and fine-tune, by recipe. Interrupted, the same command goes on where it stopped.",
-)
+from kakao_models.verbs import AsJson, group, tell
+
+app = group("Pretrain and fine-tune, by recipe. Interrupted, the same command goes on where it stopped.")
 
 Config = Annotated[str, typer.Option("--config", "-c", help="A recipe: a .yaml file, or a name that `recipes` lists.")]
 Changes = Annotated[
@@ -23,8 +18,10 @@ Show = Annotated[bool, typer.Option("--show", help="Print the recipe with all ch
 
 
 @app.command(no_args_is_help=True)
-def align(config: Config, changes: Changes = None, resume: Resume = True, show: Show = False) -> None:
-    """Train an ALIGN on pictures and captions.
+def align(
+    config: Config, changes: Changes = None, resume: Resume = True, show: Show = False, as_json: AsJson = False
+) -> None:
+    """Train an ALIGN on images and captions.
 
     [b]Examples[/b]
 
@@ -32,47 +29,54 @@ def align(config: Config, changes: Changes = None, resume: Resume = True, show: 
 
       torchrun --nproc-per-node 8 -m kakao_models.cli train align --config mine.yaml batch_size=4096
     """
-    _train("align", config, changes or [], resume, show)
+    _train("align", config, changes or [], resume, show, as_json)
 
 
 @app.command(no_args_is_help=True)
-def vit(config: Config, changes: Changes = None, resume: Resume = True, show: Show = False) -> None:
+def vit(
+    config: Config, changes: Changes = None, resume: Resume = True, show: Show = False, as_json: AsJson = False
+) -> None:
     """Train a classifier: a ViT, or the image tower of an ALIGN.
 
     [b]Example[/b]
 
       kakao-models train vit --config vit_l16_finetune_384 start=vit-l16-pretrain data=imagenet/train
     """
-    _train("vit", config, changes or [], resume, show)
+    _train("vit", config, changes or [], resume, show, as_json)
 
 
 @app.command()
-def recipes() -> None:
+def recipes(as_json: AsJson = False) -> None:
     """List the recipes inside this package."""
     import yaml
 
     from kakao_models.train.recipe import FOLDER, names
 
+    found = []
     for name in names():
         about = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["about"]
-        print(f"{name}\n    {' '.join(about.split())}")
+        found.append({"name": name, "about": " ".join(about.split())})
+    tell(found, "\n".join(f"{recipe['name']}\n    {recipe['about']}" for recipe in found), as_json)
 
 
-def _train(kind: str, config: str, changes: list[str], resume: bool, show: bool) -> None:
-    from kakao_models.train.recipe import as_yaml, read_recipe
+def _train(kind: str, config: str, changes: list[str], resume: bool, show: bool, as_json: bool) -> None:
+    from kakao_models.train.recipe import as_dict, as_yaml, read_recipe
 
     recipe = read_recipe(kind, config, changes)
     if show:
-        print(as_yaml(recipe), end="")
+        tell(as_dict(recipe), as_yaml(recipe).rstrip("\n"), as_json)
         return
     try:
         from kakao_models.train.run import run
     except ModuleNotFoundError as error:
         raise ImportError(f"training needs {error.name}: pip install 'kakao-models[train]'") from error
     try:
-        print(json.dumps(run(recipe, resume)))
+        metrics = run(recipe, resume)
     except FloatingPointError as error:
         raise ValueError(str(error)) from error  # which the command says without a traceback
     except ValueError as error:
         # from a worker, whose traceback comes before its message
         raise ValueError(str(error).rpartition("prepare.DataError: ")[2].strip()) from error
+    if os.environ.get("RANK", "0") == "0":  # once, of several processes
+        lines = [f"{recipe.output}: trained", *(f"{name:<40} {value:.4g}" for name, value in metrics.items())]
+        tell({"output": recipe.output, "metrics": metrics}, "\n".join(lines), as_json)

@@ -203,12 +203,16 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def as_yaml(recipe: Recipe) -> str:
-    """The recipe with every value that is not a default."""
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """Every value that is not a default."""
     values = {}
     for f in dataclasses.fields(recipe):
         value = getattr(recipe, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if value != default:
             values[f.name] = dict(value) if isinstance(value, Mapping) else value
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    return values
+
+
+def as_yaml(recipe: Recipe) -> str:
+    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,149 @@
+"""What the verbs of `kakao-models` share: how a group is made, options, what comes before the work and after it.
+
+Exit codes: 0 fine, 1 some inputs failed (listed on stderr), 2 nothing could be done (said on stderr), 130 interrupted.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_MODEL = "kakaobrain/align-base"
+BUNDLED_MODEL = "align-tiny"
+MODEL_PANEL = "Model"
+
+
+def group(help: str, **options) -> typer.Typer:
+    """A command of several verbs."""
+    return typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
+_PLACES = f"A Hub id, a folder, or {BUNDLED_MODEL}."
+Model = Annotated[str, typer.Option("--model", "-m", help=_PLACES, rich_help_panel=MODEL_PANEL)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_PLACES)]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel=MODEL_PANEL, show_default=False)
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1, mps: what runs the model.", rich_help_panel=MODEL_PANEL)
+]
+Framework = Annotated[
+    str | None,
+    typer.Option(
+        help="torch, tf or flax: what runs the model; by default the first that is installed.",
+        rich_help_panel=MODEL_PANEL,
+        show_default=False,
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="torch, compile, openvino or onnx: what runs a PyTorch model; auto: the fastest that is installed and gives "
+        "the same numbers, measured once on this machine. By default torch.",
+        rich_help_panel=MODEL_PANEL,
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16: what the model computes in; auto: the fastest that keeps a cosine of 0.9999. "
+        "By default float32.",
+        rich_help_panel=MODEL_PANEL,
+        show_default=False,
+    ),
+]
+FastImages = Annotated[
+    bool,
+    typer.Option(
+        "--fast-images",
+        help="Read JPEGs by simplejpeg and resize by PyTorch, which is faster; some pixels differ by 1 or 2 of 255.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Inputs at a time.", rich_help_panel=MODEL_PANEL)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def prepare(model: str, revision: str | None = None) -> None:
+    """What has to come before the import of a framework, which takes seconds.
+
+    Raises:
+        OSError: there is no such model.
+    """
+    from kakao_models.checkpoint.hub import fetch
+    from kakao_models.inference.progress import quiet
+
+    fetch(model, "config.json", revision=revision)  # a wrong name is said at once
+    quiet()
+
+
+def open_embedder(model: str, **options):
+    """An `Embedder`, and one line on stderr for each part of the model that something was measured for."""
+    from kakao_models import Embedder
+    from kakao_models.inference.output import say_engine
+
+    embedder = Embedder(model, **options)
+    say_engine(embedder)
+    return embedder
+
+
+def check_picture(path: Path | None) -> None:
+    """What would fail only after the work is done."""
+    if path and (path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir()):
+        raise typer.BadParameter(f"--picture {path}: wanted a name that ends in .png or .jpg, in a folder that exists")
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """As `check_picture`, of any file."""
+    if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"{option} {path}: wanted the name of a file, in a folder that exists")
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file that are not blank. Only line feeds end a line: U+2028 may stand within a caption.
+
+    Raises:
+        ValueError: it is no UTF-8 text.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
+    return list(filter(None, map(str.strip, text.split("\n"))))
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that have a value."""
+    return {name: value for name, value in options.items() if value}
+
+
+def tell(facts: Any, said: Any, as_json: bool) -> None:
+    """The result on stdout: `facts` as JSON, or `said`, for people."""
+    if as_json:
+        said = json.dumps(facts, indent=1, ensure_ascii=False, default=str)
+        try:
+            said.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:  # a file name that is no UTF-8, or a screen that shows ASCII alone
+            said = json.dumps(facts, indent=1, default=str)
+    print(said)
+
+
+def finish(failures: Iterable[Any]) -> None:
+    """Lists what failed, on stderr; exit code 1 if anything did."""
+    failures = list(failures)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
