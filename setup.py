@@ -23,7 +23,6 @@ EXTRAS = {
         "accelerate>=1.3",
         "datasets>=3.2",
         "pyarrow>=18",
-        "pyyaml>=6",
         "tensorboard>=2.18",
         "matplotlib>=3.9",
     ],
@@ -37,7 +36,7 @@ EXTRAS = {
     ],
     "spark": ["pyspark>=4.3"],  # data --backend pyspark; beside data, and Java 17
     "search": SEARCH,
-    "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "pyyaml>=6"],
+    "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18"],
     "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
     "fast": ["simplejpeg>=1.8"],  # a faster decoder of JPEGs, for fast_images=True
     "openvino": [*TORCH, "openvino>=2025.0"],
@@ -70,14 +69,16 @@ setup(
     packages=find_packages("src"),
     package_data={"kakao_models": ["checkpoints/*/*", "demo/style.css", "photos/*", "train/recipes/*.yaml"]},
     install_requires=[
-        "transformers>=5.16,<6",
-        "huggingface_hub>=1.3",
-        "safetensors>=0.5",
+        "transformers>=5.21,<6",
+        "huggingface_hub>=1.31",
+        "tokenizers>=0.23.1",
+        "safetensors>=0.8",
         "numpy>=1.26",
         "filelock>=3.16",
-        "google-crc32c>=1.5",
+        "google-crc32c>=1.6",  # the first with a compiled one for Python 3.11
         "pillow>=11.1",
-        "typer>=0.15",
+        "pyyaml>=6",
+        "typer>=0.16",
         "rich>=13.9",
     ],
     extras_require=EXTRAS,
