@@ -18,11 +18,11 @@ from transformers.models.align.modeling_align import AlignModel as TheirModel
 
 from kakao_models import AlignModel, AlignProcessor, AlignTrainer, TrainArguments
 from kakao_models.checkpoint.hub import resolve
+from kakao_models.data.sources import open_source
 from kakao_models.train.augment import RandomCrop
 from kakao_models.train.data import TrainData
 from kakao_models.train.evaluations import retrieval
 from kakao_models.train.prepare import Prepare
-from kakao_models.train.sources import open_source
 
 
 class InOrder(torch.utils.data.Dataset):

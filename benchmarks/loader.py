@@ -20,10 +20,10 @@ from common import arguments, interleaved, sentences, show
 from PIL import Image
 
 from kakao_models import AlignImageProcessor
+from kakao_models.data.sources import open_source
 from kakao_models.train.augment import Augmentation, InceptionCrop, RandomCrop
 from kakao_models.train.data import TrainData
 from kakao_models.train.prepare import Prepare
-from kakao_models.train.sources import open_source
 
 SHARDS = 4
 

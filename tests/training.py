@@ -12,6 +12,7 @@ from kakao_models import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+from kakao_models.data.sources import Records
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import RandomCrop
 from kakao_models.train.data import TrainData
@@ -19,7 +20,6 @@ from kakao_models.train.gradcache import BatchNormStatistics
 from kakao_models.train.loss import tiled_contrastive_loss
 from kakao_models.train.optim import build_optimizer, parameter_groups
 from kakao_models.train.prepare import Prepare
-from kakao_models.train.sources import Records
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
 
 GHOST = 4

@@ -11,8 +11,8 @@ import tiny
 from kakao_models.data.manifest import read_manifest, verify
 from kakao_models.data.pairs import open_pairs
 from kakao_models.data.shard import Options, stored, write_shards
+from kakao_models.data.sources import open_source
 from kakao_models.data.writers import example, record
-from kakao_models.train.sources import open_source
 
 
 def jpeg(seed: int, size=(60, 48)) -> bytes:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from kakao_models import AlignImageProcessor, Embedder
+from kakao_models.data.sources import open_source
 from kakao_models.train.augment import RandomCrop
-from kakao_models.train.sources import open_source
 
 SCRIPT = Path(__file__).parents[2] / "examples/train_align_tiny.py"
 CAPTIONS = [

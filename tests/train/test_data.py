@@ -17,6 +17,8 @@ from PIL import Image
 from kakao_models import AlignImageProcessor
 from kakao_models.checkpoint.sstable import mask
 from kakao_models.checkpoint.wire import bytes_field
+from kakao_models.data.sources import open_source
+from kakao_models.data.tfrecord import parse_example
 from kakao_models.train.augment import Distorted, InceptionCrop, RandomCrop, affine_of
 from kakao_models.train.data import (
     Failures,
@@ -27,8 +29,6 @@ from kakao_models.train.data import (
     TrainData,
 )
 from kakao_models.train.prepare import DataError, Prepare
-from kakao_models.train.sources import open_source
-from kakao_models.train.tfrecord import parse_example
 
 
 def jpeg(seed: int) -> bytes:

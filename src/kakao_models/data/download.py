@@ -25,10 +25,10 @@ from kakao_models.data.images import ImageError
 from kakao_models.data.journal import Journal
 from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
 from kakao_models.data.rows import Part, Rows
+from kakao_models.data.samples import TarShards
 from kakao_models.data.shard import Options, stored
 from kakao_models.data.workers import processes
 from kakao_models.data.writers import Stored, TarWriter
-from kakao_models.train.shards import TarShards
 
 HASHES = ("sha256", "md5")  # columns that, where they are, say what the bytes must be
 # What another attempt can't change

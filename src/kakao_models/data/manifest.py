@@ -146,7 +146,7 @@ def verify(folder: Path, *, decode: bool = False, advance: Callable[[int], None]
 
 def _check_rows(path: Path, rows: int, decode: bool) -> list[str]:
     from kakao_models.data.images import load_image
-    from kakao_models.train.shards import ParquetShards, TarShards, TFRecordShards
+    from kakao_models.data.samples import ParquetShards, TarShards, TFRecordShards
 
     kinds = {".tar": TarShards, ".tfrecord": TFRecordShards, ".parquet": ParquetShards}
     try:

@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from kakao_models.train.shards import Source
-from kakao_models.train.sources import Records, open_source
+from kakao_models.data.samples import Source
+from kakao_models.data.sources import Records, open_source
 
 
 def open_pairs(where: str | os.PathLike, *, images: Path | None = None, split: str | None = None) -> Source:

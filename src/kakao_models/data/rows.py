@@ -44,7 +44,7 @@ class Rows:
         self._pictures = self._tars = self._table = None
         tars = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
         if tars:
-            from kakao_models.train.shards import TarShards
+            from kakao_models.data.samples import TarShards
 
             self._tars, self.files = TarShards(tars), list(map(str, tars))
             self.counts = list(self._tars.counts)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kakao_models.train.tfrecord import index_records, parse_example, read_record
+from kakao_models.data.tfrecord import index_records, parse_example, read_record
 
 # What the columns of a table, the files of a tar sample or the features of an Example are called.
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_path", "file_name", "filepath", "path")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kakao_models.data.images import SUFFIXES, list_images
-from kakao_models.train.shards import (
+from kakao_models.data.samples import (
     CAPTIONS,
     IMAGES,
     LABELS,

@@ -89,7 +89,7 @@ def _inside(container: str, name: str, path: str) -> bytes:
 @lru_cache(maxsize=32)
 def _members(container: str, changed: int) -> dict[str, tuple[int, int]]:
     """Where the picture of each sample lies in a tar."""
-    from kakao_models.train.shards import IMAGES, TarShards
+    from kakao_models.data.samples import IMAGES, TarShards
 
     found = {}
     for key, parts in TarShards._read_index(Path(container)):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from kakao_models.data.samples import Source, as_sample
 from kakao_models.train.gradcache import ghost_chunks
 from kakao_models.train.prepare import DataError, Prepare
-from kakao_models.train.shards import Source, as_sample
 
 _ATTEMPTS = 20  # samples tried in the place of a broken one
 

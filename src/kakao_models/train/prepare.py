@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from kakao_models.data.images import load_image, load_pixels
+from kakao_models.data.samples import Sample
 from kakao_models.train.augment import Augmentation, affine_of
-from kakao_models.train.shards import Sample
 
 
 class DataError(ValueError):

@@ -18,6 +18,7 @@ from kakao_models.align.config import AlignConfig
 from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor
 from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
+from kakao_models.data.sources import Joined, Records, load_hub_dataset, open_source
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
 from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
@@ -25,7 +26,6 @@ from kakao_models.train.data import StreamData, TrainData
 from kakao_models.train.evaluations import build_evaluations
 from kakao_models.train.prepare import Prepare
 from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_yaml, check_keys
-from kakao_models.train.sources import Joined, Records, load_hub_dataset, open_source
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.modeling_torch import ViTForImageClassification
