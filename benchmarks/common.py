@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import random
+import resource
 import statistics
 import tempfile
 import time
@@ -150,3 +151,10 @@ def show(title: str, columns: list[str], rows: list[list]) -> None:
     print("|" + " --- |" * len(columns))
     for row in rows:
         print("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+
+
+def peak(device: str) -> float:
+    """GB that this process has had at most: of a GPU, or of memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

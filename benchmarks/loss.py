@@ -11,14 +11,13 @@ samples² logits, and is left out where they would not fit into `--dense-gigabyt
 """
 
 import importlib.util
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-from common import arguments, show
+from common import arguments, peak, show
 
 from kakao_models.align.modeling_torch import contrastive_loss
 from kakao_models.train.loss import tiled_contrastive_loss
@@ -59,12 +58,6 @@ def run(kind: str, samples: int, width: int, device: str, repeats: int, open_cli
         loss.item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
     return min(seconds), peak(device) - before
-
-
-def peak(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:

@@ -9,13 +9,12 @@ it shows what of the difference is the model's. transformers' model has no gradi
 replaces its batch norms' statistics at every step. `--kinds` chooses among the rows.
 """
 
-import resource
 import subprocess
 import sys
 import time
 
 import torch
-from common import arguments, checkpoint, show
+from common import arguments, checkpoint, peak, show
 
 from kakao_models.train.memory import keep_memory
 from kakao_models.train.recompute import checkpointing
@@ -56,12 +55,6 @@ def step(
         loss.item()
         seconds.append(time.perf_counter() - start)
     return min(seconds), peak(device) - before
-
-
-def peak(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:

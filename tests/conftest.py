@@ -21,6 +21,22 @@ def vit(tmp_path_factory) -> str:
     return tiny.vit_folder(tmp_path_factory.mktemp("vit"))
 
 
+@pytest.fixture
+def command(capsys):
+    """Runs `kakao-models` in this process: exit code, stdout, stderr."""
+    from kakao_models.cli import main
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def golden_folder(tmp_path_factory):
     """name of a recorded run → folder with its configuration and weights."""

@@ -13,24 +13,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from kakao_models import AlignModel, Embedder, pipeline
-from kakao_models.cli import app, main
+from kakao_models.cli import app
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> list[str]:
     return [str(path) for path in tiny.picture_folder(tmp_path_factory.mktemp("photos"), 3)]
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs `kakao-models` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def test_help_teaches():
@@ -159,6 +147,15 @@ def test_info_of_a_vit_and_of_a_broken_file(command, vit, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     code, _, err = command("info", tmp_path)
     assert code == 2 and "no safetensors file" in err
+
+
+def test_too_little_memory_is_one_message(command, align, monkeypatch):
+    def describe(*arguments, **options):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr("kakao_models.checkpoint.info.describe", describe)
+    code, out, err = command("info", align)
+    assert code == 2 and out == "" and "smaller one. Unable to allocate" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`kakao-models data`, as a user calls it."""
 
+import functools
 import json
 
 import pyarrow.parquet as pq
@@ -7,17 +8,10 @@ import pytest
 import tiny
 from tables_brute import random_table, write_table
 
-from kakao_models.cli import main
-
 
 @pytest.fixture
-def command(capsys):
-    def run(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(["data", *map(str, arguments)])
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+def command(command):
+    return functools.partial(command, "data")
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,18 @@ import pytest
 import tiny
 
 from kakao_models import Embedder
-from kakao_models.cli import main
 from kakao_models.evaluate import Result, knn_scores, multilabel_scores, retrieval_scores
 
 WORDS = ["a small cat", "the dog and a tree", "big red house", "sea", "a bird on the car", "the cat in the house"]
 
 
 @pytest.fixture
-def command(capsys, tmp_path):
-    """Runs `kakao-models evaluate` in this process, with a cache of its own: exit code, stdout, stderr."""
+def command(command, tmp_path):
+    """`kakao-models evaluate`, with a cache of its own."""
 
     def run(*arguments) -> tuple[int, str, str]:
         cache = [] if arguments[0] == "report" or "--no-cache" in arguments else ["--cache", tmp_path / "cache"]
-        with pytest.raises(SystemExit) as stop:
-            main(["evaluate", *map(str, [*arguments, *cache])])
-        return stop.value.code or 0, *capsys.readouterr()
+        return command("evaluate", *arguments, *cache)
 
     return run
 

@@ -8,68 +8,56 @@ from pathlib import Path
 import pytest
 import tiny
 
-from kakao_models.cli import main
-
 LITE_2 = Path(__file__).parent / "milvus-lite-2" / "photos.db"
 
 
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as exit:
-        code = exit.code or 0
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_from_pictures_to_results(model, photos, tmp_path, capsys):
+def test_from_pictures_to_results(model, photos, tmp_path, command):
     where, photos = tmp_path / "x.db", shutil.copytree(photos, tmp_path / "photos")
     build = ("index", "build", photos, "--to", where, "--model", model)
-    code, out, err = run(capsys, *build)
+    code, out, err = command(*build)
     assert code == 1 and "8 rows; 8 added" in out and f"failed: {photos}/003.png: " in err
     (photos / "003.png").unlink()
-    code, out, _ = run(capsys, *build, "--sync", "--json")
+    code, out, _ = command(*build, "--sync", "--json")
     said = json.loads(out)
     assert code == 0 and (said["rows"], said["added"], said["unchanged"], said["failures"]) == (8, 0, 8, [])
 
     search = ("search", "--index", where)
-    code, out, _ = run(capsys, *search, "a dog", "--image", photos / "001.png", "--minus", "a cat", "-k", 3, "--json")
+    code, out, _ = command(*search, "a dog", "--image", photos / "001.png", "--minus", "a cat", "-k", 3, "--json")
     hits = json.loads(out)
     assert code == 0 and len(hits) == 3 and hits[0]["score"] >= hits[1]["score"]
-    code, out, _ = run(capsys, *search, "--image", photos / "002.png", "--weight", "image=3", "-k", 1, "--json")
+    code, out, _ = command(*search, "--image", photos / "002.png", "--weight", "image=3", "-k", 1, "--json")
     assert json.loads(out)[0]["path"] == str(photos / "002.png") and json.loads(out)[0]["score"] > 0.9999
     page = tmp_path / "p.html"
-    code, out, err = run(capsys, *search, "dog", "--filter", 'caption like "%dog%"', "--html", page, "--root", photos)
+    code, out, err = command(*search, "dog", "--filter", 'caption like "%dog%"', "--html", page, "--root", photos)
     assert code == 0 and "000.png" in out and "a red dog" in out and "1 of 1 images" in err
     assert page.read_text().count("data:image/jpeg") == 1 and not list(tmp_path.glob(".*"))
-    code, out, _ = run(capsys, *search, "dog", "--filter", "width > 9999", "--json")
+    code, out, _ = command(*search, "dog", "--filter", "width > 9999", "--json")
     assert (code, json.loads(out)) == (0, [])
-    code, out, err = run(capsys, *search, "dog " * 10_000, "-k", 1, "--json")
+    code, out, err = command(*search, "dog " * 10_000, "-k", 1, "--json")
     assert code == 0 and len(json.loads(out)) == 1 and "is longer than 64 tokens" in err
 
-    code, out, _ = run(capsys, "index", "info", "--index", where, "--json")
+    code, out, _ = command("index", "info", "--index", where, "--json")
     assert code == 0 and json.loads(out)["rows"] == 8 and json.loads(out)["model"] == model
-    code, out, _ = run(capsys, "index", "info", "--index", where)
+    code, out, _ = command("index", "info", "--index", where)
     assert "rows           8" in out
-    code, out, _ = run(capsys, "index", "delete", hits[0]["id"], "--index", where)
+    code, out, _ = command("index", "delete", hits[0]["id"], "--index", where)
     assert code == 0 and "1 removed, 7 left" in out
-    code, out, _ = run(capsys, "index", "delete", "--filter", "width > 0", "--index", where, "--json")
+    code, out, _ = command("index", "delete", "--filter", "width > 0", "--index", where, "--json")
     assert json.loads(out)["removed"] == 7
-    code, out, _ = run(capsys, "index", "delete", "--all", "--index", where)
+    code, out, _ = command("index", "delete", "--all", "--index", where)
     assert code == 0
-    code, _, err = run(capsys, *search, "dog")
+    code, _, err = command(*search, "dog")
     assert code == 2 and "no collection 'images'" in err
 
 
-def test_texts_and_stored_embeddings(model, tmp_path, capsys):
+def test_texts_and_stored_embeddings(model, tmp_path, command):
     (tmp_path / "t.txt").write_text("a red dog\na blue sea\n")
     where = ("--to", tmp_path / "t.db", "--what", "texts")
-    code, out, _ = run(capsys, "index", "build", tmp_path / "t.txt", *where, "--model", model)
+    code, out, _ = command("index", "build", tmp_path / "t.txt", *where, "--model", model)
     assert code == 0 and "2 added" in out
-    code, out, _ = run(capsys, "search", "a blue sea", "--index", tmp_path / "t.db", "-k", 1)
+    code, out, _ = command("search", "a blue sea", "--index", tmp_path / "t.db", "-k", 1)
     assert "a blue sea" in out and "1.0000" in out
-    code, out, _ = run(capsys, "index", "load", LITE_2, "--to", tmp_path / "n.db", "--model", model, "--json")
+    code, out, _ = command("index", "load", LITE_2, "--to", tmp_path / "n.db", "--model", model, "--json")
     assert code == 0 and json.loads(out) == {"index": str(tmp_path / "n.db"), "rows": 4, "loaded": 4}
 
 
@@ -92,15 +80,15 @@ def test_texts_and_stored_embeddings(model, tmp_path, capsys):
         (("index", "build", ".", "--model", "MODEL", "--index-params", "x"), "is no JSON"),
     ],
 )
-def test_what_a_user_gets_wrong(model, tmp_path, capsys, monkeypatch, arguments, said):
+def test_what_a_user_gets_wrong(model, tmp_path, command, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, *(model if argument == "MODEL" else argument for argument in arguments))
+    code, out, err = command(*(model if argument == "MODEL" else argument for argument in arguments))
     assert code == 2 and not out
     assert re.search(said, re.sub(r"[│\s]+", " ", err)), err
     assert not list(tmp_path.iterdir())
 
 
-def test_another_model_is_refused(built, model, tmp_path, capsys):
+def test_another_model_is_refused(built, model, tmp_path, command):
     other = tiny.align_folder(tmp_path / "other", seed=1)
-    code, _, err = run(capsys, "search", "a dog", "--index", built, "--model", other)
+    code, _, err = command("search", "a dog", "--index", built, "--model", other)
     assert code == 2 and f"holds embeddings of {model}" in err and str(other) in err
