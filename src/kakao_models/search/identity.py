@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.evaluate.cache import described
 from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.inference.identity import described
 
 # Least cosine of two programs' embeddings of one picture by the same weights; in float32 they differ by 1e-6.
 SAME = 0.999

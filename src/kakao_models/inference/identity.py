@@ -1,0 +1,60 @@
+"""What decides about an embedding: by it a cache or an index knows whether it is of the same model."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import kakao_models
+from kakao_models.inference.embedder import Embedder
+
+
+def described(embedder: Embedder) -> dict[str, Any]:
+    """All that decides about an embedding: weights and vocabulary by their SHA-256, the rest as it is."""
+    processor, tokenizer = embedder.image_processor, embedder.tokenizer
+    return {
+        "package": kakao_models.__version__,
+        "engine": [type(embedder.engine).__name__, embedder.engine.description],
+        "weights": _weights(embedder),
+        "config": embedder.config.to_dict(),
+        "image processor": [type(processor).__name__, processor.to_dict()],
+        "image options": embedder.image_options,
+        "fast images": embedder.fast_images,
+        "tokenizer": None if tokenizer is None else _vocabulary(tokenizer),
+        "tokens": None if tokenizer is None else embedder.max_tokens,
+    }
+
+
+def _vocabulary(tokenizer) -> str:
+    whole = getattr(tokenizer, "backend_tokenizer", None)
+    facts = [type(tokenizer).__name__, tokenizer.get_vocab()] if whole is None else json.loads(whole.to_str())
+    if whole is not None:
+        facts = {key: value for key, value in facts.items() if key not in ("truncation", "padding")}  # of the last call
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights(embedder: Embedder) -> str:
+    """SHA-256 of the weights as they are in memory, whatever runs them."""
+    found = hashlib.sha256()
+    for name, array in sorted(_arrays(embedder.engine), key=lambda entry: entry[0]):
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return found.hexdigest()
+
+
+def _arrays(engine) -> Iterator[tuple[str, np.ndarray]]:
+    model = engine.model
+    if hasattr(model, "state_dict"):  # PyTorch; numpy has no bfloat16, and half precision is float32 exactly
+        for name, tensor in model.state_dict().items():
+            half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+            yield f"{name} {tensor.dtype}", (tensor.float() if half else tensor).detach().cpu().numpy()
+    elif hasattr(model, "weights"):  # Keras, which numbers the models of a process in their variables' names
+        yield from ((f"{place:06}", np.asarray(variable)) for place, variable in enumerate(model.weights))
+    else:  # Flax
+        import jax
+
+        for path, leaf in jax.tree_util.tree_leaves_with_path(engine._state):
+            if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                yield jax.tree_util.keystr(path), np.asarray(leaf)
