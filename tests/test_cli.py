@@ -201,7 +201,7 @@ def test_info_of_the_released_checkpoint(command):
     if "can't be reached" in err:
         pytest.skip("no connection to the Hub")
     facts = json.loads(out)
-    assert code == 0 and facts["embedding_dim"] == 640
+    assert code == 0 and facts["dim"] == 640
     assert facts["towers"]["image"]["size"] == "b7" and facts["towers"]["text"]["size"] == "base"
     assert facts["tensors"]["text_projection.weight"]["shape"] == [640, 768]
     assert all(len(file["sha256"]) == 64 for file in facts["files"])

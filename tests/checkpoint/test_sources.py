@@ -403,7 +403,7 @@ def test_keras_tower(keras, tmp_path):
     facts = describe(tmp_path / "out")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert facts["parameters"] == facts["towers"]["image"]["parameters"] == parameters
-    assert facts["embedding_dim"] == features.shape[1] and facts["towers"].keys() == {"image"}
+    assert facts["dim"] == features.shape[1] and facts["towers"].keys() == {"image"}
     assert f"EfficientNet: image_size 40, blocks {len(model.config.blocks())}, width" in as_text(facts)
 
 

@@ -15,7 +15,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids"
 def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None) -> dict:
     """Facts about a checkpoint, ready for JSON.
 
-    Keys: name, folder (or None: then files were looked at on the Hub), model_type, embedding_dim, towers (image, text:
+    Keys: name, folder (or None: then files were looked at on the Hub), model_type, dim, towers (image, text:
     kind, size, parameters, ...), parameters, preprocessing, files (name, bytes, sha256), tensors (name → dtype, shape).
 
     Raises:
@@ -50,7 +50,7 @@ def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, to
 def as_text(info: dict) -> str:
     """The result of `describe` for people."""
     lines = [f"{info['name']}: {info['model_type']}, {_millions(info['parameters'])}"]
-    lines.append(f"  embedding      {info['embedding_dim']} wide")
+    lines.append(f"  embedding      {info['dim']} wide")
     for name, tower in info["towers"].items():
         details = ", ".join(
             f"{key} {value}" for key, value in tower.items() if key not in ("kind", "size", "parameters")
@@ -84,7 +84,7 @@ def _align(config: dict, parameters: dict[str, int]) -> dict:
         "vocabulary": text.vocab_size,
         "parameters": _count(parameters, ("text_model.", "text_projection.")),
     }
-    return {"embedding_dim": config.projection_dim, "towers": {"image": image_tower, "text": text_tower}}
+    return {"dim": config.projection_dim, "towers": {"image": image_tower, "text": text_tower}}
 
 
 def _align_vision(config: dict, parameters: dict[str, int]) -> dict:
@@ -92,7 +92,7 @@ def _align_vision(config: dict, parameters: dict[str, int]) -> dict:
 
     config = AlignVisionConfig.from_dict(config)
     return {
-        "embedding_dim": config.output_channels,
+        "dim": config.output_channels,
         "towers": {"image": _efficientnet(config, sum(parameters.values()))},
     }
 
@@ -131,7 +131,7 @@ def _vit(config: dict, parameters: dict[str, int]) -> dict:
         "classes": config.num_labels if any(key.startswith("classifier.") for key in parameters) else 0,
         "parameters": sum(parameters.values()),
     }
-    return {"embedding_dim": config.representation_size or config.hidden_size, "towers": {"image": tower}}
+    return {"dim": config.representation_size or config.hidden_size, "towers": {"image": tower}}
 
 
 _TOWERS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
