@@ -28,7 +28,7 @@ EXTRAS = {
     ],
     "data": [
         "datasets>=3.2",
-        "duckdb>=1.1",
+        "duckdb>=1.2",
         "ibis-framework[duckdb]>=10",
         "matplotlib>=3.9",
         "pyarrow>=18",
