@@ -8,6 +8,7 @@ import typer
 
 from kakao_models import __version__
 from kakao_models.data.cli import app as data_app
+from kakao_models.data.lines import lines_of
 from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.export.cli import export
@@ -32,7 +33,6 @@ from kakao_models.verbs import (
     finish,
     given,
     group,
-    lines_of,
     open_embedder,
     prepare,
     tell,

@@ -111,19 +111,6 @@ def check_file(option: str, path: Path | None) -> None:
         raise typer.BadParameter(f"{option} {path}: wanted the name of a file, in a folder that exists")
 
 
-def lines_of(file: Path) -> list[str]:
-    """The lines of a text file that are not blank. Only line feeds end a line: U+2028 may stand within a caption.
-
-    Raises:
-        ValueError: it is no UTF-8 text.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
-    return list(filter(None, map(str.strip, text.split("\n"))))
-
-
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Those that have a value."""
     return {name: value for name, value in options.items() if value}

@@ -108,6 +108,16 @@ def make(kind: str, folder, count: int = 7):
     return folder / "pairs.csv"
 
 
+def test_a_line_of_a_text_file_is_a_caption(tmp_path):
+    """And no byte order mark; a line separator may stand within."""
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "0.txt").write_bytes("\ufeffa cat\r\n\r\na\u2028dog\n".encode())
+    assert open_source(str(tmp_path)).read(0, 0).captions == ("a cat", "a\u2028dog")
+    (tmp_path / "0.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match="0.txt is no UTF-8 text"):
+        open_source(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["tar", "tfrecord", "parquet", "datasets", "folder", "csv"])
 def test_every_source_gives_the_same_samples(kind, tmp_path):
     source = open_source(make(kind, tmp_path))

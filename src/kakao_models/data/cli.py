@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from kakao_models.data.lines import lines_of
 from kakao_models.verbs import (
     DEFAULT_MODEL,
     AsJson,
@@ -24,7 +25,6 @@ from kakao_models.verbs import (
     check_picture,
     finish,
     group,
-    lines_of,
     prepare,
     tell,
 )

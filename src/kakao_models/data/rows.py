@@ -136,7 +136,8 @@ class Rows:
         path = Path(self.name, name).with_suffix(".txt")
         if not path.is_file():
             return None
-        return next(filter(None, map(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n"))), None)
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        return next(filter(None, map(str.strip, text.split("\n"))), None)
 
     def _read_table(self, part: Part):
         if self._table is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kakao_models.data.images import SUFFIXES, list_images
+from kakao_models.data.lines import lines_of
 from kakao_models.data.samples import (
     CAPTIONS,
     IMAGES,
@@ -68,7 +69,7 @@ def from_folder(folder: str | os.PathLike) -> Records:
     folder, records = Path(folder), []
     for path in list_images(folder):
         text = path.with_suffix(".txt")
-        captions = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
+        captions = lines_of(text) if text.is_file() else []
         label = path.relative_to(folder).parts[0] if path.parent != folder else None
         records.append({"image": str(path.relative_to(folder)), "captions": captions, "label": label})
     return Records(records, folder, folder.name)

@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from kakao_models.data.lines import lines_of
+
 from .templates import imagenet_class_names
 
 
@@ -49,7 +51,7 @@ def read_class_index(path: str | os.PathLike) -> dict[str, int]:
     if path.suffix == ".json":
         found = {entry[0]: int(number) for number, entry in json.loads(path.read_text()).items()}
     else:
-        found = {line.split()[0]: number for number, line in enumerate(_lines(path))}
+        found = {line.split()[0]: number for number, line in enumerate(lines_of(path))}
     return found
 
 
@@ -62,15 +64,11 @@ def _read_names(path: Path, keys: set[str]) -> list[str] | dict[str, str]:
             pairs = [entry if isinstance(entry, list) else (key, entry) for key, entry in value.items()]
             value = {str(key): str(name).replace("_", " ") for key, name in pairs}
         return value
-    lines = _lines(path)
+    lines = lines_of(path)
     split = [line.split(maxsplit=1) for line in lines]
     if split and all(len(parts) == 2 for parts in split) and keys & {parts[0] for parts in split}:
         return {key: name.partition(",")[0].strip() for key, name in split}
     return lines
-
-
-def _lines(path: Path) -> list[str]:
-    return list(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").split("\n"))))
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from kakao_models.data.lines import lines_of
+
 # Plain sentences of the kind that captions of photographs are made of.
 SMALL_TEMPLATES = (
     "a photo of a {}.",
@@ -43,8 +45,7 @@ def read_templates(source: str) -> tuple[str, ...]:
         )
     if path.suffix == ".py":
         return _checked(_from_python(path, _OPEN_CLIP["clip"]), source)
-    text = path.read_text(encoding="utf-8-sig")
-    lines = json.loads(text) if path.suffix == ".json" else filter(None, map(str.strip, text.split("\n")))
+    lines = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else lines_of(path)
     return _checked(lines, source)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from kakao_models.data.fetch import fetch
 from kakao_models.data.images import ImageError, image_size
+from kakao_models.data.lines import lines_of
 from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, text_of
 
 MAX_BYTES = 256 * 2**20  # of a picture's file
@@ -166,11 +167,7 @@ class Lines:
 
     def __init__(self, path: str | os.PathLike):
         self.files, self.folder = [os.fspath(path)], Path(path).parent
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text: {error}") from error
-        self._lines = [line for line in map(str.strip, text.split("\n")) if line]
+        self._lines = lines_of(path)
         if not self._lines:
             raise ValueError(f"{path}: there are no lines")
         self.counts = [len(self._lines)]

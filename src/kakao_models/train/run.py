@@ -18,6 +18,7 @@ from kakao_models.align.config import AlignConfig
 from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor
 from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
+from kakao_models.data.lines import lines_of
 from kakao_models.data.sources import Joined, Records, load_hub_dataset, open_source
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
@@ -220,8 +221,7 @@ def _vit(recipe: ViTRecipe, prepare_class: Callable[..., Prepare]):
 
 def _class_names(recipe: ViTRecipe) -> tuple[str, ...]:
     if isinstance(recipe.classes, str):
-        lines = Path(recipe.classes).read_text(encoding="utf-8").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
+        return tuple(lines_of(recipe.classes))
     if recipe.classes is not None or recipe.streaming:
         return ()
     source = open_source(recipe.data)

@@ -1,0 +1,18 @@
+"""Text files of a label, a caption or a template per line."""
+
+import os
+from pathlib import Path
+
+
+def lines_of(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file that are not blank. Only line feeds end a line: U+2028 may stand within a caption.
+
+    Raises:
+        ValueError: it is no UTF-8 text.
+        OSError: it can't be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+    return list(filter(None, map(str.strip, text.split("\n"))))
