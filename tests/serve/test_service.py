@@ -29,14 +29,14 @@ from kakao_models.serve.service import Limits, Service
 @contextmanager
 def running(embedder, *, limits=None, drain=0.2, batching=None, **options):
     """A service on a free port of this machine: (client, server, service)."""
-    state, metrics, made = State(), Metrics(), []
+    state, metrics, made, said = State(), Metrics(), [], []
 
     def make():
         made.append(Service(embedder, "tiny", limits or Limits(), watch=metrics.batch, **(batching or {})))
         return made[0]
 
     app = create_app(make, metrics=metrics, state=state, **options)
-    server = Server(uvicorn.Config(app, log_level="error", lifespan="on"), state, drain)
+    server = Server(uvicorn.Config(app, log_level="error", lifespan="on"), state, drain, said.append)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -44,6 +44,7 @@ def running(embedder, *, limits=None, drain=0.2, batching=None, **options):
         assert thread.is_alive()
         time.sleep(0.01)
     server.port, server.thread = listening.getsockname()[1], thread
+    assert said == [f"http://127.0.0.1:{server.port}"]
     with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:
         try:
             yield client, server, made[0]

@@ -25,7 +25,9 @@ class Server(uvicorn.Server):
     whatever still comes is answered. After that no connection is accepted, and those that wait get their answers.
     """
 
-    def __init__(self, config: uvicorn.Config, state: State, drain: float, ready: Callable[[str], None]):
+    def __init__(
+        self, config: uvicorn.Config, state: State, drain: float, ready: Callable[[str], None] = lambda url: None
+    ):
         super().__init__(config)
         self.signal: int | None = None
         self._state, self._drain, self._ready = state, drain, ready
