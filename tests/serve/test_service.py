@@ -40,7 +40,7 @@ def running(embedder, *, limits=None, drain=0.2, batching=None, **options):
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    while not server.started:
+    while not said:
         assert thread.is_alive()
         time.sleep(0.01)
     server.port, server.thread = listening.getsockname()[1], thread
