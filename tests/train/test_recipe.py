@@ -107,7 +107,7 @@ def test_changes_reach_into_mappings_and_numbers_are_numbers():
 
 def test_recipes_as_json():
     said = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
-    assert {"align_b7_base", "vit_l16_finetune_384"} <= {recipe["name"] for recipe in said}
+    assert {"align_b3_mini_cc3m", "vit_l16_finetune_384"} <= {recipe["name"] for recipe in said}
     show = ["align", "--config", "align_b3_mini_cc3m", "lr=5e-3", "--show", "--json"]
     assert json.loads(CliRunner().invoke(app, show).stdout)["lr"] == 0.005
 
