@@ -21,17 +21,17 @@ EXTRAS = {
     "train": [
         *TORCH,
         "accelerate>=1.3",
-        "datasets>=3.2",
-        "pyarrow>=18",
+        "datasets>=4.8",
+        "pyarrow>=21",
         "tensorboard>=2.18",
         "matplotlib>=3.9",
     ],
     "data": [
-        "datasets>=3.2",
+        "datasets>=4.8",
         "duckdb>=1.2",
         "ibis-framework[duckdb]>=10",
         "matplotlib>=3.9",
-        "pyarrow>=18",
+        "pyarrow>=21",
         "scipy>=1.14",
     ],
     "spark": ["pyspark>=4.3"],  # data --backend pyspark; beside data, and Java 17
@@ -69,7 +69,7 @@ setup(
     packages=find_packages("src"),
     package_data={"kakao_models": ["checkpoints/*/*", "demo/style.css", "photos/*", "train/recipes/*.yaml"]},
     install_requires=[
-        "transformers>=5.21,<6",
+        "transformers>=5.23,<6",
         "huggingface_hub>=1.31",
         "tokenizers>=0.23.1",
         "safetensors>=0.8",
