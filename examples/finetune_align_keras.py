@@ -1,5 +1,6 @@
 """Fine-tunes ALIGN on your own images and captions with Keras' `fit`, and says how well captions are found afterwards.
 
+    pip install 'kakao-models[tensorflow]' pyarrow
     python examples/finetune_align_keras.py --train train.parquet --dev dev.parquet --model align-tiny \
         --batch-size 64 --steps 30 --output align-mine
 

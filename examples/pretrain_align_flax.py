@@ -3,6 +3,7 @@
 Here, eight simulated devices of one processor, with captions of the shards' own (columns `image`: encoded bytes or a
 struct with `bytes`; and `text`, `caption` or `captions`: a string or a list of them):
 
+    pip install 'kakao-models[flax]' pyarrow
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/pretrain_align_flax.py \\
         --data 'shards/*.parquet' --init align-tiny --steps 20 --batch-size 128
 

@@ -91,6 +91,28 @@ def test_constructors_make_the_same_attributes(family):
             assert torch.get(name, keras[name]) == keras[name], name
 
 
+def calls(family: str, framework: str, prefix: str) -> dict[str, list[str]]:
+    """Class and method, without prefix → the arguments of the models' calls and features, in their order."""
+    tree = ast.parse((ROOT / family / f"modeling_{framework}.py").read_text())
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Model", "ForImageClassification")):
+            for method in (f for f in node.body if isinstance(f, ast.FunctionDef)):
+                if method.name in ("forward", "call", "__call__", "get_text_features", "get_image_features"):
+                    name = "call" if method.name in ("forward", "__call__") else method.name
+                    arguments = [argument.arg for argument in method.args.args if argument.arg != "training"]
+                    found[f"{node.name.removeprefix(prefix)}.{name}"] = arguments
+    return found
+
+
+@pytest.mark.parametrize("family, count", [("align", 5), ("vit", 2)])
+def test_models_are_called_alike(family, count):
+    torch, keras, flax = (calls(family, *which) for which in (("torch", ""), ("tf", "TF"), ("flax", "Flax")))
+    assert keras == flax and len(flax) == count
+    if family == "align":  # a ViT's backbone in PyTorch has transformers' forward
+        assert torch == flax
+
+
 def test_parameters_have_the_same_places():
     """Of PyTorch's models in memory, and in Keras and NNX, whose paths loading holds against their variables."""
     align, vit = tiny.align_config(use_visual_projection=True), tiny.vit_config(representation_size=24)

@@ -250,11 +250,14 @@ def convert(
 
       kakao-models convert align-base/ original/model-weights --to tpu
     """
-    from kakao_models.checkpoint import convert as conversion
     from kakao_models.checkpoint.report import summary
     from kakao_models.checkpoint.upload import push
     from kakao_models.inference.progress import quiet, steps
 
+    try:
+        from kakao_models.checkpoint import convert as conversion
+    except ModuleNotFoundError as error:
+        raise ImportError(f"convert needs {error.name}: pip install 'kakao-models[convert]'") from error
     quiet()
     if to not in ("hub", "tpu"):
         raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")

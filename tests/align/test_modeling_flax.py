@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from flax import nnx
 from jax import export
 from jax.sharding import PartitionSpec as P
@@ -387,6 +388,24 @@ def test_pytorch_to_flax_to_file_is_bit_exact(ours, theirs, folder, tmp_path):
     assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
     reloaded = theirs.from_pretrained(tmp_path / "flax").state_dict()
     assert all(np.array_equal(reloaded[key], a[key]) for key in a)
+
+
+def test_a_text_tower_may_leave_the_pooler(folder, tmp_path):
+    for kind in (AlignTextModel, FlaxAlignTextModel):
+        assert kind.from_pretrained(folder, add_pooling_layer=False).pooler is None
+    model = FlaxAlignTextModel.from_pretrained(folder, add_pooling_layer=False)
+    model.save_pretrained(tmp_path)
+    assert not any("pooler" in key for key in load_file(tmp_path / "model.safetensors"))
+    for kind in (AlignTextModel, FlaxAlignTextModel):
+        assert kind.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
+        with pytest.raises(ValueError, match="missing .*pooler.dense.bias"):
+            kind.from_pretrained(tmp_path)
+
+
+def test_a_configuration_of_transformers_will_do(folder):
+    given = transformers.AlignConfig.from_pretrained(folder)
+    model = nnx.eval_shape(lambda: FlaxAlignModel(given, rngs=nnx.Rngs(0)))
+    assert isinstance(model.config, AlignConfig)
 
 
 def test_a_file_of_another_model_is_refused(folder):

@@ -8,12 +8,15 @@ import textwrap
 import numpy as np
 import pytest
 import safetensors.torch
+import tensorflow as tf
 import tiny
 import torch
+import transformers
 
 from kakao_models import (
     AlignConfig,
     AlignModel,
+    AlignTextConfig,
     AlignTextModel,
     AlignVisionModel,
     TFAlignModel,
@@ -21,6 +24,7 @@ from kakao_models import (
     TFAlignVisionModel,
     TFViTForImageClassification,
     TFViTModel,
+    ViTConfig,
     ViTForImageClassification,
     ViTModel,
 )
@@ -147,6 +151,37 @@ def test_configuration_by_argument(folders):
     assert given.config.label_smoothing == 0.2 and config.label_smoothing == 0.1
     with pytest.raises(TypeError, match="label_smothing"):
         TFAlignModel.from_pretrained(folder, label_smothing=0.3)
+    with pytest.raises(TypeError, match="'from_pt'.*Leave it out: one model.safetensors is for all frameworks"):
+        TFAlignModel.from_pretrained(folder, from_pt=True)
+
+
+def test_types_of_numbers_by_every_name(folders):
+    kind = lambda dtype: TFViTModel.from_pretrained(folders / "backbone", dtype=dtype).layernorm.gamma.dtype  # noqa: E731
+    assert [kind(dtype) for dtype in (tf.float16, np.float16, np.dtype("float16"), "float16")] == ["float16"] * 4
+    for wrong in ("int8", tf.int32, int):
+        with pytest.raises(ValueError, match="dtype: got .*int.*, wanted one of 'float32'"):
+            kind(wrong)
+
+
+def test_a_configuration_of_transformers_will_do(folders):
+    given = transformers.ViTConfig.from_pretrained(folders / "classifier")
+    assert isinstance(TFViTModel(given).config, ViTConfig)
+    text = transformers.AlignTextConfig.from_pretrained(folders / "text")
+    assert isinstance(TFAlignTextModel(text).config, AlignTextConfig)
+
+
+def test_the_cache_that_is_named_is_read_without_a_network(folders, tmp_path):
+    """A checkpoint in several files, as the Hub's cache keeps it: no file of it is called model.safetensors."""
+    snapshot = tmp_path / "models--someone--vit/snapshots/0123"
+    TFViTModel.from_pretrained(folders / "backbone").save_pretrained(snapshot, max_shard_size="30KB")
+    (tmp_path / "models--someone--vit/refs").mkdir()
+    (tmp_path / "models--someone--vit/refs/main").write_text("0123")
+    assert len(list(snapshot.glob("*.safetensors"))) > 1
+    for more in ({}, {"config": ViTConfig.from_pretrained(snapshot)}):
+        model = TFViTModel.from_pretrained("someone/vit", cache_dir=tmp_path, local_files_only=True, **more)
+        assert model.config.hidden_size == 32
+    with pytest.raises(OSError, match="someone/vit"):
+        TFViTModel.from_pretrained("someone/vit", cache_dir=tmp_path / "other", local_files_only=True)
 
 
 def test_parts_of_a_vit(folders, tmp_path):
@@ -158,8 +193,10 @@ def test_parts_of_a_vit(folders, tmp_path):
     for key, variable in fresh._variables().items():
         if not key.startswith("classifier"):
             np.testing.assert_array_equal(variable.numpy(), wanted[key].numpy())
-    with pytest.raises(ValueError, match=r"classifier\.bias: the file has \(7,\), the model wants \(10,\)"):
-        TFViTForImageClassification.from_pretrained(folders / "classifier", num_labels=10)
+    for kind in (TFViTForImageClassification, ViTForImageClassification):
+        wanted = r"classifier\.bias: the file has \(7,\), the model wants \(10,\)[^?]*ignore_mismatched_sizes=True"
+        with pytest.raises(ValueError, match=wanted):
+            kind.from_pretrained(folders / "classifier", num_labels=10)
     with pytest.raises(ValueError, match=r"missing classifier\.bias"):
         TFViTForImageClassification.from_pretrained(folders / "backbone")
     assert TFViTModel.from_pretrained(folders / "classifier", add_pooling_layer=False).pooler is None

@@ -240,6 +240,12 @@ def test_labels_of_every_form(folder, pixels):
     assert loss(several) == loss(several.astype(int)) != loss(one)
     with pytest.raises(ValueError, match=r"labels of shape \(3, 5\).*Wanted whole numbers \(batch,\)"):
         loss(several[:, :5])
+    for wrong in (one[:1], several[:1]):  # which would stand for every image
+        with pytest.raises(ValueError, match="got labels of 1 images for 3 images"):
+            loss(wrong)
+    assert np.isnan([loss(np.array([0, 1, -1])), loss(np.array([0, 1, 7]))]).all()
+    with pytest.raises(ValueError, match=r"got a dict. Arguments go by name: model\(\*\*inputs\)"):
+        model({"pixel_values": pixels})
     with pytest.raises(ValueError, match="needs a mask token, which use_mask_token=True makes"):
         model.vit(pixels, bool_masked_pos=np.zeros((3, 16)))
 
@@ -274,3 +280,13 @@ def test_training_drops_out_and_evaluation_does_not(folder, pixels):
     again = FlaxViTForImageClassification.from_pretrained(folder, hidden_dropout_prob=0.5, rngs=nnx.Rngs(1))
     again.train()
     assert error(again(pixels).logits, a) == 0
+    for _ in range(2):
+        nnx.reseed(again, dropout=5)
+        a, b = again(pixels).logits, a
+    assert error(a, b) == 0
+
+
+def test_types_that_would_become_others_are_refused(folder):
+    for dtype, message in (("float64", "jax_enable_x64"), ("mixed_bfloat16", "policy of Keras")):
+        with pytest.raises(ValueError, match=message):
+            FlaxViTModel.from_pretrained(folder, dtype=dtype)

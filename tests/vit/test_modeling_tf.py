@@ -124,8 +124,13 @@ def test_outputs_and_gradients_are_pytorch_s(folder, pixels):
     tall = np.random.default_rng(1).uniform(-1, 1, (2, 3, 48, 40))
     resized = theirs(torch.from_numpy(tall), interpolate_pos_encoding=True).logits.detach().numpy()
     assert error(ours(tall, interpolate_pos_encoding=True).logits, resized) <= 1e-12
-    with pytest.raises(ValueError, match=r"images are 48\*40, the model is one for 32\*32"):
+    with pytest.raises(ValueError, match=r"got images of 48\*40, wanted 32\*32"):
         ours(tall)
+    for wrong in (labels[:1], labels[:3]):  # one would stand for every image
+        with pytest.raises(ValueError, match=f"got labels of {len(wrong)} images for 4 images"):
+            ours(pixels, labels=wrong)
+    with pytest.raises(ValueError, match="pixel_values must be .*, got a list"):
+        ours([pixels])
 
 
 @pytest.mark.parametrize("entry", POSITIONS)
@@ -202,6 +207,10 @@ def test_fit_trains_with_the_model_s_loss_or_another(folder):
     assert histories[0]["loss"][-1] < 0.7 * histories[0]["loss"][0]
     np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-4)
     assert histories[1]["accuracy"][-1] > histories[1]["accuracy"][0]
+    with pytest.raises(ValueError, match="need labels"):
+        model.fit(pixels, verbose=0)
+    model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)  # again the model's own
+    assert model.loss is None and model.fit(pixels, labels, verbose=0)
     assert model.predict(pixels, verbose=0)["logits"].shape == (16, 7)
 
 

@@ -410,6 +410,7 @@ class FlaxAlignTextModel(FlaxAlignPreTrainedModel):
     )  # fmt: skip
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True, *, rngs: nnx.Rngs):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.embeddings = FlaxAlignTextEmbeddings(config, rngs=rngs)
         self.encoder = FlaxAlignTextEncoder(config, rngs=rngs)
@@ -459,6 +460,7 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
     tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
 
     def __init__(self, config: AlignVisionConfig, *, rngs: nnx.Rngs):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         if config.pooling_type not in ("mean", "max"):
             raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
@@ -492,6 +494,7 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
     config_class = AlignConfig
 
     def __init__(self, config: AlignConfig, *, rngs: nnx.Rngs):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.text_model = FlaxAlignTextModel(config.text_config, rngs=rngs)
         self.vision_model = FlaxAlignVisionModel(config.vision_config, rngs=rngs)

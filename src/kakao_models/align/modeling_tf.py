@@ -401,6 +401,7 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
     )  # fmt: skip
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.embeddings = TFAlignTextEmbeddings(config)
         self.encoder = TFAlignTextEncoder(config)
@@ -456,6 +457,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
     tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
 
     def __init__(self, config: AlignVisionConfig):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         if config.pooling_type not in ("mean", "max"):
             raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
@@ -494,6 +496,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
     config_class = AlignConfig
 
     def __init__(self, config: AlignConfig):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.text_model = TFAlignTextModel(config.text_config)
         self.text_model.pooler.trainable = False  # nothing depends on it, and no optimizer should decay it

@@ -514,9 +514,11 @@ class AlignVisionModel(AlignPreTrainedModel):
         **kwargs,
     ) -> tuple | BaseModelOutputWithPoolingAndNoAttention:
         if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            got = None if pixel_values is None else tuple(pixel_values.shape)
+            channels, got = self.config.num_channels, None if pixel_values is None else tuple(pixel_values.shape)
+            last = got is not None and len(got) == 4 and got[3] == channels
+            hint = ". Channels come first: permute(0, 3, 1, 2)" if last else ""
             raise ValueError(
-                f"AlignVisionModel: pixel_values must be (batch, {self.config.num_channels}, height, width), got {got}"
+                f"AlignVisionModel: pixel_values must be (batch, {channels}, height, width), got {got}{hint}"
             )
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -120,13 +120,16 @@ def run_layer(encoder: nnx.Module, layer: nnx.Module, *inputs):
 
 def check_images(model: "FlaxLoading", pixel_values) -> None:
     """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
-    channels, shape = model.config.num_channels, None if pixel_values is None else tuple(pixel_values.shape)
+    channels, shape = model.config.num_channels, getattr(pixel_values, "shape", None)
     if shape is None or len(shape) != 4 or shape[1] != channels:
+        got = (None if pixel_values is None else f"a {type(pixel_values).__name__}") if shape is None else tuple(shape)
         hint = (
             ". Channels come first: transpose(0, 3, 1, 2)" if shape and len(shape) == 4 and shape[3] == channels else ""
         )
+        if isinstance(pixel_values, Mapping):
+            hint = ". Arguments go by name: model(**inputs)"
         raise ValueError(
-            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {shape}{hint}"
+            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}"
         )
     if not jnp.issubdtype(pixel_values.dtype, jnp.floating):
         raise ValueError(
@@ -169,8 +172,16 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
 
     @classmethod
     def _build(cls, config: PreTrainedConfig, dtype: str | None, *, rngs: nnx.Rngs | None = None, **options) -> Self:
+        if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError('dtype float64: JAX makes float32 of it without jax.config.update("jax_enable_x64", True)')
+        if dtype is not None and dtype.startswith("mixed_"):
+            raise ValueError(
+                f"dtype {dtype!r} is a policy of Keras. In Flax 'bfloat16' makes parameters narrow as well"
+            )
         rngs = rngs or nnx.Rngs(0)
-        model = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), **options))  # no time and no memory for values
+        model = nnx.eval_shape(  # no time and no memory for values
+            lambda: cls(config, rngs=nnx.Rngs(params=0, dropout=0), **options)
+        )
         model._config = _Config(config)
         for variable in model._variables().values():
             if dtype is not None:

@@ -42,10 +42,13 @@ def fetch(
     revision: str | None = None,
     token: str | bool | None = None,
     subfolder: str = "",
+    cache_dir: str | os.PathLike | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
 ) -> Path:
     """Path of a file of a checkpoint; from the Hub it is downloaded unless the cache has it.
 
-    One attempt is made to reach the Hub where huggingface_hub makes six, which take 25 seconds to fail.
+    Arguments are as in transformers. One attempt is made to reach the Hub where huggingface_hub makes six, which take 25 seconds to fail.
 
     Raises:
         HubUnreachable: no connection, and not in the cache.
@@ -57,7 +60,9 @@ def fetch(
         if not path.is_file():
             raise OSError(f"{name_or_path}: the folder {path.parent} has no {filename}. Is it a checkpoint's folder?")
         return path
-    return _from_hub(source, f"{subfolder}/{filename}".lstrip("/"), revision, token)
+    filename = f"{subfolder}/{filename}".lstrip("/")
+    place = dict(revision=revision, cache_dir=cache_dir)
+    return _from_hub(source, filename, place, token, force_download, local_files_only)
 
 
 def read_config(file: Path) -> dict:
@@ -86,17 +91,20 @@ def described_by(file: Path) -> Iterator[None]:
         raise ValueError(f"{file} describes no model: {' '.join(str(error).split())}") from error
 
 
-def _from_hub(repo: str, filename: str, revision: str | None, token: str | bool | None) -> Path:
+def _from_hub(repo: str, filename: str, place: dict, token, anew: bool, cached_only: bool) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     bundled = ", ".join(bundled_checkpoints()) or "none"
     try:
-        cached = try_to_load_from_cache(repo, filename, revision=revision)
+        cached = None if anew else try_to_load_from_cache(repo, filename, **place)
         if isinstance(cached, str):
             return Path(cached)
-        get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision), token=token)
-        return Path(hf_hub_download(repo, filename, revision=revision, token=token))
+        if not cached_only:
+            get_hf_file_metadata(hf_hub_url(repo, filename, revision=place["revision"]), token=token)
+        return Path(
+            hf_hub_download(repo, filename, token=token, force_download=anew, local_files_only=cached_only, **place)
+        )
     except HFValidationError:
         raise OSError(
             f"{repo}: no such folder, and no name of a checkpoint on the Hub (owner/name) or in this package ({bundled})"
@@ -104,7 +112,7 @@ def _from_hub(repo: str, filename: str, revision: str | None, token: str | bool 
     except HfHubHTTPError as error:
         raise OSError(
             f"{repo}: the Hub does not give {filename}: {str(error).splitlines()[0]} Is the name right, and "
-            f"revision {revision or 'main'}? A private or gated checkpoint needs a token. In this package: {bundled}"
+            f"revision {place['revision'] or 'main'}? A private or gated checkpoint needs a token. In this package: {bundled}"
         ) from error
     except Exception as error:  # the HTTP client's own errors, whose module changes with huggingface_hub's version
         raise HubUnreachable(

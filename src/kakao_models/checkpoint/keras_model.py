@@ -108,6 +108,15 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         args, kwargs = self._by_name(args, kwargs)
         return super().__call__(*args, **kwargs)
 
+    def compile(self, *args, **kwargs) -> None:
+        self.loss = self._compile_loss = None  # Keras keeps that of an earlier `compile`
+        super().compile(*args, **kwargs)
+
+    def compile_from_config(self, config: dict) -> None:
+        """Of a saved model. Keras' own does nothing where `compile` is not its own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
         # Keras on JAX goes from here to `call`, which therefore hands `training` on: layers do not take it from Keras there
         args, kwargs = self._by_name(args, kwargs)
@@ -236,13 +245,14 @@ def activation(name: str):
 
 def check_images(model: TFPreTrainedModel, pixel_values) -> None:
     """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
-    channels, shape = model.config.num_channels, None if pixel_values is None else tuple(pixel_values.shape)
+    channels, shape = model.config.num_channels, getattr(pixel_values, "shape", None)
     if shape is None or len(shape) != 4 or shape[1] != channels:
+        got = (None if pixel_values is None else f"a {type(pixel_values).__name__}") if shape is None else tuple(shape)
         hint = (
             ". Channels come first: transpose(0, 3, 1, 2)" if shape and len(shape) == 4 and shape[3] == channels else ""
         )
         raise ValueError(
-            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {shape}{hint}"
+            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}"
         )
     if "float" not in keras.backend.standardize_dtype(pixel_values.dtype):
         raise ValueError(

@@ -1,5 +1,6 @@
 """Tensors of a file, read when asked for."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -57,3 +58,18 @@ def check_keys(wanted, found, where) -> None:
             f"{where}: {len(missing)} of {len(set(wanted))} tensors are missing ({', '.join(missing[:5])}) and "
             f"{len(unknown)} are unknown ({', '.join(unknown[:5])}). Is this another model or size?"
         )
+
+
+def misfit(source, model: type, problems: Mapping[str, str]) -> str:
+    """What to say of a checkpoint that is not one of `model`; `problems` are by key."""
+    lines = list(problems.values())
+    shown = "\n  ".join(lines[:20] + [f"... and {len(lines) - 20} more"] * (len(lines) > 20))
+    advice = "Is this another model or size, or does config.json belong to another checkpoint?"
+    if not outside(problems, model.tensors_replaceable):
+        advice = "A head of another size starts anew with ignore_mismatched_sizes=True"
+    return f"{source} does not hold the weights of this {model.__name__}:\n  {shown}\n{advice}"
+
+
+def outside(keys: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+    """The keys that no pattern matches."""
+    return sorted(key for key in keys if not any(re.match(pattern, key) for pattern in patterns))

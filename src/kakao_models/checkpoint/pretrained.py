@@ -3,12 +3,13 @@
 Numpy alone: no framework is imported here, nor those parts of transformers that need one.
 """
 
+import inspect
 import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
+from kakao_models.checkpoint.lazy import misfit, outside
 from kakao_models.checkpoint.shards import COUNTER, INDEX, WEIGHTS, split, write_index, write_safetensors
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute
@@ -26,6 +28,11 @@ _OLDER = ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "pytorch_mod
 # What is no weight: batch norm's counter, and tables of numbers that some releases of transformers stored
 _BUFFERS = (COUNTER, "embeddings.position_ids", "embeddings.token_type_ids")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+# Arguments that say where a checkpoint is, as in transformers
+HUB = ("revision", "token", "subfolder", "cache_dir", "force_download", "local_files_only")
+# Types of variables; in Keras also a policy, such as "mixed_bfloat16"
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 Stored = Mapping[str, tuple[Path, tuple[int, ...]]]  # key → the file that holds it, its shape there
 
@@ -86,6 +93,9 @@ class PretrainedLoading:
         revision: str | None = None,
         token: str | bool | None = None,
         subfolder: str = "",
+        cache_dir: str | os.PathLike | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
         dtype: Any = None,
         config: PreTrainedConfig | None = None,
         ignore_mismatched_sizes: bool = False,
@@ -94,7 +104,8 @@ class PretrainedLoading:
         """The model of a folder, of a name on the Hub, or of a checkpoint that ships with this package.
 
         Args:
-            revision, token, subfolder: of a checkpoint on the Hub, as in transformers.
+            revision, token, subfolder, cache_dir, force_download, local_files_only: of a checkpoint on the Hub, as in
+                transformers.
             dtype: type of the variables ("bfloat16", ...); by default what config.json says, where that is another than
                 float32, else the framework's own.
             config: instead of the checkpoint's config.json.
@@ -104,9 +115,14 @@ class PretrainedLoading:
         Raises:
             ValueError: a tensor is missing, unknown or of another shape; the message names each one.
             OSError: no such checkpoint, no network, or a file that can't be read.
+            TypeError: an argument that neither this, nor the configuration, nor the constructor has.
         """
-        where = dict(revision=revision, token=token, subfolder=subfolder)
+        where = dict(
+            revision=revision, token=token, subfolder=subfolder, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only,
+        )  # fmt: skip
         config, options = cls._configure(name_or_path, where, config, overrides)
+        _check_options(cls, options)
         stored = _stored(name_or_path, where)
         prefix = cls.key_prefix
         if prefix and not any(key.startswith(prefix) for key in stored):
@@ -127,6 +143,7 @@ class PretrainedLoading:
             for name in [name for name in overrides if hasattr(config, name)]:
                 setattr(config, name, overrides.pop(name))
             return config, overrides
+        where = {key: value for key, value in where.items() if value is not None}
         return cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
 
     def _load(self, stored: Stored, added: str, source, may_replace: bool) -> None:
@@ -135,23 +152,19 @@ class PretrainedLoading:
             raise ValueError(f"{type(self).__name__}: the weight table and the variables differ: {sorted(unnamed)}")
         replaceable = self.tensors_replaceable if may_replace else ()
         wanted = {slot.key: slot for slot in slots}
-        problems = [f"missing {key}" for key in _outside(wanted.keys() - stored.keys(), replaceable)]
-        unknown = _outside(stored.keys() - wanted.keys(), self.tensors_elsewhere + replaceable)
-        problems += [f"unknown {key}" for key in unknown]
+        problems = {key: f"missing {key}" for key in outside(wanted.keys() - stored.keys(), replaceable)}
+        unknown = outside(stored.keys() - wanted.keys(), self.tensors_elsewhere + replaceable)
+        problems |= {key: f"unknown {key}" for key in unknown}
         by_file: dict[Path, list[Slot]] = {}
         for key in sorted(wanted.keys() & stored.keys()):
             slot, (file, shape) = wanted[key], stored[key]
             fits = _shape(tuple(variables[slot.local_key].shape), slot.local_axes, slot.axes)
             if shape == fits:
                 by_file.setdefault(file, []).append(slot)
-            elif _outside([key], replaceable):
-                problems.append(f"{key}: the file has {shape}, the model wants {fits}")
+            elif outside([key], replaceable):
+                problems[key] = f"{key}: the file has {shape}, the model wants {fits}"
         if problems:
-            shown = "\n  ".join(problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20))
-            raise ValueError(
-                f"{source} does not hold the weights of this {type(self).__name__}:\n  {shown}\n"
-                "Is this another model or size, or does config.json belong to another checkpoint?"
-            )
+            raise ValueError(misfit(source, type(self), problems))
         for file, slots in by_file.items():
             with safe_open(file, "np") as tensors:
                 for slot in slots:
@@ -176,7 +189,15 @@ class PretrainedLoading:
             max_shard_size: bytes of tensors in a file, or text such as "5GB"; more become several files and an index.
             push_to_hub: whether to upload the folder, to `repo_id` or else to the folder's name.
             upload_options: `token`, `private`, `create_pr`, `commit_message` of the upload.
+
+        Raises:
+            TypeError: another argument, such as the `params` that transformers' Flax classes took.
         """
+        if unknown := upload_options.keys() - {"token", "private", "create_pr", "commit_message"}:
+            raise TypeError(
+                f"{type(self).__name__}.save_pretrained has no argument {sorted(unknown)[0]!r}. It writes the values that the "
+                "model has now, for every framework"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         variables = self._variables()
@@ -205,12 +226,25 @@ def find_variable(model: Any, path: str) -> Any:
     return model
 
 
+def _check_options(cls: type, options: dict) -> None:
+    unknown = sorted(options.keys() - inspect.signature(cls.__init__).parameters.keys())
+    if not unknown:
+        return
+    name = unknown[0]
+    one_file = name in ("from_pt", "from_tf", "from_flax", "use_safetensors")
+    raise TypeError(
+        f"{cls.__name__}.from_pretrained has no argument {name!r}, {cls.config_class.__name__} no such field, and the "
+        "constructor no such argument"
+        + (". Leave it out: one model.safetensors is for all frameworks" if one_file else "")
+    )
+
+
 def _stored(name_or_path, where: dict) -> Stored:
     """The tensors of a checkpoint's safetensors files, without what is no weight."""
     try:
         files = [fetch(name_or_path, WEIGHTS, **where)]
-    except HubUnreachable:
-        raise
+    except HubUnreachable as error:  # of a checkpoint in several files the cache has no such one
+        files = _shards(name_or_path, where | {"local_files_only": True, "force_download": False}, error)
     except OSError as error:
         files = _shards(name_or_path, where, error)
     stored = {}
@@ -249,10 +283,6 @@ def _shards(name_or_path, where: dict, error: OSError) -> list[Path]:
     return [fetch(name_or_path, name, **where) for name in names]
 
 
-def _outside(keys: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    return sorted(key for key in keys if not any(re.match(pattern, key) for pattern in patterns))
-
-
 def _shape(shape: tuple[int, ...], axes: str, wanted: str) -> tuple[int, ...]:
     return permute(np.broadcast_to(np.int8(0), shape), axes, wanted).shape
 
@@ -274,11 +304,15 @@ def _numpy_type(dtype: Any) -> np.dtype:
 
 def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:
     """The name of the variables' type, None for the framework's own."""
-    if dtype in (None, "auto"):
+    if dtype is None or isinstance(dtype, str) and dtype == "auto":
         stored = str(config.dtype or "float32").removeprefix("torch.")
         return None if stored == "float32" else stored
-    name = str(dtype).removeprefix("torch.")
-    return name if isinstance(dtype, str) or name != str(dtype) else np.dtype(dtype).name
+    name = getattr(dtype, "name", str(dtype)).removeprefix("torch.")  # of TensorFlow's and numpy's types
+    if isinstance(dtype, type):  # jnp.bfloat16, np.float16
+        name = np.dtype(dtype).name
+    if name.removeprefix("mixed_") not in _DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, wanted one of {', '.join(map(repr, _DTYPES))}")
+    return name
 
 
 def _bytes(size: int | str) -> int:

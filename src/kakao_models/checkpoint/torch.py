@@ -2,12 +2,12 @@
 
 import contextlib
 import logging
-import re
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 
 from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.lazy import misfit, outside
 
 
 class BijectiveLoading:
@@ -53,24 +53,16 @@ class BijectiveLoading:
     @classmethod
     def _check(cls, info: dict, source, may_replace: bool) -> None:
         replaceable = cls.tensors_replaceable if may_replace else ()
-        missing = _outside(info["missing_keys"], replaceable)
-        unknown = _outside(info["unexpected_keys"], cls.tensors_elsewhere + replaceable)
-        misshaped = [
-            f"{key}: the file has {tuple(got)}, the model wants {tuple(wanted)}"
+        missing = outside(info["missing_keys"], replaceable)
+        unknown = outside(info["unexpected_keys"], cls.tensors_elsewhere + replaceable)
+        problems = {key: f"missing {key}" for key in missing} | {key: f"unknown {key}" for key in unknown}
+        problems |= {
+            key: f"{key}: the file has {tuple(got)}, the model wants {tuple(wanted)}"
             for key, got, wanted in sorted(info["mismatched_keys"])
-            if key in _outside([key], replaceable)
-        ]
-        problems = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in unknown] + misshaped
+            if key in outside([key], replaceable)
+        }
         if problems:
-            shown = "\n  ".join(problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20))
-            raise ValueError(
-                f"{source or 'state_dict'} does not hold the weights of this {cls.__name__}:\n  {shown}\n"
-                "Is this another model or size, or does config.json belong to another checkpoint?"
-            )
-
-
-def _outside(keys, patterns: tuple[str, ...]) -> list[str]:
-    return sorted(key for key in keys if not any(re.match(pattern, key) for pattern in patterns))
+            raise ValueError(misfit(source or "state_dict", cls, problems))
 
 
 @contextlib.contextmanager

@@ -54,7 +54,5 @@ def upload(
     except HfHubHTTPError as error:
         raise OSError(f"{repo}: the Hub refused the upload: {str(error).splitlines()[0]}") from error
     except Exception as error:  # the HTTP client's own errors, whose module changes with huggingface_hub's version
-        raise OSError(
-            f"{repo}: the Hub can't be reached ({error}). {folder} is complete and can be uploaded later"
-        ) from error
+        raise OSError(f"{repo}: the Hub can't be reached ({error}). Nothing was uploaded: try again later") from error
     return commit.pr_url or commit.commit_url

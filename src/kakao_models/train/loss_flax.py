@@ -63,6 +63,11 @@ def classification_loss(
         label_smoothing: e; targets become (1 - e) * target + e / classes, with a sigmoid (1 - e) * target + e / 2.
         axis_name: as of `global_contrastive_loss`.
     """
+    if labels.shape not in (logits.shape, logits.shape[:1]):
+        raise ValueError(
+            f"classification_loss: wanted class numbers {logits.shape[:1]} or numbers in [0, 1] {logits.shape}, got labels "
+            f"{labels.shape}"
+        )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if labels.ndim == 1:
         log_p = jax.nn.log_softmax(logits)

@@ -239,6 +239,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         *,
         rngs: nnx.Rngs,
     ):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         if add_pooling_layer is None:
             add_pooling_layer = config.representation_size is not None
@@ -292,6 +293,7 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
     tensors_replaceable = (r"classifier\.", r"vit\.pooler\.")
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = FlaxViTModel(config, rngs=rngs)
@@ -336,7 +338,12 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
             whole = jnp.issubdtype(labels.dtype, jnp.integer)
             kind = "single_label_classification" if whole and single else "multi_label_classification"
         logits = logits.astype(wide_dtype(logits))
+        if len(labels) != len(logits):
+            raise ValueError(
+                f"FlaxViTForImageClassification: got labels of {len(labels)} images for {len(logits)} images"
+            )
         if kind == "single_label_classification" and single:
+            labels = jnp.where(labels < 0, self.num_labels, labels)  # NaN, as of any class beyond; -1 were the last
             return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels.reshape(-1, 1), axis=-1).mean()
         if kind == "regression" and single and self.num_labels == 1:
             labels = labels.reshape(-1, 1)

@@ -121,8 +121,8 @@ class TFViTEmbeddings(Layer):
             positions = resize_position_embeddings(positions, self.grid(*self.image_size), self.grid(height, width))
         elif (height or self.image_size[0], width or self.image_size[1]) != self.image_size:
             raise ValueError(
-                f"TFViT: images are {height}*{width}, the model is one for {self.image_size[0]}*{self.image_size[1]}. "
-                "Pass interpolate_pos_encoding=True, or call set_image_size"
+                f"TFViTModel: got images of {height}*{width}, wanted {self.image_size[0]}*{self.image_size[1]}. "
+                "Give interpolate_pos_encoding=True, or call set_image_size once"
             )
         return self.dropout(x + ops.cast(positions, x.dtype))
 
@@ -251,6 +251,7 @@ class TFViTModel(TFViTPreTrainedModel):
     tensors_elsewhere = (r"classifier\.", r"vit\.pooler\.")  # a pooler is only left over with add_pooling_layer=False
 
     def __init__(self, config: ViTConfig, add_pooling_layer: bool | None = None, use_mask_token: bool = False):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         if add_pooling_layer is None:
             add_pooling_layer = config.representation_size is not None
@@ -311,6 +312,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     tensors_replaceable = (r"classifier\.", r"vit\.pooler\.")
 
     def __init__(self, config: ViTConfig):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = TFViTModel(config)
@@ -360,6 +362,9 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         elif kind is None:
             whole = "int" in keras.backend.standardize_dtype(labels.dtype)
             kind = "single_label_classification" if whole and single else "multi_label_classification"
+        counts = labels.shape[0], logits.shape[0]  # None: not known when a graph is made
+        if None not in counts and counts[0] != counts[1]:
+            raise ValueError(f"TFViTForImageClassification: got labels of {counts[0]} images for {counts[1]} images")
         if kind == "single_label_classification" and single:
             labels = ops.reshape(labels, (-1,))
             return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
@@ -379,12 +384,12 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """This replica's share of the mean over the global batch: the shares of all replicas add up to it."""
         y = _labels(x, y)
-        if self.loss is not None:
-            return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
         if y is None:
             raise ValueError(
                 "TFViTForImageClassification: fit and evaluate need labels, as (images, labels) or as labels in a dict"
             )
+        if self.loss is not None:
+            return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
         losses = self._loss_of_each(y_pred.logits, y)
         if sample_weight is not None:
             losses = losses * ops.reshape(ops.cast(sample_weight, losses.dtype), (-1,))

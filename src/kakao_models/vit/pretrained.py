@@ -6,7 +6,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.config import as_pair
-from kakao_models.checkpoint.pretrained import PretrainedLoading, Stored
+from kakao_models.checkpoint.pretrained import HUB, PretrainedLoading, Stored
 from kakao_models.vit.config import ViTConfig
 
 
@@ -26,7 +26,7 @@ class ViTLoading(PretrainedLoading):
             image_size: of the images to come (height, width); by default what the configuration says.
         """
         if config is not None:
-            where = {key: kwargs[key] for key in ("revision", "token", "subfolder") if key in kwargs}
+            where = {key: kwargs[key] for key in HUB if key in kwargs}
             config = cls.config_class.from_dict(cls.config_class.from_config(config).to_dict())
             image_size = config.image_size if image_size is None else image_size
             try:
