@@ -143,6 +143,7 @@ class PretrainedLoading:
             for name in [name for name in overrides if hasattr(config, name)]:
                 setattr(config, name, overrides.pop(name))
             return config, overrides
+        fetch(name_or_path, "config.json", **where)  # what is wrong with the name is said in our words
         where = {key: value for key, value in where.items() if value is not None}
         return cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
 
