@@ -142,7 +142,7 @@ def test_files_that_cannot_be_read_are_named(folders, tmp_path):
         TFAlignModel.from_pretrained(tmp_path / "nowhere")
 
 
-def test_configuration_by_argument(folders):
+def test_configuration_and_what_is_no_argument(folders, tmp_path):
     folder = folders / "align"
     model = TFAlignModel.from_pretrained(folder, label_smoothing=0.3)
     assert model.config.label_smoothing == 0.3
@@ -151,6 +151,9 @@ def test_configuration_by_argument(folders):
     assert given.config.label_smoothing == 0.2 and config.label_smoothing == 0.1
     with pytest.raises(TypeError, match="label_smothing"):
         TFAlignModel.from_pretrained(folder, label_smothing=0.3)
+    with pytest.raises(TypeError, match="save_pretrained has no argument 'params'"):  # other values than the model's
+        model.save_pretrained(tmp_path, params={})
+    assert not any(tmp_path.iterdir())
     with pytest.raises(TypeError, match="'from_pt'.*Leave it out: one model.safetensors is for all frameworks"):
         TFAlignModel.from_pretrained(folder, from_pt=True)
 
