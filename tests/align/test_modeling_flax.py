@@ -390,18 +390,6 @@ def test_pytorch_to_flax_to_file_is_bit_exact(ours, theirs, folder, tmp_path):
     assert all(np.array_equal(reloaded[key], a[key]) for key in a)
 
 
-def test_a_text_tower_may_leave_the_pooler(folder, tmp_path):
-    for kind in (AlignTextModel, FlaxAlignTextModel):
-        assert kind.from_pretrained(folder, add_pooling_layer=False).pooler is None
-    model = FlaxAlignTextModel.from_pretrained(folder, add_pooling_layer=False)
-    model.save_pretrained(tmp_path)
-    assert not any("pooler" in key for key in load_file(tmp_path / "model.safetensors"))
-    for kind in (AlignTextModel, FlaxAlignTextModel):
-        assert kind.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
-        with pytest.raises(ValueError, match="missing .*pooler.dense.bias"):
-            kind.from_pretrained(tmp_path)
-
-
 def test_a_configuration_of_transformers_will_do(folder):
     given = transformers.AlignConfig.from_pretrained(folder)
     model = nnx.eval_shape(lambda: FlaxAlignModel(given, rngs=nnx.Rngs(0)))

@@ -48,7 +48,8 @@ def fetch(
 ) -> Path:
     """Path of a file of a checkpoint; from the Hub it is downloaded unless the cache has it.
 
-    Arguments are as in transformers. One attempt is made to reach the Hub where huggingface_hub makes six, which take 25 seconds to fail.
+    Arguments are as in transformers. One attempt is made to reach the Hub where huggingface_hub makes six, which take 25
+    seconds to fail.
 
     Raises:
         HubUnreachable: no connection, and not in the cache.
