@@ -244,7 +244,7 @@ def test_convert_uploads_only_what_is_proven(command, tmp_path):
         (["--family", "align"], "wanted 'align'"),
         (["--weights", "average"], "holds no moving averages"),
         (["--to", "keras"], "wanted hub or tpu"),
-        (["--to", "tpu", "--weights", "raw"], "--to tpu takes --spelling alone"),
+        (["--to", "tpu", "--weights", "raw"], "--to tpu takes --spelling and --family"),
         (["--max-shard-size", "5"], "such as 5GB"),
     ],
 )
@@ -284,6 +284,61 @@ def test_a_broken_config_is_one_message(command, photos, tmp_path, config):
     for arguments in (["info", tmp_path], ["classify", photos[0], "--model", tmp_path]):
         code, out, err = command(*arguments)
         assert code == 2 and out == "" and "config.json" in err and "Traceback" not in err
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "model, file, change, message",
+    [
+        ("vit", "config.json", NESTED, "config.json is no JSON file"),
+        ("vit", "config.json", {"hidden_act": "nope"}, "config.json describes no model: KeyError: 'nope'"),
+        ("vit", "config.json", {"num_attention_heads": 5}, "5 num_attention_heads do not divide hidden_size 32"),
+        ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, wanted at least 1"),
+        ("vit", "config.json", {"patch_size": 0}, "patch_size is 0, wanted at least 1"),
+        ("vit", "config.json", {"id2label": ["cat", "dog"]}, "config.json describes no model"),
+        ("vit", "config.json", {"id2label": {"0": "cat"}}, "classifier.bias: the file has (7,)"),
+        (
+            "vit",
+            "config.json",
+            {"id2label": {str(i): [1] for i in range(7)}},
+            "id2label has the label [1], wanted text",
+        ),
+        ("vit", "config.json", {"layer_norm_eps": "x"}, "config.json describes no model"),
+        ("vit", "config.json", {"dtype": "float99"}, "config.json describes no model"),
+        ("vit", "preprocessor_config.json", "[1]", "the file of its fields holds a list"),
+        ("vit", "preprocessor_config.json", {"size": [1]}, "size must be a positive number of pixels"),
+        ("vit", "preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std: got [0, 0, 0], wanted"),
+        ("vit", "preprocessor_config.json", {"crop_size": 10**7}, "more than 178956970 pixels"),
+        ("align", "preprocessor_config.json", NESTED, "nested deeper"),
+        ("align", "tokenizer.json", {"model": {"type": "?"}}, "its tokenizer's files can't be read"),
+        ("align", "tokenizer_config.json", {"pad_token": 5}, "its tokenizer's files can't be read"),
+    ],
+)
+def test_what_a_stranger_wrote_is_one_message(model, file, change, message, command, align, vit, photos, tmp_path):
+    folder = Path(shutil.copytree({"align": align, "vit": vit}[model], tmp_path / "model"))
+    if file == "preprocessor_config.json":
+        (folder / "processor_config.json").unlink(missing_ok=True)
+    if model == "align" and file == "preprocessor_config.json":
+        (folder / "tokenizer_config.json").write_text("{}")  # the complete classes read it then
+    content = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(change if isinstance(change, str) else json.dumps(content | change))
+    labels = ["--labels", "cat,dog"] if model == "align" else []
+    code, out, err = command("classify", photos[0], "--model", folder, *labels)
+    assert code == 2 and out == "" and message in err and "Traceback" not in err
+    code, _, err = command("info", folder)
+    assert code in (0, 2) and "Traceback" not in err
+
+
+def test_no_control_sequence_of_a_stranger_reaches_the_terminal(command, vit, photos, tmp_path):
+    names = {str(place): f"\x1b[31m\x9d{place}" for place in range(7)}
+    folder = tiny.vit_folder(tmp_path / "model", id2label=names)
+    shutil.copy(photos[0], tmp_path / "\x1b]0;x\x07.png")
+    (tmp_path / "\x1b[2J.png").write_text("no picture")
+    code, out, err = command("classify", tmp_path, "--model", folder)
+    assert code == 1 and r"\x1b[31m\x9d" in out and r"\x1b]0;x\x07.png" in out and r"\x1b[2J.png" in err
+    assert not any(character in out + err for character in "\x1b\x07\x9d")
 
 
 @pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"{}", None])

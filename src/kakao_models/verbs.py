@@ -129,8 +129,10 @@ def tell(facts: Any, said: Any, as_json: bool) -> None:
 
 def finish(failures: Iterable[Any]) -> None:
     """Lists what failed, on stderr; exit code 1 if anything did."""
+    from kakao_models.inference.output import printable
+
     failures = list(failures)
     for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
+        print(f"failed: {printable(str(failure))}", file=sys.stderr)
     if failures:
         raise typer.Exit(1)

@@ -220,6 +220,13 @@ def test_fields_can_be_changed_for_one_call():
         (lambda i: AlignImageProcessor(crop_size={"shortest_edge": 3}), ValueError, "crop_size must"),
         (lambda i: AlignImageProcessor(size=0), ValueError, "size must be a positive"),
         (lambda i: AlignImageProcessor(do_pad=True), ValueError, "does not pad"),
+        (
+            lambda i: AlignImageProcessor(image_mean=[1, 2]),
+            ValueError,
+            r"image_mean: got \[1, 2\], wanted a number, or three",
+        ),
+        (lambda i: AlignImageProcessor(rescale_factor=0), ValueError, "rescale_factor: got 0, wanted a number above 0"),
+        (lambda i: AlignImageProcessor(image_std=float("nan")), ValueError, "image_std: got nan"),
         (lambda i: AlignImageProcessor()(i, sizes=3), TypeError, "has no option 'sizes'"),
         (lambda i: AlignImageProcessor()(i, preprocessing="tf", resample=3), ValueError, "resample 2 .* got 3"),
         (lambda i: AlignImageProcessor(preprocessing="tf", crop_size=400)(i), ValueError, "cannot crop 400 x 400"),

@@ -25,6 +25,22 @@ class AlignImageProcessor(AlignPreparation, ImageProcessor):
     transformers_type = "EfficientNetImageProcessor"
 
 
+def read_tokenizer(name_or_path, **where):
+    """transformers' tokenizer of a folder, a name on the Hub or a checkpoint inside the package. No code of it is run.
+
+    Raises:
+        OSError, ValueError: there is none, or its files are damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name_or_path), trust_remote_code=False, **where)
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:  # tokenizers raises Exception itself, transformers whatever a wrong type leads to
+        raise ValueError(
+            f"{name_or_path}: its tokenizer's files can't be read ({type(error).__name__}: {error}). Is the download complete?"
+        ) from error
+
+
 class AlignProcessor(ProcessorMixin):
     """An `AlignImageProcessor` and a BERT tokenizer in one, as transformers' `AlignProcessor`.
 
@@ -46,7 +62,7 @@ class AlignProcessor(ProcessorMixin):
         hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         where = {name: kwargs[name] for name in hub if name in kwargs}
         image_processor = AlignImageProcessor.from_pretrained(source, **kwargs)
-        return cls(image_processor, AutoTokenizer.from_pretrained(source, **where))
+        return cls(image_processor, read_tokenizer(source, **where))
 
     def __call__(
         self,

@@ -23,6 +23,10 @@ _KNOWN_TO_TRANSFORMERS = frozenset(
     "use_bfloat16 use_cache position_embedding_type".split()
 )
 
+_SIZES = frozenset(
+    "hidden_size num_attention_heads intermediate_size patch_size image_size vocab_size projection_dim".split()
+)
+
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that may be a single number."""
@@ -50,6 +54,19 @@ class StrictConfig(PreTrainedConfig):
                 + (f"; did you mean {hint!r}?" if hint else f". It has: {', '.join(sorted(self._field_names()))}")
             )
         super().__post_init__(**kwargs)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        for name in _SIZES & self._field_names():
+            value = getattr(self, name)
+            for size in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(size, int) and size < 1:
+                    raise ValueError(f"{type(self).__name__}: {name} is {value!r}, wanted at least 1")
+        width, heads = (getattr(self, name, None) for name in ("hidden_size", "num_attention_heads"))
+        if isinstance(width, int) and isinstance(heads, int) and width % heads:
+            raise ValueError(f"{type(self).__name__}: {heads} num_attention_heads do not divide hidden_size {width}")
+        if strange := [label for label in (self.id2label or {}).values() if not isinstance(label, str)]:
+            raise ValueError(f"{type(self).__name__}: id2label has the label {strange[0]!r:.80}, wanted text")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

@@ -74,7 +74,7 @@ def read_config(file: Path) -> dict:
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON file ({error}). Is the download complete?") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
         raise ValueError(f"{file}: wanted an object that says of itself which model_type it describes")
@@ -83,13 +83,33 @@ def read_config(file: Path) -> dict:
 
 @contextmanager
 def described_by(file: Path) -> Iterator[None]:
-    """Turns what huggingface_hub raises of a value of a wrong type into a ValueError that names the config.json."""
+    """Turns what a config.json of wrong values leads to, in transformers and huggingface_hub, into a ValueError that names it."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         yield
-    except StrictDataclassError as error:
-        raise ValueError(f"{file} describes no model: {' '.join(str(error).split())}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, StrictDataclassError, TypeError) as error:
+        kind = "" if isinstance(error, StrictDataclassError) else f"{type(error).__name__}: "
+        raise ValueError(f"{file} describes no model: {kind}{' '.join(str(error).split())}") from error
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index of weights names, without repetition.
+
+    Raises:
+        OSError: it is no index, or names what can be no file of weights beside it.
+    """
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        wrong = [name for name in names if Path(name).name != name or Path(name).suffix != suffix]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OSError(f"{index} is no index of weights ({error!r}). Is the download complete?") from error
+    if wrong or not names:
+        raise OSError(
+            f"{index} names {(wrong or [''])[0]!r}, which is no name of a file beside it that ends in {suffix}"
+        )
+    return names
 
 
 def _from_hub(repo: str, filename: str, place: dict, token, anew: bool, cached_only: bool) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 from kakao_models.checkpoint.atomic import sha256_of
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
+# What is stored and no parameter
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
 
 
 def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None) -> dict:
@@ -29,7 +30,7 @@ def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, to
     else:
         files, tensors = _hub_files(os.fspath(name_or_path), revision, token)
         folder = None
-    parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(_BUFFERS)}
+    parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(BUFFERS)}
     model_type = config.get("model_type")
     if model_type not in _TOWERS:
         raise ValueError(f"{name_or_path}: model_type is {model_type!r}, wanted {' or '.join(map(repr, _TOWERS))}")
@@ -58,7 +59,7 @@ def as_text(info: dict) -> str:
         kind = " ".join(filter(None, (tower["kind"], tower["size"])))
         lines.append(f"  {name + ' tower':<14} {kind}: {details}; {_millions(tower['parameters'])}")
     lines.append(
-        f"  preprocessing  {_steps(info['preprocessing']) if info['preprocessing'] else 'not in the checkpoint'}"
+        f"  preprocessing  {_said(info['preprocessing']) if info['preprocessing'] else 'not in the checkpoint'}"
     )
     dtypes = sorted({tensor["dtype"] for tensor in info["tensors"].values()})
     lines.append(f"  tensors        {len(info['tensors'])}, {', '.join(dtypes) or 'none in safetensors files'}")
@@ -152,9 +153,16 @@ def _preprocessing(name_or_path, revision, token) -> dict:
             file = fetch(name_or_path, filename, revision=revision, token=token)
         except OSError:
             continue
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_config(file)
         return values if filename.startswith("pre") else values.get("image_processor", {})
     return {}
+
+
+def _said(values: dict) -> str:
+    try:
+        return _steps(values)
+    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
 
 
 def _steps(values: dict) -> str:

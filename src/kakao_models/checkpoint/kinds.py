@@ -41,4 +41,5 @@ def model_class_name(config: Mapping, name: Any) -> str:
         ValueError: another kind of model.
     """
     default, *others = kind_of(config.get("model_type"), name).models
-    return next((other for other in others if other in (config.get("architectures") or ())), default)
+    named = config.get("architectures")
+    return next((other for other in others if isinstance(named, list) and other in named), default)

@@ -4,7 +4,6 @@ Numpy alone: no framework is imported here, nor those parts of transformers that
 """
 
 import inspect
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
+from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve, shards_of
 from kakao_models.checkpoint.lazy import misfit, outside
 from kakao_models.checkpoint.shards import COUNTER, INDEX, WEIGHTS, split, write_index, write_safetensors
 from kakao_models.checkpoint.upload import upload
@@ -274,14 +273,7 @@ def _shards(name_or_path, where: dict, error: OSError) -> list[Path]:
                 f"kakao-models convert {name_or_path} NEW_FOLDER"
             ) from None
         raise error from None
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        wrong = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise OSError(f"{index} is no index of weights ({problem!r}). Is the download complete?") from problem
-    if wrong:
-        raise OSError(f"{index} names {wrong[0]!r}, which is no name of a file beside it")
-    return [fetch(name_or_path, name, **where) for name in names]
+    return [fetch(name_or_path, name, **where) for name in shards_of(index)]
 
 
 def _shape(shape: tuple[int, ...], axes: str, wanted: str) -> tuple[int, ...]:

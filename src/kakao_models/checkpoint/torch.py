@@ -2,12 +2,15 @@
 
 import contextlib
 import logging
+from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 
-from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.hub import resolve, shards_of
 from kakao_models.checkpoint.lazy import misfit, outside
+
+_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class BijectiveLoading:
@@ -34,6 +37,9 @@ class BijectiveLoading:
         source = pretrained_model_name_or_path  # None: the weights are in `state_dict`
         if source is not None:
             source = resolve(source)
+            for index in (Path(source, kwargs.get("subfolder") or "", f"{name}.index.json") for name in _FILES):
+                if index.is_file() and not index.with_name(index.name.removesuffix(".index.json")).is_file():
+                    shards_of(index)  # transformers takes whatever an index names
         if isinstance(kwargs.get("config"), PreTrainedConfig):
             kwargs["config"] = cls.config_class.from_config(kwargs["config"])
         with_info = kwargs.pop("output_loading_info", False)

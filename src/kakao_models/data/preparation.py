@@ -116,8 +116,16 @@ class Preparation:
             raise ValueError(f"preprocessing must be one of {PREPROCESSINGS}, got {value!r}")
         if name in ("size", "crop_size") and value is not None:
             return _size(name, value)
-        if name in ("image_mean", "image_std") and not isinstance(value, (int, float)):
-            return [float(v) for v in value]
+        if name in ("image_mean", "image_std", "rescale_factor"):
+            single = isinstance(value, (int, float))
+            numbers = [float(number) for number in ([value] if single else value)]
+            least = None if name == "image_mean" else 0
+            right = all(np.isfinite(x) and (least is None or x > least) for x in numbers)
+            if not right or not (single or len(numbers) == 3 and name != "rescale_factor"):
+                raise ValueError(
+                    f"{name}: got {value!r}, wanted a number{'' if least is None else ' above 0'}, or three"
+                )
+            return value if single else numbers
         return int(value) if name == "resample" else value
 
     @staticmethod
@@ -208,11 +216,15 @@ def _size(name: str, value) -> dict[str, int]:
         value = {"height": value, "width": value}
     elif isinstance(value, (list, tuple)) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
+    elif isinstance(value, Mapping):
+        value = {key: side for key, side in value.items() if side is not None}
     else:
-        value = {key: side for key, side in dict(value).items() if side is not None}
+        value = {"": value}
     allowed = [{"height", "width"}, {"shortest_edge"}][: 1 if name == "crop_size" else 2]
     if value.keys() not in allowed or not all(isinstance(side, int) and side > 0 for side in value.values()):
         raise ValueError(f"{name} must be a positive number of pixels or have the keys {allowed}, got {value}")
+    if min(value.values()) * max(value.values()) > MAX_PIXELS:
+        raise ValueError(f"{name} is {value}, more than {MAX_PIXELS} pixels")
     return value
 
 

@@ -84,6 +84,8 @@ class ImageProcessor(Preparation, BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
+        if not isinstance(image_processor_dict, dict):
+            raise ValueError(f"{cls.__name__}: the file of its fields holds a {type(image_processor_dict).__name__}")
         given = {name: value for name, value in image_processor_dict.items() if value is not None}
         return super().from_dict({**cls.transformers_defaults, **given}, **kwargs)
 

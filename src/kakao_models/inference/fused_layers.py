@@ -134,6 +134,8 @@ class Attention(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.project = Linear(weights, *projections, inner=width, outer=width, bias=bias)
         self.output, self.heads = Linear(weights, output, inner=width, outer=width), heads
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -90,8 +91,10 @@ def scores_as_json(sources: Sequence[str], results: Sequence[list[dict] | None],
     return _json(entries, 1)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """For a terminal: names of files and labels are a stranger's, and its control sequences must not be obeyed."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
@@ -107,8 +110,8 @@ def print_scores(sources: Sequence[str], results: Sequence[list[dict] | None]) -
         table.add_column("best label" if place == 0 else "", style="bold" if place == 0 else "dim")
     for source, scores in shown:
         table.add_row(
-            escape(_printable(source)),
-            *(f"{escape(_printable(entry['label']))} {entry['score']:.1%}" for entry in scores),
+            escape(printable(source)),
+            *(f"{escape(printable(entry['label']))} {entry['score']:.1%}" for entry in scores),
         )
     if shown:
         # labels and names are shown as they are: no :cat: becomes a picture

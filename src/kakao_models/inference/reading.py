@@ -36,7 +36,7 @@ def read_preparation(name: str, model_type: str, where: dict) -> Preparation | N
             return preparation.of(values)
         except OSError:
             continue
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
     return None
 

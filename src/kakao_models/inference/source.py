@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 
 import kakao_models
 from kakao_models.align.blocks import round_filters
-from kakao_models.checkpoint.hub import fetch, read_config, resolve
+from kakao_models.checkpoint.hub import described_by, fetch, read_config, resolve
 from kakao_models.checkpoint.kinds import KINDS, model_class_name
 from kakao_models.inference.engines import TorchEngine
 from kakao_models.inference.fused import tensors_of, towers
 from kakao_models.inference.fused_layers import Pixels
 
 _WEIGHTS = "model.safetensors"
-_UNUSUAL = (OSError, SafetensorError, AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+_UNUSUAL = (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 
 
 class Source:
@@ -81,7 +81,8 @@ class Source:
         if not isinstance(self.facts, SimpleNamespace):
             return self.facts
         config_class = getattr(kakao_models, KINDS[self.facts.model_type].config)
-        return config_class.from_pretrained(resolve(self._model), **self._where)
+        with described_by(Path(resolve(self._model), "config.json")):
+            return config_class.from_pretrained(resolve(self._model), **self._where)
 
     @property
     def reads_texts(self) -> bool:
@@ -138,6 +139,8 @@ def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, d
             tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.")}
         elif ("vit.pooler.dense.weight" in tensors) != bool(config.get("representation_size")):
             raise ValueError("a pooler that the classifier does not have")
+        elif len(tensors["classifier.bias"]) != len(config.get("id2label") or range(config.get("num_labels", 2))):
+            raise ValueError("classes that have no names, or names without a class")
     return facts, tensors
 
 

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.align.config import AlignConfig
 from kakao_models.align.modeling_torch import AlignModel
-from kakao_models.align.processing import AlignImageProcessor, AlignProcessor
+from kakao_models.align.processing import AlignImageProcessor, AlignProcessor, read_tokenizer
 from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
 from kakao_models.data.lines import lines_of
 from kakao_models.data.sources import Joined, Records, load_hub_dataset, open_source
@@ -164,7 +163,7 @@ def _align(recipe: AlignRecipe, prepare_class: Callable[..., Prepare]):
         processor = AlignProcessor.from_pretrained(recipe.start)
     else:
         vision = {"image_size": crop, **changes.pop("vision_config", {})}
-        tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.tokenizer))
+        tokenizer = read_tokenizer(recipe.tokenizer)
         text = {"vocab_size": len(tokenizer), **changes.pop("text_config", {})}
         sizes = (recipe.image_tower, recipe.text_tower)
         model = AlignModel(AlignConfig._sized(*sizes, vision_config=vision, text_config=text, **changes))
