@@ -264,10 +264,13 @@ def convert(
         raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
     if to == "tpu":
         hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
-        if any(hub) or private or create_pr or dry_run:
-            raise typer.BadParameter("--to tpu takes --spelling alone: the other options are of the way to the Hub")
-        conversion.convert_back(source, output, family=family, spelling=spelling)
-        tell({"output": str(output)}, f"{output}: a checkpoint for the original program", as_json)
+        if any(hub) or private or create_pr or dry_run or max_shard_size != "5GB":
+            raise typer.BadParameter(
+                "--to tpu takes --spelling and --family: the other options are of the way to the Hub"
+            )
+        stages = conversion.convert_back(source, output, family=family, spelling=spelling)
+        proven = {"output": str(output), "proof": [vars(stage) for stage in stages]}
+        tell(proven, f"{output}: a checkpoint for the original program, and proven", as_json)
         return
     if spelling != "model":
         raise typer.BadParameter("--spelling goes with --to tpu; that of a SOURCE is recognised")

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import goldens
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.numpy import load_file, save_file
@@ -21,6 +24,7 @@ from tolerances import TOLERANCE
 from kakao_models import AlignModel, ViTForImageClassification, ViTModel
 from kakao_models.checkpoint import convert as converting
 from kakao_models.checkpoint.convert import convert, convert_back
+from kakao_models.checkpoint.info import describe
 from kakao_models.checkpoint.proof import ProofError, compare
 from kakao_models.checkpoint.report import REPORT, verify
 from kakao_models.checkpoint.tensorflow import open_checkpoint, write_checkpoint
@@ -59,6 +63,7 @@ def test_align(tmp_path):
     np.testing.assert_allclose(logits, golden.arrays["logits_per_image"], rtol=0, atol=TOLERANCE["logits_per_image"])
     assert report["source"]["skipped"] == {"metric": 6, "object_graph": 1}
     assert report["source"]["weights"] == "raw" and len(report["tensors"]) == 196
+    assert report["parameters"] == describe(tmp_path / "out")["parameters"] == model.num_parameters()
     assert {"stem", "block 0", "image features", "pooler", "text features", "temperature"} <= {
         stage["name"] for stage in report["proof"]
     }
@@ -97,6 +102,7 @@ def test_moving_averages(weights, recorded, tmp_path):
         ("vit_nano_ckpt", dict(image_size=224), "image_size: you say 224, the tensors say 64"),
         ("align_nano", dict(projection_dim=640), "projection_dim: you say 640, the tensors say 48"),
         ("vit_nano_ckpt", dict(labels=["one", "two"]), "got 2 names, wanted 10"),
+        ("vit_nano_ckpt", dict(labels=[]), "got 0 names, wanted 10"),
     ],
 )
 def test_what_contradicts_the_tensors_is_an_error(name, options, message, tmp_path):
@@ -331,10 +337,37 @@ def test_a_tokenizer_that_is_not_there_is_known_before_the_work(tmp_path, monkey
         converted("align_nano", tmp_path, tokenizer=str(tmp_path / "absent"))
 
 
+def test_an_upload_is_what_was_proven_and_leaves_no_older_weights(tmp_path, monkeypatch):
+    uploads = []
+
+    class Hub:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo, **options):
+            return SimpleNamespace(repo_id=f"me/{repo}")
+
+        def upload_folder(self, **options):
+            uploads.append(options)
+            return SimpleNamespace(pr_url=None, commit_url="https://hub/commit")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    converted("vit_nano_ckpt", tmp_path, max_shard_size=100_000)
+    (tmp_path / "out" / ".env").write_text("KEY=secret")
+    said = push(tmp_path / "out", "vit", create_pr=True)
+    (options,) = uploads
+    assert said.startswith("to https://hub/commit went") and options["repo_id"] == "me/vit" and options["create_pr"]
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert set(options["allow_patterns"]) == there - {".env"} and len(there) > 6
+    before = ["model.safetensors", "model-00001-of-00009.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    assert [name for name in before if not fnmatch(name, options["delete_patterns"])] == ["tokenizer.json"]
+
+
 def test_verify_sees_what_was_added(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
     (tmp_path / "out" / ".gitattributes").write_text("")
     assert verify(tmp_path / "out") == []
+    assert ".gitattributes" not in push(tmp_path / "out", "me/vit", dry_run=True)
     (tmp_path / "out" / "adapter_config.json").write_text("{}")
     assert verify(tmp_path / "out") == ["adapter_config.json: not there when the report was written"]
 
@@ -499,8 +532,13 @@ def test_figures_of_an_evaluation_go_into_the_card(tmp_path):
     [
         (["--dry-run"], "--dry-run go with --push-to-hub"),
         (["--spelling", "manager"], "--spelling goes with --to tpu"),
-        (["--to", "tpu", "--heads", "2"], "--to tpu takes --spelling alone"),
-        (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes --spelling alone"),
+        (["--to", "tpu", "--heads", "2"], "--to tpu takes --spelling and --family"),
+        (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes --spelling and --family"),
+        (["--to", "tpu", "--max-shard-size", "1GB"], "--to tpu takes --spelling and --family"),
+        (
+            ["--tokenizer", "align-tiny", "--heads", "2"],
+            "tokenizer: the model is of family 'vit', which reads no texts",
+        ),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(arguments, message, tmp_path, capsys):
@@ -578,10 +616,65 @@ def test_every_tensor_is_there_and_no_other(lost, found, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"the tokenizer align-tiny has \d+ tokens, the model \d+"):
         converted("align_nano", tmp_path, tokenizer="align-tiny")
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(converting, "_PADDED", 20)  # of one that has fewer, as BERT's cased vocabulary has
+    tiny.tokenizer().save_pretrained(tmp_path / "words")
+    with pytest.raises(ValueError, match=r"words has \d+ tokens, the model 128"):
+        converted("align_nano", tmp_path, tokenizer=str(tmp_path / "words"))
+    assert [path.name for path in tmp_path.iterdir()] == ["words"]
+
+
+@pytest.mark.parametrize(
+    "name, part, field, value",
+    [
+        ("vit_nano_ckpt", None, "hidden_act", "gelu"),
+        ("vit_nano_ckpt", None, "layer_norm_eps", 1e-12),
+        ("align_nano", "text_config", "hidden_act", "gelu_new"),
+        ("align_nano", "vision_config", "batch_norm_eps", 1e-5),
+    ],
+)
+def test_what_the_original_computes_otherwise_does_not_go_back(name, part, field, value, tmp_path):
+    """The checkpoint has no place for it, and on the inputs of a proof one GELU is nearly the other."""
+    converted(name, tmp_path)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (config[part] if part else config)[field] = value
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{field} is '?{value}'?, the original program computes with"):
+        convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
+    assert not (tmp_path / "tpu").exists()
+
+
+def test_the_way_back_as_json(tmp_path, capsys):
+    converted("vit_nano_ckpt", tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", str(tmp_path / "out"), str(tmp_path / "tpu" / "w"), "--to", "tpu", "--json"])
+    assert not stopped.value.code
+    proof = json.loads(capsys.readouterr().out)["proof"]
+    assert proof[-1]["name"] == "logits" and (tmp_path / "tpu" / "w.index").is_file()
+
+
+def test_numbers_that_the_proof_does_not_visit_are_finite(tmp_path):
+    checkpoint = open_checkpoint(CHECKPOINTS / "align_nano")
+    tensors = {key: checkpoint.read(key) for key in checkpoint.entries if key.endswith("VARIABLE_VALUE")}
+    key = "text_encoder/layer_with_weights-0/bert/embeddings/weight/.ATTRIBUTES/VARIABLE_VALUE"
+    tensors[key] = tensors[key].copy()
+    tensors[key][-1, 3] = np.nan
+    write_checkpoint(tmp_path / "diverged", tensors)
+    with pytest.raises(ValueError, match="bert/embeddings/weight has numbers that are not finite"):
+        convert(tmp_path / "diverged", tmp_path / "out", **HEADS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_of_other_axes_is_told(tmp_path):
+    checkpoint = open_checkpoint(CHECKPOINTS / "vit_nano_ckpt")
+    tensors = {key: checkpoint.read(key) for key in checkpoint.entries if key.endswith("VARIABLE_VALUE")}
+    key = "backbone/enc_layers/0/mlp/layer_with_weights-0/kernel"
+    write_checkpoint(tmp_path / "flat", tensors | {f"{key}/.ATTRIBUTES/VARIABLE_VALUE": np.ones(3, np.float32)})
+    with pytest.raises(ValueError, match=rf"{key} has shape \(3,\), wanted 2 axes"):
+        convert(tmp_path / "flat", tmp_path / "out", **HEADS)
 
 
 def test_a_reference_for_a_model_without_a_head(tmp_path):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from golden import weights as weight_formula
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tolerances import TOLERANCE
 
 from kakao_models import AlignImageProcessor, AlignModel, AlignVisionModel, ViTForImageClassification, ViTImageProcessor
@@ -250,8 +251,48 @@ def test_a_backbone_with_its_pooler(vit, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["architectures"], config["representation_size"]) == (["ViTModel"], 32)
     (vit / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": "../vit/a.bin"}}))
-    with pytest.raises(ValueError, match="is no file of this folder"):
+    with pytest.raises(OSError, match="'../vit/a.bin', which is no name of a file beside it"):
         convert(vit, tmp_path / "again")
+
+
+@pytest.mark.parametrize("places", [5, [], {}, {"x": 5}, {"x": None}, {"x": ["y"]}, {"x": ".."}, {"x": "config.json"}])
+def test_an_index_that_names_no_weights(places, vit, tmp_path):
+    (vit / "model.safetensors").unlink()
+    (vit / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    for read in (lambda: convert(vit, tmp_path / "out"), lambda: ViTForImageClassification.from_pretrained(vit)):
+        with pytest.raises(OSError, match="model.safetensors.index.json (is no index of weights|names )"):
+            read()
+
+
+def test_a_pooler_that_the_classifier_may_not_read(vit, tmp_path):
+    """transformers' classifier passes a pooler by, the original's reads it: which is meant must be said."""
+    pooler = {"vit.pooler.dense.weight": torch.randn(32, 32), "vit.pooler.dense.bias": torch.randn(32)}
+    save_file(load_file(vit / "model.safetensors") | pooler, vit / "model.safetensors")
+    with pytest.raises(ValueError, match="say so in config.json, by its representation_size"):
+        convert(vit, tmp_path / "out")
+    config = json.loads((vit / "config.json").read_text())
+    (vit / "config.json").write_text(json.dumps(config | {"representation_size": 32}))
+    convert(vit, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "card, license",
+    [
+        (None, {}),
+        ("# no front matter", {}),
+        ("---\nlicense: [a\n---\n", {}),
+        (
+            "---\nlicense: other\nlicense_name: research-only\n---\n",
+            {"license": "other", "license_name": "research-only"},
+        ),
+    ],
+)
+def test_a_card_has_the_license_of_its_source_and_no_other(card, license, vit, tmp_path):
+    if card:
+        (vit / "README.md").write_text(card)
+    convert(vit, tmp_path / "out")
+    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert {key: value for key, value in front.items() if key.startswith("license")} == license
 
 
 @pytest.mark.parametrize(

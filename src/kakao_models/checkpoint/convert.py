@@ -1,6 +1,7 @@
 """From a checkpoint of an original program to a folder ready for the Hub, with proof, and back."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import kakao_models
 from kakao_models.checkpoint import hub, proof, recorded
 from kakao_models.checkpoint.atomic import flush, sha256_of, unfinished, workplace
 from kakao_models.checkpoint.formats import read_safetensors
+from kakao_models.checkpoint.info import BUFFERS
 from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.checkpoint.lazy import LazyTensors, check_keys, float32
 from kakao_models.checkpoint.report import REPORT, model_card, versions
@@ -23,6 +25,11 @@ from kakao_models.checkpoint.shards import COUNTER, Written, bytes_of, read_tens
 from kakao_models.checkpoint.source import Source, read_source
 from kakao_models.checkpoint.tensorflow import SUFFIX, write_checkpoint
 from kakao_models.checkpoint.weightmap import permute
+
+# Rows beyond the words of a tokenizer, by which a table is rounded up. BERT's cased vocabulary has 1,526 words fewer than
+# the uncased one: what a tokenizer has too few shows another one's just as well as what it has too many.
+_PADDED = 128
+_SAME = {"gelu_new": "gelu_pytorch_tanh", "silu": "swish"}  # names of one function
 
 
 def convert(
@@ -63,8 +70,10 @@ def convert(
         OSError: `output` is there already, or can't be written.
     """
     read = read_source(source, weights=weights, wanted=family, **overrides)
-    if labels:
+    if labels is not None:
         _name_classes(read, labels)
+    if tokenizer is not None and read.family != "align":
+        raise ValueError(f"tokenizer: the model is of family {read.family!r}, which reads no texts. Leave it out")
     expected = None
     if reference is not None:
         expected = recorded.read_reference(Path(reference), read.family)
@@ -101,7 +110,7 @@ def convert(
                 "moving_averages": read.has_averages,
                 "skipped": read.skipped,
             },
-            "parameters": sum(int(np.prod(tensor["shape"])) for tensor in tensors.values()),
+            "parameters": sum(math.prod(x["shape"]) for key, x in tensors.items() if not key.endswith(BUFFERS)),
             "seconds": round(time.perf_counter() - start, 3),
             "proof": [asdict(stage) for stage in stages],
             "tensors": tensors,
@@ -122,6 +131,8 @@ def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -
 
     def canonical(slot) -> np.ndarray:
         local = float32(source.tensors[slot.local_key], f"{source.files[0]}: {slot.local_key}")
+        if not np.isfinite(local).all():  # the proof sees a few rows of a table only
+            raise ValueError(f"{slot.local_key} has numbers that are not finite. Did the training diverge?")
         array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
         back = permute(array, slot.axes, slot.local_axes)
         if not np.array_equal(back.view(np.uint32), local.view(np.uint32)):  # bits: NaN is equal to nothing
@@ -167,7 +178,7 @@ def _write_config(source: Source, folder: Path) -> None:
 def _write_processor(source: Source, folder: Path, tokenizer: str | None) -> None:
     if source.write_processor is not None:
         source.write_processor(folder)
-        if tokenizer is not None and any(folder.glob("tokenizer*.json")):
+        if tokenizer is not None and (any(folder.glob("tokenizer*.json")) or (folder / "vocab.txt").exists()):
             raise ValueError("the source has a tokenizer of its own, which is taken over: leave --tokenizer out")
     elif source.family == "vit":
         from kakao_models.vit.processing import ViTImageProcessor
@@ -189,13 +200,13 @@ def _write_processor(source: Source, folder: Path, tokenizer: str | None) -> Non
 
         crop = source.config.vision_config.image_size
         AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop).save_pretrained(folder)
-    if source.family == "align" and tokenizer is not None:
-        from transformers import AutoTokenizer
+    if tokenizer is not None:
+        from kakao_models.align.processing import read_tokenizer
 
-        words = AutoTokenizer.from_pretrained(hub.resolve(tokenizer))
-        if len(words) > source.config.text_config.vocab_size:
+        words, rows = read_tokenizer(tokenizer), source.config.text_config.vocab_size
+        if not 0 <= rows - len(words) < _PADDED:
             raise ValueError(
-                f"the tokenizer {tokenizer} has {len(words)} tokens, the model {source.config.text_config.vocab_size}"
+                f"the tokenizer {tokenizer} has {len(words)} tokens, the model {rows}. Is it another one's?"
             )
         words.save_pretrained(folder)
 
@@ -217,7 +228,24 @@ def _name_classes(source: Source, labels: list[str]) -> None:
     source.config.label2id = {name: index for index, name in enumerate(labels)}
 
 
-def convert_back(folder: str | Path, prefix: str | Path, *, family: str | None = None, spelling: str = "model") -> None:
+def _check_functions(config, folder: Path) -> None:
+    """The original program has these as constants, so its checkpoint can't carry others; of random inputs, those of the
+    proof, the exact GELU and its approximation give nearly the same.
+
+    Raises:
+        ValueError: the model computes with others.
+    """
+    for part in (config.text_config, config.vision_config) if config.model_type == "align" else (config,):
+        originals = type(part)()
+        for name in ("hidden_act", "layer_norm_eps", "batch_norm_eps"):
+            ours, theirs = getattr(part, name, None), getattr(originals, name, None)
+            if _SAME.get(ours, ours) != _SAME.get(theirs, theirs):
+                raise ValueError(f"{folder}: {name} is {ours!r}, the original program computes with {theirs!r} always")
+
+
+def convert_back(
+    folder: str | Path, prefix: str | Path, *, family: str | None = None, spelling: str = "model"
+) -> list[proof.Stage]:
     """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
 
     The checkpoint is read and proven against the folder, as `convert` does it, before it appears under its name.
@@ -228,6 +256,9 @@ def convert_back(folder: str | Path, prefix: str | Path, *, family: str | None =
         family: "align" or "vit" refuses the other.
         spelling: of a ViT's keys, see `TPU_SPELLINGS`: "model" for `model.load_weights`, "manager" for
             `tf.train.Checkpoint(model=, backbone=)`, "backbone" for `model.backbone.load_weights`.
+
+    Returns:
+        The stages of the proof.
 
     Raises:
         ValueError: the tensors are not those that config.json describes, or of a model that the original program does
@@ -244,6 +275,7 @@ def convert_back(folder: str | Path, prefix: str | Path, *, family: str | None =
         raise ValueError(f"{folder}: model_type is {found!r}, wanted {family!r}")
     with hub.described_by(folder / "config.json"):
         config = config_class.from_pretrained(folder)
+    _check_functions(config, folder)
     slots = align_tpu_slots(config) if found == "align" else vit_tpu_slots(config, spelling)
     entries = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -266,9 +298,10 @@ def convert_back(folder: str | Path, prefix: str | Path, *, family: str | None =
             raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
         tensors_of = {slot.local_key + SUFFIX: partial(original, slot) for slot in slots}
         written = write_checkpoint(place / prefix.name, tensors_of)
-        proof.prove(read_source(written.files[0], **shown), model)
+        stages = proof.prove(read_source(written.files[0], **shown), model)
         files = [*reversed(written.files), place / "checkpoint"]  # without its index a checkpoint is none
         for file in files:
             flush(file)
         for file in files:
             os.replace(file, prefix.with_name(file.name))
+    return stages

@@ -4,19 +4,19 @@
 The folder's config.json stays what it says. Nothing of a file is run: pickles only as torch's `weights_only` loads them.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 import kakao_models
 from kakao_models.align.config import AlignConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint import formats
-from kakao_models.checkpoint.hub import described_by, read_config
+from kakao_models.checkpoint.hub import described_by, read_config, shards_of
 from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.checkpoint.lazy import Entry, LazyTensors, check_keys
 from kakao_models.checkpoint.shards import COUNTER
@@ -106,7 +106,20 @@ def read_folder(folder: Path, **overrides) -> Source:
         write_processor=partial(
             _copy, [folder / name for name in _TOKENIZER + _PROCESSOR if (folder / name).is_file()]
         ),
+        license=_license(folder / "README.md"),
     )
+
+
+def _license(card: Path) -> str:
+    """What the folder's model card says of its license, as lines of another card; nothing where it says nothing."""
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        said = metadata_load(card) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return ""
+    kept = {name: said[name] for name in ("license", "license_name", "license_link") if isinstance(said.get(name), str)}
+    return yaml.safe_dump(kept, sort_keys=False) if kept else ""
 
 
 def _weights(folder: Path) -> tuple[str, list[Path]]:
@@ -116,12 +129,9 @@ def _weights(folder: Path) -> tuple[str, list[Path]]:
             return name, [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{index} is no index of weights ({error!r})") from error
+            shards = shards_of(index)
             for shard in shards:
-                if Path(shard).name != shard or not (folder / shard).is_file():
+                if not (folder / shard).is_file():
                     raise ValueError(
                         f"{index} names {shard!r}, which is no file of this folder. Is the download complete?"
                     )
@@ -131,11 +141,16 @@ def _weights(folder: Path) -> tuple[str, list[Path]]:
 
 def _vit(config: ViTConfig, weights: Mapping[str, Entry]) -> tuple[list[Slot], str]:
     """What a file decides beside config.json: whether there is a head, and a pooler (the Dense layer of the pre-logits)."""
+    spelling = "model" if "classifier.bias" in weights else "backbone"
     if "vit.pooler.dense.bias" in weights:
+        if spelling == "model" and not config.representation_size:
+            raise ValueError(
+                "the weights have a pooler and a classifier. transformers' classifier passes the pooler by, the original's "
+                "reads it: say so in config.json, by its representation_size, or leave the pooler's tensors out"
+            )
         if getattr(config, "pooler_act", None) not in (None, "tanh"):
             raise ValueError(f"config.json: pooler_act is {config.pooler_act!r}, wanted 'tanh'")
         (config.representation_size,) = weights["vit.pooler.dense.bias"][0]
-    spelling = "model" if "classifier.bias" in weights else "backbone"
     if TPU_SPELLINGS[spelling][1] is None:
         config.num_labels = 0
     return vit_tpu_slots(config, spelling), spelling

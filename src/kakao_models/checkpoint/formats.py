@@ -107,7 +107,8 @@ def read_msgpack(file: Path) -> dict[str, Entry]:
             raise ValueError(f"extension type {code}, wanted 1, an array")
         shape, dtype, numbers = msgpack.unpackb(data, raw=True)
         width = {b"float32": 4, b"float16": 2, b"bfloat16": 2}.get(dtype)
-        if width is None or math.prod(shape) * width != len(numbers) or min(shape, default=0) < 0:
+        sizes = all(isinstance(size, int) and size >= 0 for size in shape)
+        if width is None or not sizes or math.prod(shape) * width != len(numbers):
             raise ValueError(f"an array that claims {dtype} {shape} has {len(numbers)} bytes")
         # the numbers come last: only the whole message is kept
         return tuple(shape), partial(_from_bytes, data, len(data) - len(numbers), tuple(shape), dtype)

@@ -46,22 +46,22 @@ def align_config(shapes: Shapes, **overrides) -> AlignConfig:
     Raises:
         ValueError: the tensors are those of no ALIGN, or contradict an override.
     """
-    words = _shape(shapes, _TEXT + "embeddings/weight")
+    words = _shape(shapes, _TEXT + "embeddings/weight", 2)
     text = AlignTextConfig(
         vocab_size=words[0],
         hidden_size=words[1],
         num_hidden_layers=_count(shapes, re.escape(_TEXT) + r"encoder/layer/(\d+)/"),
         num_attention_heads=overrides.pop("num_attention_heads", None) or max(1, words[1] // _HEAD_WIDTH),
-        intermediate_size=_shape(shapes, _TEXT + "encoder/layer/0/intermediate/dense/kernel")[1],
-        max_position_embeddings=_shape(shapes, _TEXT + "embeddings/embeddings")[0],
-        type_vocab_size=_shape(shapes, _TEXT + "embeddings/token_type_embeddings")[0],
+        intermediate_size=_shape(shapes, _TEXT + "encoder/layer/0/intermediate/dense/kernel", 2)[1],
+        max_position_embeddings=_shape(shapes, _TEXT + "embeddings/embeddings", 2)[0],
+        type_vocab_size=_shape(shapes, _TEXT + "embeddings/token_type_embeddings", 2)[0],
     )
     vision = efficientnet_config(shapes)
     vision.image_size = overrides.pop("image_size", None) or 289
     config = AlignConfig(
         text_config=text.to_dict(),
         vision_config=vision.to_dict(),
-        projection_dim=_shape(shapes, "text_encoder/layer_with_weights-1/kernel")[1],
+        projection_dim=_shape(shapes, "text_encoder/layer_with_weights-1/kernel", 2)[1],
         use_visual_projection="image_encoder/layer_with_weights-1/kernel" in shapes,
     )
     found = {name: getattr(part, name) for part in (config, text, vision) for name in overrides if hasattr(part, name)}
@@ -80,24 +80,27 @@ def vit_config(shapes: Shapes, **overrides) -> tuple[ViTConfig, str]:
     """
     spelling = next(name for name, (prefix, _) in TPU_SPELLINGS.items() if prefix + "class_emb" in shapes)
     prefix, head = TPU_SPELLINGS[spelling]
-    positions, width = _shape(shapes, prefix + "pos_emb")[1:]
-    tall, wide = _shape(shapes, prefix + "embedding/kernel")[:2]
+    positions, width = _shape(shapes, prefix + "pos_emb", 3)[1:]
+    tall, wide = _shape(shapes, prefix + "embedding/kernel", 4)[:2]
     side = math.isqrt(positions - 1)
     if side * side != positions - 1 or tall != wide:
         raise ValueError(
             f"{prefix}pos_emb has {positions} positions and patches are {tall}x{wide}: only square images and patches are known"
         )
-    layers = _count(shapes, re.escape(prefix) + r"enc_layers/(\d+)/")
+    layers, pre_logits = (
+        _count(shapes, re.escape(prefix) + r"enc_layers/(\d+)/"),
+        prefix + "representation/bias" in shapes,
+    )
     published = next((heads for depth, d, heads in VIT_SIZES.values() if (depth, d) == (layers, width)), None)
     config = ViTConfig(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=overrides.pop("num_attention_heads", None) or published or max(1, width // _HEAD_WIDTH),
-        intermediate_size=_shape(shapes, prefix + "enc_layers/0/mlp/layer_with_weights-0/kernel")[1],
+        intermediate_size=_shape(shapes, prefix + "enc_layers/0/mlp/layer_with_weights-0/kernel", 2)[1],
         image_size=side * tall,
         patch_size=tall,
-        representation_size=shapes.get(prefix + "representation/bias", (None,))[0],
-        num_labels=_shape(shapes, head + "/kernel")[1] if head else 0,
+        representation_size=_shape(shapes, prefix + "representation/bias", 1)[0] if pre_logits else None,
+        num_labels=_shape(shapes, head + "/kernel", 2)[1] if head else 0,
     )
     _compare(overrides, {name: getattr(config, name) for name in overrides if hasattr(config, name)})
     return config, spelling
@@ -135,22 +138,24 @@ def _tower(shapes: Shapes) -> list[tuple[int, ...]]:
         2,
         1 + max(int(key[len(IMAGE_TOWER) :].split("/")[0]) for key in shapes if key.startswith(IMAGE_TOWER)),
     )
-    seen = [(_shape(shapes, f"{IMAGE_TOWER}0/kernel")[-1],)]
+    seen = [(_shape(shapes, f"{IMAGE_TOWER}0/kernel", 4)[-1],)]
     while number < end:
         if f"{IMAGE_TOWER}{number}/depthwise_kernel" not in shapes:
             number += 2  # the expansion and its batch norm
-        kernel, _, channels, _ = _shape(shapes, f"{IMAGE_TOWER}{number}/depthwise_kernel")
-        squeezed = _shape(shapes, f"{IMAGE_TOWER}{number + 2}/kernel")[-1]
-        output = _shape(shapes, f"{IMAGE_TOWER}{number + 4}/kernel")[-1]
+        kernel, _, channels, _ = _shape(shapes, f"{IMAGE_TOWER}{number}/depthwise_kernel", 4)
+        squeezed = _shape(shapes, f"{IMAGE_TOWER}{number + 2}/kernel", 4)[-1]
+        output = _shape(shapes, f"{IMAGE_TOWER}{number + 4}/kernel", 4)[-1]
         entry = seen[-1][3] if len(seen) > 1 else seen[0][0]
         seen.append((entry, channels, squeezed, output, kernel))
         number += 6
     return seen
 
 
-def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
+def _shape(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
     if key not in shapes:
         raise ValueError(f"the checkpoint has no tensor {key}. Is a part of it missing?")
+    if len(shapes[key]) != axes or 0 in shapes[key]:
+        raise ValueError(f"{key} has shape {shapes[key]}, wanted {axes} axes. Is this another model?")
     return shapes[key]
 
 

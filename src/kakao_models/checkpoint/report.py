@@ -106,8 +106,7 @@ def model_card(source: Source, report: dict, measured: str = "") -> str:
     return f"""---
 library_name: kakao-models
 pipeline_tag: {task}
-license: apache-2.0
-tags:
+{source.license}tags:
 - {source.family}
 {measured}---
 
