@@ -43,7 +43,7 @@ EXTRAS = {
     "openvino": [*TORCH, "openvino>=2025.0"],
     "onnx": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"],
-    "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],  # beside a framework
+    "serve": ["fastapi>=0.115", "pydantic>=2.10", "uvicorn>=0.34", "prometheus-client>=0.21"],  # beside a framework
     "test": [
         "pytest>=8",
         "pytest-xdist>=3",

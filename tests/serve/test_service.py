@@ -20,8 +20,10 @@ import uvicorn
 from openai_errors import check_error
 
 from kakao_models import Embedder, cli, pipeline
+from kakao_models.serve import service as serving
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.metrics import Metrics
+from kakao_models.serve.schemas import Refused
 from kakao_models.serve.server import Server
 from kakao_models.serve.service import Limits, Service
 
@@ -192,6 +194,8 @@ HOSTILE = {
     "dimensions": (b'{"input": "a", "dimensions": 8}', "gives 16 and no other"),
     "surrogate": (b'{"input": "\\ud800"}', "body"),
     "invalid UTF-8": (b'{"input": "\xff"}', "body"),
+    "many values": (b'{"input": [' + b"1," * 100_000 + b"1]}", "more than 100,000 values"),
+    "many keys": (json.dumps(dict.fromkeys(map(str, range(20_000)), 1)).encode(), "input"),
     "many": (json.dumps({"input": ["a"] * 21}).encode(), "21 inputs, at most 20"),
     "long": (json.dumps({"input": "a" * 1001}).encode(), "1001 characters, at most 1000"),
     "two in one": (b'{"input": {"text": "a", "image": "b"}}', "wanted one of text"),
@@ -238,6 +242,23 @@ def test_bombs_and_broken_images_fail_by_themselves(client):
     broken = client.post("/v1/embeddings", json={"input": ["a cat", url(png()), url(png()[:200])]})
     assert check_error(broken, 400, r"input\[2\]")["code"] == "image_not_read"
     assert client.post("/v1/embeddings", json={"input": url(png())}).status_code == 200
+
+
+def test_large_images_are_decoded_alone(embedder, monkeypatch):
+    sizes, iterate = [], embedder.iter_images
+
+    def counted(some, **options):
+        sizes.append(len(some))
+        return iterate(some, **options)
+
+    monkeypatch.setattr(embedder, "iter_images", counted)
+    monkeypatch.setattr(serving, "_LARGE", 3000)  # those of png() have 2,880 pixels
+    files = [png(0), png(1, width=80), png(2), png(3, width=80), png(4)[:100]]
+    found = Service(embedder, "tiny", Limits())
+    results = found._run("image", files)
+    found.batcher.close()
+    assert sorted(sizes) == [1, 1, 3] and isinstance(results[4], Refused)
+    np.testing.assert_allclose(np.stack(results[:4]), embedder.images(files[:4]), atol=1e-6)
 
 
 def test_labels_and_templates_are_checked(client):
@@ -317,7 +338,7 @@ def test_urls_are_fetched_from_public_addresses_alone(embedder):
         for address in (client.base_url, "http://169.254.169.254/latest", "http://[::1]/", "ftp://example.com/a.png"):
             answer = client.post("/v1/embeddings", json={"input": {"image": str(address)}})
             check_error(answer, 400, "not a public address|base64")
-        assert "allow_private" not in answer.text
+            assert "allow_private" not in answer.text and " is at " not in answer.text  # where a name of ours leads
 
 
 class Held:

@@ -67,7 +67,7 @@ class Guard:
                 Refused(503 if error.draining else 429, str(error), code="overloaded", retry=error.seconds)
             )
         except Exception:
-            _log.exception("%s %s failed", scope["method"], scope["path"])
+            _log.exception("%s %r failed", scope["method"], scope["path"])
             await answer.error(Refused(500, "the service failed; its log says why", code="internal_error"))
 
     async def _handle(self, scope: dict, receive: Callable, answer: "_Answer") -> None:

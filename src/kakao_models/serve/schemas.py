@@ -5,6 +5,9 @@ import binascii
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+_MOST_VALUES = 100_000  # of a body, in all its lists and objects
 
 
 class Refused(Exception):
@@ -46,9 +49,13 @@ class Part(_Strict):
     image_url: ImageURL | None = None
 
 
+_AtFirst = Field(fail_fast=True)  # of a million wrong entries one error is enough
 Input = str | Part
+Items = Annotated[list[Input], _AtFirst]
+Texts = Annotated[list[str], _AtFirst]
+Tokens = Annotated[list[int], _AtFirst]
 Inputs = Annotated[
-    str | Part | list[Input] | list[int] | list[list[int]],
+    str | Part | Items | Tokens | Annotated[list[Tokens], _AtFirst],
     Field(description="A text, an image, or a list of them. A string that begins with data:image/ is an image."),
 ]
 
@@ -63,9 +70,9 @@ class EmbeddingsRequest(_Strict):
 
 
 class ClassifyRequest(_Strict):
-    input: Annotated[str | Part | list[Input], Field(description="An image, or a list of them.")]
-    labels: list[str] | None = Field(None, description="What to choose from; a ViT with a classifier has its own.")
-    templates: str | list[str] | None = Field(None, description="The sentence made of a label: {} is the label.")
+    input: Annotated[str | Part | Items, Field(description="An image, or a list of them.")]
+    labels: Texts | None = Field(None, description="What to choose from; a ViT with a classifier has its own.")
+    templates: str | Texts | None = Field(None, description="The sentence made of a label: {} is the label.")
     model: str | None = None
     top_k: int | None = Field(None, ge=1)
     user: str | None = None
@@ -77,6 +84,7 @@ def parsed(kind: type[BaseModel], body: bytes) -> Any:
     Raises:
         Refused: what is wrong with it, without repeating it.
     """
+    _check_count(body)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -85,6 +93,24 @@ def parsed(kind: type[BaseModel], body: bytes) -> Any:
         place = str(first["loc"][0]) if first["loc"] else None
         detail = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}"
         raise Refused(400, detail[:500], param=place) from None
+
+
+def _check_count(body: bytes) -> None:
+    """pydantic makes an object of every field, and of every wrong one an error: 900 bytes of memory of one of a body."""
+    try:
+        waiting = [from_json(body)]
+    except ValueError:  # whose words are not as good as those that follow
+        return
+    count = 0
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, (list, dict)):
+            count += len(part)
+            if count > _MOST_VALUES:
+                raise Refused(
+                    400, f"the body holds more than {_MOST_VALUES:,} values. Are these token ids? Send strings"
+                )
+            waiting.extend(part if isinstance(part, list) else part.values())
 
 
 def as_list(given: Any) -> list[Any]:

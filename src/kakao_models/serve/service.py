@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kakao_models.data.fetch import FetchError, fetch
+from kakao_models.data.images import ImageError, image_size
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
 from kakao_models.serve.batching import Batcher
@@ -28,6 +29,8 @@ from kakao_models.serve.schemas import (
 )
 
 _FETCHERS = 16
+_KEPT_CHARACTERS = 1000  # of a label's sentence: 20,000 of the longest that are read would be gigabytes
+_LARGE = 2**22  # pixels, of which decoding takes up to 27 bytes each; of a JPEG 6
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,9 @@ class Service:
                 run = asyncio.get_running_loop().run_in_executor
                 return await run(self._fetchers, partial(fetch, source, **options))
             except FetchError as error:
-                reason = str(error).partition("; pass allow_private")[0]
+                # Which address a name of this network has is nobody's business either.
+                hidden = "not a public address" in str(error)
+                reason = "its host's is not a public address" if hidden else str(error)
                 raise Refused(400, f"{place}: {reason}", param="input", code="image_not_fetched") from None
         if len(source) > 100_000:
             return await asyncio.to_thread(decoded, source, place)
@@ -239,8 +244,10 @@ class Service:
             row = self._sentences.get(sentence) if row is None else row
             if row is None:
                 row = l2_normalize((await self._submit("text", [sentence]))[0][0])
-            rows[sentence] = self._sentences[sentence] = row
-            self._sentences.move_to_end(sentence)
+            rows[sentence] = row
+            if len(sentence) <= _KEPT_CHARACTERS:
+                self._sentences[sentence] = row
+                self._sentences.move_to_end(sentence)
         while len(self._sentences) > self.limits.cached_texts:
             self._sentences.popitem(last=False)
         return l2_normalize(
@@ -255,12 +262,27 @@ class Service:
         results: list[Any] = [None] * len(values)
         output = "logits" if kind == "classifier" else "features"
         options = {"max_pixels": self.limits.max_pixels}
-        for batch in self.embedder.iter_images(values, output=output, on_error="ignore", image_options=options):
-            for index, row in zip(batch.indices, batch.values):
-                results[index] = row
-            for failure in batch.failures:
-                results[failure.index] = Refused(400, failure.reason, code="image_not_read")
+        large = {index for index, value in enumerate(values) if _is_large(value)}
+        together = [index for index in range(len(values)) if index not in large]
+        for places in filter(None, (together, *([index] for index in large))):
+            some = [values[index] for index in places]
+            for batch in self.embedder.iter_images(some, output=output, on_error="ignore", image_options=options):
+                for index, row in zip(batch.indices, batch.values):
+                    results[places[index]] = row
+                for failure in batch.failures:
+                    results[places[failure.index]] = Refused(400, failure.reason, code="image_not_read")
         return results
+
+
+def _is_large(image: Any) -> bool:
+    """Whether an image is decoded alone: a file of 200 KB may need a gigabyte, and other threads would decode as many."""
+    if not isinstance(image, bytes):
+        return False
+    try:
+        width, height = image_size(image)
+    except ImageError:
+        return False
+    return width * height > _LARGE * (4 if image.startswith(b"\xff\xd8") else 1)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
