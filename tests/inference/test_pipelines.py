@@ -11,7 +11,7 @@ from tolerances import TOLERANCE
 from kakao_models import AlignModel, AlignProcessor, Embedder, pipeline
 from kakao_models.data.images import ImageError
 from kakao_models.inference.engine_towers import TowerEngine
-from kakao_models.inference.labels import LabelEmbeddings
+from kakao_models.inference.labels import LabelEmbeddings, takes_label
 
 LABELS = ["cat", "dog", "small red house", "zebra", "cat"]
 
@@ -109,6 +109,15 @@ def test_the_cache_knows_templates_and_is_bounded(align, texts_seen):
     assert len(texts_seen) == 15
     embed(["6"], ["{}"])
     assert len(texts_seen) == 16
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["a cat", "{} {}", "{0} {}", "{:>99999999999}", "{0:>9}", "{} {0.x}", "{0.__class__}", "{0!r}", "{x}", "{", "}", 3],
+)
+def test_what_is_no_template_is_not_tried_out(template):
+    assert not takes_label(template)
+    assert all(map(takes_label, ("{}", "a {}", "{0} and {0}", "{{}} {}")))
 
 
 def test_several_templates_are_averaged(align, zero_shot, photos):

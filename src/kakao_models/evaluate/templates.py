@@ -93,15 +93,13 @@ def _as_text(item: ast.expr, path: Path) -> str:
 
 
 def _checked(templates: Iterable[str], source: str) -> tuple[str, ...]:
+    from kakao_models.inference.labels import takes_label
+
     templates = tuple(templates)
     if not templates:
         raise ValueError(f"templates {source!r}: there are none")
     for template in templates:
-        try:
-            right = isinstance(template, str) and template.format("\0").count("\0") == 1
-        except (IndexError, KeyError, ValueError):
-            right = False
-        if not right:
+        if not takes_label(template) or template.format("\0").count("\0") != 1:
             raise ValueError(
                 f"templates {source!r}: {template!r} does not say once, by {{}}, where the class name goes"
             )

@@ -5,6 +5,7 @@ Axes: L labels  D width of an embedding
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from string import Formatter
 
 import numpy as np
 
@@ -55,6 +56,18 @@ class LabelEmbeddings:
         return l2_normalize(rows.reshape(len(templates), len(labels), self._embedder.dim).mean(0))
 
 
+def takes_label(template: object) -> bool:
+    """Whether a template says, by {} or {0}, where the label goes. What else `str.format` knows is none of its business: on a
+    web page `{:>1000000000}` would be a gigabyte.
+    """
+    try:
+        fields = [field for _, *field in Formatter().parse(template) if field[0] is not None]
+    except (TypeError, ValueError):
+        return False
+    plain = [name for name, form, conversion in fields if not form and not conversion]
+    return len(plain) == len(fields) and (plain == [""] or set(plain) == {"0"})
+
+
 def _checked(labels, templates) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(labels, str):
         raise ValueError(f"candidate_labels: wanted a list of labels, got the string {labels!r}")
@@ -68,11 +81,7 @@ def _checked(labels, templates) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not templates:
         raise ValueError("hypothesis_template: got no templates, wanted at least one, such as 'a photo of a {}'")
     for template in templates:
-        try:
-            says_where = "\0" in template.format("\0")
-        except (IndexError, KeyError, ValueError):
-            says_where = False
-        if not says_where:
+        if not takes_label(template):
             raise ValueError(
                 f"hypothesis_template: {template!r} does not say once, by {{}}, where the label goes: "
                 "wanted something like 'a photo of a {}'"
