@@ -221,6 +221,14 @@ def test_files_that_are_no_files(embedder, folder, tmp_path):
     assert set(reasons) == {"pipe.png", "dangling.png", "003.png"}
 
 
+def test_a_row_that_names_no_file_fails_alone(embedder, photos, tmp_path):
+    shutil.copy(photos / "000.png", tmp_path / "a.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "t.csv").write_bytes(b"image\na.png\n\0.png\nloop/b.png\n")
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        assert len(index.build(tmp_path / "t.csv").failures) == 2 and index.count == 1
+
+
 def test_an_insertion_holds_whole_batches(embedder, photos, tmp_path, monkeypatch):
     """Batches of 3, 3 and 2 new images; at four rows they are inserted, all or none."""
     monkeypatch.setattr("kakao_models.search.build.INSERT", 4)

@@ -148,6 +148,39 @@ def test_img2datasets_counts_are_believed_and_their_lies_found(tmp_path):
         source.read(0, 4)
 
 
+@pytest.mark.parametrize(
+    "stats", ['{"successes": 1000000000000}', '{"successes": -1}', '{"successes": "x"}', "{}", "[]", "{"]
+)
+def test_counts_that_can_not_be_are_counted_instead(stats, tmp_path):
+    write_tar(tmp_path / "0.tar", range(3))
+    (tmp_path / "0_stats.json").write_text(stats)
+    assert list(open_source(tmp_path).counts) == [3]
+
+
+def test_what_tars_of_strangers_hold(tmp_path):
+    """JSON that is no object, class numbers that no file holds, a file that claims to be larger than its tar."""
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in {
+            "list.jpg": jpeg(0), "list.json": b"[1]", "deep.jpg": jpeg(1), "deep.json": b"[" * 100_000,
+            "class.jpg": jpeg(2), "class.cls": b"9" * 30, "sparse.jpg": jpeg(3), "last.jpg": jpeg(4),
+        }.items():  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if name == "sparse.jpg":
+                member.type = tarfile.GNUTYPE_SPARSE
+            tar.addfile(member, io.BytesIO(data))
+    source = open_source(tmp_path / "0.tar")
+    assert list(source.counts) == [4]  # without the sparse one
+    assert source.read(0, 0).captions == () and source.read(0, 3).image == jpeg(4)
+    with pytest.raises(ValueError, match="nested deeper"):
+        source.read(0, 1)
+    with pytest.raises(ValueError, match="which is no class number"):
+        source.read(0, 2)
+    (tmp_path / "x.csv").write_text("image,caption\na.png," + "x" * 200_000)
+    with pytest.raises(ValueError, match="x.csv: no table of comma-separated values"):
+        open_source(tmp_path / "x.csv")
+
+
 def test_a_tar_cut_short_keeps_its_whole_samples(tmp_path):
     path = write_tar(tmp_path / "0.tar", range(4))
     whole = path.read_bytes()

@@ -63,6 +63,8 @@ def test_recipes_have_the_originals_numbers(name, settings):
         ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),
         ("checkpointing=layers", "checkpointing must be activations, blocks or false, got 'layers'"),
         ("lr", "lr: wanted key=value"),
+        ("steps=[1", "steps=[1: the value is no YAML"),
+        ("steps.x=5", "steps.x=5: steps is 100000, and has no entries"),
     ],
 )
 def test_what_is_no_setting_is_said(change, message):

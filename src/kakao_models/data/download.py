@@ -10,7 +10,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kakao_models.checkpoint.atomic import replacing
 from kakao_models.data.deadlinks import failure_kind
 from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.data.fetch import FetchError, fetch
-from kakao_models.data.images import ImageError
+from kakao_models.data.images import ImageError, image_size
 from kakao_models.data.journal import Journal
 from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
 from kakao_models.data.rows import Part, Rows
@@ -252,18 +253,14 @@ def _got(facts: dict, record: dict, options: Download, stop: Future) -> tuple[di
     return facts | found | {"width": width, "height": height}, kept
 
 
-_LARGE = 2**24  # pixels: of larger pictures a process decodes one at a time, or threads of them would fill the memory
-_one_large = threading.Lock()
+# Pixels → of larger pictures a process decodes so many at a time: a pixel takes up to 27 bytes, and all threads may meet them
+_AT_A_TIME = ((2**24, threading.Semaphore(1)), (2**22, threading.Semaphore(4)))
 
 
 def _stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:
-    if options.max_pixels > _LARGE:
-        try:
-            return stored(data, replace(options, max_pixels=_LARGE))
-        except ImageError as error:
-            if "max_pixels" not in error.reason:
-                raise
-    with _one_large:
+    width, height = image_size(data)
+    turn = next((turn for pixels, turn in _AT_A_TIME if width * height > pixels), nullcontext())
+    with turn:
         return stored(data, options)
 
 

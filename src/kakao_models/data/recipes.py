@@ -56,7 +56,11 @@ def parse_flag(flag: str) -> Filter:
         parameter, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"filter {flag!r}: {part!r} is no parameter=value")
-        parameters[parameter.strip()] = value.split("+") if parameter.strip() == "columns" else yaml.safe_load(value)
+        try:
+            parsed = value.split("+") if parameter.strip() == "columns" else yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"filter {flag!r}: {value!r} is no value ({error})") from error
+        parameters[parameter.strip()] = parsed
     return make_filter(name.strip(), parameters)
 
 

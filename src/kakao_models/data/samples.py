@@ -19,6 +19,7 @@ CAPTIONS = ("captions", "caption", "txt", "text", "sentences", "raw", "title")
 LABELS = ("labels", "label", "cls", "class")
 KEYS = ("__key__", "key", "image_id", "id", "uid")
 
+_BLOCK = 512  # bytes of a tar that a file in it takes at the least
 _OPEN = 32  # files, indices of files or row groups that a process keeps
 
 
@@ -58,13 +59,16 @@ def as_sample(record: Mapping[str, Any], key: str, folder: Path | None = None) -
     texts = (text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in captions if text)
     labels = first_of(record, LABELS)
     labels = [] if labels is None else labels if isinstance(labels, (list, tuple, np.ndarray)) else [labels]
+    numbers = tuple(label if isinstance(label, str) else int(label) for label in labels)
+    if strange := [number for number in numbers if not isinstance(number, str) and not -(2**63) <= number < 2**63]:
+        raise ValueError(f"a label is {strange[0]:.3g}, which is no class number")
     name = first_of(record, KEYS)
     name = name.decode(errors="replace") if isinstance(name, bytes) else name
     return Sample(
         key=key if name is None else f"{key} ({name})",
         image=image,
         captions=tuple(text.strip() for text in texts if text.strip()),
-        labels=tuple(label if isinstance(label, str) else int(label) for label in labels),
+        labels=numbers,
     )
 
 
@@ -119,9 +123,14 @@ class TarShards(_Shards):
     """
 
     def _count(self, path: Path) -> int:
-        stats = path.with_name(f"{path.stem}_stats.json")
-        if stats.is_file() and stats.stat().st_mtime >= path.stat().st_mtime:
-            return int(json.loads(stats.read_text())["successes"])
+        stats, tar = path.with_name(f"{path.stem}_stats.json"), path.stat()
+        if stats.is_file() and stats.stat().st_mtime >= tar.st_mtime:
+            try:
+                count = json.loads(stats.read_text(encoding="utf-8"))["successes"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                count = None
+            if isinstance(count, int) and 0 <= count <= tar.st_size // _BLOCK:
+                return count
         return super()._count(path)
 
     @staticmethod
@@ -130,7 +139,9 @@ class TarShards(_Shards):
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
-                    if not member.isfile():
+                    if (
+                        not member.isfile() or member.issparse()
+                    ):  # the size of a sparse file is not what lies in the tar
                         continue
                     folder, _, name = member.name.rpartition("/")
                     stem, _, kind = name.partition(".")
@@ -146,7 +157,7 @@ class TarShards(_Shards):
 
     def read(self, shard: int, row: int) -> Sample:
         key, data = self._parts(shard, row)
-        record = json.loads(data.pop("json")) if "json" in data else {}
+        record = _object(data.pop("json", b"{}"))
         record = {name: record[name] for name in ("captions", "caption", "label", "labels") if record.get(name)}
         if "cls" in data:
             record["labels"] = [int(number) for number in data.pop("cls").decode().replace(",", " ").split()]
@@ -154,8 +165,7 @@ class TarShards(_Shards):
 
     def facts(self, shard: int, row: int) -> dict[str, Any]:
         """What a sample's .json says."""
-        record = json.loads(self._parts(shard, row, ("json",))[1].get("json", "{}"))
-        return record if isinstance(record, dict) else {}
+        return _object(self._parts(shard, row, ("json",))[1].get("json", b"{}"))
 
     def _parts(self, shard: int, row: int, kinds: Sequence[str] | None = None) -> tuple[str, dict[str, bytes]]:
         index = self._index(shard)
@@ -168,6 +178,19 @@ class TarShards(_Shards):
             for kind, (offset, size) in parts.items()
             if kinds is None or kind in kinds
         }
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object; of anything else in a sample's .json, such as a list, nothing is known.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        record = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its .json is nested deeper than anybody writes it") from error
+    return record if isinstance(record, dict) else {}
 
 
 class TFRecordShards(_Shards):

@@ -52,7 +52,10 @@ def from_csv(path: str | os.PathLike) -> Records:
     """A row for each image, or several rows of one image with a caption each. `.tsv` is separated by tabs."""
     path = Path(path)
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+        try:
+            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+        except csv.Error as error:
+            raise ValueError(f"{path}: no table of comma-separated values ({error})") from error
     merged: dict[str, dict] = {}
     for row in rows:
         image, caption = first_of(row, IMAGES), first_of(row, CAPTIONS)

@@ -63,7 +63,10 @@ def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:
     """
     if not path or "\0" in path or not os.path.isabs(path):
         raise ImageError(path or "a hit without a path", "has no absolute path to a file")
-    real = Path(path).resolve()
+    try:
+        real = Path(path).resolve()
+    except (OSError, RuntimeError) as error:
+        raise ImageError(path, f"leads nowhere ({error})") from error
     if roots is not None and not any(real.is_relative_to(Path(root).resolve()) for root in roots):
         raise ImageError(path, "lies in none of the folders that may be shown")
     return real

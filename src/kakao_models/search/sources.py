@@ -117,7 +117,11 @@ class Items:
             path, value = value, None
         elif isinstance(value, str):
             path, value = os.path.abspath(rows.folder / value), None
-            if not rows.pictures and (error := self._outside(rows.folder, path)):
+            try:
+                error = None if rows.pictures else self._outside(rows.folder, path)
+            except (ValueError, OSError, RuntimeError) as wrong:  # a zero byte, a loop of links
+                error = _reason(wrong)
+            if error:
                 return Item(path, error=error)
         elif rows.tars:
             path = f"{os.path.abspath(rows.files[part.file])}{WITHIN}{record['__key__'].partition(':')[2]}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -150,10 +151,10 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe: no file {source}, and none of that name in this package ({', '.join(names())})")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: no YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: wanted a mapping of settings, got {type(values).__name__}")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{path}: wanted a mapping of settings by their names, got {reprlib.repr(values)}")
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
@@ -161,8 +162,13 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
         *above, last = key.strip().split(".")
         inner = values
         for name in above:
+            if not isinstance(inner.get(name) or {}, dict):
+                raise ValueError(f"{change}: {name} is {inner[name]!r}, and has no entries")
             inner[name] = inner = dict(inner.get(name) or {})
-        inner[last] = yaml.safe_load(value)
+        try:
+            inner[last] = yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"{change}: the value is no YAML ({error})") from error
     cls = KINDS[kind]
     hints = typing.get_type_hints(cls)
     check_keys(f"{path}: a recipe for {kind}", values, hints)
