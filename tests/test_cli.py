@@ -296,6 +296,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
         ("vit", "config.json", {"hidden_act": "nope"}, "config.json describes no model: KeyError: 'nope'"),
         ("vit", "config.json", {"num_attention_heads": 5}, "5 num_attention_heads do not divide hidden_size 32"),
         ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, wanted at least 1"),
+        ("vit", "config.json", {"intermediate_size": 10**9}, "numbers, vit.layers.0.mlp.fc1"),
         ("vit", "config.json", {"patch_size": 0}, "patch_size is 0, wanted at least 1"),
         ("vit", "config.json", {"id2label": ["cat", "dog"]}, "config.json describes no model"),
         ("vit", "config.json", {"id2label": {"0": "cat"}}, "classifier.bias: the file has (7,)"),

@@ -11,6 +11,7 @@ from kakao_models.checkpoint.hub import resolve, shards_of
 from kakao_models.checkpoint.lazy import misfit, outside
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_MOST_MISSING = 2**28  # numbers, a gigabyte; of what may be missing, a head of 21,841 classes has 22 million
 
 
 class BijectiveLoading:
@@ -55,6 +56,16 @@ class BijectiveLoading:
             ) from error
         cls._check(info, source, may_replace)
         return (model, info) if with_info else model
+
+    def _move_missing_keys_from_meta_to_device(self, missing_keys, *arguments, **options):
+        """transformers', which gives memory to all that a file does not have as config.json says, before `_check` can refuse it."""
+        numbers = sum(self.get_parameter_or_buffer(key).numel() for key in missing_keys)
+        if numbers > _MOST_MISSING:
+            raise ValueError(
+                f"the file lacks {len(missing_keys)} of this {type(self).__name__}'s tensors, or has them of other sizes: "
+                f"{numbers:,} numbers, {min(missing_keys)} among them. Does config.json belong to another checkpoint?"
+            )
+        super()._move_missing_keys_from_meta_to_device(missing_keys, *arguments, **options)
 
     @classmethod
     def _check(cls, info: dict, source, may_replace: bool) -> None:
