@@ -96,3 +96,17 @@ def test_what_does_not_fit(embedder, tmp_path):
     pq.write_table(pa.table({"id": [1], "embedding": [[1.0] * 16]}), tmp_path / "d" / "0.parquet")
     (tmp_path / "d" / "plan.json").write_text('{"model": "kakaobrain/align-base"}')
     refused(tmp_path / "d", "of kakaobrain/align-base, not of")
+
+
+def test_rows_of_several_widths_are_not_shared_out(embedder, tmp_path):
+    """Eight and 24 numbers are two rows of sixteen, and neither is an embedding; of a batch without any there is nothing."""
+    ragged = pa.array([[1.0] * 8, [1.0] * 24], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": ["a", "b"], "embedding": ragged}), tmp_path / "r.parquet")
+    with pytest.raises(ValueError, match="r.parquet: holds embeddings of widths 8 and 24"):
+        load(tmp_path / "r.parquet", embedder, tmp_path / "x.db")
+    pq.write_table(pa.table({"id": ["a"], "embedding": ["x"]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="is of string, wanted lists of numbers"):
+        load(tmp_path / "t.parquet", embedder, tmp_path / "x.db")
+    lost = pa.array([None] * 600 + [[1.0] * 16], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": list(map(str, range(601))), "embedding": lost}), tmp_path / "l.parquet")
+    assert load(tmp_path / "l.parquet", embedder, tmp_path / "y.db")[0] == 1

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kakao_models.data.images import list_images, load_image
+from kakao_models.data.rows import vectors_of
 from kakao_models.data.tables import column_names, files_of, without
 
 MAX_BITS = 7
@@ -165,10 +166,9 @@ def _embedded(source: str):
         for batch in pq.ParquetFile(path).iter_batches(16_384, columns=["id", "embedding"]):
             column = batch.column("embedding")
             known = column.is_valid().to_numpy(zero_copy_only=False)
-            values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
             if known.any():
                 ids = batch.column("id").to_numpy(zero_copy_only=False)[known]
-                yield ids, values.reshape(int(known.sum()), -1)
+                yield ids, vectors_of(column.drop_null(), path)
 
 
 def _stacked(source: str) -> np.ndarray:

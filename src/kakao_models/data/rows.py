@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kakao_models.data.images import list_images
 
 IMAGES = ("image", "jpg", "url", "image_path", "file_name", "filepath", "path")
@@ -183,6 +185,24 @@ def _pylist(table) -> list[dict[str, Any]]:
                 text = [None if value is None else value.decode(errors="replace") for value in raw]
                 table = table.set_column(place, field.name, pa.array(text, pa.large_string()))
         return table.to_pylist()
+
+
+def vectors_of(column, name: str | os.PathLike) -> np.ndarray:
+    """A column of lists of numbers, none of them null, as float32 (rows, width).
+
+    Raises:
+        ValueError: they are no lists, or differ in length; all their numbers together may still be a multiple of the rows.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not any(
+        is_kind(column.type) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    ):
+        raise ValueError(f"{name}: the column of embeddings is of {column.type}, wanted lists of numbers")
+    if len(widths := pc.unique(pc.list_value_length(column))) > 1:
+        raise ValueError(f"{name}: holds embeddings of widths {widths[0]} and {widths[1]}")
+    return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
 
 
 def image_of(row: dict[str, Any], folder: Path) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from kakao_models.data.manifest import read_json
+from kakao_models.data.rows import vectors_of
 from kakao_models.inference.embedder import Embedder
 from kakao_models.search.index import INSERT, SearchIndex
 from kakao_models.search.sources import OWN, metadata_digest, plain
@@ -100,7 +102,7 @@ class Stored:
         if self.source.is_dir():
             files = sorted(path for path in self.source.glob("*.parquet") if path.name[0] not in "._")
             plan = self.source / "plan.json"
-            self.model = json.loads(plan.read_text(encoding="utf-8")).get("model") if plan.is_file() else None
+            self.model = str(read_json(plan).get("model") or "") or None if plan.is_file() else None
         else:
             files = [self.source]
         if not files:
@@ -116,10 +118,10 @@ class Stored:
                 for batch in file.iter_batches(INSERT):
                     column = batch.column("embedding")
                     kept = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+                    if not len(kept):
+                        continue
                     batch = batch.take(kept)
-                    column = batch.column("embedding")
-                    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-                    vectors = vectors.reshape(len(kept), -1)
+                    vectors = vectors_of(batch.column("embedding"), self.source)
                     further = [name for name in batch.schema.names if name != "embedding"]
                     yield _named(batch.select(further).to_pylist(), vectors)
 
