@@ -146,6 +146,10 @@ def test_karpathys_files(tmp_path):
         read_captioned(file, split="val", images=tmp_path)
     with pytest.raises(ValueError, match="say where they are"):
         read_captioned(file)
+    for content in ({"images": [{"file_name": "1.jpg"}], "annotations": []}, [], {"images": 5}):  # COCO's own, and none
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="dataset_coco.json is none of Karpathy's files"):
+            read_captioned(file, images=tmp_path)
 
 
 def test_class_names(tmp_path):
@@ -170,6 +174,11 @@ def test_class_names(tmp_path):
     assert read_class_names(index, ["x", "y"]) == ["one", "two"]
     with pytest.raises(ValueError, match="there is no such file"):
         read_class_names(tmp_path / "gone.txt", ["a"])
+
+
+def test_a_number_that_counts_no_classes(tmp_path):
+    with pytest.raises(ValueError, match="column 'label' has the label 1000000000000, wanted numbers of classes"):
+        read_labelled(table(tmp_path / "a.parquet", image=[encoded(0), encoded(1)], label=[0, 10**12]))
 
 
 def test_lists_of_labels(tmp_path):

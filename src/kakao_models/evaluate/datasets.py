@@ -19,6 +19,7 @@ _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "label_name")
 _CAPTION_COLUMNS = ("captions", "caption", "text", "sentences")
 _ID_COLUMNS = ("image_id", "imgid", "id", "filename")
+_MOST_CLASSES = 1_000_000  # a number beyond it is something else, and every class up to it would get a name
 
 
 class Images(Sequence):
@@ -218,6 +219,8 @@ def _numbered(values: list, classes: list[str] | None, source: str, column: str)
         )
     labels = np.array([-1 if value is None or value < 0 else value for value in values], np.int64)
     count = int(labels.max()) + 1
+    if count > _MOST_CLASSES:
+        raise ValueError(f"{source}: column {column!r} has the label {count - 1}, wanted numbers of classes")
     if classes is not None and count > len(classes):
         raise ValueError(
             f"{source}: column {column!r} has the label {count - 1}, but its {len(classes)} names end before"
@@ -234,17 +237,29 @@ def _keys_beside(labels: np.ndarray, keys: list[str], names: list) -> list[str]:
 
 
 def _karpathy(path: Path, split: str, images) -> tuple[list, list[Path], list[list[str]], list[list]]:
-    entries = json.loads(path.read_text(encoding="utf-8")).get("images", [])
-    chosen = [entry for entry in entries if entry["split"] == split]
-    if not chosen:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["images"]
         known = sorted({entry["split"] for entry in entries})
+        chosen = [
+            (
+                str(entry["filename"]),
+                str(entry.get("filepath", "")),
+                [str(sentence["raw"]) for sentence in entry["sentences"]],
+                [sentence["sentid"] for sentence in entry["sentences"]],
+            )
+            for entry in entries
+            if entry["split"] == split
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is none of Karpathy's files ({error!r}): wanted images with split, filename and sentences"
+        ) from error
+    if not chosen:
         raise ValueError(f"{path}: no images of split {split!r}; there are {', '.join(known) or 'none at all'}")
     if images is None:
         raise ValueError(f"{path} names images: say where they are (--images)")
-    files = [_existing(Path(images), entry.get("filepath", ""), entry["filename"]) for entry in chosen]
-    captions = [[sentence["raw"] for sentence in entry["sentences"]] for entry in chosen]
-    own = [[sentence["sentid"] for sentence in entry["sentences"]] for entry in chosen]
-    return [entry["filename"] for entry in chosen], files, captions, own
+    names, folders, captions, own = map(list, zip(*chosen))
+    return names, [_existing(Path(images), *place) for place in zip(folders, names)], captions, own
 
 
 def _existing(folder: Path, inside: str, name: str) -> Path:

@@ -124,8 +124,10 @@ class _Parquet(Table):
 
     def class_names(self, column: str) -> list[str] | None:
         described = (self._files[0].schema_arrow.metadata or {}).get(b"huggingface")
-        feature = json.loads(described).get("info", {}).get("features", {}).get(column, {}) if described else {}
-        return feature.get("names") if isinstance(feature, dict) else None
+        try:
+            return json.loads(described or "{}")["info"]["features"][column]["names"]
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 class _Dataset(Table):
