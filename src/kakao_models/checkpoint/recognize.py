@@ -87,10 +87,8 @@ def vit_config(shapes: Shapes, **overrides) -> tuple[ViTConfig, str]:
         raise ValueError(
             f"{prefix}pos_emb has {positions} positions and patches are {tall}x{wide}: only square images and patches are known"
         )
-    layers, pre_logits = (
-        _count(shapes, re.escape(prefix) + r"enc_layers/(\d+)/"),
-        prefix + "representation/bias" in shapes,
-    )
+    layers = _count(shapes, re.escape(prefix) + r"enc_layers/(\d+)/")
+    pre_logits = prefix + "representation/bias" in shapes
     published = next((heads for depth, d, heads in VIT_SIZES.values() if (depth, d) == (layers, width)), None)
     config = ViTConfig(
         hidden_size=width,

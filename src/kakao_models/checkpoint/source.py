@@ -35,9 +35,7 @@ class Source:
     kind: str = "the original program's checkpoint"
     names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
     write_processor: Callable[[Path], None] | None = None  # what goes beside the weights; by default the originals'
-    license: str = (
-        "license: apache-2.0\n"  # lines of the model card; all three programs' published weights have this one
-    )
+    license: str = "license: apache-2.0\n"  # as the model card says it; of what all three programs published
 
 
 def read_source(path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides) -> Source:

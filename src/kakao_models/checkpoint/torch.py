@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,9 +39,11 @@ class BijectiveLoading:
         source = pretrained_model_name_or_path  # None: the weights are in `state_dict`
         if source is not None:
             source = resolve(source)
-            for index in (Path(source, kwargs.get("subfolder") or "", f"{name}.index.json") for name in _FILES):
-                if index.is_file() and not index.with_name(index.name.removesuffix(".index.json")).is_file():
-                    shards_of(index)  # transformers takes whatever an index names
+            folder = Path(source, kwargs.get("subfolder") or "")
+            places = [folder / name for file in _FILES for name in (file, f"{file}.index.json")]
+            first = next(filter(os.path.isfile, places), None)  # the one that transformers reads
+            if first is not None and first.suffix == ".json":
+                shards_of(first)  # it takes whatever an index names
         if isinstance(kwargs.get("config"), PreTrainedConfig):
             kwargs["config"] = cls.config_class.from_config(kwargs["config"])
         with_info = kwargs.pop("output_loading_info", False)
