@@ -345,12 +345,12 @@ def main(arguments: list[str] | None = None) -> None:
         _give_up(f"{error}\nWithout a network, use the small model inside this package: {hint}")
     except (OSError, ValueError, ImportError, csv.Error) as error:
         _give_up(str(error))
+    except RecursionError as error:
+        _give_up(f"a JSON or YAML file is nested deeper than anybody writes it ({error})")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # PyTorch's, of a GPU
             raise
         _give_up(f"there is not enough memory; where there is a --batch-size, take a smaller one. {error}")
-    except RecursionError as error:
-        _give_up(f"a JSON or YAML file is nested deeper than anybody writes it ({error})")
 
 
 def _give_up(message: str) -> None:
