@@ -235,6 +235,9 @@ def test_verify_sees_every_change(tmp_path):
     (folder / REPORT).write_text("{}")
     with pytest.raises(ValueError, match="no report of a conversion"):
         verify(folder)
+    (folder / REPORT).unlink()
+    with pytest.raises(OSError, match=f"has no {REPORT}, which `kakao-models convert` leaves"):
+        verify(folder)
 
 
 def test_a_damaged_source_is_refused_by_name(tmp_path):

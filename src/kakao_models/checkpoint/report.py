@@ -31,6 +31,8 @@ def verify(folder: str | Path, advance: Callable[[str, int, int], None] = lambda
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         files, tensors = dict(report["files"]), dict(report["tensors"])
+    except FileNotFoundError as error:
+        raise OSError(f"{folder} has no {REPORT}, which `kakao-models convert` leaves beside what it writes") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / REPORT} is no report of a conversion ({error!r})") from error
     wrong = []
