@@ -22,7 +22,7 @@ def table(path, **columns):
     return path
 
 
-def test_folders_of_classes(classes_folder, tmp_path):
+def test_folders_of_classes(classes_folder, tmp_path, monkeypatch):
     found = read_labelled(classes_folder)
     assert found.keys == ["bird", "cat", "dog"] and found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert [path.name for path in found.images] == found.names and found.names[5] == "cat_1.png"
@@ -38,6 +38,11 @@ def test_folders_of_classes(classes_folder, tmp_path):
         read_labelled(tmp_path / "11")
     with pytest.raises(OSError, match="there is no such folder"):
         read_labelled(tmp_path / "gone")
+
+    def unreachable(*_, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("kakao_models.evaluate.tables._load", unreachable)
     for source in ("gone/", "gone/data", "gone.parquet"):  # none is here, and the second may be a data set's name
         with pytest.raises(OSError, match="there is no such f"):
             read_labelled(source)
