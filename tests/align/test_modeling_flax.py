@@ -32,6 +32,7 @@ from kakao_models import (
 )
 from kakao_models.align import modeling_flax
 from kakao_models.align.depthwise_flax import _native, depthwise_convolution
+from kakao_models.checkpoint.flax import LayerNorm
 
 # compiling the larger towers takes most of a minute
 SMALL = ["align_a", "align_nano", pytest.param("align_b", marks=pytest.mark.slow)]
@@ -274,6 +275,24 @@ def test_ghost_batch_norm_golden(golden_folder):
     for name, norm in norms.items():
         for ours, theirs in ((norm.mean, "moving_mean"), (norm.var, "moving_variance")):
             assert error(ours[...], recorded[f"bn/{name}/{theirs}"]) <= TOLERANCE["ghost statistics"], (name, theirs)
+
+
+@pytest.mark.parametrize("norm", [1e-3, 1.0, 300.0, 2000.0])
+def test_half_precision_vectors_of_any_norm_are_normalised(norm):
+    """In float16 squares overflow from a norm of 256 on."""
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    x *= norm / np.linalg.norm(x, axis=1, keepdims=True)
+    got = modeling_flax.l2_normalize(jnp.asarray(x, jnp.float16))
+    assert got.dtype == jnp.float16
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(got, np.float32), axis=1), 1, atol=2e-3)
+
+
+def test_layer_norm_of_a_large_mean_is_accurate():
+    """As a difference of large numbers, the variance here would be wrong by a hundredth and more."""
+    x = np.random.default_rng(0).standard_normal((4, 64)) + 1000
+    got = LayerNorm(64, 1e-12, rngs=nnx.Rngs(0))(jnp.asarray(x, jnp.float32))
+    wanted = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("count", [16, 48, 37, 20, 7])

@@ -163,6 +163,16 @@ def test_batch_norm_groups(batch, graph):
     assert error(norm.moving_variance.numpy(), 0.99 + 0.01 * np.mean(variances, 0)) <= 1e-15
 
 
+def test_a_replica_without_samples_leaves_the_averages():
+    norm = modeling_tf.TFAlignBatchNorm(3, AlignConfig().vision_config)
+    step = tf.function(lambda x: norm(x, training=True), input_signature=[tf.TensorSpec((None, 4, 4, 3), tf.float32)])
+    step(tf.ones((2, 4, 4, 3)))
+    before = [norm.moving_mean.numpy(), norm.moving_variance.numpy()]
+    assert step(tf.zeros((0, 4, 4, 3))).shape == (0, 4, 4, 3)
+    for old, now in zip(before, (norm.moving_mean, norm.moving_variance)):
+        assert np.array_equal(old, now.numpy()) and (old != 0).all()
+
+
 def test_a_frozen_batch_norm_keeps_its_averages():
     norm = modeling_tf.TFAlignBatchNorm(5, tiny.align_config().vision_config)
     norm.trainable = False

@@ -141,10 +141,12 @@ def test_accumulated_gradients_are_the_mean_of_small_batches(small):
         np.testing.assert_allclose(variable, start - 0.5 * (both[0] + both[1]) / 2, atol=1e-5, err_msg=variable.path)
 
 
-def test_lamb_accumulates_gradients():
+@pytest.mark.parametrize("adapted", [True, False])  # where it is, the correction of its averages' start cancels
+def test_lamb_accumulates_gradients(adapted):
     start, gradients = np.array([1.0, -2.0, 3.0]), np.random.default_rng(0).standard_normal((4, 3))
     one, two = (keras.Variable(start, dtype="float32") for _ in range(2))
-    small, large = Lamb(1e-2, gradient_accumulation_steps=2), Lamb(1e-2)
+    spared = [] if adapted else [0]
+    small, large = Lamb(1e-2, gradient_accumulation_steps=2, spared=spared), Lamb(1e-2, spared=spared)
     for gradient in gradients:
         small.apply([keras.ops.convert_to_tensor(gradient, "float32")], [one])
     for pair in gradients.reshape(2, 2, 3):
