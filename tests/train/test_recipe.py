@@ -73,6 +73,12 @@ def test_what_is_no_setting_is_said(change, message):
     assert message in str(error.value)
 
 
+def test_all_that_a_recipe_lacks_is_said_at_once(tmp_path):
+    (tmp_path / "mine.yaml").write_text("about: mine\nsteps: 3\nbatch_size: 16\n")
+    with pytest.raises(ValueError, match="a recipe for align needs output, data, lr, weight_decay too"):
+        read_recipe("align", str(tmp_path / "mine.yaml"), ["optimizer=lamb"])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -174,7 +174,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     check_keys(f"{path}: a recipe for {kind}", values, hints)
     needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     if absent := [name for name in needed if name not in values]:
-        raise ValueError(f"{path}: {absent[0]} is not given")
+        raise ValueError(f"{path}: a recipe for {kind} needs {', '.join(absent)} too, which it does not have")
     return cls(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
 
 
