@@ -222,8 +222,8 @@ class TextTrainer(AlignTrainer):
 
     def contrastive_loss(self, image_embeds, text_embeds, temperature, batch):
         n = len(batch["alike"])
-        temperature = text_embeds.new_tensor(TEXT_TEMPERATURE)
-        return targeted_contrastive_loss(text_embeds[:n], text_embeds[n:], temperature, torch.eye(n), None, 0.0)
+        temperature, targets = text_embeds.new_tensor(TEXT_TEMPERATURE), torch.eye(n, device=text_embeds.device)
+        return targeted_contrastive_loss(text_embeds[:n], text_embeds[n:], temperature, targets, None, 0.0)
 
 
 class TinyTrainer(AlignTrainer):

@@ -60,24 +60,13 @@ def _for_maps(gradient, shape, weight, stride: int, padding: int) -> torch.Tenso
 def _for_weight(gradient, x, weight, stride: int, padding: int) -> torch.Tensor:
     """The gradient of the kernel (C, 1, k, k), in parts of 3 x 3, which may overlap."""
     k, (height, width) = weight.shape[-1], gradient.shape[2:]
-    x = F.pad(x, (padding,) * 4)
-    small, dw = weight.new_empty((len(weight), 1, min(k, _SMALL), min(k, _SMALL))), torch.empty_like(weight)
-    size = len(small[0, 0])
+    size = min(k, _SMALL)
     starts = [min(start, k - size) for start in range(0, k, size)]
+    x, small, dw = F.pad(x, (padding,) * 4), weight[:, :, :size, :size], torch.empty_like(weight)
     for i in starts:
         for j in starts:
             part = x[:, :, i : i + (height - 1) * stride + size, j : j + (width - 1) * stride + size]
             dw[:, :, i : i + size, j : j + size] = torch.ops.aten.convolution_backward(
-                gradient,
-                part,
-                small,
-                None,
-                [stride] * 2,
-                [0, 0],
-                [1, 1],
-                False,
-                [0, 0],
-                len(weight),
-                [False, True, False],
-            )[1]
+                gradient, part, small, None, [stride] * 2, [0, 0], [1, 1], False, [0, 0], len(weight), [False, True, False]
+            )[1]  # fmt: skip
     return dw
