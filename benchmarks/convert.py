@@ -20,13 +20,13 @@ from common import machine
 
 from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
-from kakao_models.checkpoint.tensorflow import SUFFIX, write_checkpoint
 from kakao_models.checkpoint.weightmap import permute
+from kakao_models.conversion.tensorflow import SUFFIX, write_checkpoint
 
 # Not ru_maxrss: a process that subprocess starts inherits its parent's
 PROGRAM = """
 import json, re, sys, time
-from kakao_models.checkpoint.convert import convert
+from kakao_models.conversion.convert import convert
 steps = {}
 def advance(step, done, total):
     now = time.perf_counter(), time.process_time()

@@ -74,7 +74,7 @@ def measure(name: str, source: Path, work: Path, memory: str, threads: int, resu
     from kakao_models.data.curate import curate
     from kakao_models.data.recipes import parse_flags
     from kakao_models.data.stats import summarize
-    from kakao_models.data.tables import connect, open_table
+    from kakao_models.samples.tables import connect, open_table
 
     start = time.perf_counter()
     connection = connect(memory_limit=memory, threads=threads, spill=work / "spill")

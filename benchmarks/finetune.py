@@ -18,11 +18,11 @@ from transformers.models.align.modeling_align import AlignModel as TheirModel
 
 from kakao_models import AlignModel, AlignProcessor, AlignTrainer, TrainArguments
 from kakao_models.checkpoint.hub import resolve
-from kakao_models.data.sources import open_source
+from kakao_models.samples.sources import open_source
 from kakao_models.train.augment import RandomCrop
 from kakao_models.train.data import TrainData
 from kakao_models.train.evaluations import retrieval
-from kakao_models.train.prepare import Prepare
+from kakao_models.train.transform import SampleTransform
 
 
 class InOrder(torch.utils.data.Dataset):
@@ -43,7 +43,7 @@ def main() -> None:
     processor = AlignProcessor.from_pretrained(args.start)
     crop = processor.image_processor.crop_size["height"]
     augment = RandomCrop(round(crop * 1.2), crop, antialias=processor.image_processor.preprocessing == "hf")
-    prepare = Prepare(augment, processor.image_processor, tokenizer=processor.tokenizer)
+    prepare = SampleTransform(augment, processor.image_processor, tokenizer=processor.tokenizer)
     data = TrainData(open_source(args.train), prepare, seed=args.seed)
     evaluate = retrieval(args.dev)
     common = {

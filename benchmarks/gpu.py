@@ -92,7 +92,7 @@ def ours(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable
     """The same weights in this package's fused form, where it is installed."""
     try:
         from kakao_models import AlignConfig, ViTConfig
-        from kakao_models.inference.fused import tensors_of, towers
+        from kakao_models.fused.towers import tensors_of, towers
     except ImportError:
         return None
     kind = AlignConfig if model.config.model_type == "align" else ViTConfig

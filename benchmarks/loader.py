@@ -20,10 +20,10 @@ from common import arguments, interleaved, sentences, show
 from PIL import Image
 
 from kakao_models import AlignImageProcessor
-from kakao_models.data.sources import open_source
+from kakao_models.samples.sources import open_source
 from kakao_models.train.augment import Augmentation, InceptionCrop, RandomCrop
 from kakao_models.train.data import TrainData
-from kakao_models.train.prepare import Prepare
+from kakao_models.train.transform import SampleTransform
 
 SHARDS = 4
 
@@ -70,7 +70,7 @@ def with_webdataset(paths: list[str]) -> Callable[[], int]:
 
 def with_ours(paths: list[str], augment: Augmentation) -> Callable[[], int]:
     # captions become tokens in batches, which neither loop makes
-    data = TrainData(open_source(paths), Prepare(augment, AlignImageProcessor(), tokenizer=str))
+    data = TrainData(open_source(paths), SampleTransform(augment, AlignImageProcessor(), tokenizer=str))
     return lambda: sum("key" in data[0, position] for position in range(len(data)))
 
 

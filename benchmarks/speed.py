@@ -32,7 +32,7 @@ from common import SIZES, checkpoint, machine, sentences, theirs, vit_checkpoint
 from PIL import Image
 
 from kakao_models import Embedder, pipeline
-from kakao_models.data.images import load_image, load_pixels
+from kakao_models.pixels.images import load_image, load_pixels
 
 PARTS = ("peak", "b7", "texts", "vit", "jpeg", "labels", "start")
 OTHER_PARTS = ("int8", "compile")
@@ -253,7 +253,7 @@ def int8(table: Table, options) -> None:
     """What speaks against int8 engines."""
     import nncf
 
-    from kakao_models.export.openvino import to_openvino
+    from kakao_models.fused.openvino import to_openvino
     from kakao_models.inference.runners import openvino_core
     from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 

@@ -38,10 +38,10 @@ from kakao_models import (
     AlignTrainer,
     AlignVisionConfig,
 )
-from kakao_models.train.prepare import Prepare
 from kakao_models.train.recipe import read_recipe
 from kakao_models.train.run import build_trainer, run
 from kakao_models.train.targets import soft_cross_entropy, targeted_contrastive_loss
+from kakao_models.train.transform import SampleTransform
 
 SIZE = 64  # pixels of the finished model
 VOCABULARY = 3500
@@ -153,7 +153,7 @@ def part_of(text: str, random: np.random.Generator) -> str:
 
 
 @dataclass
-class Targets(Prepare):
+class Targets(SampleTransform):
     """Batches in which a photograph has two captions or a class, and texts belong to several photographs.
 
     Photographs (rows): n captioned ones, then labelled ones, mixed with each other in some steps. Texts (columns): the n
@@ -334,7 +334,7 @@ def main() -> None:
             if args.dev and stage != "texts":
                 places.append(f"evaluate.retrieval={args.dev}")
             trainer = TextTrainer if stage == "texts" else TinyTrainer
-            build = partial(build_trainer, trainer_class=trainer, prepare_class=partial(Targets, texts=texts))
+            build = partial(build_trainer, trainer_class=trainer, transform_class=partial(Targets, texts=texts))
             run(read_recipe("align", str(recipe), [*changes, *places, *args.changes]), build=build)
         start = output
     halve(start)

@@ -163,7 +163,7 @@ def test_too_little_memory_is_one_message(command, align, monkeypatch):
     def describe(*arguments, **options):
         raise MemoryError("Unable to allocate 9 TiB")
 
-    monkeypatch.setattr("kakao_models.checkpoint.info.describe", describe)
+    monkeypatch.setattr("kakao_models.conversion.info.describe", describe)
     code, out, err = command("info", align)
     assert code == 2 and out == "" and "smaller one. Unable to allocate" in err and "Traceback" not in err
 

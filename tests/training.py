@@ -12,15 +12,15 @@ from kakao_models import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
-from kakao_models.data.sources import Records
+from kakao_models.samples.sources import Records
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import RandomCrop
 from kakao_models.train.data import TrainData
 from kakao_models.train.gradcache import BatchNormStatistics
 from kakao_models.train.loss import tiled_contrastive_loss
 from kakao_models.train.optim import build_optimizer, parameter_groups
-from kakao_models.train.prepare import Prepare
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
+from kakao_models.train.transform import SampleTransform
 
 GHOST = 4
 
@@ -40,7 +40,7 @@ def align_trainer(output: Path, dropout: float = 0.0, count: int = 32, data=None
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = dropout
     model = tiny.fill(AlignModel(config))
     processor = AlignProcessor(AlignImageProcessor(size=36, crop_size=32), tiny.tokenizer())
-    prepare = Prepare(RandomCrop(36, 32), processor.image_processor, tokenizer=processor.tokenizer)
+    prepare = SampleTransform(RandomCrop(36, 32), processor.image_processor, tokenizer=processor.tokenizer)
     data = TrainData(Records(records(count)) if data is None else data, prepare, seed=3)
     return AlignTrainer(model, arguments(output, **options), data, processor)
 
@@ -63,7 +63,7 @@ def vit_trainer(output: Path, **options) -> ViTTrainer:
     torch.manual_seed(0)
     model = tiny.fill(ViTForImageClassification(tiny.vit_config()))
     processor = ViTImageProcessor(size=32)
-    data = TrainData(Records(records()), Prepare(RandomCrop(36, 32), processor, classes=7), seed=3)
+    data = TrainData(Records(records()), SampleTransform(RandomCrop(36, 32), processor, classes=7), seed=3)
     return ViTTrainer(model, arguments(output, **{"optimizer": "sgd", **options}), data, processor)
 
 

@@ -9,10 +9,10 @@ import typer
 
 from kakao_models import __version__
 from kakao_models.data.cli import app as data_app
-from kakao_models.data.lines import lines_of
 from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.export.cli import export
+from kakao_models.files.lines import lines_of
 from kakao_models.search.cli import app as index_app
 from kakao_models.search.cli import search
 from kakao_models.serve.cli import serve
@@ -189,7 +189,7 @@ def info(
 
       kakao-models info align-tiny
     """
-    from kakao_models.checkpoint.info import as_text, describe
+    from kakao_models.conversion.info import as_text, describe
 
     prepare(model, revision)
     facts = describe(model, revision=revision)
@@ -251,12 +251,12 @@ def convert(
 
       kakao-models convert align-base/ original/model-weights --to tpu
     """
-    from kakao_models.checkpoint.report import summary
-    from kakao_models.checkpoint.upload import push
+    from kakao_models.conversion.push import push
+    from kakao_models.conversion.report import summary
     from kakao_models.inference.progress import quiet, steps
 
     try:
-        from kakao_models.checkpoint import convert as conversion
+        from kakao_models.conversion import convert as conversion
     except ModuleNotFoundError as error:
         raise ImportError(f"convert needs {error.name}: pip install 'kakao-models[convert]'") from error
     quiet()
@@ -310,7 +310,7 @@ def verify(
 
       kakao-models verify align-base/
     """
-    from kakao_models.checkpoint.report import verify as check
+    from kakao_models.conversion.report import verify as check
     from kakao_models.inference.progress import steps
 
     with steps() as advance:

@@ -15,7 +15,7 @@ from tolerances import TOLERANCE
 from transformers import AutoImageProcessor, AutoProcessor, image_transforms
 
 from kakao_models import AlignImageProcessor, AlignProcessor
-from kakao_models.data.images import ImageError
+from kakao_models.pixels.images import ImageError
 
 PHOTO = Path(__file__).parents[2] / "src" / "kakao_models" / "photos" / "cat.jpg"
 LIMIT = TOLERANCE["resized pixels, of 255"]
@@ -180,7 +180,7 @@ def test_torch_tensors_in_and_out():
 def test_other_frameworks_or_what_to_install(kind, module, extra, monkeypatch):
     import types
 
-    from kakao_models.data import tensors
+    from kakao_models.pixels import tensors
 
     def fake(name):
         assert name == module

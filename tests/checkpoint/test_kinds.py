@@ -7,9 +7,9 @@ from tolerances import TOLERANCE
 
 import kakao_models
 from kakao_models import Embedder
-from kakao_models.checkpoint.convert import convert
-from kakao_models.checkpoint.info import describe
 from kakao_models.checkpoint.kinds import KINDS, kind_of, model_class_name
+from kakao_models.conversion.convert import convert
+from kakao_models.conversion.info import describe
 
 
 @pytest.fixture(params=KINDS)

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from kakao_models.checkpoint import shards
 from kakao_models.checkpoint.lazy import LazyTensors
-from kakao_models.checkpoint.mapped import forget_pages
 from kakao_models.checkpoint.shards import array_kind, bytes_of
+from kakao_models.files.mapped import forget_pages
 
 
 def test_tensors_are_written_as_they_look_not_as_they_lie(tmp_path):

@@ -12,12 +12,12 @@ import pytest
 import tiny
 from tables_brute import random_table, write_table
 
-from kakao_models.data.coyo import COYO_700M, check_columns
 from kakao_models.data.labels import label_stats, to_multilabel
 from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
-from kakao_models.data.sources import open_source
 from kakao_models.data.stats import draw, summarize
-from kakao_models.data.tables import connect, files_of, is_hub, open_table
+from kakao_models.samples.coyo import COYO_700M, check_columns
+from kakao_models.samples.sources import open_source
+from kakao_models.samples.tables import connect, files_of, is_hub, open_table
 
 
 @pytest.fixture(scope="module")

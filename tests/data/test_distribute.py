@@ -15,7 +15,7 @@ from kakao_models.data import distribute
 from kakao_models.data.distribute import all_ranks
 from kakao_models.data.download import Download, download
 from kakao_models.data.embed import embed_table
-from kakao_models.data.rows import Part
+from kakao_models.samples.rows import Part
 
 PARTS = [Part(number, 0, number * 10, number * 10 + 5 + number) for number in range(3)]
 

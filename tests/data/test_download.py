@@ -18,8 +18,8 @@ from kakao_models.cli import main
 from kakao_models.data.deadlinks import dead_links, draw_success
 from kakao_models.data.download import Download, download
 from kakao_models.data.journal import Journal
-from kakao_models.data.manifest import verify
-from kakao_models.data.sources import open_source
+from kakao_models.samples.manifest import verify
+from kakao_models.samples.sources import open_source
 
 HERE = Download(per_shard=100, threads=8, retries=0, attempts=3, timeout=9.0, allow_private_addresses=True)
 

@@ -13,9 +13,9 @@ from fuzz import kill_embed
 from kakao_models import Embedder
 from kakao_models.cli import main
 from kakao_models.data.embed import Settings, embed_table
-from kakao_models.data.manifest import verify
-from kakao_models.data.pairs import open_pairs
 from kakao_models.data.shard import write_shards
+from kakao_models.samples.manifest import verify
+from kakao_models.samples.pairs import open_pairs
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tables_brute import kept, random_table, write_table
 from kakao_models.data.curate import curate
 from kakao_models.data.neighbours import perceptual_hash, read_hashes
 from kakao_models.data.recipes import RECIPES, make_filter, parse_flag, read_recipe
-from kakao_models.data.tables import connect, open_table
+from kakao_models.samples.tables import connect, open_table
 
 FLAGS = (
     *(

@@ -23,15 +23,15 @@ from kakao_models.data.deadlinks import draw_success, failure_kind
 from kakao_models.data.download import Download, download
 from kakao_models.data.embed import Settings, embed_table
 from kakao_models.data.journal import Journal
-from kakao_models.data.manifest import clear, read_manifest, verify
 from kakao_models.data.neighbours import read_hashes
-from kakao_models.data.pairs import open_pairs
 from kakao_models.data.recipes import make_filter, parse_flag, parse_flags, read_recipe
-from kakao_models.data.rows import Part, Rows
 from kakao_models.data.shard import Options, write_shards
 from kakao_models.data.stats import draw, summarize
-from kakao_models.data.tables import connect, is_parquet, new_folder, open_table
 from kakao_models.data.writers import ParquetWriter, Stored
+from kakao_models.samples.manifest import clear, read_manifest, verify
+from kakao_models.samples.pairs import open_pairs
+from kakao_models.samples.rows import Part, Rows
+from kakao_models.samples.tables import connect, is_parquet, new_folder, open_table
 
 ROOT = Path(__file__).parents[2]
 QUICK = Download(retries=0, timeout=5.0, attempts=1)
@@ -414,10 +414,10 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from kakao_models.data.curate import curate
 from kakao_models.data.download import Download, download
-from kakao_models.data.pairs import open_pairs
+from kakao_models.samples.pairs import open_pairs
 from kakao_models.data.recipes import parse_flags
 from kakao_models.data.shard import write_shards
-from kakao_models.data.tables import connect, open_table
+from kakao_models.samples.tables import connect, open_table
 folder = Path(sys.argv[1])
 
 class Pictures(http.server.SimpleHTTPRequestHandler):

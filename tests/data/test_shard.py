@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from kakao_models.data.manifest import read_manifest, verify
-from kakao_models.data.pairs import open_pairs
 from kakao_models.data.shard import Options, stored, write_shards
-from kakao_models.data.sources import open_source
 from kakao_models.data.writers import example, record
+from kakao_models.samples.manifest import read_manifest, verify
+from kakao_models.samples.pairs import open_pairs
+from kakao_models.samples.sources import open_source
 
 
 def jpeg(seed: int, size=(60, 48)) -> bytes:
@@ -81,7 +81,7 @@ def test_labels_and_sizes(tmp_path):
         assert manifest["classes"] == ["cat", "dog"]
         samples = read_all(tmp_path / form)
         assert [sample.labels for sample in samples] == [(0,)] * 3 + [(1,)] * 3
-        from kakao_models.data.images import load_image
+        from kakao_models.pixels.images import load_image
 
         assert {load_image(bytes(sample.image)).size for sample in samples} == {(100, 50)}
     write_shards(open_pairs(tmp_path / "webdataset"), tmp_path / "again", per_shard=4)  # classes are numbers by now

@@ -15,9 +15,9 @@ from kakao_models.data.distribute import all_ranks
 from kakao_models.data.download import Download, download
 from kakao_models.data.labels import label_stats, to_multilabel
 from kakao_models.data.recipes import RECIPES, parse_flag, parse_flags
-from kakao_models.data.rows import Rows
 from kakao_models.data.stats import summarize
-from kakao_models.data.tables import connect, join_columns, open_table
+from kakao_models.samples.rows import Rows
+from kakao_models.samples.tables import connect, join_columns, open_table
 
 sql = pytest.importorskip("pyspark.sql")
 pytestmark = [

@@ -7,8 +7,8 @@ import pyarrow.parquet
 import pytest
 import tiny
 
-from kakao_models.data.images import load_image
 from kakao_models.evaluate import read_captioned, read_class_index, read_class_names, read_labelled, read_many_labels
+from kakao_models.pixels.images import load_image
 
 
 def encoded(seed: int) -> bytes:

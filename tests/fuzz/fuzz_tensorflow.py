@@ -21,8 +21,8 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from kakao_models.checkpoint import bundle, sstable
-from kakao_models.checkpoint.tensorflow import OBJECT_GRAPH, CheckpointError, open_checkpoint
+from kakao_models.conversion import bundle, sstable
+from kakao_models.conversion.tensorflow import OBJECT_GRAPH, CheckpointError, open_checkpoint
 
 CHECKPOINTS = Path(__file__).parent.parent / "golden" / "checkpoints"
 NAMES = ("vit_nano_backbone_weights", "vit_nano_ckpt", "vit_nano_model_weights", "vit_nano_adamw_ckpt")

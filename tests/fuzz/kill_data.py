@@ -29,11 +29,11 @@ from tables_brute import random_table, write_table
 
 from kakao_models.data.curate import curate
 from kakao_models.data.download import Download, download
-from kakao_models.data.manifest import verify
-from kakao_models.data.pairs import open_pairs
 from kakao_models.data.recipes import parse_flags
 from kakao_models.data.shard import Options, write_shards
-from kakao_models.data.tables import connect, open_table
+from kakao_models.samples.manifest import verify
+from kakao_models.samples.pairs import open_pairs
+from kakao_models.samples.tables import connect, open_table
 
 URLS = 60
 

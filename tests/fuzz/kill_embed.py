@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz import kills
 
-from kakao_models.data import manifest
 from kakao_models.data.embed import Settings, embed_table
+from kakao_models.samples import manifest
 
 ROWS, SHARD = 400, 20
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageSequence
 from tolerances import TOLERANCE
 
 from kakao_models import AlignModel, AlignProcessor, Embedder, ViTForImageClassification, ViTImageProcessor
-from kakao_models.data.images import ImageError
 from kakao_models.inference import stream
+from kakao_models.pixels.images import ImageError
 
 TEXTS = [
     "a cat",

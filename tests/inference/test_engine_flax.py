@@ -7,7 +7,7 @@ from tolerances import TOLERANCE
 
 from kakao_models import AlignConfig, FlaxViTForImageClassification
 from kakao_models.inference.engine_flax import FlaxEngine
-from kakao_models.inference.engines import TorchEngine
+from kakao_models.inference.engine_torch import TorchEngine
 
 
 def images(count: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import transformers
 from tolerances import TOLERANCE
 
 from kakao_models import AlignModel, AlignProcessor, Embedder, pipeline
-from kakao_models.data.images import ImageError
 from kakao_models.inference.engine_towers import TowerEngine
 from kakao_models.inference.labels import LabelEmbeddings, takes_label
+from kakao_models.pixels.images import ImageError
 
 LABELS = ["cat", "dog", "small red house", "zebra", "cat"]
 

@@ -143,7 +143,7 @@ def test_what_was_measured_is_kept_and_what_was_made_is_used_again(align, home, 
     kept = sorted((home / "checks").glob("*.json"))
     assert len(kept) >= 2 and not list(home.rglob(".unfinished*")) and not list(home.rglob("*.unfinished"))
     monkeypatch.setattr(selfcheck, "_measured", None)  # would be called
-    monkeypatch.setattr("kakao_models.export.onnx.to_onnx", None)
+    monkeypatch.setattr("kakao_models.fused.onnx.to_onnx", None)
     again = engine(align, "onnx")
     assert again.engine.checks == first.engine.checks
     again.texts("a cat")

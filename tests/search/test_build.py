@@ -15,10 +15,10 @@ import pytest
 import tiny
 
 from kakao_models import Embedder
-from kakao_models.data.pairs import open_pairs
 from kakao_models.data.shard import write_shards
 from kakao_models.data.writers import Stored as StoredSample
 from kakao_models.data.writers import TarWriter
+from kakao_models.samples.pairs import open_pairs
 from kakao_models.search import SearchIndex, compose_query, hit_picture
 
 FUZZ = Path(__file__).parents[1] / "fuzz"

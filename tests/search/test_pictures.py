@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from kakao_models.data.images import ImageError
+from kakao_models.pixels.images import ImageError
 from kakao_models.search import Hit, hit_picture, pictures
 from kakao_models.search.results import hits_page
 

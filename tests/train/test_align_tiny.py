@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from kakao_models import AlignImageProcessor, Embedder
-from kakao_models.data.sources import open_source
+from kakao_models.samples.sources import open_source
 from kakao_models.train.augment import RandomCrop
 
 SCRIPT = Path(__file__).parents[2] / "examples/train_align_tiny.py"

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from kakao_models import AlignImageProcessor
-from kakao_models.checkpoint.sstable import mask
-from kakao_models.checkpoint.wire import bytes_field
-from kakao_models.data.sources import open_source
-from kakao_models.data.tfrecord import parse_example
+from kakao_models.conversion.sstable import mask
+from kakao_models.files.wire import bytes_field
+from kakao_models.samples.sources import open_source
+from kakao_models.samples.tfrecord import parse_example
 from kakao_models.train.augment import Distorted, InceptionCrop, RandomCrop, affine_of
 from kakao_models.train.data import (
     Failures,
@@ -28,7 +28,7 @@ from kakao_models.train.data import (
     StreamData,
     TrainData,
 )
-from kakao_models.train.prepare import DataError, Prepare
+from kakao_models.train.transform import DataError, SampleTransform
 
 
 def jpeg(seed: int) -> bytes:
@@ -274,8 +274,8 @@ def test_batches_that_cannot_be_are_refused():
         GlobalBatches(20, 9, 0, 2)
 
 
-def prepare(**changes) -> Prepare:
-    return Prepare(
+def prepare(**changes) -> SampleTransform:
+    return SampleTransform(
         RandomCrop(40, 32), AlignImageProcessor(size=40, crop_size=32), tokenizer=tiny.tokenizer(), **changes
     )
 
@@ -346,7 +346,7 @@ def labelled(tmp_path, **changes) -> TrainData:
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / f"{number}.jpg").write_bytes(jpeg(number))
     options = dict(classes=2, names=("cat", "dog")) | changes
-    return TrainData(open_source(tmp_path), Prepare(InceptionCrop(32), AlignImageProcessor(), **options))
+    return TrainData(open_source(tmp_path), SampleTransform(InceptionCrop(32), AlignImageProcessor(), **options))
 
 
 def test_labels_are_names_of_folders(tmp_path):
@@ -358,7 +358,7 @@ def test_labels_are_names_of_folders(tmp_path):
 
 def test_a_label_out_of_range_stops_the_run(tmp_path):
     rows = [{"image": jpeg(0), "label": 7}]
-    data = TrainData(open_source(rows), Prepare(InceptionCrop(32), AlignImageProcessor(), classes=5))
+    data = TrainData(open_source(rows), SampleTransform(InceptionCrop(32), AlignImageProcessor(), classes=5))
     with pytest.raises(DataError, match="label 7 is out of range, the model has classes 0..4"):
         data[0, 0]
     with pytest.raises(DataError, match="label 'dog' is no name of a class; there are cat"):
@@ -390,7 +390,7 @@ def test_streams_are_split_without_overlap_or_loss():
 
 def test_crops_are_parts_of_what_the_original_resizes():
     picture = tiny.picture(0, 90, 61)
-    from kakao_models.data.resize import resize_bilinear
+    from kakao_models.pixels.resize import resize_bilinear
 
     whole = resize_bilinear(np.asarray(picture), 40, 40)
     for seed in range(5):

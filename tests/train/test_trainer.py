@@ -12,8 +12,8 @@ from tolerances import TOLERANCE
 from torch.nn import functional as F
 
 from kakao_models.train.data import StreamData
-from kakao_models.train.prepare import DataError, Prepare
 from kakao_models.train.trainer import AlignTrainer, rest_frozen
+from kakao_models.train.transform import DataError, SampleTransform
 
 
 @pytest.fixture(autouse=True)
@@ -339,7 +339,7 @@ def test_the_temperature_stays_within_its_bounds_and_the_optimizer_gets_its_opti
     assert trainer.ema.values["temperature"].item() < 0.0997  # it is bounded before it is averaged
 
 
-class Ranked(Prepare):
+class Ranked(SampleTransform):
     """Puts into a batch, beside what there is, where each sample is in it."""
 
     def collate(self, items):

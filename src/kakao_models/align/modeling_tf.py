@@ -15,7 +15,7 @@ from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionC
 from kakao_models.align.depthwise_tf import depthwise_convolution
 from kakao_models.align.weights import align_slots
 from kakao_models.checkpoint.config import as_pair
-from kakao_models.checkpoint.keras_model import (
+from kakao_models.checkpoint.keras import (
     Layer,
     ModelOutput,
     TFBaseModelOutputWithPooling,

@@ -4,17 +4,17 @@ from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
+from kakao_models.align.preprocessing import AlignPreprocessing
 from kakao_models.checkpoint.hub import resolve
-from kakao_models.data.processor import ImageProcessor
-from kakao_models.data.tensors import as_tensors
+from kakao_models.pixels.processor import ImageProcessor
+from kakao_models.pixels.tensors import as_tensors
 
 from .config import AlignConfig, AlignVisionConfig
-from .preparation import AlignPreparation
 
 MAX_TOKENS = 64  # what the released models were trained with
 
 
-class AlignImageProcessor(AlignPreparation, ImageProcessor):
+class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
     """Pictures for ALIGN: resized to 346 x 346 whatever their shape, the central 289 x 289 of that, in -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `EfficientNetImageProcessor`, with one field more:

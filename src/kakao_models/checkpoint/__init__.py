@@ -1,1 +1,1 @@
-"""Where tensors live, on disk and in each framework, and how they get from one to the other."""
+"""Finding checkpoints, and tensors on disk and in each framework's variables."""

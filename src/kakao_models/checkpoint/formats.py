@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kakao_models.checkpoint.lazy import Entry, float32
-from kakao_models.checkpoint.mapped import MappedFile
+from kakao_models.files.mapped import MappedFile
 
 
 def read_safetensors(file: Path) -> dict[str, Entry]:

@@ -1,172 +1,298 @@
-"""Keras' EfficientNet (keras.applications, B0 to B7), a weights file .h5: the image tower alone.
+"""What our Keras 3 models have in common: loading and saving, the policy of their numbers, and the form of their outputs."""
 
-Layers are found by the names Keras gave them (stem_conv, block1a_dwconv, ...): the format has nothing else. They are
-presented under the keys of the original ALIGN's image tower, which is the same network, so that everything after is the same.
+import math
+from collections.abc import Mapping
+from typing import Any
 
-Keras pads a convolution of stride 2 by (k//2 - 1, k//2) where its input is even and by (k//2, k//2) where it is odd, at the
-size that the model was built for; `depthwise_padding` of the configuration lists the latter.
-"""
-
-import re
-from collections import Counter
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-
+import keras
 import numpy as np
+from keras import ops
 
-from kakao_models.align.config import EFFICIENTNET_SIZES, AlignConfig, AlignVisionConfig
-from kakao_models.align.weights import align_tpu_slots
-from kakao_models.checkpoint.hdf5 import read_datasets
-from kakao_models.checkpoint.lazy import Entry, LazyTensors, check_keys
-from kakao_models.checkpoint.recognize import IMAGE_TOWER, efficientnet_config
-from kakao_models.checkpoint.source import Source
-
-# (width, depth) of B0 to B7 -> image size; Tan & Le 2019
-IMAGE_SIZES = dict(zip(EFFICIENTNET_SIZES.values(), (224, 240, 260, 300, 380, 456, 528, 600)))
-_CONV, _BIASED, _DEPTHWISE = ("kernel",), ("kernel", "bias"), ("depthwise_kernel",)
-_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-_EXPANSION = {"expand_conv": _CONV, "expand_bn": _NORM}
-_REST = {"dwconv": _DEPTHWISE, "bn": _NORM, "se_reduce": _BIASED, "se_expand": _BIASED}
-_REST |= {"project_conv": _CONV, "project_bn": _NORM}
-_SKIPPED = {"top_conv": _CONV, "top_bn": _NORM, "predictions": _BIASED, "normalization": ("mean", "variance", "count")}
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+from kakao_models.checkpoint.pretrained import PretrainedLoading, find_variable
 
 
-def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides) -> Source:
-    """Recognises a weights file of an EfficientNet, of Keras 2 or (`.weights.h5`) 3.
+class ModelOutput(dict):
+    """Base of what a model returns: fields by name (`output.logits`, None where absent, or `output["logits"]`) and, of
+    those that are there, by place (`output[0]`).
 
-    Args:
-        image_size: the even number of pixels that the tower is for; by default the published one of its size.
-        overrides: sizes to compare with the tensors'.
-
-    Raises:
-        ValueError: a damaged file, a layer of unknown name, tensors of another model, an odd `image_size`.
+    A dictionary, so it passes through `tf.function`, `jax.jit` and `model.predict`. A subclass lists its fields as
+    annotations, in their order.
     """
-    stored, skipped = _layers(path)
-    layers = _in_order({key.split("/")[0] for key in stored})
-    check_keys([f"{layer}/{leaf}" for layer, leaves in layers for leaf in leaves], stored, path)
-    found = {
-        f"{IMAGE_TOWER}{number}/{leaf}": f"{layer}/{leaf}"
-        for number, (layer, leaves) in enumerate(layers)
-        for leaf in leaves
-    }
-    tensors = LazyTensors({ours: _as_original(stored[theirs], theirs.split("/")[1]) for ours, theirs in found.items()})
-    vision = efficientnet_config({key: tensors.shape(key) for key in tensors})
-    published = IMAGE_SIZES.get((vision.width_coefficient, vision.depth_coefficient), 224)
-    vision.image_size = image_size or published
-    vision.depthwise_padding = _symmetric_blocks(vision)
-    for name, value in overrides.items():
-        if value is not None and getattr(vision, name, None) != value:
-            raise ValueError(f"{name}: you say {value}, the tensors say {getattr(vision, name, None)}")
-    both = AlignConfig(vision_config=vision.to_dict(), projection_dim=vision.output_channels)
-    slots = [slot for slot in align_tpu_slots(both) if slot.key.startswith("vision_model.")]
-    return Source(
-        family="efficientnet",
-        config=vision,
-        slots=[replace(slot, key=slot.key.removeprefix("vision_model.")) for slot in slots],
-        tensors=tensors,
-        spelling=None,
-        weights="raw",
-        has_averages=False,
-        skipped=dict(Counter(key.split("/")[0] for key in skipped)),
-        files=[path],
-        kind="Keras' EfficientNet weights",
-        names=found,
-        write_processor=partial(_write_processor, vision.image_size, *_normalization(path, skipped)),
-    )
+
+    fields: tuple[str, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.fields = tuple(cls.__annotations__)
+        _register(cls)
+
+    def __init__(self, *args, **values: Any):
+        super().__init__(*args)
+        self.update({name: values[name] for name in self.fields if values.get(name) is not None})
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in type(self).fields:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self.fields)}")
+        return self.get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        values = [self[name] for name in self.fields if name in self]
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in values)
 
 
-def _layers(path: Path) -> tuple[dict[str, Entry], dict[str, Entry]]:
-    """layer/leaf → tensor: those of the tower, and those that are known and left out."""
-    entries, names = read_datasets(path)
-    if any(key.startswith("model_weights/") for key in entries):  # model.save: the weights stand beside an optimizer's
-        entries = {key: entry for key, entry in entries.items() if key.startswith("model_weights/")}
-    kept, skipped = {}, {}
-    for key, entry in entries.items():
-        parts = key.removeprefix("model_weights/").split("/")
-        group, leaf = key.rpartition("/")[0], parts[-1].removesuffix(":0")
-        layer = names.get(group, parts[0])
-        if parts[-2:-1] == ["vars"] and leaf.isdecimal():  # Keras 3 numbers the leaves of a layer
-            leaves = _leaves(layer)
-            leaf = leaves[int(leaf)] if int(leaf) < len(leaves) else leaf
-        elif layer.endswith("dwconv") and leaf == "kernel":  # Keras 3's name for it
-            leaf = "depthwise_kernel"
-        layer = re.sub(r"^normalization_\d+$", "normalization", layer)  # numbered where a program builds two models
-        home = skipped if leaf in _SKIPPED.get(layer, ()) else kept
-        if f"{layer}/{leaf}" in home:
-            raise ValueError(f"{path}: {layer}/{leaf} is there twice. Is there more than one model in the file?")
-        home[f"{layer}/{leaf}"] = entry
-    return kept, skipped
+def _register(cls: type[ModelOutput]) -> None:
+    """Makes a class of outputs a tree for Keras, and for its backend."""
+
+    def flatten(output: ModelOutput) -> tuple[tuple, tuple[str, ...]]:
+        names = tuple(name for name in cls.fields if name in output)
+        return tuple(output[name] for name in names), names
+
+    def unflatten(names: tuple[str, ...], values: tuple) -> ModelOutput:
+        return cls(zip(names, values))
+
+    if keras.backend.backend() == "torch":
+        from torch.utils import _pytree
+
+        _pytree.register_pytree_node(cls, flatten, lambda values, names: unflatten(names, values))
+    else:
+        import optree
+
+        optree.register_pytree_node(cls, flatten, unflatten, namespace="keras")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
 
-def _leaves(layer: str) -> tuple[str, ...]:
-    """Names of a layer's tensors, in Keras' order."""
-    kind = re.sub(r"^block\d+[a-z]_|_\d+$", "", layer)
-    return ({"stem_conv": _CONV, "stem_bn": _NORM} | _EXPANSION | _REST | _SKIPPED).get(kind, ())
+class TFBaseModelOutputWithPooling(ModelOutput):
+    last_hidden_state: Any
+    pooler_output: Any
+    hidden_states: tuple
+    attentions: tuple
 
 
-def _in_order(layers: set[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """The tower's layers and their leaves, in the order of the network."""
-    blocks = {
-        match[0]: (int(match[1]), match[2]) for match in (re.match(r"block(\d+)([a-z])_", x) for x in layers) if match
-    }
-    ordered = [("stem_conv", _CONV), ("stem_bn", _NORM)]
-    for block in sorted(blocks, key=blocks.get):
-        expands = block + "expand_conv" in layers
-        ordered += [(block + layer, leaves) for layer, leaves in ((_EXPANSION if expands else {}) | _REST).items()]
-    return ordered
+class Layer(keras.layers.Layer):
+    """A layer that has made all its variables by the end of its constructor."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.built = True
 
 
-def _as_original(entry: Entry, leaf: str) -> Entry:
-    """The original's batch norm has five axes."""
-    shape, read = entry
-    shape = (1, 1, 1, 1, *shape) if leaf in _NORM else shape
-    return shape, lambda: read().reshape(shape)
-
-
-def _symmetric_blocks(vision: AlignVisionConfig) -> list[int]:
-    """Blocks of stride 2 whose input has an odd size."""
-    if vision.image_size % 2:
-        raise ValueError(
-            f"image_size: got {vision.image_size}, wanted an even size: Keras pads the stem of others otherwise"
-        )
-    size, found = vision.image_size // 2, []
-    for number, spec in enumerate(vision.blocks()):
-        if spec.stride == 2:
-            found += [number] * (size % 2)
-            size = (size + 1) // 2
-    return found
-
-
-def _normalization(path: Path, skipped: dict[str, Entry]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that the model takes from pixels in 0..1.
-
-    Keras' ImageNet files state the standard deviation in place of the variance, and its model divides by the root once
-    more, by constants that no file holds. Files of models that were built without these weights need no such correction.
+class TFPreTrainedModel(PretrainedLoading, keras.Model):
+    """Base of the Keras models. Their variables are made by the constructor, in the global dtype policy
+    (`keras.config.set_dtype_policy("mixed_bfloat16")`) or in the `dtype` of `from_pretrained`.
     """
-    if not {"normalization/mean", "normalization/variance"} <= skipped.keys():
-        raise ValueError(
-            f"{path}: no layer `normalization` with mean and variance: what the tower's input is isn't known"
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        keras.saving.register_keras_serializable("kakao_models")(cls)  # else load_model refuses what save wrote
+
+    def __init__(self, config, **kwargs):
+        keras.Model.__init__(self, **kwargs)
+        self.config = config
+        self.built = True
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+    def __call__(self, *args, **kwargs):
+        """`model(pixels)`, `model(pixel_values=pixels)` or, as `fit` and Keras' functional models give inputs, a mapping of
+        arguments: `model({"pixel_values": pixels}, training=True)`.
+        """
+        args, kwargs = self._by_name(args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def compile(self, *args, **kwargs) -> None:
+        self.loss = self._compile_loss = None  # Keras keeps that of an earlier `compile`
+        super().compile(*args, **kwargs)
+
+    def compile_from_config(self, config: dict) -> None:
+        """Of a saved model. Keras' own does nothing where `compile` is not its own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
+        # Keras on JAX goes from here to `call`, which therefore hands `training` on: layers do not take it from Keras there
+        args, kwargs = self._by_name(args, kwargs)
+        return super().stateless_call(trainable_variables, non_trainable_variables, *args, **kwargs)
+
+    def _by_name(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if not args or not isinstance(args[0], Mapping):
+            return args, kwargs
+        if len(args) > 1:
+            raise TypeError(f"{type(self).__name__}: what follows a mapping of arguments goes by name")
+        if twice := args[0].keys() & kwargs.keys():
+            raise TypeError(f"{type(self).__name__}: {sorted(twice)[0]} is in the mapping of arguments and beside it")
+        return (), {**args[0], **kwargs}
+
+    @classmethod
+    def _build(cls, config, dtype: str | None, **options):
+        policy = keras.config.dtype_policy()
+        try:
+            if dtype is not None:
+                keras.config.set_dtype_policy(dtype)
+            return cls(config, **options)
+        finally:
+            keras.config.set_dtype_policy(policy)
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        named = {slot.local_key: find_variable(self, slot.local_key) for slot in self._slots()}
+        seen = {id(variable) for variable in named.values()}
+        return named | {variable.path: variable for variable in self.weights if id(variable) not in seen}
+
+    def _fill(self, variable: keras.Variable, array: np.ndarray) -> None:
+        variable.assign(array)
+
+    def options(self) -> dict:
+        """The constructor's arguments beside the configuration."""
+        return {}
+
+    def get_config(self) -> dict:
+        return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "options": self.options()}
+
+    @classmethod
+    def from_config(cls, values: dict, custom_objects=None):
+        return cls._build(cls.config_class.from_dict(values["config"]), values["dtype"], **values["options"])
+
+    def export(self, filepath, format: str = "tf_saved_model", **kwargs) -> None:
+        """Writes the model for use without this package.
+
+        Args:
+            format: "tf_saved_model", a folder with the signatures of `signatures()`; "litert", a .tflite file with the
+                same; or another that `keras.Model.export` knows.
+        """
+        if format not in ("tf_saved_model", "litert"):
+            return super().export(filepath, format, **kwargs)
+        if format == "tf_saved_model":
+            from kakao_models.checkpoint.keras_export import export_saved_model as write
+        else:
+            from kakao_models.checkpoint.keras_export import export_litert as write
+        write(self, filepath, **kwargs)
+
+    def signatures(self) -> dict[str, tuple]:
+        """name → (function of keyword arguments that returns a dict, {argument: (shape, dtype)}) of `export`."""
+        raise NotImplementedError
+
+
+def dense(inputs: int, outputs: int, std: float | None = 0.02, bias: bool = True) -> keras.layers.Dense:
+    """(..., inputs) → (..., outputs). `std` of the normal distribution it starts from, None for Glorot's uniform."""
+    start = "glorot_uniform" if std is None else keras.initializers.RandomNormal(stddev=std)
+    layer = keras.layers.Dense(outputs, use_bias=bias, kernel_initializer=start)
+    layer.build((None, inputs))
+    return layer
+
+
+def convolution(
+    inputs: int, outputs: int, kernel_size: int | tuple[int, int], stride=1, bias: bool = True, start=None
+) -> keras.layers.Conv2D:
+    """(B, H, W, inputs) → (B, H', W', outputs), without padding."""
+    layer = keras.layers.Conv2D(
+        outputs, kernel_size, strides=stride, use_bias=bias, data_format="channels_last",
+        kernel_initializer=start or FAN_OUT,
+    )  # fmt: skip
+    layer.build((None, None, None, inputs))
+    return layer
+
+
+# EfficientNet's initialiser
+FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+
+
+def layer_norm(width: int, eps: float) -> keras.layers.LayerNormalization:
+    layer = keras.layers.LayerNormalization(epsilon=eps)
+    layer.build((None, width))
+    return layer
+
+
+def embedding(rows: int, width: int, std: float) -> keras.layers.Embedding:
+    layer = keras.layers.Embedding(rows, width, embeddings_initializer=keras.initializers.RandomNormal(stddev=std))
+    layer.build((None,))
+    return layer
+
+
+def gelu(x):
+    return 0.5 * x * (1 + ops.erf(x * 0.5**0.5))  # TensorFlow's own rounds the root to float32, in float64 too
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + ops.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+
+
+_ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": ops.relu,
+    "sigmoid": ops.sigmoid,
+    "silu": ops.silu,
+    "swish": ops.silu,
+    "tanh": ops.tanh,
+}
+
+
+def activation(name: str):
+    """The function of an activation's name in config.json."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown here; there are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def check_images(model: TFPreTrainedModel, pixel_values) -> None:
+    """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
+    channels, shape = model.config.num_channels, getattr(pixel_values, "shape", None)
+    if shape is None or len(shape) != 4 or shape[1] != channels:
+        got = (None if pixel_values is None else f"a {type(pixel_values).__name__}") if shape is None else tuple(shape)
+        hint = (
+            ". Channels come first: transpose(0, 3, 1, 2)" if shape and len(shape) == 4 and shape[3] == channels else ""
         )
-    mean, variance = (skipped[f"normalization/{leaf}"][1]() for leaf in ("mean", "variance"))
-    if mean.shape != (3,) or variance.shape != (3,):
-        raise ValueError(f"{path}: normalization has shapes {mean.shape} and {variance.shape}, wanted (3,)")
-    imagenet = np.allclose(variance, _IMAGENET_STD, rtol=0, atol=1e-4)
-    deviation = variance if imagenet else np.sqrt(variance)
-    return [round(float(x), 6) for x in mean], [round(float(x), 6) for x in deviation]
+        raise ValueError(
+            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}"
+        )
+    if "float" not in keras.backend.standardize_dtype(pixel_values.dtype):
+        raise ValueError(
+            f"{type(model).__name__}: pixel_values must be floating-point numbers in [-1, 1], as the image processor gives "
+            f"them, got {keras.backend.standardize_dtype(pixel_values.dtype)}"
+        )
 
 
-def _write_processor(size: int, mean: list[float], std: list[float], folder: Path) -> None:
-    from kakao_models.align.processing import AlignImageProcessor
+def at_least_float32(x):
+    return ops.cast(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
 
-    AlignImageProcessor(
-        preprocessing="tf",
-        size=size,
-        do_center_crop=False,
-        rescale_factor=1 / 255,
-        rescale_offset=False,
-        do_normalize=True,
-        image_mean=mean,
-        image_std=std,
-    ).save_pretrained(folder)
+
+def gather_replicas(x) -> tuple[Any, Any]:
+    """(B, ...) → the rows of all replicas of a tf.distribute step (global B, ...), and where this replica's begin.
+
+    Gradients flow back to the replica that a row is from.
+    """
+    if count_replicas() == 1:
+        return x, 0
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    sizes = context.all_gather(tf.shape(x)[:1], axis=0)
+    return context.all_gather(x, axis=0), ops.sum(sizes[: context.replica_id_in_sync_group])
+
+
+def global_count(x):
+    """The number of rows of x on all replicas of a tf.distribute step together."""
+    if count_replicas() == 1:
+        return ops.shape(x)[0]
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.shape(x)[0])
+
+
+def count_replicas() -> int:
+    """Of the tf.distribute step that is running; else 1."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync

@@ -13,13 +13,13 @@ class Kind(NamedTuple):
     config: str
     models: tuple[str, ...]  # the first, unless config.json names another of them
     processor: str  # what makes a model's inputs
-    preparation: str  # its images' part without transformers; not public, in preparation.py of the model's folder
+    preprocessing: str  # its images' part without transformers; not public, in preprocessing.py of the model's folder
     reads_texts: bool = False
 
 
 KINDS = {
-    "align": Kind("AlignConfig", ("AlignModel",), "AlignProcessor", "AlignPreparation", reads_texts=True),
-    "vit": Kind("ViTConfig", ("ViTModel", "ViTForImageClassification"), "ViTImageProcessor", "ViTPreparation"),
+    "align": Kind("AlignConfig", ("AlignModel",), "AlignProcessor", "AlignPreprocessing", reads_texts=True),
+    "vit": Kind("ViTConfig", ("ViTModel", "ViTForImageClassification"), "ViTImageProcessor", "ViTPreprocessing"),
 }
 
 

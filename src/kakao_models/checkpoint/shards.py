@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from kakao_models.checkpoint.atomic import write_text
 from kakao_models.checkpoint.lazy import LazyTensors
-from kakao_models.checkpoint.mapped import MappedFile
+from kakao_models.files.atomic import write_text
+from kakao_models.files.mapped import MappedFile
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -2,37 +2,8 @@
 
 from pathlib import Path
 
-from kakao_models.checkpoint.report import verify
-
 # An older upload's goes in the same commit: a file model.safetensors that is left beside new shards is what would be loaded.
 _WEIGHTS = "model*.safetensors*"
-
-
-def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = False, dry_run: bool = False) -> str:
-    """Uploads a folder that `convert` made, if it still is what its report says.
-
-    Args:
-        repo: "owner/name"; made if it is not there.
-        private: make a private repository.
-        create_pr: upload as a pull request.
-        dry_run: upload nothing.
-
-    Returns:
-        What was, or would be, uploaded, and where to.
-
-    Raises:
-        ValueError: the folder differs from its report.
-        OSError: the Hub can't be reached, or refuses.
-    """
-    if wrong := verify(folder):
-        raise ValueError(f"{folder} is not what was proven, nothing is uploaded: " + "; ".join(wrong[:5]))
-    proven = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # no other is in the report
-    files = "\n".join(f"  {path.name}  {path.stat().st_size:,} bytes" for path in proven)
-    if dry_run:
-        return f"to {repo} would go\n{files}"
-    options = dict(private=private, create_pr=create_pr, commit_message="Upload converted checkpoint")
-    url = upload(folder, repo, files=[path.name for path in proven], **options)
-    return f"to {url} went\n{files}"
 
 
 def upload(
@@ -46,7 +17,7 @@ def upload(
     token: str | bool | None = None,
 ) -> str:
     """Uploads a folder, or these `files` of it, as it is, and returns the address of the commit or pull request. Weights of an
-    older upload go. Arguments as for `push`.
+    older upload go.
 
     Raises:
         OSError: the Hub can't be reached, or refuses.

@@ -1,1 +1,1 @@
-"""Images and image-text data: reading pictures from anywhere, and the originals' resizing in numpy."""
+"""Tools for COYO-700M and tables like it: preview, statistics, filters, download, shards, embeddings."""

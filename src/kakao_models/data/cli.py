@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from kakao_models.data.lines import lines_of
+from kakao_models.files.lines import lines_of
 from kakao_models.verbs import (
     DEFAULT_MODEL,
     AsJson,
@@ -109,8 +109,8 @@ def preview(
       kakao-models data preview coyo/part-00000.parquet -n 50 --html sheet.html
     """
     check_file("--html", page)
-    from kakao_models.checkpoint.atomic import write_text
     from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
+    from kakao_models.files.atomic import write_text
 
     found, types = first_rows(source, rows, split)
     said = list(map(str, findings(types)))
@@ -149,10 +149,10 @@ def stats(
     """
     check_picture(picture)
     check_file("--output", output)
-    from kakao_models.data.manifest import write_json
     from kakao_models.data.stats import draw, summarize
-    from kakao_models.data.tables import connect, open_table
     from kakao_models.inference.picture import save_picture
+    from kakao_models.samples.manifest import write_json
+    from kakao_models.samples.tables import connect, open_table
 
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     found = summarize(open_table(connection, source), sample=sample, seed=seed, unique=unique, advance=_say)
@@ -210,7 +210,7 @@ def filter_(
         return
     from kakao_models.data.curate import curate
     from kakao_models.data.recipes import parse_flags, read_recipe
-    from kakao_models.data.tables import connect, is_parquet, join_columns, open_table
+    from kakao_models.samples.tables import connect, is_parquet, join_columns, open_table
 
     chosen = (read_recipe(recipe) if recipe else []) + parse_flags(filters or [])
     if source is None:
@@ -261,7 +261,7 @@ def label_stats_(
     if output and output.exists():
         raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
     from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel
-    from kakao_models.data.tables import connect, new_folder, open_table, write_parquet
+    from kakao_models.samples.tables import connect, new_folder, open_table, write_parquet
 
     try:
         chosen = [float(part) for part in thresholds.split(",")] if thresholds else THRESHOLDS
@@ -305,9 +305,9 @@ def shard(
 
       kakao-models data shard dataset_coco.json --images coco/ --split train,restval -o coco-train/ -f tfrecord
     """
-    from kakao_models.data.pairs import open_pairs
     from kakao_models.data.shard import Options, write_shards
     from kakao_models.inference.progress import Progress
+    from kakao_models.samples.pairs import open_pairs
 
     found = open_pairs(source, images=images, split=split)
     with Progress("rows", sum(found.counts), None) as bar:
@@ -367,9 +367,9 @@ def download(
     from kakao_models.data.deadlinks import dead_links, draw_success
     from kakao_models.data.download import Download
     from kakao_models.data.download import download as run
-    from kakao_models.data.rows import Rows
     from kakao_models.inference.picture import save_picture
     from kakao_models.inference.progress import Progress
+    from kakao_models.samples.rows import Rows
 
     options = Download(
         per_shard=per_shard,
@@ -428,8 +428,8 @@ def embed(
     prepare(model, revision)
     from kakao_models import Embedder
     from kakao_models.data.embed import Settings, embed_table
-    from kakao_models.data.rows import Rows
     from kakao_models.inference.progress import Progress
+    from kakao_models.samples.rows import Rows
 
     where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
     place = os.path.abspath(model) if os.path.exists(model) else model  # a task may run in another folder
@@ -459,9 +459,9 @@ def verify(
 
       kakao-models data verify shards/ --decode
     """
-    from kakao_models.data.manifest import read_manifest
-    from kakao_models.data.manifest import verify as check
     from kakao_models.inference.progress import Progress
+    from kakao_models.samples.manifest import read_manifest
+    from kakao_models.samples.manifest import verify as check
 
     with Progress("shards", len(read_manifest(folder)["shards"]), None) as bar:
         wrong = check(folder, decode=decode, advance=bar.advance)

@@ -11,7 +11,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from kakao_models.data.tables import without
+from kakao_models.samples.tables import without
 
 DIGEST_BITS = range(16, 65)
 

@@ -12,7 +12,7 @@ import ibis.expr.types as ir
 
 from kakao_models.data.counting import DIGEST_BITS, Context
 from kakao_models.data.filters import Filter
-from kakao_models.data.tables import new_folder, read_files, write_parquet
+from kakao_models.samples.tables import new_folder, read_files, write_parquet
 
 
 @dataclass(frozen=True)

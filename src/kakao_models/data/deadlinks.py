@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from kakao_models.checkpoint.atomic import replacing
+from kakao_models.files.atomic import replacing
 
 
 def dead_links(folder: Path, output: Path) -> int:

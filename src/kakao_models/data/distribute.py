@@ -14,8 +14,8 @@ from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
-from kakao_models.data.rows import Part
 from kakao_models.data.workers import processes
+from kakao_models.samples.rows import Part
 
 _NEEDS = {
     "multiprocessing": "",

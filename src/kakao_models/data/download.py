@@ -18,18 +18,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kakao_models.checkpoint.atomic import replacing
 from kakao_models.data.deadlinks import failure_kind
 from kakao_models.data.distribute import all_ranks, check_rank
-from kakao_models.data.fetch import FetchError, fetch
-from kakao_models.data.images import ImageError, image_size
 from kakao_models.data.journal import Journal
-from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
-from kakao_models.data.rows import Part, Rows
-from kakao_models.data.samples import TarShards
 from kakao_models.data.shard import Options, stored
 from kakao_models.data.workers import processes
 from kakao_models.data.writers import Stored, TarWriter
+from kakao_models.files.atomic import replacing
+from kakao_models.pixels.fetch import FetchError, fetch
+from kakao_models.pixels.images import ImageError, image_size
+from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
+from kakao_models.samples.rows import Part, Rows
+from kakao_models.samples.shards import TarShards
 
 HASHES = ("sha256", "md5")  # columns that, where they are, say what the bytes must be
 # What another attempt can't change

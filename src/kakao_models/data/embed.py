@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kakao_models.checkpoint.atomic import replacing
 from kakao_models.data.distribute import all_ranks, check_rank
-from kakao_models.data.manifest import NAME, alone, begin, clear, cleared, entry, write_manifest
-from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
+from kakao_models.files.atomic import replacing
 from kakao_models.inference.embedder import l2_normalize
+from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_manifest
+from kakao_models.samples.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
 
 WHAT = ("images", "texts", "score")
 _AT_ONCE = 1000  # rows whose pictures, as files, are in memory

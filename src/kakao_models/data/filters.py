@@ -23,7 +23,7 @@ from kakao_models.data.counting import (
     words_of,
 )
 from kakao_models.data.neighbours import near_embeddings, near_hashes
-from kakao_models.data.tables import fresh, require, without
+from kakao_models.samples.tables import fresh, require, without
 
 IMAGES = ("image_phash", "imagehash", "url")  # what says that two rows have one image, best first
 NSFW = ("nsfw_score_opennsfw2", "nsfw_score_gantman")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import google_crc32c
 
-from kakao_models.checkpoint.sstable import mask
 from kakao_models.data.writers import record
+from kakao_models.files.wire import mask
 
 try:
     import fcntl

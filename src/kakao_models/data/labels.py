@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import ibis
 import ibis.expr.types as ir
 
-from kakao_models.data.tables import require
+from kakao_models.samples.tables import require
 
 THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 

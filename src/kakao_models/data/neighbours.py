@@ -9,9 +9,9 @@ import ibis.expr.types as ir
 import numpy as np
 from PIL import Image
 
-from kakao_models.data.images import list_images, load_image
-from kakao_models.data.rows import vectors_of
-from kakao_models.data.tables import column_names, files_of, without
+from kakao_models.pixels.images import list_images, load_image
+from kakao_models.samples.rows import vectors_of
+from kakao_models.samples.tables import column_names, files_of, without
 
 MAX_BITS = 7
 _DIGITS = 16

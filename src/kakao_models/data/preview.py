@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from kakao_models.data.contact_sheet import SIDE, cell, picture_page
-from kakao_models.data.coyo import Finding, check_columns
-from kakao_models.data.images import ImageError, load_image
-from kakao_models.data.tables import connect, is_hub, open_table
+from kakao_models.pixels.contact_sheet import SIDE, cell, picture_page
+from kakao_models.pixels.images import ImageError, load_image
+from kakao_models.samples.coyo import Finding, check_columns
+from kakao_models.samples.tables import connect, is_hub, open_table
 
 MAX_PIXELS = 50_000_000  # of a picture on the page
 _MAX_BYTES = 64 * 2**20

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kakao_models.checkpoint.atomic import unfinished
-from kakao_models.data.images import MAX_PIXELS, ImageError, load_image
-from kakao_models.data.manifest import entry, write_manifest
-from kakao_models.data.samples import Sample, Source
 from kakao_models.data.workers import processes
 from kakao_models.data.writers import WRITERS, Stored
+from kakao_models.files.atomic import unfinished
+from kakao_models.pixels.images import MAX_PIXELS, ImageError, load_image
+from kakao_models.samples.manifest import entry, write_manifest
+from kakao_models.samples.shards import Sample, Source
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
 

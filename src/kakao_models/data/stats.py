@@ -8,7 +8,7 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 
-from kakao_models.data.coyo import Finding, check_columns, check_ranges, published
+from kakao_models.samples.coyo import Finding, check_columns, check_ranges, published
 
 UNIQUE = ("url", "image_phash", "imagehash", "text")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

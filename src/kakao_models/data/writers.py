@@ -10,8 +10,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from kakao_models.checkpoint.sstable import mask
-from kakao_models.checkpoint.wire import bytes_field, varint
+from kakao_models.files.wire import bytes_field, mask, varint
 
 
 @dataclass(frozen=True)

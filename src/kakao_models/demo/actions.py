@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from kakao_models.data.images import load_image
 from kakao_models.inference.pipelines import pipeline
+from kakao_models.pixels.images import load_image
 from kakao_models.vit.rollout import attention_rollout, patch_map, recorded_attention
 
 from .catalogue import Catalogue

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from kakao_models.data.images import ImageError, load_image
+from kakao_models.demo import actions
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
+from kakao_models.pixels.images import ImageError, load_image
 
-from . import actions
 from .catalogue import Catalogue
 from .models import Models
 from .photos import BUNDLED, bundled_labels, bundled_photos, data_uri
@@ -197,7 +197,7 @@ def _photo(label: str, height: int = 300) -> gr.Image:
     photo = gr.Image(
         label=label, type="filepath", sources=["upload", "clipboard"], height=height, buttons=["fullscreen"]
     )
-    # gradio would open the file itself, by every decoder that PIL has; data/images.py reads it safely.
+    # gradio would open the file itself, by every decoder that PIL has; pixels/images.py reads it safely.
     photo.preprocess = lambda payload: None if payload is None else payload.path
     keep = photo.async_move_resource_to_block_cache
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kakao_models.data.images import ImageError
+from kakao_models.pixels.images import ImageError
 from kakao_models.search import Hit, SearchIndex, compose_query, hit_picture
 from kakao_models.search.query import tokens_read
 

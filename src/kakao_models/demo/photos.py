@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kakao_models.data.images import list_images
+from kakao_models.pixels.images import list_images
 
 BUNDLED = Path(__file__).resolve().parent.parent / "photos"
 MAX_PIXELS = 50_000_000  # of a photograph on the page, by its header

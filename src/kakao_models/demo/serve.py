@@ -83,7 +83,7 @@ def _launch(page, host: str, port: int | None) -> str:
 
 def _app():
     try:
-        from . import app
+        from kakao_models.demo import app
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

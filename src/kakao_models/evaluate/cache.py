@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kakao_models.checkpoint.atomic import replacing
+from kakao_models.files.atomic import replacing
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.identity import described
 from kakao_models.inference.progress import Progress

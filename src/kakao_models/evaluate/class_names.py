@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kakao_models.data.lines import lines_of
+from kakao_models.files.lines import lines_of
 
 from .templates import imagenet_class_names
 

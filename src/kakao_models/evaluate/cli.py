@@ -400,8 +400,8 @@ def report(
 
       kakao-models evaluate report results/*.json --format html -o report.html
     """
-    from kakao_models.checkpoint.atomic import write_text
     from kakao_models.evaluate import Result, html_report, markdown_report, model_index
+    from kakao_models.files.atomic import write_text
 
     makers = {
         "markdown": lambda results: markdown_report(results, published=published, everything=everything),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kakao_models.data.images import list_images
+from kakao_models.pixels.images import list_images
 
 from .tables import Table, open_table
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import kakao_models
-from kakao_models.checkpoint.atomic import write_text
+from kakao_models.files.atomic import write_text
 
 TASKS = (
     "zero-shot",

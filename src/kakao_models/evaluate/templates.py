@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from kakao_models.data.lines import lines_of
+from kakao_models.files.lines import lines_of
 
 # Plain sentences of the kind that captions of photographs are made of.
 SMALL_TEMPLATES = (

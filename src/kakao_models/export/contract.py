@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kakao_models.data.resize import center_box
 from kakao_models.inference.embedder import Embedder
+from kakao_models.pixels.resize import center_box
 
 INPUTS = ("float", "uint8", "picture")
 WHATS = ("image", "text", "both", "classifier")

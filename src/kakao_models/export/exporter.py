@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import kakao_models
 from kakao_models import __version__
-from kakao_models.checkpoint.atomic import sha256_of, unfinished
 from kakao_models.checkpoint.hub import called, fetch, resolve
 from kakao_models.checkpoint.kinds import KINDS
 from kakao_models.export.contract import INPUTS, WHATS, contract, resizing
 from kakao_models.export.samples import compare
+from kakao_models.files.atomic import sha256_of, unfinished
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.progress import Progress

@@ -2,18 +2,17 @@
 
 import json
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from kakao_models.checkpoint.keras_export import converted
 from kakao_models.export.contract import Contract
 from kakao_models.export.exporter import SHEET, Place
 from kakao_models.export.samples import Run
-from kakao_models.export.saved_model import Signatures, chosen, functions, keras_model, write_signatures
+from kakao_models.export.saved_model import functions, keras_model
 from kakao_models.inference.embedder import Embedder
 
 
@@ -29,7 +28,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     for name, function in contract.functions.items():
         signature = function.output.name
         places[name] = Place(f"{name}.tflite", signature)
-        content = _converted({signature: signatures[signature]}, variables, contract.quantize)
+        content = converted({signature: signatures[signature]}, variables, contract.quantize)
         (folder / places[name].file).write_bytes(content)
         with zipfile.ZipFile(folder / places[name].file, "a") as archive:
             for file, text in files.items():
@@ -55,32 +54,3 @@ def _interpreter() -> type:
     except ImportError:  # TensorFlow's own, the same program
         return tf.lite.Interpreter
     return Interpreter
-
-
-def export_litert(
-    model: keras.Model,
-    file: str | os.PathLike,
-    *,
-    signatures: list[str] | None = None,
-    optimizations: list | None = None,
-) -> None:
-    """Writes a .tflite file; `Interpreter(file).get_signature_runner("image_features")` runs it.
-
-    Args:
-        signatures: as for `export_saved_model`.
-        optimizations: of `tf.lite.TFLiteConverter`; `[tf.lite.Optimize.DEFAULT]` makes the weights 8 bits wide.
-    """
-    variables = [variable.value for variable in model.weights]
-    Path(file).write_bytes(_converted(chosen(model, signatures), variables, optimizations=optimizations))
-
-
-def _converted(
-    signatures: Signatures, variables: list, quantize: str | None = None, optimizations: list | None = None
-) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        write_signatures(signatures, variables, folder)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
-        converter.optimizations = optimizations or ([tf.lite.Optimize.DEFAULT] if quantize else [])
-        if quantize == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        return converter.convert()

@@ -1,65 +1,15 @@
-"""ONNX models of the towers, and exports for ONNX Runtime.
-
-Axes: B batch, of any size  C channels  H, W height, width  L tokens, of any number
-"""
+"""Exports for ONNX Runtime."""
 
 import json
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from kakao_models.export.contract import Contract
 from kakao_models.export.exporter import SHEET, Place
-from kakao_models.export.graphs import INPUTS, OUTPUT, exported, quiet
 from kakao_models.export.samples import Run
 from kakao_models.export.torch_functions import programs
+from kakao_models.fused.onnx import converted
 from kakao_models.inference.embedder import Embedder
-
-OPSET = 18
-
-
-def to_onnx(tower: nn.Module, what: str, image_size: tuple[int, int] | None = None, *, uint8: bool = False) -> Any:
-    """A `torch.onnx.ONNXProgram` of a tower of `inference.fused.towers`; arguments as of `export.graphs.exported`.
-
-    `program.save("image.onnx")` writes it, with the weights inside as long as they are below 2 GB;
-    `program.model_proto` is its message. Inputs and output go by the names in `graphs.INPUTS` and `graphs.OUTPUT`.
-
-    Raises:
-        ImportError: a package that writes ONNX is not installed; the message says what installs it.
-    """
-    shape = ("batch", "length") if what == "text" else None
-    return _converted(exported(tower, what, image_size, uint8=uint8), INPUTS[what], OUTPUT[what], shape)
-
-
-def _converted(
-    program: torch.export.ExportedProgram, inputs: Sequence[str], output: str, shape: tuple | None = None
-) -> Any:
-    """A `torch.onnx.ONNXProgram`; inputs and output get these names, and the inputs' axes `shape`, or the first one "batch"."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportError(f"ONNX models need {error.name}: pip install 'kakao-models[onnx]'") from error
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns that torchvision is not there, which nothing needs
-    try:
-        with quiet():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
-    finally:
-        log.setLevel(level)
-    graph = made.model.graph
-    for name, value in zip(inputs, graph.inputs):
-        value.name = name
-        value.shape = type(value.shape)(shape or ("batch", *value.shape[1:]))
-    graph.outputs[0].name = output
-    graph.outputs[0].shape = type(graph.outputs[0].shape)(("batch", graph.outputs[0].shape[1]))
-    return made
 
 
 def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
@@ -69,7 +19,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     for name, program in programs(embedder, contract).items():
         function = contract.functions[name]
         shapes = [tensor.shape for tensor in function.inputs]
-        made = _converted(program, [tensor.name for tensor in function.inputs], function.output.name, shapes[0])
+        made = converted(program, [tensor.name for tensor in function.inputs], function.output.name, shapes[0])
         from kakao_models.export import onnx_weights  # once it is known that onnx is installed
 
         proto = made.model_proto

@@ -8,13 +8,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import keras
-
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(f"SavedModel and LiteRT need Keras' backend tensorflow, it is {keras.backend.backend()}")
-
 import numpy as np
 import tensorflow as tf
 
+from kakao_models.checkpoint.keras_export import Signatures, write_signatures
 from kakao_models.export.contract import Contract, Pixels
 from kakao_models.export.exporter import SHEET, Place
 from kakao_models.export.samples import Run
@@ -22,7 +19,6 @@ from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.engine_tf import KerasEngine
 
 VERSION = "1"  # the folder of a version, which TensorFlow Serving looks for under a model's own
-Signatures = dict[str, tuple[Callable, dict]]  # name → (function of keywords, {input: (shape, dtype)})
 
 
 def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
@@ -118,42 +114,3 @@ def _stored(model: keras.Model, dtype: str | None) -> tuple[list[tf.Variable], C
         return keras.StatelessScope([(variable, tf.cast(value, variable.dtype)) for variable, value in pairs])
 
     return narrow, lend
-
-
-def export_saved_model(model: keras.Model, folder: str | os.PathLike, *, signatures: list[str] | None = None) -> None:
-    """Writes a SavedModel; `tf.saved_model.load(folder).signatures["image_features"](pixel_values=...)` runs it.
-
-    Args:
-        model: one of our Keras models.
-        signatures: names out of `model.signatures()`; all of them by default.
-
-    Raises:
-        ValueError: a signature the model does not have.
-    """
-    variables = [variable.value for variable in model.weights]
-    write_signatures(chosen(model, signatures), variables, folder)
-
-
-def write_signatures(
-    signatures: Signatures, variables: list[tf.Variable], folder: str | os.PathLike, assets: list[Path] = ()
-) -> None:
-    """Writes a SavedModel with these signatures, the first of which is also `serving_default`."""
-    traced = {}
-    for name, (function, inputs) in signatures.items():
-        specs = {key: tf.TensorSpec(shape, dtype, name=key) for key, (shape, dtype) in inputs.items()}
-        traced[name] = tf.function(function).get_concrete_function(**specs)
-    module = tf.Module()
-    module.variables_of_model = variables
-    module.assets = [tf.saved_model.Asset(os.fspath(path)) for path in assets]
-    first = next(iter(traced))
-    tf.saved_model.save(module, os.fspath(folder), signatures=traced | {"serving_default": traced[first]})
-
-
-def chosen(model: keras.Model, names: list[str] | None) -> Signatures:
-    """Those of a model's signatures that are named; all by default."""
-    available = model.signatures()
-    if unknown := set(names or ()) - available.keys():
-        raise ValueError(
-            f"{type(model).__name__} has no signature {sorted(unknown)[0]!r}; it has {', '.join(available)}"
-        )
-    return {name: available[name] for name in names or available}

@@ -89,7 +89,7 @@ def _prepare(images: jax.Array, pixels: Pixels) -> jax.Array:
 
 
 def _interpolated(x: jax.Array, axis: int, resized: int, start: int, count: int) -> jax.Array:
-    """Pixels start, start + 1, ... of an axis resized as in `kakao_models.data.resize`; the old size may be unknown."""
+    """Pixels start, start + 1, ... of an axis resized as in `kakao_models.pixels.resize`; the old size may be unknown."""
     size = jnp.asarray(x.shape[axis], jnp.float32)
     position = (jnp.arange(start, start + count, dtype=jnp.float32) + 0.5) * (size / resized) - 0.5
     below = jnp.floor(position)

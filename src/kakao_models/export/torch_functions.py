@@ -13,9 +13,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from kakao_models.export.contract import Contract, Function, Pixels
+from kakao_models.fused.towers import tensors_of, towers
 from kakao_models.inference.embedder import Embedder
-from kakao_models.inference.engines import TorchEngine
-from kakao_models.inference.fused import tensors_of, towers
+from kakao_models.inference.engine_torch import TorchEngine
 
 NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _MOST = 1 << 20  # of a batch, and of the sides of a picture: PyTorch's exporter wants a bound

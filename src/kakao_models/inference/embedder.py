@@ -13,12 +13,12 @@ import numpy as np
 import kakao_models
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.checkpoint.kinds import KINDS
-from kakao_models.data.images import load_image, load_pixels
-from kakao_models.data.preparation import Preparation
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.progress import Progress
-from kakao_models.inference.reading import Tokenizer, read_preparation, read_tokenizer
+from kakao_models.inference.reading import Tokenizer, read_preprocessing, read_tokenizer
 from kakao_models.inference.stream import Failure, ImageBatch, collect, each_source, report, stream_batches
+from kakao_models.pixels.images import load_image, load_pixels
+from kakao_models.pixels.preprocessing import Preprocessing
 
 MAX_TOKENS = 64  # ALIGN was trained on texts of at most 64 tokens
 _WINDOW = 16_384  # texts that are tokenised and sorted by length at a time
@@ -46,7 +46,7 @@ class Embedder:
             them whose cosine to float32 stays above 0.9999. Results are always float32.
         batch_size: images at a time; as many texts of 64 tokens, and more of shorter ones.
         num_workers: threads that read and preprocess images; by default one per processor core, at most 8.
-        image_options: further arguments of `kakao_models.data.images.load_image`, such as `max_pixels`.
+        image_options: further arguments of `kakao_models.pixels.images.load_image`, such as `max_pixels`.
         fast_images: read JPEGs by simplejpeg, if it is installed, and resize by PyTorch's kernel for bytes, which is
             faster (docs/speed.md has figures). Some pixels differ by 1 or 2 of 255 from PIL's, which is what transformers
             uses and the default. Only where preprocessing is "hf", and the model runs as towers (see `engine`).
@@ -99,7 +99,7 @@ class Embedder:
         self._reads_texts = texts
         given = {name: value for name, value in where.items() if value}
         if self._image_processor is None and not loaded:
-            self._image_processor = read_preparation(self.name, self._model_type, given)
+            self._image_processor = read_preprocessing(self.name, self._model_type, given)
         if texts and self._tokenizer is None and not loaded:
             self._tokenizer = read_tokenizer(self.name, given)
         if self._image_processor is None or (texts and self._tokenizer is None):
@@ -150,8 +150,8 @@ class Embedder:
     def _choose_engine(self, source, engine: str | None, device: str | int, dtype: str | None) -> None:
         from kakao_models.inference.engine_towers import TowerEngine, Way
 
-        preparation = self._image_processor
-        pixels = self._byte_values = preparation.byte_values if getattr(preparation, "gives_bytes", False) else None
+        preprocessing = self._image_processor
+        pixels = self._byte_values = preprocessing.byte_values if getattr(preprocessing, "gives_bytes", False) else None
         towers = ("image", "text") if source.reads_texts else ("image",)
         certain = engine in (None, "torch") and dtype in (None, "float32")  # exact by construction
         way = Way("torch" if engine in (None, "auto") else engine, "float32")
@@ -291,11 +291,11 @@ class Embedder:
         )
         if processor_options:
             options["size_hint"] = None  # the processor may now need more pixels than it said
-        elif _is_ours(preparation := self._image_processor):
-            in_bytes = self._in_bytes(preparation)
+        elif _is_ours(preprocessing := self._image_processor):
+            in_bytes = self._in_bytes(preprocessing)
             if in_bytes and self.fast_images:
-                return lambda source: preparation.fast_pixels(load_pixels(source, **options))
-            prepare = preparation.pixels if in_bytes else preparation.pixel_values
+                return lambda source: preprocessing.fast_pixels(load_pixels(source, **options))
+            prepare = preprocessing.pixels if in_bytes else preprocessing.pixel_values
             return lambda source: prepare(load_image(source, **options))
 
         def prepare(source) -> np.ndarray:
@@ -304,11 +304,11 @@ class Embedder:
 
         return prepare
 
-    def _in_bytes(self, preparation) -> bool:
-        """Whether the engine knows what a preparation's bytes stand for: it may have been changed since."""
-        if not (self.engine.takes_bytes and preparation.gives_bytes):
+    def _in_bytes(self, preprocessing) -> bool:
+        """Whether the engine knows what a preprocessing's bytes stand for: it may have been changed since."""
+        if not (self.engine.takes_bytes and preprocessing.gives_bytes):
             return False
-        return all(map(np.array_equal, preparation.byte_values, self._byte_values))
+        return all(map(np.array_equal, preprocessing.byte_values, self._byte_values))
 
     def texts(
         self,
@@ -375,10 +375,10 @@ def l2_normalize(x: np.ndarray) -> np.ndarray:
 
 
 def _is_ours(processor) -> bool:
-    """Whether what a processor does is known: it is a `Preparation`, and no subclass does something else when called."""
+    """Whether what a processor does is known: it is a `Preprocessing`, and no subclass does something else when called."""
     preprocess = getattr(type(processor), "preprocess", None)
-    known = preprocess is None or preprocess.__module__ == "kakao_models.data.processor"
-    return isinstance(processor, Preparation) and known
+    known = preprocess is None or preprocess.__module__ == "kakao_models.pixels.processor"
+    return isinstance(processor, Preprocessing) and known
 
 
 def _length(sources) -> int | None:
@@ -386,7 +386,7 @@ def _length(sources) -> int | None:
 
 
 def _source(model, where: dict, engine: str | None, dtype: str | None):
-    from kakao_models.inference.engines import torch_dtype
+    from kakao_models.inference.engine_torch import torch_dtype
     from kakao_models.inference.runners import ENGINES
     from kakao_models.inference.source import Source
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kakao_models.checkpoint.keras_model import TFPreTrainedModel
+from kakao_models.checkpoint.keras import TFPreTrainedModel
 from kakao_models.inference.engine import Engine
 
 if keras.backend.backend() != "tensorflow":

@@ -14,7 +14,7 @@ import torch
 
 from kakao_models import __version__
 from kakao_models.inference.engine import Engine
-from kakao_models.inference.engines import torch_device
+from kakao_models.inference.engine_torch import torch_device
 from kakao_models.inference.runners import cache_folder, make_runner
 from kakao_models.inference.source import Source
 

@@ -6,7 +6,7 @@ from typing import Any
 
 # framework → module of its engine, class, the package it needs, the extra that installs it
 _ENGINES = {
-    "torch": ("kakao_models.inference.engines", "TorchEngine", "torch", "torch"),
+    "torch": ("kakao_models.inference.engine_torch", "TorchEngine", "torch", "torch"),
     "tf": ("kakao_models.inference.engine_tf", "KerasEngine", "tensorflow", "tensorflow"),
     "flax": ("kakao_models.inference.engine_flax", "FlaxEngine", "flax", "flax"),
 }

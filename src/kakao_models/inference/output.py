@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kakao_models.checkpoint.atomic import replacing
+from kakao_models.files.atomic import replacing
 from kakao_models.inference.stream import Failure
 
 FORMATS = (".npy", ".parquet")

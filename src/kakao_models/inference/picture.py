@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from kakao_models.checkpoint.atomic import replacing
-from kakao_models.data.images import load_image
+from kakao_models.files.atomic import replacing
+from kakao_models.pixels.images import load_image
 
 Result = Sequence[dict]  # [{"score": 0.97, "label": "cat"}, ...], the best first
 

@@ -1,4 +1,4 @@
-"""A checkpoint's image preparation and tokenizer for running it, without transformers, whose import takes longer than
+"""A checkpoint's image preprocessing and tokenizer for running it, without transformers, whose import takes longer than
 all the rest. Where a checkpoint is in any way unusual these give None, and the complete classes take over.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from kakao_models.checkpoint.hub import fetch, resolve
 from kakao_models.checkpoint.kinds import KINDS
-from kakao_models.data.preparation import Preparation
+from kakao_models.pixels.preprocessing import Preprocessing
 
 _BERT = ("BertTokenizer", "BertTokenizerFast")
 # In tokenizer_config.json, with transformers' defaults → in the normalizer of tokenizer.json
@@ -21,10 +21,10 @@ _NORMALIZING = {
 _MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 
 
-def read_preparation(name: str, model_type: str, where: dict) -> Preparation | None:
+def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing | None:
     """By the image processor's file, or by its part of the processor's, which comes first where a folder has both."""
-    module = importlib.import_module(f"kakao_models.{model_type}.preparation")
-    preparation: type[Preparation] = getattr(module, KINDS[model_type].preparation)
+    module = importlib.import_module(f"kakao_models.{model_type}.preprocessing")
+    preprocessing: type[Preprocessing] = getattr(module, KINDS[model_type].preprocessing)
     files = ["processor_config.json", "preprocessor_config.json"]
     if not os.path.isdir(resolve(name)):
         files.reverse()  # on the Hub a file that is not there costs a request at every start
@@ -33,7 +33,7 @@ def read_preparation(name: str, model_type: str, where: dict) -> Preparation | N
             values = json.loads(fetch(name, filename, **where).read_text(encoding="utf-8"))
             if filename == "processor_config.json":
                 values = values["image_processor"]
-            return preparation.of(values)
+            return preprocessing.of(values)
         except OSError:
             continue
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -89,7 +89,7 @@ class TorchRunner:
         tower = copy.deepcopy(tower) if self._dtype != next(tower.parameters()).dtype else tower
         tower = tower.to(device, self._dtype)
         if device.type == "cpu":
-            from kakao_models.inference.packed import packed
+            from kakao_models.fused.packed import packed
 
             tower = packed(tower)
         elif device.type == "cuda":
@@ -204,7 +204,7 @@ class OpenVINORunner:
             raise EngineError("dtype='float16': of OpenVINO on a processor use 'bfloat16' or 'float32'")
 
         def write(place: Path) -> None:
-            from kakao_models.export.openvino import to_openvino
+            from kakao_models.fused.openvino import to_openvino
 
             model = to_openvino(tower(), what, size, uint8=uint8)
             openvino.save_model(model, place / "model.xml", compress_to_fp16=False)
@@ -264,7 +264,7 @@ class OnnxRunner:
             raise EngineError(f"dtype={dtype!r}: ONNX Runtime has float32 alone on a processor; use engine='openvino'")
 
         def write(place: Path) -> None:
-            from kakao_models.export.onnx import to_onnx
+            from kakao_models.fused.onnx import to_onnx
 
             to_onnx(tower(), what, size, uint8=uint8).save(place / "model.onnx", external_data=True)
 

@@ -21,9 +21,9 @@ import kakao_models
 from kakao_models.align.blocks import round_filters
 from kakao_models.checkpoint.hub import described_by, fetch, read_config, resolve
 from kakao_models.checkpoint.kinds import KINDS, model_class_name
-from kakao_models.inference.engines import TorchEngine
-from kakao_models.inference.fused import tensors_of, towers
-from kakao_models.inference.fused_layers import Pixels
+from kakao_models.fused.layers import Pixels
+from kakao_models.fused.towers import tensors_of, towers
+from kakao_models.inference.engine_torch import TorchEngine
 
 _WEIGHTS = "model.safetensors"
 _UNUSUAL = (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)

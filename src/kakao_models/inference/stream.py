@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from kakao_models.data.images import list_images
+from kakao_models.pixels.images import list_images
 
 _LISTED = 10  # failures that a report names
 

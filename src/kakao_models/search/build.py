@@ -11,15 +11,36 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from kakao_models.search.index import INSERT, SearchIndex
+from kakao_models.search.collection import INSERT
 from kakao_models.search.sources import Item, Items, metadata_digest, plain
 
 _AHEAD = 2  # parts that are read while others are embedded
 _TEXTS = 16  # times as many texts in a part as images
+
+
+class Index(Protocol):
+    """What a build needs of a `search.SearchIndex`."""
+
+    metadata: dict[str, Any]
+    client: Any
+
+    def _needed(self) -> Any: ...
+
+    def add(self, ids: Sequence[str], vectors: np.ndarray, metadata: Any = None, *, at_once: int = INSERT) -> int: ...
+
+    def delete(self, ids: Sequence[str]) -> int: ...
+
+    def digests(self, ids: Sequence[str]) -> dict[str, str]: ...
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]: ...
+
+    def all_ids(self) -> Iterator[tuple[str, str]]: ...
+
+    def flush(self) -> None: ...
 
 
 @dataclass
@@ -59,7 +80,7 @@ class BuildReport:
 
 
 def build(
-    index: SearchIndex,
+    index: Index,
     sources: str | os.PathLike | Iterable[str | os.PathLike],
     *,
     sync: bool = False,
@@ -199,7 +220,7 @@ def _usable(items: list[Item], vectors: np.ndarray) -> tuple[list[Item], np.ndar
 class _Writer:
     """Gathers whole batches to insertions."""
 
-    def __init__(self, index: SearchIndex, report: BuildReport):
+    def __init__(self, index: Index, report: BuildReport):
         self._index, self._report = index, report
         self._rows: list[tuple[str, dict]] = []  # id and metadata: the content is of no more use
         self._vectors: list[np.ndarray] = []

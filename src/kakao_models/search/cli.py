@@ -311,7 +311,7 @@ def search(
         raise typer.BadParameter("say what to look for: a text, --image, or both")
     check_file("--html", page)
     weights, params = _weights(weight or []), _params("--search-params", search_params)
-    from kakao_models.checkpoint.atomic import write_text
+    from kakao_models.files.atomic import write_text
     from kakao_models.search import SearchIndex, compose_query
     from kakao_models.search.query import tokens_read
     from kakao_models.search.results import hits_page, print_hits

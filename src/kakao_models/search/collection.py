@@ -10,6 +10,7 @@ import numpy as np
 from kakao_models.search import backend
 from kakao_models.search.sources import OWN, metadata_digest
 
+INSERT = 512  # rows of an insertion
 KEY = "kakao_models"  # the property of a collection that says what it is of
 
 

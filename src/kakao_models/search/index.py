@@ -14,7 +14,7 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.search import backend
-from kakao_models.search.collection import create_collection, prepare, read_facts, row_of
+from kakao_models.search.collection import INSERT, create_collection, prepare, read_facts, row_of
 from kakao_models.search.identity import check_identity, identity
 from kakao_models.search.sources import FIELDS, OWN
 
@@ -23,7 +23,6 @@ COLLECTION = "images"
 METRICS = ("IP", "COSINE", "L2")
 CONSISTENCY = ("Strong", "Bounded", "Session", "Eventually")
 LOCAL_TYPES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8", "AUTOINDEX")  # that Milvus Lite has
-INSERT = 512  # rows of an insertion
 _PAGE = 1000  # rows of a page of all rows
 _MOST = 16_384  # hits that Milvus gives at most
 

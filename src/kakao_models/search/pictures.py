@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from kakao_models.data.images import ImageError, load_image
+from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.search.index import Hit
 from kakao_models.search.sources import MAX_BYTES, WITHIN
 
@@ -92,7 +92,7 @@ def _inside(container: str, name: str, path: str) -> bytes:
 @lru_cache(maxsize=32)
 def _members(container: str, changed: int) -> dict[str, tuple[int, int]]:
     """Where the picture of each sample lies in a tar."""
-    from kakao_models.data.samples import IMAGES, TarShards
+    from kakao_models.samples.shards import IMAGES, TarShards
 
     found = {}
     for key, parts in TarShards._read_index(Path(container)):
@@ -103,7 +103,7 @@ def _members(container: str, changed: int) -> dict[str, tuple[int, int]]:
 
 
 def _cell(container: str, row: str, path: str) -> bytes:
-    from kakao_models.data.rows import Part, image_of
+    from kakao_models.samples.rows import Part, image_of
 
     if not row.isdecimal():
         raise ImageError(path, "names no row of a table")
@@ -123,6 +123,6 @@ def _cell(container: str, row: str, path: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _table(container: str, changed: int) -> Any:
-    from kakao_models.data.rows import IMAGES, Rows
+    from kakao_models.samples.rows import IMAGES, Rows
 
     return Rows(container, IMAGES)

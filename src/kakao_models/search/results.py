@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from kakao_models.data.contact_sheet import SIDE, cell, picture_page
+from kakao_models.pixels.contact_sheet import SIDE, cell, picture_page
 from kakao_models.search.index import Hit
 from kakao_models.search.pictures import hit_picture
 from kakao_models.search.sources import FIELDS

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kakao_models.data.fetch import fetch
-from kakao_models.data.images import ImageError, image_size
-from kakao_models.data.lines import lines_of
-from kakao_models.data.rows import IMAGES, TEXTS, Part, Rows, text_of
+from kakao_models.files.lines import lines_of
+from kakao_models.pixels.fetch import fetch
+from kakao_models.pixels.images import ImageError, image_size
+from kakao_models.samples.rows import IMAGES, TEXTS, Part, Rows, text_of
 
 MAX_BYTES = 256 * 2**20  # of a picture's file
 _LONGEST = {"path": 8192, "caption": 65_535}  # bytes; the latter is the most that Milvus allows

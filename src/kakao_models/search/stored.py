@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.data.manifest import read_json
-from kakao_models.data.rows import vectors_of
 from kakao_models.inference.embedder import Embedder
+from kakao_models.samples.manifest import read_json
+from kakao_models.samples.rows import vectors_of
 from kakao_models.search.index import INSERT, SearchIndex
 from kakao_models.search.sources import OWN, metadata_digest, plain
 

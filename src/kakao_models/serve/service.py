@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.data.fetch import FetchError, fetch
-from kakao_models.data.images import ImageError, image_size
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
+from kakao_models.pixels.fetch import FetchError, fetch
+from kakao_models.pixels.images import ImageError, image_size
 from kakao_models.serve.batching import Batcher
 from kakao_models.serve.schemas import (
     ClassifyRequest,

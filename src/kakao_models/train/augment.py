@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from kakao_models.data.resize import Box
+from kakao_models.pixels.resize import Box
 
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from kakao_models.data.samples import Source, as_sample
+from kakao_models.samples.shards import Source, as_sample
 from kakao_models.train.gradcache import ghost_chunks
-from kakao_models.train.prepare import DataError, Prepare
+from kakao_models.train.transform import DataError, SampleTransform
 
 _ATTEMPTS = 20  # samples tried in the place of a broken one
 
@@ -60,7 +60,7 @@ class Order:
 class TrainData(Dataset):
     """Samples of a source by (epoch, position). A broken one is replaced by another, drawn at random, and counted."""
 
-    def __init__(self, source: Source, prepare: Prepare, seed: int = 0, window: int = 16):
+    def __init__(self, source: Source, prepare: SampleTransform, seed: int = 0, window: int = 16):
         self.source, self.prepare, self.seed = source, prepare, seed
         self.order = Order(source.counts, seed, window)
         if hasattr(source, "hold"):
@@ -70,7 +70,7 @@ class TrainData(Dataset):
         return len(self.order)
 
     def __getitem__(self, place: tuple[int, int]) -> dict:
-        """What `Prepare` makes of it, and `failures`: (key, reason) of the broken ones before it."""
+        """What `SampleTransform` makes of it, and `failures`: (key, reason) of the broken ones before it."""
         epoch, position = place
         random = np.random.default_rng([self.seed, epoch, position, 1])
         failures: list[tuple[str, str]] = []
@@ -97,7 +97,9 @@ class StreamData(IterableDataset):
     end of an epoch goes into the first one of the next.
     """
 
-    def __init__(self, dataset, prepare: Prepare, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0):
+    def __init__(
+        self, dataset, prepare: SampleTransform, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
+    ):
         from datasets.distributed import split_dataset_by_node
 
         shuffled = dataset.shuffle(seed=seed, buffer_size=10_000)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from kakao_models.data.images import load_image
 from kakao_models.evaluate.classify import classification_scores
 from kakao_models.evaluate.datasets import read_captioned, read_labelled
 from kakao_models.evaluate.knn import knn_scores
@@ -14,6 +13,7 @@ from kakao_models.evaluate.retrieval import retrieval_scores
 from kakao_models.evaluate.templates import read_templates
 from kakao_models.evaluate.zero_shot import class_embeddings, zero_shot_scores
 from kakao_models.inference.embedder import Embedder
+from kakao_models.pixels.images import load_image
 
 Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 

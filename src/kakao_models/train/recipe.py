@@ -90,7 +90,7 @@ class AlignRecipe(Recipe):
     """Contrastive training of an ALIGN.
 
     image_tower, text_tower: sizes ("b0" to "b7", "l2"; "mini", "base", "large"), where there is no `start`.
-    tokenizer: Hub id or folder, where there is no `start`. max_tokens, pad_to: as of `Prepare`.
+    tokenizer: Hub id or folder, where there is no `start`. max_tokens, pad_to: as of `SampleTransform`.
     temperature_range: the lowest and the highest that the temperature may become.
     """
 

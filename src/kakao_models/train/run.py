@@ -17,29 +17,29 @@ from kakao_models.align.config import AlignConfig
 from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor, read_tokenizer
 from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
-from kakao_models.data.lines import lines_of
-from kakao_models.data.sources import Joined, Records, load_hub_dataset, open_source
+from kakao_models.files.lines import lines_of
+from kakao_models.samples.sources import Joined, Records, load_hub_dataset, open_source
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
 from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
 from kakao_models.train.data import StreamData, TrainData
 from kakao_models.train.evaluations import build_evaluations
-from kakao_models.train.prepare import Prepare
 from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_yaml, check_keys
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
+from kakao_models.train.transform import SampleTransform
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.modeling_torch import ViTForImageClassification
 from kakao_models.vit.processing import ViTImageProcessor
 
 
 def build_trainer(
-    recipe: Recipe, trainer_class: type | None = None, prepare_class: Callable[..., Prepare] = Prepare
+    recipe: Recipe, trainer_class: type | None = None, transform_class: Callable[..., SampleTransform] = SampleTransform
 ) -> AlignTrainer | ViTTrainer:
     """The trainer of a recipe, with its model, data, evaluations and callbacks.
 
     Args:
         trainer_class: of your own, with another loss; by default `AlignTrainer` or `ViTTrainer`.
-        prepare_class: of your own, with other targets.
+        transform_class: of your own, with other targets.
 
     Raises:
         ValueError: settings that do not go together, or data that cannot be read.
@@ -53,7 +53,7 @@ def build_trainer(
         _look_for("tokenizer", recipe.tokenizer, "tokenizer_config.json")
     set_seed(recipe.seed)  # for weights that are random
     build = _align if isinstance(recipe, AlignRecipe) else _vit
-    model, processor, prepare, default = build(recipe, prepare_class)
+    model, processor, prepare, default = build(recipe, transform_class)
     callbacks = [JsonLines(), ProgressBar(), Curves()]
     data = _data(recipe, prepare, arguments)
     return (trainer_class or default)(model, arguments, data, processor, evaluations, callbacks)
@@ -154,7 +154,7 @@ def _tensorboard() -> list[str]:
     return ["tensorboard"]
 
 
-def _align(recipe: AlignRecipe, prepare_class: Callable[..., Prepare]):
+def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform]):
     changes = dict(recipe.model)
     resize, crop = recipe.augment.get("resize", 346), recipe.augment.get("crop", 289)
     if recipe.start:
@@ -171,7 +171,7 @@ def _align(recipe: AlignRecipe, prepare_class: Callable[..., Prepare]):
         processor = AlignProcessor(pictures, tokenizer)
     antialias = processor.image_processor.preprocessing == "hf"
     augment = _augmentation(recipe, "random", antialias, crop)
-    prepare = prepare_class(
+    prepare = transform_class(
         augment,
         processor.image_processor,
         tokenizer=processor.tokenizer,
@@ -181,7 +181,7 @@ def _align(recipe: AlignRecipe, prepare_class: Callable[..., Prepare]):
     return model, processor, prepare, AlignTrainer
 
 
-def _vit(recipe: ViTRecipe, prepare_class: Callable[..., Prepare]):
+def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform]):
     labels = _class_names(recipe)
     number = len(labels) if labels else recipe.classes
     if not number:
@@ -214,7 +214,7 @@ def _vit(recipe: ViTRecipe, prepare_class: Callable[..., Prepare]):
         raise ValueError(
             f"recipe: classes is {number}, but {recipe.start} has a head of {model.config.num_labels}: set new_head: true"
         )
-    prepare = prepare_class(augment, processor, classes=number, multi_label=recipe.multi_label, names=labels)
+    prepare = transform_class(augment, processor, classes=number, multi_label=recipe.multi_label, names=labels)
     return model, processor, prepare, ViTTrainer
 
 
@@ -243,7 +243,7 @@ def _filled(cls, what: str, settings: Mapping):
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
-def _data(recipe: Recipe, prepare: Prepare, arguments: TrainArguments) -> TrainData | StreamData:
+def _data(recipe: Recipe, prepare: SampleTransform, arguments: TrainArguments) -> TrainData | StreamData:
     if not recipe.streaming:
         return TrainData(open_source(recipe.data), prepare, recipe.seed, recipe.shuffle_window)
     stream = load_hub_dataset(recipe.data, streaming=True)

@@ -14,19 +14,19 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from kakao_models.train.arguments import TrainArguments
-from kakao_models.train.checkpoints import AtomicCheckpoints
 from kakao_models.train.data import Failures, GlobalBatches, Loader, StreamData, TrainData
 from kakao_models.train.gradcache import BatchNormStatistics, chunked_step, ghost_chunks
 from kakao_models.train.loss import tiled_contrastive_loss
 from kakao_models.train.memory import keep_memory
 from kakao_models.train.optim import MovingAverage, build_optimizer, build_schedule, parameter_groups
 from kakao_models.train.recompute import checkpointing
+from kakao_models.train.saving import AtomicCheckpoints
 
 Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 
 
 class _BaseTrainer(AtomicCheckpoints):
-    """What both have in common. `inputs` of a step are batches of `Prepare.collate`.
+    """What both have in common. `inputs` of a step are batches of `SampleTransform.collate`.
 
     Args:
         model: on whose `forward` gradients are taken.
@@ -212,7 +212,7 @@ class AlignTrainer(_BaseTrainer):
 
     BERT's pooler, which ALIGN does not use, is left out of training, as by the original.
 
-    For a loss of your own override `contrastive_loss`: what your `Prepare.collate` puts into a batch beside the inputs of
+    For a loss of your own override `contrastive_loss`: what your `SampleTransform.collate` puts into a batch beside the inputs of
     the towers comes to it. Texts may then be more or fewer than pictures, as long as there are no chunks.
     """
 

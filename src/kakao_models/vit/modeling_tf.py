@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from kakao_models.checkpoint.config import as_pair
-from kakao_models.checkpoint.keras_model import (
+from kakao_models.checkpoint.keras import (
     Layer,
     ModelOutput,
     TFBaseModelOutputWithPooling,

@@ -2,13 +2,13 @@
 
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from kakao_models.data.processor import ImageProcessor
+from kakao_models.pixels.processor import ImageProcessor
+from kakao_models.vit.preprocessing import ViTPreprocessing
 
 from .config import ViTConfig
-from .preparation import ViTPreparation
 
 
-class ViTImageProcessor(ViTPreparation, ImageProcessor):
+class ViTImageProcessor(ViTPreprocessing, ImageProcessor):
     """Pictures for ViT: resized to a square whatever their shape, in -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `ViTImageProcessor`, with one field more:

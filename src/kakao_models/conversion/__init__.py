@@ -1,0 +1,1 @@
+"""Checkpoints of the original TPU code, and of other formats, to `model.safetensors` and back, verified."""

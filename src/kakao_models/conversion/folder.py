@@ -1,0 +1,185 @@
+"""A Hub folder of older transformers: ALIGN or ViT in any format of weights it had. Its tensors become those of
+`model.safetensors`, and are presented under the keys of the original programs, so that everything after is the same.
+
+The folder's config.json stays what it says. Nothing of a file is run: pickles only as torch's `weights_only` loads them.
+"""
+
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+import kakao_models
+from kakao_models.align.config import AlignConfig
+from kakao_models.align.weights import align_tpu_slots
+from kakao_models.checkpoint import formats as formats
+from kakao_models.checkpoint.hub import described_by, read_config, shards_of
+from kakao_models.checkpoint.kinds import kind_of
+from kakao_models.checkpoint.lazy import Entry, LazyTensors, check_keys
+from kakao_models.checkpoint.shards import COUNTER
+from kakao_models.checkpoint.weightmap import Slot, permute
+from kakao_models.conversion.source import Source
+from kakao_models.vit.config import ViTConfig
+from kakao_models.vit.weights import TPU_SPELLINGS, vit_tpu_slots
+
+# Files that go beside the converted weights as they are
+_TOKENIZER = "tokenizer.json tokenizer_config.json vocab.txt special_tokens_map.json added_tokens.json".split()
+_PROCESSOR = "preprocessor_config.json processor_config.json".split()
+# What is no weight: batch norm's counter, and tables of numbers that some releases stored
+_BUFFERS = (COUNTER, "embeddings.position_ids", "embeddings.token_type_ids")
+
+# How a leaf and its axes in model.safetensors are in TensorFlow and Flax files. The modules' names are the same.
+_KERAS = {
+    ("weight", "OI"): ("kernel", "IO"),
+    ("weight", "OIHW"): ("kernel", "HWIO"),
+    ("weight", "D"): ("gamma", "D"),
+    ("bias", "D"): ("beta", "D"),
+}
+_FLAX = {
+    ("weight", "OI"): ("kernel", "IO"),
+    ("weight", "OIHW"): ("kernel", "HWIO"),
+    ("weight", "D"): ("scale", "D"),
+}
+_FORMATS = {  # in the order of preference, if there are several
+    "model.safetensors": (formats.read_safetensors, {}),
+    "pytorch_model.bin": (formats.read_pickle, {}),
+    "tf_model.h5": (formats.read_h5, _KERAS),
+    "flax_model.msgpack": (formats.read_msgpack, _FLAX),
+}
+
+
+def read_folder(folder: Path, **overrides) -> Source:
+    """Recognises a Hub folder by its config.json.
+
+    Args:
+        overrides: fields to compare with config.json.
+
+    Raises:
+        ValueError: another model, no weights, a damaged file, a key of unknown kind, or an override that contradicts the
+            configuration. Sizes of config.json that contradict the tensors are found when the result is loaded.
+    """
+    family = read_config(folder / "config.json").get("model_type")
+    config_class = getattr(kakao_models, kind_of(family, folder).config)
+    name, files = _weights(folder)
+    read, dialect = _FORMATS[name]
+    stored = {}
+    for file in files:
+        for key, entry in read(file).items():
+            if key in stored:
+                raise ValueError(f"{file}: {key} is in another file of {folder} too")
+            stored[key] = entry
+    buffers = [key for key in stored if key.endswith(_BUFFERS)]
+    weights = {key: entry for key, entry in stored.items() if key not in buffers}
+    with described_by(folder / "config.json"):
+        config = config_class.from_pretrained(folder)
+    if family == "align":
+        slots, spelling = align_tpu_slots(config), None
+        weights = {key: (key, entry) for key, entry in weights.items()}
+    elif family == "vit":
+        prefix = "" if any(key.startswith("vit.") for key in weights) else "vit."  # ViTModel's have none
+        weights = {prefix + key: (key, entry) for key, entry in weights.items()}
+        slots, spelling = _vit(config, {key: entry for key, (_, entry) in weights.items()})
+    else:
+        raise ValueError(f"{folder}: no conversion is known of model_type {family!r}")
+    _compare(config, overrides, folder)
+    config.dtype = "float32"
+    homes = [_foreign(slot, dialect) for slot in slots]  # name in the files, axes
+    check_keys([key for key, _ in homes], weights, ", ".join(map(str, files)))
+    found = {slot.local_key: (slot, *weights[key], axes) for slot, (key, axes) in zip(slots, homes)}
+    return Source(
+        family=family,
+        config=config,
+        slots=slots,
+        tensors=LazyTensors(
+            {ours: _original(slot, key, axes, entry) for ours, (slot, key, entry, axes) in found.items()}
+        ),
+        spelling=spelling,
+        weights="raw",
+        has_averages=False,
+        skipped={"buffer": len(buffers)} if buffers else {},
+        files=[*files, folder / "config.json"],
+        kind=f"{name} of a Hub folder",
+        names={ours: key for ours, (_, key, _, _) in found.items()},
+        write_processor=partial(
+            _copy, [folder / name for name in _TOKENIZER + _PROCESSOR if (folder / name).is_file()]
+        ),
+        license=_license(folder / "README.md"),
+    )
+
+
+def _license(card: Path) -> str:
+    """What the folder's model card says of its license, as lines of another card; nothing where it says nothing."""
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        said = metadata_load(card) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return ""
+    kept = {name: said[name] for name in ("license", "license_name", "license_link") if isinstance(said.get(name), str)}
+    return yaml.safe_dump(kept, sort_keys=False) if kept else ""
+
+
+def _weights(folder: Path) -> tuple[str, list[Path]]:
+    """The format, and its file or the shards that its index names."""
+    for name in _FORMATS:
+        if (folder / name).is_file():
+            return name, [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = shards_of(index)
+            for shard in shards:
+                if not (folder / shard).is_file():
+                    raise ValueError(
+                        f"{index} names {shard!r}, which is no file of this folder. Is the download complete?"
+                    )
+            return name, [folder / shard for shard in shards]
+    raise ValueError(f"{folder} has a config.json and no weights: wanted {', '.join(_FORMATS)}, or an index of shards")
+
+
+def _vit(config: ViTConfig, weights: Mapping[str, Entry]) -> tuple[list[Slot], str]:
+    """What a file decides beside config.json: whether there is a head, and a pooler (the Dense layer of the pre-logits)."""
+    spelling = "model" if "classifier.bias" in weights else "backbone"
+    if "vit.pooler.dense.bias" in weights:
+        if spelling == "model" and not config.representation_size:
+            raise ValueError(
+                "the weights have a pooler and a classifier. transformers' classifier passes the pooler by, the original's "
+                "reads it: say so in config.json, by its representation_size, or leave the pooler's tensors out"
+            )
+        if getattr(config, "pooler_act", None) not in (None, "tanh"):
+            raise ValueError(f"config.json: pooler_act is {config.pooler_act!r}, wanted 'tanh'")
+        (config.representation_size,) = weights["vit.pooler.dense.bias"][0]
+    if TPU_SPELLINGS[spelling][1] is None:
+        config.num_labels = 0
+    return vit_tpu_slots(config, spelling), spelling
+
+
+def _foreign(slot: Slot, dialect: Mapping) -> tuple[str, str]:
+    """Name and axes of a tensor in the files."""
+    module, _, leaf = slot.key.rpartition(".")
+    leaf, axes = dialect.get((leaf, slot.axes), (leaf, slot.axes))
+    return f"{module}.{leaf}" if module else leaf, axes
+
+
+def _original(slot: Slot, key: str, axes: str, entry: Entry) -> Entry:
+    shape, read = entry
+    try:
+        shape = permute(np.broadcast_to(np.float32(0), shape), axes, slot.local_axes).shape
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}. Is this another model or size?") from None
+    return shape, lambda: permute(read(), axes, slot.local_axes)
+
+
+def _compare(config: AlignConfig | ViTConfig, overrides: Mapping, folder: Path) -> None:
+    parts = (config, config.text_config, config.vision_config) if isinstance(config, AlignConfig) else (config,)
+    for name, value in overrides.items():
+        found = [getattr(part, name) for part in parts if hasattr(part, name)]
+        if value is not None and value not in found:
+            raise ValueError(f"{name}: you say {value}, {folder / 'config.json'} says {', '.join(map(str, found))}")
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    for file in files:
+        shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,245 @@
+"""What a checkpoint is, from its config and the headers of its files: no weights are read, no framework runs."""
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from kakao_models.checkpoint.hub import described_by, fetch, read_config
+from kakao_models.files.atomic import sha256_of
+
+# What is stored and no parameter
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
+
+
+def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None) -> dict:
+    """Facts about a checkpoint, ready for JSON.
+
+    Keys: name, folder (or None: then files were looked at on the Hub), model_type, dim, towers (image, text:
+    kind, size, parameters, ...), parameters, preprocessing, files (name, bytes, sha256), tensors (name → dtype, shape).
+
+    Raises:
+        OSError: no such checkpoint.
+        ValueError: another kind of model, or a broken file.
+    """
+    file = fetch(name_or_path, "config.json", revision=revision, token=token)
+    folder, config = file.parent, read_config(file)
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or os.path.isdir(name_or_path):
+        files, tensors = _local_files(folder)
+    else:
+        files, tensors = _hub_files(os.fspath(name_or_path), revision, token)
+        folder = None
+    parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(BUFFERS)}
+    model_type = config.get("model_type")
+    if model_type not in _TOWERS:
+        raise ValueError(f"{name_or_path}: model_type is {model_type!r}, wanted {' or '.join(map(repr, _TOWERS))}")
+    with described_by(file):
+        towers = _TOWERS[model_type](config, parameters)
+    return {
+        "name": os.fspath(name_or_path),
+        "folder": folder and str(folder),
+        "model_type": model_type,
+        **towers,
+        "parameters": sum(parameters.values()),
+        "preprocessing": _preprocessing(name_or_path, revision, token),
+        "files": files,
+        "tensors": tensors,
+    }
+
+
+def as_text(info: dict) -> str:
+    """The result of `describe` for people."""
+    lines = [f"{info['name']}: {info['model_type']}, {_millions(info['parameters'])}"]
+    lines.append(f"  embedding      {info['dim']} wide")
+    for name, tower in info["towers"].items():
+        details = ", ".join(
+            f"{key} {value}" for key, value in tower.items() if key not in ("kind", "size", "parameters")
+        )
+        kind = " ".join(filter(None, (tower["kind"], tower["size"])))
+        lines.append(f"  {name + ' tower':<14} {kind}: {details}; {_millions(tower['parameters'])}")
+    lines.append(
+        f"  preprocessing  {_said(info['preprocessing']) if info['preprocessing'] else 'not in the checkpoint'}"
+    )
+    dtypes = sorted({tensor["dtype"] for tensor in info["tensors"].values()})
+    lines.append(f"  tensors        {len(info['tensors'])}, {', '.join(dtypes) or 'none in safetensors files'}")
+    for file in info["files"]:
+        lines.append(f"  {file['name']}: {file['bytes']:,} bytes, sha256 {file['sha256']}")
+    if info["folder"]:
+        lines.append(f"  in {info['folder']}")
+    return "\n".join(lines)
+
+
+def _align(config: dict, parameters: dict[str, int]) -> dict:
+    from kakao_models.align.config import BERT_SIZES, AlignConfig
+
+    config = AlignConfig.from_dict(config)
+    text = config.text_config
+    image_tower = _efficientnet(config.vision_config, _count(parameters, ("vision_model.", "visual_projection.")))
+    text_tower = {
+        "kind": "BERT",
+        "size": _published(BERT_SIZES, (text.num_hidden_layers, text.hidden_size)),
+        "layers": text.num_hidden_layers,
+        "width": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "vocabulary": text.vocab_size,
+        "parameters": _count(parameters, ("text_model.", "text_projection.")),
+    }
+    return {"dim": config.projection_dim, "towers": {"image": image_tower, "text": text_tower}}
+
+
+def _align_vision(config: dict, parameters: dict[str, int]) -> dict:
+    from kakao_models.align.config import AlignVisionConfig
+
+    config = AlignVisionConfig.from_dict(config)
+    return {
+        "dim": config.output_channels,
+        "towers": {"image": _efficientnet(config, sum(parameters.values()))},
+    }
+
+
+def _efficientnet(vision, parameters: int) -> dict:
+    from kakao_models.align.config import EFFICIENTNET_SIZES, AlignVisionConfig
+
+    def blocks(config: AlignVisionConfig) -> list:
+        """Without their padding, which goes with the image's size and not with the network's."""
+        return [replace(block, symmetric_padding=False) for block in config.blocks()]
+
+    published = (name for name in EFFICIENTNET_SIZES if blocks(AlignVisionConfig.efficientnet(name)) == blocks(vision))
+    return {
+        "kind": "EfficientNet",
+        "size": next(published, None),
+        "image_size": vision.image_size,
+        "blocks": len(vision.blocks()),
+        "width": vision.output_channels,
+        "parameters": parameters,
+    }
+
+
+def _vit(config: dict, parameters: dict[str, int]) -> dict:
+    from kakao_models.vit.config import VIT_SIZES, ViTConfig
+
+    config = ViTConfig.from_dict(config)
+    tower = {
+        "kind": "ViT",
+        "size": _published(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)),
+        "image_size": config.image_size,
+        "patch": config.patch_size,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "pre_logits": config.representation_size or 0,
+        "classes": config.num_labels if any(key.startswith("classifier.") for key in parameters) else 0,
+        "parameters": sum(parameters.values()),
+    }
+    return {"dim": config.representation_size or config.hidden_size, "towers": {"image": tower}}
+
+
+_TOWERS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
+
+
+def _published(sizes: dict[str, tuple], numbers: tuple) -> str | None:
+    return next((name for name, size in sizes.items() if size == numbers), None)
+
+
+def _count(parameters: dict[str, int], prefixes: tuple[str, ...]) -> int:
+    return sum(size for key, size in parameters.items() if key.startswith(prefixes))
+
+
+def _preprocessing(name_or_path, revision, token) -> dict:
+    """The image processor's file; transformers 5 also writes it as a part of the processor's."""
+    for filename in ("preprocessor_config.json", "processor_config.json"):
+        try:
+            file = fetch(name_or_path, filename, revision=revision, token=token)
+        except OSError:
+            continue
+        values = read_config(file)
+        return values if filename.startswith("pre") else values.get("image_processor", {})
+    return {}
+
+
+def _said(values: dict) -> str:
+    try:
+        return _steps(values)
+    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+
+
+def _steps(values: dict) -> str:
+    """A preprocessing in words, in the order in which it happens."""
+    steps = [f"as {'the original (tf)' if values.get('preprocessing') == 'tf' else 'transformers (hf)'}"]
+    if values.get("do_resize", True) and "size" in values:
+        filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
+        steps.append(f"resize to {_side(values['size'])} ({filters.get(values.get('resample'), 'default filter')})")
+    if values.get("do_center_crop") and "crop_size" in values:
+        steps.append(f"crop {_side(values['crop_size'])}")
+    if values.get("do_rescale", True) and "rescale_factor" in values:
+        steps.append(f"times 1/{1 / values['rescale_factor']:g}" + (" minus 1" if values.get("rescale_offset") else ""))
+    if values.get("do_normalize"):
+        steps.append(f"mean {values.get('image_mean')}, std {values.get('image_std')}")
+    return ", ".join(steps)
+
+
+def _side(size: dict | int) -> str:
+    if isinstance(size, int):
+        return str(size)
+    if "shortest_edge" in size:
+        return f"{size['shortest_edge']} along the shorter side"
+    if size.keys() >= {"height", "width"}:
+        return f"{size['height']} x {size['width']}"
+    return ", ".join(f"{name} {value}" for name, value in size.items())
+
+
+def _local_files(folder: Path) -> tuple[list[dict], dict[str, dict]]:
+    files, tensors = [], {}
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+        if path.suffix == ".safetensors":
+            tensors |= _header(path)
+    return files, tensors
+
+
+def _header(path: Path) -> dict[str, dict]:
+    """Names, dtypes and shapes of a safetensors file: eight bytes of length, then JSON."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError(f"its header is said to be {length} bytes long")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        described = {name: {"dtype": entry["dtype"], "shape": entry["shape"]} for name, entry in header.items()}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is no safetensors file: {error}. Is the download complete?") from error
+    if end != path.stat().st_size:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, its header says {end:,}. Is the download complete?"
+        )
+    return described
+
+
+def _hub_files(repo: str, revision: str | None, token: str | bool | None) -> tuple[list[dict], dict[str, dict]]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    api = HfApi(token=token)
+    siblings = api.model_info(repo, revision=revision, files_metadata=True).siblings
+    files = [
+        {"name": file.rfilename, "bytes": file.size, "sha256": file.lfs.sha256 if file.lfs else None}
+        for file in siblings
+        if file.rfilename.endswith((".safetensors", ".bin"))
+    ]
+    try:
+        shards = api.get_safetensors_metadata(repo, revision=revision).files_metadata.values()
+    except NotASafetensorsRepoError:
+        return files, {}
+    return files, {
+        name: {"dtype": tensor.dtype, "shape": tensor.shape}
+        for shard in shards
+        for name, tensor in shard.tensors.items()
+    }
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M parameters" if count >= 1e6 else f"{count:,} parameters"

@@ -1,0 +1,103 @@
+"""Recognises a checkpoint by its files, and opens it for a conversion. Each tensor is read when asked for."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from kakao_models.align.weights import align_tpu_slots
+from kakao_models.checkpoint.lazy import LazyTensors
+from kakao_models.conversion.folder import read_folder
+from kakao_models.conversion.google import read_npz
+from kakao_models.conversion.recognize import align_config, family_of, vit_config
+from kakao_models.conversion.source import Source
+from kakao_models.conversion.tensorflow import SUFFIX, kind_of, open_checkpoint
+from kakao_models.vit.weights import vit_tpu_slots
+
+_AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
+
+
+def read_source(path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides) -> Source:
+    """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
+    transformers, Google's ViT (.npz), or Keras' EfficientNet (.h5).
+
+    Args:
+        weights: "raw" or "average"; by default the moving averages where there are any, as the original evaluated.
+        wanted: "align", "vit" or "efficientnet"; by default whichever it is.
+        overrides: sizes that tensors do not show, see `recognize`.
+
+    Raises:
+        ValueError: a broken file, a key of unknown kind, tensors of no known model, or averages that are not there.
+        ImportError: a package that reads this format is missing.
+    """
+    if weights not in (None, "raw", "average"):
+        raise ValueError(f"weights: got {weights!r}, wanted 'raw' or 'average'")
+    read = _reader(Path(path))
+    if read is None:
+        return _read_tensorflow(path, weights, wanted, **overrides)
+    if weights == "average":
+        raise ValueError(f"{path} holds no moving averages; its weights are the raw ones")
+    source = read(Path(path), **overrides)
+    if wanted not in (None, source.family):
+        raise ValueError(f"{path} holds a model of family {source.family!r}, wanted {wanted!r}")
+    return source
+
+
+def _reader(path: Path) -> Callable[..., Source] | None:
+    """The function that reads what is at `path`; None for a TensorFlow checkpoint."""
+    if os.path.isfile(path / "config.json") and not os.path.exists(path / "checkpoint"):
+        return read_folder
+    if not os.path.isfile(path):  # False where pathlib raises, as for names that are too long
+        return None
+    if path.name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):
+        raise ValueError(
+            f"{path} is a part of a Hub folder. Give the folder, {path.parent}, which has its config.json too"
+        )
+    if path.suffix == ".npz":
+        return read_npz
+    if path.suffix == ".h5":
+        from kakao_models.conversion.efficientnet import read_efficientnet
+
+        return read_efficientnet
+    return None
+
+
+def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, **overrides) -> Source:
+    checkpoint = open_checkpoint(path)
+    kinds = {key: kind_of(key) for key in checkpoint.entries}
+    raw = {key.removesuffix(SUFFIX): key for key, kind in kinds.items() if kind == "weight"}
+    averages = {
+        key.removesuffix(SUFFIX).removesuffix(_AVERAGE): key for key in kinds if key.endswith(_AVERAGE + SUFFIX)
+    }
+    if weights == "average" and not averages:
+        raise ValueError(f"{path} holds no moving averages (keys that end in {_AVERAGE}); its weights are the raw ones")
+    if averages and averages.keys() != raw.keys():
+        differing = sorted(averages.keys() ^ raw.keys())
+        raise ValueError(f"{path}: moving averages are there for some weights only; they differ in {differing[:5]}")
+    taken = weights or ("average" if averages else "raw")
+    stored = averages if taken == "average" else raw
+    tensors = LazyTensors(
+        {key: (checkpoint.entries[name].shape, partial(checkpoint.read, name)) for key, name in stored.items()}
+    )
+    shapes = {key: tensors.shape(key) for key in tensors}
+    family, spelling = family_of(shapes), None
+    if wanted not in (None, family):
+        raise ValueError(f"{path} holds a model of family {family!r}, wanted {wanted!r}")
+    if family == "align":
+        config = align_config(shapes, **overrides)
+        slots = align_tpu_slots(config)
+    else:
+        config, spelling = vit_config(shapes, **overrides)
+        slots = vit_tpu_slots(config, spelling)
+    return Source(
+        family=family,
+        config=config,
+        slots=slots,
+        tensors=tensors,
+        spelling=spelling,
+        weights=taken,
+        has_averages=bool(averages),
+        skipped=dict(Counter(kind for kind in kinds.values() if kind != "weight")),
+        files=list(checkpoint.files),
+    )

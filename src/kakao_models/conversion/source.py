@@ -1,0 +1,29 @@
+"""What a conversion reads, whatever file it came from: tensors by the keys and in the layout of the original checkpoints."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kakao_models.align.config import AlignConfig, AlignVisionConfig
+from kakao_models.checkpoint.lazy import LazyTensors
+from kakao_models.checkpoint.weightmap import Slot
+from kakao_models.vit.config import ViTConfig
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint of an original program, or one that is presented as such: by the keys and in the layout of theirs."""
+
+    family: str  # "align", "vit", or "efficientnet" for ALIGN's image tower alone
+    config: AlignConfig | ViTConfig | AlignVisionConfig
+    slots: list[Slot]
+    tensors: LazyTensors
+    spelling: str | None  # of ViT's keys, see TPU_SPELLINGS
+    weights: str  # "raw" or "average": which were taken
+    has_averages: bool
+    skipped: dict[str, int] = field(default_factory=dict)  # kind of key → how many were left out
+    files: list[Path] = field(default_factory=list)
+    kind: str = "the original program's checkpoint"
+    names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
+    write_processor: Callable[[Path], None] | None = None  # what goes beside the weights; by default the originals'
+    license: str = "license: apache-2.0\n"  # as the model card says it; of what all three programs published

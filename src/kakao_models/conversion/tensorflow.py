@@ -1,0 +1,278 @@
+"""TensorFlow 2 checkpoints (`model.save_weights`, CheckpointManager) without TensorFlow: read and written tensor by tensor.
+
+A checkpoint is `<prefix>.index`, a sorted table (sstable.py) from each key to its dtype, shape, place and checksum, and
+`<prefix>.data-<i>-of-<n>`, the tensors' bytes (bundle.py); the folder's text file `checkpoint` names the latest prefix.
+What keys mean is told in object_graph.py.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kakao_models.conversion.bundle import (
+    HEADER,
+    SLICED,
+    Entry,
+    encode,
+    entry_message,
+    read_entry,
+    read_header,
+    values_of,
+)
+from kakao_models.conversion.object_graph import (
+    OBJECT_GRAPH,
+    SUFFIX,
+    ObjectGraph,
+    key_of,
+    kind_of,
+    object_graph,
+    path_of,
+    slot_key,
+)
+from kakao_models.conversion.sstable import MAX_BYTES, read_table, write_table
+from kakao_models.files import wire
+from kakao_models.files.wire import CheckpointError, within
+
+__all__ = [
+    "OBJECT_GRAPH",
+    "SUFFIX",
+    "CheckpointError",
+    "Entry",
+    "ObjectGraph",
+    "TensorFlowCheckpoint",
+    "key_of",
+    "kind_of",
+    "object_graph",
+    "open_checkpoint",
+    "path_of",
+    "slot_key",
+    "write_checkpoint",
+]
+
+_PIECE = 1 << 20  # bytes read and checked at a time, while they are in the processor's cache
+
+
+@dataclass(frozen=True)
+class TensorFlowCheckpoint:
+    """An opened checkpoint; `open_checkpoint` makes it. No file is held open."""
+
+    prefix: Path
+    entries: dict[str, Entry]  # by key, in the order of keys; the object graph is one of them
+    files: tuple[Path, ...]  # the index, then the data files
+
+    def read(self, key: str) -> np.ndarray:
+        """The tensor of `key`, in memory of its own. bfloat16 is widened to float32; strings are bytes objects.
+
+        Raises:
+            CheckpointError: no such key, or its bytes aren't those that were written.
+        """
+        if key not in self.entries:
+            raise CheckpointError(f"{self.files[0]}: no tensor {key!r} among {len(self.entries)}")
+        entry = self.entries[key]
+        file = self.files[1 + entry.shard]
+        with within(f"{file}: {key}"):
+            data, crc = _read_bytes(file, entry)
+            return values_of(data, crc, entry)
+
+    @cached_property
+    def graph(self) -> ObjectGraph:
+        """The objects of the program that wrote the checkpoint.
+
+        Raises:
+            CheckpointError: there is none, as in checkpoints of TensorFlow 1, or it is damaged.
+        """
+        message = self.read(OBJECT_GRAPH)
+        with within(f"{self.prefix}: {OBJECT_GRAPH}"):
+            if message.shape != () or message.dtype != object:
+                raise CheckpointError(f"{message.dtype} {message.shape}, wanted a single string")
+            return ObjectGraph.from_bytes(message.item())
+
+
+def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
+    """Opens a checkpoint: the index is read and checked, the tensors are left for later.
+
+    Args:
+        path: a prefix (`.../model-weights`), one of its files, or a folder: then the latest checkpoint that its file
+            `checkpoint` names, looked for nowhere but in the folder; without that file, the only checkpoint there.
+
+    Raises:
+        CheckpointError: no such checkpoint, damaged, incomplete, or of a form that isn't supported (partitioned
+            variables, big-endian numbers, dtypes that no model has).
+    """
+    prefix = _find(Path(path))
+    index = _add(prefix, ".index")
+    with within(index):
+        if _size(index) > MAX_BYTES:
+            raise CheckpointError(f"{_size(index)} bytes, wanted at most {MAX_BYTES}")
+        table = read_table(_read_file(index))
+        if b"" not in table:
+            raise CheckpointError("no header")
+        with within("header"):
+            count = read_header(table.pop(b""))
+        entries = {}
+        for key, message in table.items():
+            with within(f"tensor {repr(key)[2:-1]}"):
+                if key.startswith(b"\0"):
+                    raise CheckpointError(SLICED)
+                if not wire.text(key).isprintable():
+                    raise CheckpointError("a key with control characters")
+                entries[key.decode()] = read_entry(message)
+    files, sizes = [index], []
+    for shard in range(count):
+        files.append(_add(prefix, f".data-{shard:05d}-of-{count:05d}"))
+        with within(files[-1]):
+            sizes.append(_size(files[-1]))
+    with within(index):
+        _check_places(entries, files[1:], sizes)
+    return TensorFlowCheckpoint(prefix, entries, tuple(files))
+
+
+def write_checkpoint(
+    prefix: str | os.PathLike,
+    tensors: Mapping[str, ArrayLike | Callable[[], ArrayLike]],
+    graph: ObjectGraph | bytes | None = None,
+) -> TensorFlowCheckpoint:
+    """Writes a checkpoint that TensorFlow 2 restores: one data file, an index, and the folder's file `checkpoint`.
+
+    The index appears after the complete data file: whatever stops the program before leaves no checkpoint.
+
+    Args:
+        prefix: path without suffix; its folder exists, the checkpoint doesn't.
+        tensors: by key (path + SUFFIX) arrays or strings, or functions that give them, which are called one by one:
+            no more than one tensor is held. Their order is the order in the data file.
+        graph: the object graph, by default the smallest for these keys.
+
+    Raises:
+        FileExistsError: there is such a checkpoint.
+        ValueError: a dtype that isn't supported, or a key from which no graph can be made.
+    """
+    prefix = Path(prefix)
+    finals = [_add(prefix, ".data-00000-of-00001"), _add(prefix, ".index"), prefix.with_name("checkpoint")]
+    if finals[1].exists():
+        raise FileExistsError(f"{finals[1]} exists. Remove that checkpoint, or choose another name")
+    if OBJECT_GRAPH in tensors:
+        raise ValueError(f"{OBJECT_GRAPH} is among the tensors. Pass it as graph")
+    graph = object_graph(tensors) if graph is None else graph
+    message = graph.to_bytes() if isinstance(graph, ObjectGraph) else graph
+    data, index, state = unfinished = [_add(path, ".unfinished") for path in finals]
+    try:
+        with open(data, "wb") as file:
+            entries = {key.encode(): _append(file, key, tensors[key]) for key in tensors}
+            entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, message)
+        table = write_table([(b"", HEADER), *sorted(entries.items())])
+        read_table(table)  # within the bounds of what is read
+        index.write_bytes(table)
+        name = "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in os.fsencode(prefix.name))
+        state.write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n')
+        for path, final in zip(unfinished, finals):
+            os.replace(path, final)
+    finally:
+        for path in unfinished:
+            path.unlink(missing_ok=True)
+    return open_checkpoint(prefix)
+
+
+def _find(path: Path) -> Path:
+    """The prefix that `path` stands for."""
+    # os.path answers False where pathlib raises, as for names that are too long
+    if not os.path.isdir(path) or os.path.isfile(_add(path, ".index")):
+        return Path(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", str(path)))
+    here = sorted(file.stem for file in path.glob("*.index"))
+    if not os.path.exists(path / "checkpoint"):
+        if len(here) == 1:
+            return path / here[0]
+        raise CheckpointError(f"{path}: wanted one checkpoint or a file `checkpoint` that names one, got {here[:20]}")
+    with within(path / "checkpoint"):
+        if _size(path / "checkpoint") > MAX_BYTES:
+            raise CheckpointError("too large to be the text file that names the latest checkpoint")
+        found = re.findall(
+            rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)*)"', _read_file(path / "checkpoint")
+        )
+        if len(found) != 1:
+            raise CheckpointError(f"model_checkpoint_path is there {len(found)} times, wanted once")
+        name = os.fsdecode(re.sub(rb"\\(?:([0-7]{1,3})|(.))", _unescape, found[0]))
+        parts = re.split(r"[/\\]", name)
+        if ".." in parts or parts[-1] in ("", "."):
+            raise CheckpointError(f"names {name!r}, wanted a checkpoint in this folder")
+        # Paths as of the machine where it was written: only names in this folder are believed
+        for candidate in ("/".join(parts) if parts[0] and ":" not in name else parts[-1], parts[-1]):
+            if os.path.isfile(_add(path / candidate, ".index")):
+                return path / candidate
+        raise CheckpointError(f"names {name!r}, which isn't in this folder. Checkpoints here: {here[:20]}")
+
+
+def _unescape(match: re.Match) -> bytes:
+    return bytes([int(match[1], 8) & 255]) if match[1] else match[2]
+
+
+def _add(path: Path, suffix: str) -> Path:
+    return Path(f"{path}{suffix}")
+
+
+def _size(file: Path) -> int:
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise CheckpointError(f"can't be read ({error}). Is the download complete?") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
+        raise CheckpointError("not a regular file")
+    return status.st_size
+
+
+def _read_file(file: Path) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"can't be read ({error})") from error
+
+
+def _check_places(entries: Mapping[str, Entry], shards: list[Path], sizes: list[int]) -> None:
+    """Every tensor lies within its file, and none within another."""
+    shard, end, before = 0, 0, ""
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset, item[1].size)):
+        if entry.shard >= len(shards):
+            raise CheckpointError(f"tensor {key}: in data file {entry.shard}, of {len(shards)}")
+        if entry.shard != shard:
+            shard, end = entry.shard, 0
+        if entry.offset + entry.size > sizes[shard]:
+            raise CheckpointError(
+                f"tensor {key}: bytes {entry.offset} to {entry.offset + entry.size} of {shards[shard].name}, "
+                f"which has {sizes[shard]}. Is the download complete?"
+            )
+        if entry.offset < end and entry.size:
+            raise CheckpointError(f"tensor {key}: its bytes are those of {before} as well")
+        end, before = max(end, entry.offset + entry.size), key
+
+
+def _read_bytes(file: Path, entry: Entry) -> tuple[np.ndarray, int]:
+    """The bytes of a tensor, and their checksum."""
+    data, crc = np.empty(entry.size, np.uint8), 0
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(entry.offset)
+            for start in range(0, entry.size, _PIECE):
+                piece = data[start : start + _PIECE]
+                if stream.readinto(piece) != len(piece):
+                    raise CheckpointError("the file ends within the tensor")
+                crc = google_crc32c.extend(crc, piece)
+    except OSError as error:
+        raise CheckpointError(f"can't be read ({error})") from error
+    return data, crc
+
+
+def _append(file: BinaryIO, key: str, value: ArrayLike | Callable[[], ArrayLike]) -> bytes:
+    """Writes a tensor; returns the message of its entry."""
+    entry, data = encode(key, value() if callable(value) else value)
+    offset = file.tell()
+    file.write(data)
+    return entry_message(replace(entry, offset=offset))

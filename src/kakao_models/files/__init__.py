@@ -1,0 +1,1 @@
+"""Bytes on disk: atomic writes, memory maps, wire formats, lines of text."""

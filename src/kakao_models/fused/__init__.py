@@ -1,0 +1,1 @@
+"""The models as they run fastest in PyTorch, and as ONNX and OpenVINO graphs."""

@@ -1,0 +1,1 @@
+"""Images: safe reading and fetching, resizing, preprocessing."""

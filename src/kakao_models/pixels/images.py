@@ -1,0 +1,313 @@
+"""Pictures from anywhere - path, bytes, array, PIL, URL - as upright 8-bit RGB, or one clear error."""
+
+import contextlib
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import (  # importing a plugin registers its decoder
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageFile,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+from kakao_models.pixels.fetch import FetchError, fetch
+
+try:
+    import simplejpeg
+except ImportError:  # PIL reads everything; this is faster
+    simplejpeg = None
+with contextlib.suppress(ImportError):  # since Pillow 11.3
+    from PIL import AvifImagePlugin  # noqa: F401
+
+# What web images and photographs come as. PIL reads some forty more formats, many of them by code that few people
+# use and nobody attacks on purpose until a server decodes the files of strangers with it.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # PPM: also PGM, PBM, PFM; JPEG: also MPO
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"),
+)
+
+MAX_PIXELS = 178_956_970  # where PIL itself calls a file a decompression bomb
+# A JPEG is decoded at 1/2, 1/4 or 1/8 if it stays at least this much larger than the size asked for. On photographs
+# resized with antialiasing, a margin of 2 changes pixels by 0.7 of 255 in the mean at worst; a margin of 1 by 3.
+JPEG_MARGIN = 2
+
+_UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+_TURNED = {  # the same for arrays
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read: `source` names it, `reason` says why."""
+
+    def __init__(self, source: str, reason: str):
+        super().__init__(source, reason)
+        self.source, self.reason = source, reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+def load_image(
+    source,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    size_hint: tuple[int, int] | None = None,
+    timeout: float = 10.0,
+    max_bytes: int = 64 * 2**20,
+    allow_private_addresses: bool = False,
+) -> Image.Image:
+    """Reads one picture as upright 8-bit RGB.
+
+    EXIF orientation is applied. Transparency is laid over white. 16-bit grey is scaled to 8 bits (of 16-bit colour
+    PIL gives the upper byte), floating point must lie in 0..1. Of an animation, the first frame is taken.
+
+    Args:
+        source: path (str or Path), http(s) URL, file content (bytes), PIL image, or array: (H, W), (H, W, C) or, where
+            the last axis cannot be channels, (C, H, W), with C of 1, 3 or 4; uint8, bool, other integers in 0..255,
+            uint16 over its whole range, or floats in 0..1. Tensors on the CPU count as arrays.
+        max_pixels: more pixels than this, by the header, are refused before anything is decoded.
+        size_hint: (height, width) to which the picture will be resized **with antialiasing**. A JPEG much larger than
+            that is decoded at a fraction of its size, several times faster, and the resized picture differs by less
+            than 1 of 255 in the mean. Leave it out for any other use: the size of the result depends on it.
+        timeout, max_bytes, allow_private_addresses: for URLs; see `fetch`.
+
+    Raises:
+        ImageError: whatever is wrong with the source.
+    """
+    with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
+        picture.load()
+        return _upright(_to_rgb(picture), _orientation(picture))
+
+
+def load_pixels(
+    source,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    size_hint: tuple[int, int] | None = None,
+    timeout: float = 10.0,
+    max_bytes: int = 64 * 2**20,
+    allow_private_addresses: bool = False,
+) -> np.ndarray:
+    """The pixels of `load_image`, uint8 (H, W, 3), read by simplejpeg where that is installed and the file is a sound JPEG.
+
+    PIL reads headers and decides about everything first, and decodes all that simplejpeg has a word to say about. Both
+    use libjpeg-turbo, so the pixels are the same as long as both have brought releases that decode alike.
+    """
+    with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
+        orientation = _orientation(picture)
+        pixels = _by_simplejpeg(picture, max_bytes)
+        if pixels is not None:
+            return _TURNED.get(orientation, np.asarray)(pixels)
+        picture.load()
+        return np.asarray(_upright(_to_rgb(picture), orientation))
+
+
+def _by_simplejpeg(picture: Image.Image, max_bytes: int) -> np.ndarray | None:
+    if simplejpeg is None or picture.format != "JPEG" or picture.mode not in ("RGB", "L") or not picture.tile:
+        return None
+    picture.fp.seek(0)
+    data = picture.fp.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        return None
+    colours = "RGB" if picture.mode == "RGB" else "GRAY"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colours, min_height=picture.height, min_width=picture.width)
+    except (ValueError, MemoryError):  # also where libjpeg only warns: PIL decides
+        return None
+    if pixels.shape[:2] != (picture.height, picture.width):
+        return None
+    return pixels if colours == "RGB" else np.repeat(pixels, 3, 2)
+
+
+@contextlib.contextmanager
+def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) -> Iterator[Image.Image]:
+    """A picture whose header has passed, not decoded yet; whatever is wrong with it becomes an `ImageError`."""
+    name = _describe(source)
+    try:
+        with _opened(source, timeout, max_bytes, allow_private_addresses) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ImageError(name, f"{width} x {height} pixels are more than max_pixels = {max_pixels}")
+            if size_hint and picture is not source and picture.format in ("JPEG", "MPO"):
+                sideways = _orientation(picture) >= 5
+                h, w = reversed(size_hint) if sideways else size_hint
+                picture.draft(None, (JPEG_MARGIN * w, JPEG_MARGIN * h))
+            yield picture
+    except ImageError:
+        raise
+    except Exception as error:  # PIL's decoders raise nearly everything on broken files
+        raise ImageError(name, _reason(error)) from error
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture's file as it is looked at, by its header.
+
+    Raises:
+        ImageError: it is no picture.
+    """
+    with _opened(data, 0, 0, False) as picture:
+        width, height = picture.size
+        return (height, width) if _orientation(picture) >= 5 else (width, height)
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """All pictures under a folder, by suffix, sorted; hidden files and folders are left out."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(str(folder), "not a folder")
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def _describe(source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        text = os.fsdecode(text) if isinstance(text, bytes) else text
+        return text if len(text) <= 200 else text[:197] + "..."
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"<PIL image, {source.mode} {source.width} x {source.height}>"
+    shape = getattr(source, "shape", None)
+    if shape is None:
+        return f"<{type(source).__name__}>"
+    return f"<{type(source).__name__} {tuple(shape)} {getattr(source, 'dtype', '')}>"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FetchError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:  # the file system's own words; PIL's OSErrors have no number
+        return error.strerror[0].lower() + error.strerror[1:]
+    return f"cannot be decoded ({error or type(error).__name__})"
+
+
+@contextlib.contextmanager
+def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: bool) -> Iterator[Image.Image]:
+    name = _describe(source)
+    if isinstance(source, Image.Image):
+        yield source
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        yield _from_file(io.BytesIO(source), name)
+    elif isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+        data = fetch(source, timeout=timeout, max_bytes=max_bytes, allow_private_addresses=allow_private_addresses)
+        yield _from_file(io.BytesIO(data), name)
+    elif isinstance(source, (str, os.PathLike)):
+        kind = os.stat(source).st_mode
+        if stat.S_ISDIR(kind):
+            raise ImageError(name, "is a folder; list_images(folder) gives the pictures in it")
+        if not stat.S_ISREG(kind):  # reading a pipe or a device might never end
+            raise ImageError(name, "is not a regular file")
+        with open(source, "rb") as file:
+            yield _from_file(file, name)
+    elif hasattr(source, "__array__"):
+        yield _from_array(np.asarray(source), name)
+    else:
+        raise ImageError(name, "cannot be read; give a path, URL, bytes, PIL image or array")
+
+
+def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+    """Parses the header, by the decoders of `FORMATS` only.
+
+    `Image.open` would measure the picture by PIL's global limit first, warn, and refuse what a larger `max_pixels`
+    allows; hence its two steps here.
+    """
+    prefix = file.read(16)
+    if not prefix:
+        raise ImageError(name, "is empty (0 bytes)")
+    for kind in FORMATS:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        if accept is None or accept(prefix) is not True:  # a string: this build of PIL cannot decode the format
+            continue
+        file.seek(0)
+        try:
+            return factory(file, "")
+        except Exception as error:  # SyntaxError, IndexError, struct.error, ...: PIL's ways to say "broken"
+            raise ImageError(name, f"broken {kind} header ({error or type(error).__name__})") from error
+    raise ImageError(name, f"not an image of a kind that is read ({', '.join(FORMATS)})")
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, 2)
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))) or 0 in array.shape:
+        raise ImageError(name, "an array must be (height, width) or (height, width, channels) with 1, 3 or 4 channels")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(_to_8_bits(array, name)))
+
+
+def _to_8_bits(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)  # rounded x / 257
+    if array.dtype.kind not in "buif":
+        raise ImageError(name, f"pixels must be numbers, got dtype {array.dtype}")
+    scale = 255 if array.dtype.kind in "bf" else 1
+    low, high, limit = array.min(), array.max(), 255 // scale
+    if not (low >= 0 and high <= limit):  # false for NaN too
+        kind = "floating-point" if array.dtype.kind == "f" else str(array.dtype)
+        raise ImageError(name, f"{kind} pixels must lie in 0..{limit}, got {low:g}..{high:g}")
+    return np.rint(array * np.float64(scale)).astype(np.uint8)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # noqa: BLE001  broken EXIF, beside a sound picture, fails in as many ways as broken pictures
+        return 1
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    if orientation not in _UPRIGHT:
+        return picture
+    picture = picture.transpose(_UPRIGHT[orientation])
+    picture.info = {}  # PIL copies the EXIF block along: reading the result again would turn it again
+    return picture
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        array = np.asarray(picture)
+        if picture.mode == "I" and array.min() >= 0 and array.max() <= 65535:
+            array = array.astype(np.uint16)  # how PIL holds a 16-bit PGM
+        return _from_array(array.astype(array.dtype.newbyteorder("=")), _describe(picture)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

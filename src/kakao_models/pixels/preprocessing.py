@@ -1,0 +1,265 @@
+"""From a picture to what a model of images takes, in numpy and PIL alone.
+
+The image processors that users name (`AlignImageProcessor`, `ViTImageProcessor`) are these and transformers' interface;
+what only runs a model does without transformers, whose import takes longer than all the rest.
+"""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from PIL import Image
+
+from kakao_models.pixels.images import MAX_PIXELS, load_image
+from kakao_models.pixels.resize import center_box, resize_area, resize_bilinear, shorter_side_to
+
+PREPROCESSINGS = ("hf", "tf")
+_TF_RESIZE = {Image.Resampling.BILINEAR: resize_bilinear, Image.Resampling.BOX: resize_area}
+
+
+class Preprocessing:
+    """Resize, centre crop, rescale, normalise; see `ImageProcessor` for the fields."""
+
+    fields: ClassVar[tuple[str, ...]] = (
+        "preprocessing",
+        "do_resize",
+        "size",
+        "resample",
+        "do_center_crop",
+        "crop_size",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+    )
+    # Defaults of transformers' class for the same, where ours differ: they hold for a file that leaves a field out.
+    transformers_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    preprocessing = "hf"
+    do_resize = True
+    resample = Image.Resampling.BILINEAR
+    do_center_crop = False
+    crop_size = None
+    do_rescale = True
+    rescale_factor = 1 / 255
+    rescale_offset = False
+    do_normalize = True
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    include_top = False
+
+    def __init__(self, **kwargs):
+        for name in self.fields:
+            value = kwargs.get(name)
+            setattr(self, name, self._checked(name, getattr(type(self), name) if value is None else value))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """By the values of a preprocessor_config.json.
+
+        Raises:
+            ValueError: a field has no such value.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(**{**cls.transformers_defaults, **given})
+
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        """(height, width) that `load_image(size_hint=...)` may be given, or None if pictures must be decoded in full.
+
+        Only antialiased resizing averages over all pixels, so that a JPEG decoded at reduced size gives the same
+        result. "tf" resizing takes single pixels of the full picture: from a reduced one it would take others, and
+        being equal to the original program is the point of it.
+        """
+        return self._decode_size(self._options({}))
+
+    @property
+    def gives_bytes(self) -> bool:
+        """Whether `pixels` is the whole of preprocessing but for the arithmetic that `byte_values` tells."""
+        return self.preprocessing == "hf"
+
+    @property
+    def byte_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a byte u becomes, per channel: (u - zero) * scale. Gives scale and zero, float64 (3,)."""
+        factor = self.rescale_factor if self.do_rescale else 1
+        scale, zero = np.full(3, float(factor)), np.zeros(3)
+        if self.do_rescale and self.rescale_offset:
+            zero += 1
+        std = np.broadcast_to(np.float64(self.image_std), 3)
+        if self.do_normalize:
+            zero, scale = zero + self.image_mean, scale / std
+        if self.include_top:
+            scale = scale / std
+        return scale, zero / factor
+
+    def _options(self, changes: dict) -> SimpleNamespace:
+        if unknown := changes.keys() - {*self.fields, "do_convert_rgb"}:  # the last is always done
+            name = min(unknown)
+            raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.fields)}")
+        options = SimpleNamespace(rescale_offset=False, include_top=False)
+        for name in self.fields:
+            value = changes.get(name)
+            setattr(options, name, self._checked(name, getattr(self, name) if value is None else value))
+        if options.preprocessing == "tf" and options.do_resize and options.resample not in _TF_RESIZE:
+            raise ValueError(
+                f'preprocessing="tf" resizes with resample 2 (bilinear) or 4 (area), got {options.resample}; '
+                'for PIL\'s other filters use preprocessing="hf"'
+            )
+        if options.do_center_crop and options.crop_size is None:
+            raise ValueError("do_center_crop needs a crop_size")
+        return options
+
+    def _checked(self, name: str, value):
+        if name == "preprocessing" and value not in PREPROCESSINGS:
+            raise ValueError(f"preprocessing must be one of {PREPROCESSINGS}, got {value!r}")
+        if name in ("size", "crop_size") and value is not None:
+            return _size(name, value)
+        if name in ("image_mean", "image_std", "rescale_factor"):
+            single = isinstance(value, (int, float))
+            numbers = [float(number) for number in ([value] if single else value)]
+            least = None if name == "image_mean" else 0
+            right = all(np.isfinite(x) and (least is None or x > least) for x in numbers)
+            if not right or not (single or len(numbers) == 3 and name != "rescale_factor"):
+                raise ValueError(
+                    f"{name}: got {value!r}, wanted a number{'' if least is None else ' above 0'}, or three"
+                )
+            return value if single else numbers
+        return int(value) if name == "resample" else value
+
+    @staticmethod
+    def _decode_size(options: SimpleNamespace) -> tuple[int, int] | None:
+        if options.preprocessing == "tf" or not options.do_resize or options.resample == Image.Resampling.NEAREST:
+            return None
+        shorter = options.size.get("shortest_edge")  # neither side becomes smaller than that
+        return (shorter, shorter) if shorter else (options.size["height"], options.size["width"])
+
+    def _one(self, source, options: SimpleNamespace) -> np.ndarray:
+        picture = load_image(source, size_hint=self._decode_size(options))
+        if options.preprocessing == "tf":
+            return self._like_tf(picture, options)
+        return self._values(self._like_hf(picture, options), options)
+
+    def pixel_values(self, picture: Image.Image) -> np.ndarray:
+        """What the model takes, float32 (3, height, width)."""
+        return self._one(picture, self._options({}))
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
+        `preprocessing="hf"`: the originals' resizing does not round."""
+        return np.ascontiguousarray(self._like_hf(picture, self._options({})))
+
+    def fast_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """As `pixels`, of an array (H, W, 3) of bytes, resized by PyTorch's kernel for bytes: about four times as fast as
+        PIL's. It rounds in other places, so that about one value in 300 differs by 1 of 255, rarely by 2.
+        """
+        options = self._options({})
+        mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(options.resample)
+        if mode is None or not options.do_resize:
+            return self.pixels(Image.fromarray(pixels))
+        import torch
+
+        size = _checked_size(options.size, *pixels.shape[:2])
+        planes = torch.from_numpy(np.require(pixels, requirements="CW")).permute(2, 0, 1)[None]  # a view: channels last
+        resized = torch.nn.functional.interpolate(planes, size, mode=mode, antialias=True)
+        pixels = resized[0].permute(1, 2, 0).numpy()
+        if options.do_center_crop:
+            pixels = _center_crop(pixels, options.crop_size["height"], options.crop_size["width"])
+        return np.ascontiguousarray(pixels)
+
+    def _like_hf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
+        """Bytes (height, width, 3)."""
+        if options.do_resize:
+            height, width = _checked_size(options.size, picture.height, picture.width)
+            picture = picture.resize((width, height), options.resample)
+        pixels = np.asarray(picture)
+        if options.do_center_crop:
+            crop = options.crop_size["height"], options.crop_size["width"]
+            pixels = _center_crop(pixels, *crop)
+        return pixels
+
+    def _values(self, pixels: np.ndarray, options: SimpleNamespace) -> np.ndarray:
+        # A byte has 256 values: the arithmetic is done once for each of them, per channel.
+        table = _affine(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), options, np.float64)
+        return np.stack([table[channel].take(pixels[:, :, channel]) for channel in range(3)])
+
+    def _like_tf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
+        pixels = np.asarray(picture)
+        height, width = pixels.shape[:2]
+        if options.do_resize:
+            height, width = _resized(options.size, height, width, truncated=False)
+        box = (0, 0, height, width)
+        if options.do_center_crop:
+            box = center_box(height, width, options.crop_size["height"], options.crop_size["width"])
+        if options.do_resize:
+            pixels = _TF_RESIZE[options.resample](pixels, height, width, box)
+        else:
+            top, left, height, width = box
+            pixels = pixels[top : top + height, left : left + width].astype(np.float32)
+        return _affine(np.ascontiguousarray(pixels.transpose(2, 0, 1)), options, np.float32)
+
+
+def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As transformers' `center_crop` of (H, W, C): what lies outside is 0."""
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    if top >= 0 and left >= 0:
+        return pixels[top : top + height, left : left + width]
+    from transformers.image_transforms import center_crop
+
+    return center_crop(pixels, (height, width), data_format="channels_last", input_data_format="channels_last")
+
+
+def _size(name: str, value) -> dict[str, int]:
+    """A size in any of transformers' spellings, as height and width, or as shortest_edge."""
+    if isinstance(value, int):
+        value = {"height": value, "width": value}
+    elif isinstance(value, (list, tuple)) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    elif isinstance(value, Mapping):
+        value = {key: side for key, side in value.items() if side is not None}
+    else:
+        value = {"": value}
+    allowed = [{"height", "width"}, {"shortest_edge"}][: 1 if name == "crop_size" else 2]
+    if value.keys() not in allowed or not all(isinstance(side, int) and side > 0 for side in value.values()):
+        raise ValueError(f"{name} must be a positive number of pixels or have the keys {allowed}, got {value}")
+    if min(value.values()) * max(value.values()) > MAX_PIXELS:
+        raise ValueError(f"{name} is {value}, more than {MAX_PIXELS} pixels")
+    return value
+
+
+def _resized(size: dict[str, int], height: int, width: int, truncated: bool) -> tuple[int, int]:
+    if "height" in size:
+        return size["height"], size["width"]
+    shorter = size["shortest_edge"]
+    if not truncated:
+        return shorter_side_to(shorter, height, width)
+    longer = int(shorter * max(height, width) / min(height, width))  # transformers' rounding
+    return (longer, shorter) if width <= height else (shorter, longer)
+
+
+def _checked_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
+    resized = _resized(size, height, width, truncated=True)
+    if resized[0] * resized[1] > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
+        raise ValueError(
+            f"a picture of {width} x {height} becomes {resized[1]} x {resized[0]} at size {size}, more than {MAX_PIXELS} "
+            "pixels: give size as height and width, or leave this picture out"
+        )
+    return resized
+
+
+def _affine(pixels: np.ndarray, options: SimpleNamespace, precision: type) -> np.ndarray:
+    """Rescaling and normalisation of (3, ...) pixels. The original programs multiply in float32, transformers in float64;
+    all else is float32 in both."""
+    if options.do_rescale:
+        pixels = (pixels * precision(options.rescale_factor)).astype(np.float32, copy=False)
+        if options.rescale_offset:
+            pixels -= 1
+    per_channel = (-1, *[1] * (pixels.ndim - 1))
+    mean = np.float32(options.image_mean).reshape(per_channel)
+    std = np.float32(options.image_std).reshape(per_channel)
+    if options.do_normalize:
+        pixels = (pixels - mean) / std
+    if options.include_top:
+        pixels = pixels / std
+    return pixels

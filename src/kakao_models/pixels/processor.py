@@ -1,0 +1,109 @@
+"""What the image processors of ALIGN and ViT share: one picture from anywhere in, one float32 array out."""
+
+import difflib
+from typing import ClassVar
+
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ImagesKwargs
+
+from kakao_models.checkpoint.hub import resolve
+from kakao_models.pixels.preprocessing import Preprocessing
+from kakao_models.pixels.tensors import as_tensors
+
+# What transformers writes into, or accepts in, a preprocessor_config.json beside the fields.
+_FOREIGN = frozenset(ImagesKwargs.__annotations__) | {"image_processor_type", "processor_class", "auto_map"}
+
+
+class ImageProcessorKwargs(ImagesKwargs, total=False):
+    """Fields that may be given to `from_pretrained` and in a call."""
+
+    preprocessing: str
+    rescale_offset: bool
+    include_top: bool
+
+
+class ImageProcessor(Preprocessing, BaseImageProcessor):
+    """Resize, centre crop, rescale, normalise; configured as transformers' image processors are.
+
+    `preprocessing` chooses how:
+
+    - "hf": what transformers does, to the same pixel: PIL's antialiased filters, rounded to integers.
+    - "tf": what the original programs do: `tf.image.resize` without antialiasing and without rounding. `resample` is
+      PIL's BILINEAR (2) for bilinear, or BOX (4) for the area method.
+
+    A file without the field is "hf". transformers loads a model's folder with "tf" too, but by itself knows only
+    antialiased resizing; in a program that has imported this module its Auto classes give this class.
+    """
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    valid_kwargs = ImageProcessorKwargs
+    transformers_type: ClassVar[str]  # the class of transformers that does the same
+
+    def __init__(self, **kwargs):
+        Preprocessing.__init__(self, **kwargs)
+        for name in self.fields:
+            kwargs.pop(name, None)
+        self._refuse_misspelt(kwargs)
+        if kwargs.get("do_pad"):
+            raise ValueError(
+                f"{type(self).__name__} does not pad (do_pad={kwargs['do_pad']!r}); resize or crop instead"
+            )
+        kwargs.pop("image_processor_type", None)
+        BaseImageProcessor.__init__(self, **kwargs)
+
+    def preprocess(self, images, *, return_tensors: str | None = None, **changes) -> BatchFeature:
+        """Prepares one picture, a list of pictures, or a 4-dimensional array of them.
+
+        Args:
+            images: whatever `load_image` reads, in any mixture and of any sizes. Whatever the type of their pixels,
+                pictures become 8-bit RGB first, so without rescaling values lie in 0..255.
+            return_tensors: "np", "pt", "tf" or "jax"; None for a list of numpy arrays.
+            changes: fields of the configuration, for this call.
+
+        Returns:
+            `pixel_values`, float32 (B, 3, height, width).
+        """
+        options = self._options(changes)
+        pictures = [self._one(source, options) for source in _flat(images)]
+        if not pictures:
+            raise ValueError(f"{type(self).__name__} got no images, but an empty {type(images).__name__}")
+        shapes = {picture.shape for picture in pictures}
+        if return_tensors is not None and len(shapes) > 1:
+            raise ValueError(
+                f"pictures of different sizes (channels, height, width) do not stack: {sorted(shapes)}. "
+                "Leave do_resize on, crop, or leave return_tensors out"
+            )
+        return as_tensors({"pixel_values": pictures}, return_tensors)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        if not isinstance(image_processor_dict, dict):
+            raise ValueError(f"{cls.__name__}: the file of its fields holds a {type(image_processor_dict).__name__}")
+        given = {name: value for name, value in image_processor_dict.items() if value is not None}
+        return super().from_dict({**cls.transformers_defaults, **given}, **kwargs)
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        del values["image_processor_type"]
+        # transformers looks the class up by this name, and by the model's config.json where there is none. Only the
+        # second way leads to our class (once it is imported), and only "tf" needs ours.
+        if self.preprocessing == "hf":
+            values["image_processor_type"] = self.transformers_type
+        return values
+
+    def _refuse_misspelt(self, kwargs: dict) -> None:
+        for name in kwargs.keys() - _FOREIGN:
+            if meant := difflib.get_close_matches(name, self.fields, n=1, cutoff=0.8):
+                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {meant[0]!r}?")
+
+
+def _flat(images) -> list:
+    if isinstance(images, (list, tuple)):
+        return [picture for part in images for picture in _flat(part)]
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]

@@ -1,0 +1,165 @@
+"""Folders of shards with a manifest: counts and SHA-256 of each file, checked again whenever one likes."""
+
+import json
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kakao_models.files.atomic import sha256_of, write_text
+
+NAME = "manifest.json"
+PLAN = "plan.json"
+
+
+@contextmanager
+def alone(output: Path, rank: int) -> Iterator[None]:
+    """No other process works on this folder with this rank; the lock goes with the process, however it ends.
+
+    Raises:
+        FileExistsError: one does.
+    """
+    lock = FileLock(output / f".rank{rank}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise FileExistsError(f"{output}: another process is at work on it as rank {rank}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Raises:
+    ValueError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: wanted a JSON object, got {type(content).__name__}")
+    return content
+
+
+def begin(output: Path, plan: dict) -> None:
+    """Makes a folder whose `plan.json` says what it is of, or checks that one that is there is of the same.
+
+    Raises:
+        FileExistsError: it is a folder of something else.
+        ValueError: it was begun with another plan.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / PLAN
+    with cleared(output, PLAN):
+        if not path.exists():
+            if others := sorted(name.name for name in output.iterdir() if name.name[0] != "."):
+                raise FileExistsError(
+                    f"{output} has files and no {PLAN} ({others[0]}): it is of something else; name a new folder"
+                )
+            write_json(path, plan)
+            return
+    there = read_json(path)
+    if other := [name for name in plan if there.get(name) != plan[name]]:
+        said = ", ".join(f"{name} was {there.get(name)!r}, is {plan[name]!r}" for name in other)
+        raise ValueError(f"{output} was begun otherwise ({said}). Name a new folder, or give what it was begun with.")
+
+
+@contextmanager
+def cleared(output: Path, name: str) -> Iterator[None]:
+    """One process at a time; what killed ones left of the file `name` is gone."""
+    with FileLock(output / ".lock"):
+        for old in output.glob(f".{name}.*.tmp"):
+            old.unlink()
+        yield
+
+
+def clear(output: Path, numbers: Container[int]) -> None:
+    """Removes what killed runs left of files named after shards with these numbers."""
+    for old in output.glob(".*.tmp"):
+        digits = re.match(r"\.(\d+)", old.name)
+        if digits and int(digits[1]) in numbers:
+            old.unlink(missing_ok=True)
+
+
+def entry(path: Path, rows: int) -> dict:
+    """What a manifest says of a file."""
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **facts) -> dict:
+    manifest = {"kind": kind, "rows": sum(shard["rows"] for shard in shards), **facts, "shards": list(shards)}
+    write_json(folder / NAME, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict:
+    """Raises:
+    ValueError: there is none, or it is no manifest.
+    """
+    path = folder / NAME
+    try:
+        manifest = read_json(path)
+        kinds = {"file": str, "rows": int, "bytes": int, "sha256": str}
+        sound = all(isinstance(shard[name], kind) for shard in manifest["shards"] for name, kind in kinds.items())
+        if not sound or not isinstance(manifest["kind"], str):
+            raise TypeError("an entry is of another kind")
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: has no {NAME}. Was the run that writes it finished?") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is no manifest ({error!r})") from error
+    return manifest
+
+
+def verify(folder: Path, *, decode: bool = False, advance: Callable[[int], None] = lambda steps: None) -> list[str]:
+    """What differs from the manifest: files missing, too many, or with other bytes or rows; an empty list if nothing.
+
+    Args:
+        decode: also read every sample, and its picture from the first pixel to the last.
+    """
+    manifest, wrong = read_manifest(folder), []
+    listed = {shard["file"] for shard in manifest["shards"]}
+    suffixes = {Path(name).suffix for name in listed}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in suffixes and path.name not in listed and path.name[0] != ".":
+            wrong.append(f"{path.name}: is not in the manifest")
+    for shard in manifest["shards"]:
+        path = folder / shard["file"]
+        if not path.is_file() or path.parent.resolve() != folder.resolve():
+            wrong.append(f"{shard['file']}: is missing")
+        elif path.stat().st_size != shard["bytes"]:
+            wrong.append(f"{shard['file']}: has {path.stat().st_size} bytes, the manifest says {shard['bytes']}")
+        elif sha256_of(path) != shard["sha256"]:
+            wrong.append(f"{shard['file']}: its SHA-256 differs from the manifest's")
+        else:
+            wrong += _check_rows(path, shard["rows"], decode and manifest["kind"] != "embeddings")
+        advance(1)
+    return wrong
+
+
+def _check_rows(path: Path, rows: int, decode: bool) -> list[str]:
+    from kakao_models.pixels.images import load_image
+    from kakao_models.samples.shards import ParquetShards, TarShards, TFRecordShards
+
+    kinds = {".tar": TarShards, ".tfrecord": TFRecordShards, ".parquet": ParquetShards}
+    try:
+        source = kinds[path.suffix]([path])
+    except (ValueError, OSError, KeyError) as error:
+        return [f"{path.name}: can't be read ({error})"]
+    if sum(source.counts) != rows:
+        return [f"{path.name}: has {sum(source.counts)} rows, the manifest says {rows}"]
+    wrong = []
+    for number, count in enumerate(source.counts if decode else ()):
+        for row in range(count):
+            try:
+                load_image(source.read(number, row).image)
+            except (ValueError, OSError) as error:
+                wrong.append(f"{path.name}: sample {row}: {error}")
+    return wrong

@@ -1,0 +1,257 @@
+"""Tables of any size: Parquet, CSV, JSON lines or a data set of the Hub, as Ibis expressions on DuckDB or Spark."""
+
+import contextlib
+import csv
+import glob
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+
+from kakao_models.files.atomic import flush, workplace
+from kakao_models.samples.coyo import TYPES
+from kakao_models.samples.manifest import NAME, PLAN
+
+BACKENDS = ("duckdb", "pyspark")
+_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+
+
+def connect(
+    backend: str = "duckdb", *, memory_limit: str | None = None, threads: int | None = None, spill: Path | None = None
+):
+    """An Ibis connection.
+
+    Args:
+        backend: "duckdb", embedded, which spills to disk what is too large; or "pyspark", the session of spark-submit
+            or a local one.
+        memory_limit: of DuckDB, such as "8GB"; by default 80 % of the machine's.
+        threads: of DuckDB; by default one per processor core.
+        spill: folder for what DuckDB moves out of memory.
+    """
+    if backend == "duckdb":
+        if spill:
+            spill.mkdir(parents=True, exist_ok=True)
+        options = {"memory_limit": memory_limit, "threads": threads, "temp_directory": spill and str(spill)}
+        connection = ibis.duckdb.connect(**{name: value for name, value in options.items() if value})
+        connection.raw_sql("SET preserve_insertion_order = false")  # otherwise whole row groups wait in memory
+        return connection
+    if backend != "pyspark":
+        raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(BACKENDS)}")
+    try:
+        from pyspark.sql import SparkSession
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the backend pyspark needs Spark: pip install 'kakao-models[data,spark]', and Java 17 or newer"
+        ) from error
+    return ibis.pyspark.connect(SparkSession.builder.appName("kakao-models data").getOrCreate())
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source is a data set of the Hub: hf://owner/name, or owner/name where there is no such file."""
+    if source.startswith("hf://"):
+        return True
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not _matches(source) and (
+        Path(source).suffix.lower() not in _KINDS
+    )  # fmt: skip
+
+
+def is_parquet(source: str) -> bool:
+    """Whether a source is local Parquet, of which single columns can be read again and again."""
+    return not is_hub(source) and files_of(source)[0].lower().endswith(".parquet")
+
+
+def files_of(source: str | os.PathLike) -> list[str]:
+    """The files of a local source: a file, a pattern, or a folder of such files; of one kind.
+
+    What `download` and `embed` say of themselves in .json beside their shards is not among them.
+
+    Raises:
+        ValueError: there are none, or they are of several kinds.
+    """
+    paths = _matches(os.fspath(source))
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        inside = sorted(path for path in Path(paths[0]).rglob("*") if path.suffix.lower() in _KINDS)
+        inside = [path for path in inside if path.name not in (NAME, PLAN) and not path.name.endswith("_stats.json")]
+        paths = [str(path) for path in inside if not any(part.startswith(("_", ".")) for part in path.parts[-2:])]
+    if not paths:
+        raise ValueError(f"{source}: no such file, folder or pattern of {', '.join(_KINDS)}")
+    kinds = {Path(path).suffix.lower() for path in paths}
+    if len(kinds) > 1 or not kinds <= set(_KINDS):
+        raise ValueError(f"{source}: files of {', '.join(sorted(kinds))}; wanted one of {', '.join(_KINDS)}")
+    return paths
+
+
+def open_table(connection, source: str | os.PathLike) -> ir.Table:
+    """A table by its name; columns of COYO have the published types, whatever the file says.
+
+    Other columns of a CSV file are text. A value that is not of its column's type becomes null.
+
+    Args:
+        source: a file, pattern or folder of .parquet, .csv, .tsv, .jsonl; hf://owner/name.
+
+    Raises:
+        ValueError: there is nothing, or nothing that is known.
+    """
+    name = os.fspath(source)
+    if is_hub(name):
+        return _typed(_hub_table(connection, name.removeprefix("hf://")))
+    return _typed(read_files(connection, files_of(name)))
+
+
+def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
+    """The table of files of one kind, with the types they say; columns of CSV files are text."""
+    paths = [os.fspath(path) for path in paths]
+    if connection.name == "duckdb":
+        paths = [glob.escape(path) for path in paths]  # it takes the names of files for patterns
+    kind = _KINDS[Path(paths[0]).suffix.lower()]
+    separator = "\t" if paths[0].lower().endswith(".tsv") else ","
+    if connection.name == "duckdb":
+        if kind == "csv":
+            options = {"header": True, "all_varchar": True, "delim": separator, "quote": '"', "escape": '"'}
+            return connection.read_csv(paths, max_line_size=2**24, **options)
+        return getattr(connection, f"read_{kind}")(paths)
+    from pyspark.sql import SparkSession
+
+    reader = SparkSession.builder.getOrCreate().read
+    if kind == "csv":
+        reader = reader.options(header=True, sep=separator, quote='"', escape='"', multiLine=True)
+    view = f"kakao_models_{uuid.uuid4().hex}"  # Ibis passes one path to Spark, not several
+    frame = reader.parquet(*paths) if kind == "parquet" else getattr(reader, kind)(paths)
+    frame.createOrReplaceTempView(view)
+    return connection.table(view)
+
+
+def column_names(source: str | os.PathLike) -> list[str]:
+    """The columns of a local Parquet or CSV file, without a connection."""
+    path = files_of(source)[0]
+    if path.lower().endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        return pq.read_schema(path).names
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        return next(csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ","), [])
+
+
+def write_parquet(table: ir.Table, folder: Path) -> int:
+    """Writes a table as Parquet files into a folder that must not be there, and counts its rows."""
+    import pyarrow.parquet as pq
+
+    if table.get_backend().name == "duckdb":
+        folder.mkdir(parents=True)
+        options = {
+            "compression": "zstd",
+            "compression_level": 1,
+            "row_group_size": 131_072,
+        }  # 3: slower, hardly smaller
+        table.to_parquet(folder / "part-00000.parquet", **options)
+    else:
+        table.to_parquet(folder, compression="zstd")
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in folder.glob("*.parquet"))
+
+
+@contextmanager
+def new_folder(output: Path | None, connection, spill: Path | None = None) -> Iterator[Path]:
+    """A folder to work in, whose `done`, if the block makes one, becomes `output`; nothing else of it stays.
+
+    What DuckDB moves out of memory goes there too, unless `spill` says where. Without an `output`, the folder is in
+    `spill` or where temporary files are.
+
+    Raises:
+        FileExistsError: `output` is there, or another process works on it.
+    """
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="kakao-models-", dir=spill) as folder:
+            yield _spilling(connection, Path(folder), spill)
+        return
+    output = output.absolute()
+    with workplace(output, output) as folder:
+        if output.exists():
+            raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+        yield _spilling(connection, folder, spill)
+        if (folder / "done").exists():
+            for path in (folder / "done").iterdir():
+                flush(path)
+            for path in folder.iterdir():  # first: a run that is killed here leaves gigabytes
+                if path.name != "done" and path.is_dir():
+                    shutil.rmtree(path)
+            (folder / "done").rename(output)
+
+
+def _spilling(connection, folder: Path, spill: Path | None) -> Path:
+    if connection.name == "duckdb" and spill is None:
+        import duckdb
+
+        with contextlib.suppress(duckdb.Error):  # it has begun to spill already, elsewhere
+            connection.raw_sql(f"SET temp_directory = '{str(folder / 'spill').replace(chr(39), 2 * chr(39))}'")
+    return folder
+
+
+def require(table: ir.Table, columns: Sequence[str], what: str) -> None:
+    """Raises:
+    ValueError: the table lacks one of the columns.
+    """
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise ValueError(f"{what}: the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+
+
+def join_columns(table: ir.Table, other: ir.Table) -> ir.Table:
+    """The table with the columns that only `other` has, by id; null where it has no such id.
+
+    Raises:
+        ValueError: one has no id, or an id of `other` is there twice.
+    """
+    require(table, ("id",), "join")
+    require(other, ("id",), "join")
+    doubles = other.filter(other.id.notnull()).group_by("id").agg(rows=ibis._.count()).filter(ibis._.rows > 1).count()
+    if doubles.execute():
+        raise ValueError("join: there are ids that the joined table has twice")
+    added = [name for name in other.columns if name not in table.columns]
+    return table.left_join(other.select("id", *added), "id").select(*table.columns, *added)
+
+
+def without(table: ir.Table, key: ir.Value, dropped: ir.Table) -> ir.Table:
+    """The rows whose key is not in the column `key` of `dropped`; a null is not."""
+    name = fresh(table, "key")
+    return table.mutate(**{name: key}).anti_join(dropped.rename(**{name: "key"}), name).drop(name)
+
+
+def fresh(table: ir.Table, name: str) -> str:
+    """A name that no column has, also not where upper and lower case are the same."""
+    taken = {column.lower() for column in table.columns}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _matches(source: str) -> list[str]:
+    if glob.has_magic(source) and not os.path.exists(source):
+        return sorted(glob.glob(source))
+    return [source] if os.path.exists(source) else []
+
+
+def _typed(table: ir.Table) -> ir.Table:
+    schema = table.schema()
+    wanted = {name: TYPES[name] for name in table.columns if name in TYPES and str(schema[name]) != TYPES[name]}
+    return table.mutate(**{name: table[name].try_cast(kind) for name, kind in wanted.items()}) if wanted else table
+
+
+def _hub_table(connection, name: str) -> ir.Table:
+    if connection.name != "duckdb":
+        raise ValueError(
+            f"hf://{name}: Spark reads local or mounted files; first: hf download --repo-type dataset {name}"
+        )
+    from huggingface_hub import HfFileSystem
+
+    system = HfFileSystem()
+    paths = sorted(system.glob(f"datasets/{name}/**/*.parquet"))
+    if not paths:
+        raise ValueError(f"hf://{name}: this data set has no Parquet files")
+    connection.register_filesystem(system)
+    return connection.read_parquet([f"hf://{path}" for path in paths])

@@ -1,0 +1,113 @@
+"""From a sample to what a batch is made of, and from these to a batch."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from kakao_models.pixels.images import load_image, load_pixels
+from kakao_models.samples.shards import Sample
+from kakao_models.train.augment import Augmentation, affine_of
+
+
+class DataError(ValueError):
+    """What no other sample can make up for: a label out of range, or a source of which nothing can be read."""
+
+
+@dataclass
+class SampleTransform:
+    """A sample → what a batch is made of. Pictures as the model's image processor normalises them.
+
+    Args:
+        augment: cuts and resizes a picture.
+        image_processor: gives the range of `pixel_values`.
+        tokenizer: of captions; None for a model of images alone, whose samples need labels.
+        max_tokens: captions are cut there.
+        classes: number of classes, None for captions. A label outside is a DataError.
+        multi_label: labels become a row of zeros and ones, and may be none or several.
+        names: class names, where labels are names (of folders).
+        pad_to: "longest" pads to the longest caption of a batch, "max_tokens" always to that (for torch.compile).
+    """
+
+    augment: Augmentation
+    image_processor: Callable
+    tokenizer: Callable | None = None
+    max_tokens: int = 64
+    classes: int | None = None
+    multi_label: bool = False
+    names: Sequence[str] = ()
+    pad_to: str = "longest"
+    affine: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if (self.tokenizer is None) == (self.classes is None):
+            raise ValueError(
+                "SampleTransform: give a tokenizer (captions) or a number of classes (labels), and not both"
+            )
+        if self.pad_to not in ("longest", "max_tokens"):
+            raise ValueError(f"pad_to: got {self.pad_to!r}, wanted 'longest' or 'max_tokens'")
+        self.affine = affine_of(self.image_processor)
+        self.tokenizer = copy.deepcopy(self.tokenizer)  # what it is asked for here is kept in it, and would be saved
+        self._numbers = {name: number for number, name in enumerate(self.names)}
+
+    def __call__(self, sample: Sample, random: np.random.Generator) -> dict:
+        target = self.target(sample, random)
+        load = load_pixels if self.augment.arrays else load_image
+        picture = load(sample.image, size_hint=self.augment.decode_size)
+        scale, offset = (x[:, None, None] for x in self.affine)  # (3, 1, 1)
+        pixels = np.ascontiguousarray(self.augment(picture, random).transpose(2, 0, 1))  # (3, H, W)
+        pixels *= scale  # eight times as fast as on (H, W, 3), whose innermost loop is three numbers long
+        pixels += offset
+        return {
+            "pixel_values": torch.from_numpy(pixels),
+            "target": target,
+            "key": sample.key,
+        }
+
+    def target(self, sample: Sample, random: np.random.Generator) -> Any:
+        """What `collate` finds as "target": one of the captions, or the numbers of the labels. With other targets
+        override both.
+
+        Raises:
+            ValueError: the sample cannot be used, and another one takes its place.
+        """
+        if self.tokenizer is not None:
+            if not sample.captions:
+                raise ValueError("no caption")
+            return sample.captions[int(random.integers(len(sample.captions)))]
+        labels = [self._number(sample, label) for label in sample.labels]
+        if not self.multi_label and len(labels) != 1:
+            raise ValueError(f"wanted one label, there are {len(labels)}")
+        return labels
+
+    def _number(self, sample: Sample, label: int | str) -> int:
+        number = self._numbers.get(label) if isinstance(label, str) else label
+        if number is None:
+            raise DataError(f"{sample.key}: label {label!r} is no name of a class; there are {', '.join(self.names)}")
+        if not 0 <= number < self.classes:
+            raise DataError(
+                f"{sample.key}: label {number} is out of range, the model has classes 0..{self.classes - 1}"
+            )
+        return number
+
+    def collate(self, items: list[dict]) -> dict:
+        """A batch: `pixel_values`; `input_ids` and `attention_mask`, or `labels`; `keys`; `failures` (key, reason)."""
+        batch = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}  # (B, 3, H, W)
+        targets = [item["target"] for item in items]
+        if self.tokenizer is not None:
+            padding = "longest" if self.pad_to == "longest" else "max_length"
+            options = dict(padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+            tokens = self.tokenizer(targets, **options)
+            batch |= {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        elif self.multi_label:
+            batch["labels"] = torch.zeros(len(items), self.classes)
+            for row, labels in zip(batch["labels"], targets):
+                row[labels] = 1.0
+        else:
+            batch["labels"] = torch.tensor([labels[0] for labels in targets])
+        batch["keys"] = [item["key"] for item in items]
+        batch["failures"] = [failure for item in items for failure in item.get("failures", ())]
+        return batch

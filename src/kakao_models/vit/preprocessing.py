@@ -1,0 +1,7 @@
+"""How ViT's pictures are prepared; see `ViTImageProcessor`."""
+
+from kakao_models.pixels.preprocessing import Preprocessing
+
+
+class ViTPreprocessing(Preprocessing):
+    size = 224
