@@ -58,8 +58,8 @@ def evaluate(args: argparse.Namespace, cache: Path) -> None:
     def labelled(path: str, name: str, column: str | None = None) -> Labelled:
         return replace(read_labelled(path, label_column=column), name=name)
 
-    def run() -> tasks.Run:  # a new one each: its fingerprint of the data is of that task alone
-        return tasks.Run(CachedEmbedder(embedder, cache))
+    def run() -> tasks.TaskRun:  # a new one each: its fingerprint of the data is of that task alone
+        return tasks.TaskRun(CachedEmbedder(embedder, cache))
 
     embedder = Embedder(args.model)
     captioned = replace(read_captioned(args.dev), name="flickr8k-dev")

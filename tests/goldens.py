@@ -126,7 +126,7 @@ def write_folder(name: str, folder: Path) -> Path:
         slots = align_tpu_slots(config)
     else:
         config = vit_config(golden.config)
-        slots = vit_tpu_slots(config, vit_spelling(name))
+        slots = vit_tpu_slots(config, vit_key_layout(name))
     config.save_pretrained(folder)
     write_safetensors(folder / "model.safetensors", canonical(slots, golden.original))
     return folder
@@ -166,7 +166,7 @@ def vit_config(original: dict) -> ViTConfig:
     )
 
 
-def vit_spelling(name: str) -> str:
+def vit_key_layout(name: str) -> str:
     """How the checkpoint of a recorded ViT spells its keys."""
     return {"vit_nano_model_weights": "model", "vit_nano_backbone_weights": "backbone"}.get(name, "manager")
 

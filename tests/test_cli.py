@@ -163,7 +163,7 @@ def test_too_little_memory_is_one_message(command, align, monkeypatch):
     def describe(*arguments, **options):
         raise MemoryError("Unable to allocate 9 TiB")
 
-    monkeypatch.setattr("kakao_models.conversion.info.describe", describe)
+    monkeypatch.setattr("kakao_models.conversion.info.describe_checkpoint", describe)
     code, out, err = command("info", align)
     assert code == 2 and out == "" and "smaller one. Unable to allocate" in err and "Traceback" not in err
 
@@ -246,7 +246,7 @@ def test_convert_uploads_only_what_is_proven(command, tmp_path):
         (["--family", "align"], "wanted 'align'"),
         (["--weights", "average"], "holds no moving averages"),
         (["--to", "keras"], "wanted hub or tpu"),
-        (["--to", "tpu", "--weights", "raw"], "--to tpu takes --spelling and --family"),
+        (["--to", "tpu", "--weights", "raw"], "--to tpu takes --key-layout and --family"),
         (["--max-shard-size", "5"], "such as 5GB"),
     ],
 )

@@ -20,16 +20,16 @@ from kakao_models.train.cli import app as train_app
 from kakao_models.verbs import (
     BUNDLED_MODEL,
     DEFAULT_MODEL,
-    AsJson,
-    BatchSize,
-    Device,
-    Dtype,
-    Engine,
-    FastImages,
-    Framework,
-    Model,
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FastImagesOption,
+    FrameworkOption,
+    JsonOption,
     ModelArgument,
-    Revision,
+    ModelOption,
+    RevisionOption,
     check_picture,
     finish,
     given,
@@ -63,18 +63,18 @@ def classify(
         typer.Option(help="The sentence made of a label, {} being the label; give several to average over them."),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels are shown.")] = 5,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     picture: Annotated[
         Path | None, typer.Option(help="Also draw the images beside bars of their scores, into this .png or .jpg.")
     ] = None,
-    model: Model = DEFAULT_MODEL,
-    revision: Revision = None,
-    device: Device = "auto",
-    framework: Framework = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    fast_images: FastImages = False,
-    batch_size: BatchSize = 32,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    device: DeviceOption = "auto",
+    framework: FrameworkOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    fast_images: FastImagesOption = False,
+    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Say which label fits each image.
 
@@ -129,15 +129,15 @@ def embed(
         Path | None, typer.Option(exists=True, dir_okay=False, help="A file of any name with a text per line.")
     ] = None,
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
-    as_json: AsJson = False,
-    model: Model = DEFAULT_MODEL,
-    revision: Revision = None,
-    device: Device = "auto",
-    framework: Framework = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    fast_images: FastImages = False,
-    batch_size: BatchSize = 32,
+    as_json: JsonOption = False,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    device: DeviceOption = "auto",
+    framework: FrameworkOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    fast_images: FastImagesOption = False,
+    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Write embeddings of images or texts, a row each.
 
@@ -181,7 +181,7 @@ def embed(
 def info(
     model: ModelArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every tensor.")] = False,
-    revision: Revision = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Say what a checkpoint is: towers, sizes, preprocessing, files. Its weights are not loaded.
 
@@ -189,10 +189,10 @@ def info(
 
       kakao-models info align-tiny
     """
-    from kakao_models.conversion.info import as_text, describe
+    from kakao_models.conversion.info import as_text, describe_checkpoint
 
     prepare(model, revision)
-    facts = describe(model, revision=revision)
+    facts = describe_checkpoint(model, revision=revision)
     tell(facts, as_text(facts), as_json)
 
 
@@ -228,7 +228,9 @@ def convert(
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Of an image tower, which no tensor shows.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, of an unpublished width.")] = None,
-    spelling: Annotated[str, typer.Option(help="Of a ViT's keys with --to tpu: model, manager or backbone.")] = "model",
+    key_layout: Annotated[
+        str, typer.Option(help="Of a ViT's keys with --to tpu: model, manager or backbone.")
+    ] = "model",
     max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 5GB.")] = "5GB",
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPO", help="Upload the folder once it is proven.", rich_help_panel="Upload")
@@ -266,14 +268,14 @@ def convert(
         hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
         if any(hub) or private or create_pr or dry_run or max_shard_size != "5GB":
             raise typer.BadParameter(
-                "--to tpu takes --spelling and --family: the other options are of the way to the Hub"
+                "--to tpu takes --key-layout and --family: the other options are of the way to the Hub"
             )
-        stages = conversion.convert_back(source, output, family=family, spelling=spelling)
+        stages = conversion.convert_back(source, output, family=family, key_layout=key_layout)
         proven = {"output": str(output), "proof": [vars(stage) for stage in stages]}
         tell(proven, f"{output}: a checkpoint for the original program, and proven", as_json)
         return
-    if spelling != "model":
-        raise typer.BadParameter("--spelling goes with --to tpu; that of a SOURCE is recognised")
+    if key_layout != "model":
+        raise typer.BadParameter("--key-layout goes with --to tpu; that of a SOURCE is recognised")
     if (private or create_pr or dry_run) and not push_to_hub:
         raise typer.BadParameter("--private, --create-pr and --dry-run go with --push-to-hub REPO")
     with steps() as advance:
@@ -298,7 +300,7 @@ def convert(
 
 
 @app.command(no_args_is_help=True)
-def verify(
+def verify_report(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder that convert made.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
 ) -> None:
@@ -308,9 +310,9 @@ def verify(
 
     [b]Example[/b]
 
-      kakao-models verify align-base/
+      kakao-models verify_report align-base/
     """
-    from kakao_models.conversion.report import verify as check
+    from kakao_models.conversion.report import verify_report as check
     from kakao_models.inference.progress import steps
 
     with steps() as advance:

@@ -30,15 +30,15 @@ def group(help: str, **options) -> typer.Typer:
 
 
 _PLACES = f"A Hub id, a folder, or {BUNDLED_MODEL}."
-Model = Annotated[str, typer.Option("--model", "-m", help=_PLACES, rich_help_panel=MODEL_PANEL)]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=_PLACES, rich_help_panel=MODEL_PANEL)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_PLACES)]
-Revision = Annotated[
+RevisionOption = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel=MODEL_PANEL, show_default=False)
 ]
-Device = Annotated[
+DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1, mps: what runs the model.", rich_help_panel=MODEL_PANEL)
 ]
-Framework = Annotated[
+FrameworkOption = Annotated[
     str | None,
     typer.Option(
         help="torch, tf or flax: what runs the model; by default the first that is installed.",
@@ -46,7 +46,7 @@ Framework = Annotated[
         show_default=False,
     ),
 ]
-Engine = Annotated[
+EngineOption = Annotated[
     str | None,
     typer.Option(
         help="torch, compile, openvino or onnx: what runs a PyTorch model; auto: the fastest that is installed and gives "
@@ -55,7 +55,7 @@ Engine = Annotated[
         show_default=False,
     ),
 ]
-Dtype = Annotated[
+DtypeOption = Annotated[
     str | None,
     typer.Option(
         help="float32, bfloat16 or float16: what the model computes in; auto: the fastest that keeps a cosine of 0.9999. "
@@ -64,7 +64,7 @@ Dtype = Annotated[
         show_default=False,
     ),
 ]
-FastImages = Annotated[
+FastImagesOption = Annotated[
     bool,
     typer.Option(
         "--fast-images",
@@ -72,8 +72,8 @@ FastImages = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Inputs at a time.", rich_help_panel=MODEL_PANEL)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Inputs at a time.", rich_help_panel=MODEL_PANEL)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def prepare(model: str, revision: str | None = None) -> None:

@@ -7,19 +7,19 @@ from tolerances import TOLERANCE
 
 import kakao_models
 from kakao_models import Embedder
-from kakao_models.checkpoint.kinds import KINDS, kind_of, model_class_name
+from kakao_models.checkpoint.kinds import MODEL_KINDS, kind_of, model_class_name
 from kakao_models.conversion.convert import convert
-from kakao_models.conversion.info import describe
+from kakao_models.conversion.info import describe_checkpoint
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=MODEL_KINDS)
 def folder(request, tmp_path):
     return getattr(tiny, f"{request.param}_folder")(tmp_path / request.param)
 
 
-@pytest.mark.parametrize("model_type", KINDS)
+@pytest.mark.parametrize("model_type", MODEL_KINDS)
 def test_the_names_are_public(model_type):
-    kind = KINDS[model_type]
+    kind = MODEL_KINDS[model_type]
     assert getattr(kakao_models, kind.config).model_type == model_type
     for name in (
         kind.processor,
@@ -30,7 +30,7 @@ def test_the_names_are_public(model_type):
 
 
 def test_info_knows_it(folder):
-    assert describe(folder)["towers"]
+    assert describe_checkpoint(folder)["towers"]
 
 
 def test_it_runs_fast_as_it_runs_plainly(folder):

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from kakao_models.checkpoint import shards
-from kakao_models.checkpoint.lazy import LazyTensors
 from kakao_models.checkpoint.shards import array_kind, bytes_of
+from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.files.mapped import forget_pages
 
 

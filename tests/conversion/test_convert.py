@@ -26,10 +26,10 @@ from kakao_models.checkpoint.weightmap import permute
 from kakao_models.cli import main
 from kakao_models.conversion import convert as converting
 from kakao_models.conversion.convert import convert, convert_back
-from kakao_models.conversion.info import describe
+from kakao_models.conversion.info import describe_checkpoint
 from kakao_models.conversion.proof import ProofError, compare
 from kakao_models.conversion.push import push
-from kakao_models.conversion.report import REPORT, verify
+from kakao_models.conversion.report import REPORT, verify_report
 from kakao_models.conversion.tensorflow import open_checkpoint, write_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -63,7 +63,7 @@ def test_align(tmp_path):
     np.testing.assert_allclose(logits, golden.arrays["logits_per_image"], rtol=0, atol=TOLERANCE["logits_per_image"])
     assert report["source"]["skipped"] == {"metric": 6, "object_graph": 1}
     assert report["source"]["weights"] == "raw" and len(report["tensors"]) == 196
-    assert report["parameters"] == describe(tmp_path / "out")["parameters"] == model.num_parameters()
+    assert report["parameters"] == describe_checkpoint(tmp_path / "out")["parameters"] == model.num_parameters()
     assert {"stem", "block 0", "image features", "pooler", "text features", "temperature"} <= {
         stage["name"] for stage in report["proof"]
     }
@@ -72,7 +72,7 @@ def test_align(tmp_path):
 @pytest.mark.parametrize(
     "name", ["vit_nano_ckpt", "vit_nano_model_weights", "vit_nano_backbone_weights", "vit_nano_adamw_ckpt"]
 )
-def test_vit_in_its_three_spellings(name, tmp_path):
+def test_vit_in_its_three_key_layouts(name, tmp_path):
     converted(name, tmp_path)
     golden = goldens.load(name)
     features, logits = vit_outputs(tmp_path / "out", golden)
@@ -172,23 +172,23 @@ def test_shards_hold_the_same(tmp_path):
     whole = load_file(tmp_path / "out" / "model.safetensors")
     assert together.keys() == whole.keys()
     assert all(np.array_equal(together[key], whole[key]) for key in whole)
-    assert verify(tmp_path / "sharded") == []
+    assert verify_report(tmp_path / "sharded") == []
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
     assert {key: file.name for file in files for key in load_file(file)} == index["weight_map"]
     (tmp_path / "sharded" / files[0].name).unlink()
-    assert {line for line in verify(tmp_path / "sharded")} == {
+    assert {line for line in verify_report(tmp_path / "sharded")} == {
         f"{name}: missing"
         for name in [files[0].name, *(k for k, v in index["weight_map"].items() if v == files[0].name)]
     }
 
 
 @pytest.mark.parametrize(
-    "name, spelling", [("align_nano", "model"), ("vit_nano_ckpt", "manager"), ("vit_nano_model_weights", "model")]
+    "name, key_layout", [("align_nano", "model"), ("vit_nano_ckpt", "manager"), ("vit_nano_model_weights", "model")]
 )
-def test_out_and_in_again_is_bit_exact(name, spelling, tmp_path):
+def test_out_and_in_again_is_bit_exact(name, key_layout, tmp_path):
     converted(name, tmp_path)
-    convert_back(tmp_path / "out", tmp_path / "tpu" / "weights", spelling=spelling)
+    convert_back(tmp_path / "out", tmp_path / "tpu" / "weights", key_layout=key_layout)
     before, after = open_checkpoint(CHECKPOINTS / name), open_checkpoint(tmp_path / "tpu")
     weights = [key for key in after.entries if key != "_CHECKPOINTABLE_OBJECT_GRAPH"]
     assert len(weights) == len(json.loads((tmp_path / "out" / REPORT).read_text())["tensors"])
@@ -207,7 +207,7 @@ def test_back_from_a_lying_config_is_refused(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
     with pytest.raises(ValueError, match="intermediate|mlp"):
-        convert_back(tmp_path / "out", tmp_path / "tpu" / "weights", spelling="manager")
+        convert_back(tmp_path / "out", tmp_path / "tpu" / "weights", key_layout="manager")
     assert not (tmp_path / "tpu").exists()
 
 
@@ -220,24 +220,24 @@ def test_back_is_for_models_the_original_has(tmp_path):
 def test_verify_sees_every_change(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
     folder = tmp_path / "out"
-    assert verify(folder) == []
+    assert verify_report(folder) == []
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert any("not the tensor" in line for line in verify(folder))
+    assert any("not the tensor" in line for line in verify_report(folder))
     with pytest.raises(ValueError, match="not what was proven, nothing is uploaded: model.safetensors"):
         push(folder, "me/vit", dry_run=True)
     save_file(load_file(folder / "model.safetensors") | {"more": np.zeros(3, np.float32)}, folder / "model.safetensors")
-    assert "more: a tensor the report does not know" in verify(folder)
+    assert "more: a tensor the report does not know" in verify_report(folder)
     (folder / "model.safetensors").write_bytes(weights[:-100])
-    assert any("can't be read" in line for line in verify(folder))
+    assert any("can't be read" in line for line in verify_report(folder))
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors: missing" in verify(folder)
+    assert "model.safetensors: missing" in verify_report(folder)
     (folder / REPORT).write_text("{}")
     with pytest.raises(ValueError, match="no report of a conversion"):
-        verify(folder)
+        verify_report(folder)
     (folder / REPORT).unlink()
     with pytest.raises(OSError, match=f"has no {REPORT}, which `kakao-models convert` leaves"):
-        verify(folder)
+        verify_report(folder)
 
 
 def test_a_damaged_source_is_refused_by_name(tmp_path):
@@ -305,7 +305,7 @@ def test_where_a_finished_folder_could_not_be_put(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "link", **HEADS)
-    assert verify(tmp_path / "elsewhere") == []
+    assert verify_report(tmp_path / "elsewhere") == []
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(FileExistsError, match="Name a folder in it"):
@@ -323,7 +323,7 @@ def test_two_conversions_to_one_folder_do_not_meet(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(converting.proof, "prove", meanwhile)
         converted("vit_nano_ckpt", tmp_path)
-    assert verify(tmp_path / "out") == [] and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert verify_report(tmp_path / "out") == [] and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_classes_may_share_a_name(tmp_path):
@@ -369,10 +369,10 @@ def test_an_upload_is_what_was_proven_and_leaves_no_older_weights(tmp_path, monk
 def test_verify_sees_what_was_added(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
     (tmp_path / "out" / ".gitattributes").write_text("")
-    assert verify(tmp_path / "out") == []
+    assert verify_report(tmp_path / "out") == []
     assert ".gitattributes" not in push(tmp_path / "out", "me/vit", dry_run=True)
     (tmp_path / "out" / "adapter_config.json").write_text("{}")
-    assert verify(tmp_path / "out") == ["adapter_config.json: not there when the report was written"]
+    assert verify_report(tmp_path / "out") == ["adapter_config.json: not there when the report was written"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -523,7 +523,7 @@ def test_figures_of_an_evaluation_go_into_the_card(tmp_path):
     front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     (entry,) = front["model-index"]
     assert entry["name"] == "out" and entry["results"][0]["metrics"][0]["value"] == 25.0
-    assert front["tags"] == ["vit"] and verify(tmp_path / "out") == []
+    assert front["tags"] == ["vit"] and verify_report(tmp_path / "out") == []
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ValueError, match="results.json is no result of kakao-models evaluate"):
         convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "other", evaluation=[tmp_path / "results.json"], **HEADS)
@@ -534,10 +534,10 @@ def test_figures_of_an_evaluation_go_into_the_card(tmp_path):
     "arguments, message",
     [
         (["--dry-run"], "--dry-run go with --push-to-hub"),
-        (["--spelling", "manager"], "--spelling goes with --to tpu"),
-        (["--to", "tpu", "--heads", "2"], "--to tpu takes --spelling and --family"),
-        (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes --spelling and --family"),
-        (["--to", "tpu", "--max-shard-size", "1GB"], "--to tpu takes --spelling and --family"),
+        (["--key-layout", "manager"], "--key-layout goes with --to tpu"),
+        (["--to", "tpu", "--heads", "2"], "--to tpu takes --key-layout and --family"),
+        (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes --key-layout and --family"),
+        (["--to", "tpu", "--max-shard-size", "1GB"], "--to tpu takes --key-layout and --family"),
         (
             ["--tokenizer", "align-tiny", "--heads", "2"],
             "tokenizer: the model is of family 'vit', which reads no texts",

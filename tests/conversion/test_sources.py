@@ -21,8 +21,8 @@ from tolerances import TOLERANCE
 
 from kakao_models import AlignImageProcessor, AlignModel, AlignVisionModel, ViTForImageClassification, ViTImageProcessor
 from kakao_models.conversion.convert import convert
-from kakao_models.conversion.info import as_text, describe
-from kakao_models.conversion.report import verify
+from kakao_models.conversion.info import as_text, describe_checkpoint
+from kakao_models.conversion.report import verify_report
 from kakao_models.conversion.tensorflow import SUFFIX, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -84,7 +84,7 @@ def test_npz(tmp_path):
     with torch.no_grad():
         logits = ViTForImageClassification.from_pretrained(tmp_path / "out")(pixels).logits.numpy()
     np.testing.assert_allclose(logits, golden.arrays["logits"], rtol=0, atol=TOLERANCE["vit logits"])
-    assert report["source"]["kind"] == "Google's published .npz" and verify(tmp_path / "out") == []
+    assert report["source"]["kind"] == "Google's published .npz" and verify_report(tmp_path / "out") == []
     query = report["tensors"]["vit.encoder.layer.1.attention.attention.query.weight"]
     assert query["source"] == "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"
     processor = ViTImageProcessor.from_pretrained(tmp_path / "out")
@@ -191,7 +191,7 @@ def test_folders_of_older_transformers(name, tmp_path):
     for field in ("hidden_act", "layer_norm_eps", "id2label", "label2id", "num_attention_heads", "image_size"):
         assert after[field] == before[field], field
     processors = [(folder / "preprocessor_config.json").read_bytes() for folder in (HUB / name, tmp_path / "out")]
-    assert processors[0] == processors[1] and verify(tmp_path / "out") == []
+    assert processors[0] == processors[1] and verify_report(tmp_path / "out") == []
 
 
 def as_pickle(folder: Path, **changes) -> dict[str, torch.Tensor]:
@@ -440,8 +440,8 @@ def test_keras_tower(keras, tmp_path):
     np.testing.assert_allclose(features, tower["pooler_output"], rtol=0, atol=atol)
     assert model.config.depthwise_padding == [3, 7]  # 40, 20, 10, 5 and 3 pixels: where Keras pads otherwise
     assert report["source"]["skipped"] == {"normalization": 3, "top_conv": 1, "top_bn": 4}
-    assert report["family"] == "efficientnet" and verify(tmp_path / "out") == []
-    facts = describe(tmp_path / "out")
+    assert report["family"] == "efficientnet" and verify_report(tmp_path / "out") == []
+    facts = describe_checkpoint(tmp_path / "out")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert facts["parameters"] == facts["towers"]["image"]["parameters"] == parameters
     assert facts["dim"] == features.shape[1] and facts["towers"].keys() == {"image"}

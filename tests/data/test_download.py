@@ -18,7 +18,7 @@ from kakao_models.cli import main
 from kakao_models.data.deadlinks import dead_links, draw_success
 from kakao_models.data.download import Download, download
 from kakao_models.data.journal import Journal
-from kakao_models.samples.manifest import verify
+from kakao_models.samples.manifest import verify_manifest
 from kakao_models.samples.sources import open_source
 
 HERE = Download(per_shard=100, threads=8, retries=0, attempts=3, timeout=9.0, allow_private_addresses=True)
@@ -83,7 +83,7 @@ def test_everything_that_goes_wrong(server, tmp_path):
     assert rows[0]["sha256"] == hashlib.sha256(png(0)).hexdigest() and (rows[0]["width"], rows[0]["height"]) == (60, 48)
     stats = json.loads((tmp_path / "out/00000_stats.json").read_text())
     assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (21, 4, 17)
-    assert verify(tmp_path / "out", decode=True) == []
+    assert verify_manifest(tmp_path / "out", decode=True) == []
     assert dead_links(tmp_path / "out", tmp_path / "dead.csv") == 17
     dead = list(csv.DictReader(open(tmp_path / "dead.csv")))
     assert [row["url"] for row in dead] == [url or "" for url in urls[4:]]
@@ -124,7 +124,7 @@ def test_failures_are_tried_again_in_later_runs(server, tmp_path):
     for successes, attempts in ((1, [1, 1, 1, 1]), (2, [1, 2, 2, 2]), (3, [1, 2, 3, 3]), (3, [1, 2, 3, 3])):
         assert download(source, tmp_path / "out", HERE).successes == successes
         assert [row["attempts"] for row in table_of(tmp_path / "out")] == attempts
-        assert len(samples(tmp_path / "out")) == successes and verify(tmp_path / "out") == []
+        assert len(samples(tmp_path / "out")) == successes and verify_manifest(tmp_path / "out") == []
     assert server.requests["/good/1"] == 1 and server.requests["/flaky/9"] == 3
     within = download(
         write(tmp_path / "u.parquet", [f"{server.url}/flaky/02"]), tmp_path / "one", replace(HERE, retries=1)
@@ -156,7 +156,7 @@ def test_a_damaged_tar_is_downloaded_again(server, tmp_path):
     data[700] ^= 1
     path.write_bytes(data)
     outcome = download(source, tmp_path / "out", replace(HERE, per_shard=3))
-    assert outcome.successes == 6 and outcome.tried == 3 and verify(tmp_path / "out", decode=True) == []
+    assert outcome.successes == 6 and outcome.tried == 3 and verify_manifest(tmp_path / "out", decode=True) == []
     assert [server.requests[f"/good/{n}"] for n in range(6)] == [1, 1, 1, 2, 2, 2]
 
 
@@ -243,4 +243,4 @@ def test_ranks_share_the_shards(server, tmp_path):
     first = download(source, tmp_path / "out", replace(HERE, per_shard=2), rank=1, world_size=2)
     assert (first.tried, first.unfinished) == (2, 2) and not (tmp_path / "out/manifest.json").exists()
     assert download(source, tmp_path / "out", replace(HERE, per_shard=2), rank=0, world_size=2).unfinished == 0
-    assert all(count == 1 for count in server.requests.values()) and verify(tmp_path / "out") == []
+    assert all(count == 1 for count in server.requests.values()) and verify_manifest(tmp_path / "out") == []

@@ -13,8 +13,8 @@ from fuzz import kill_embed
 from kakao_models import Embedder
 from kakao_models.cli import main
 from kakao_models.data.embed import Settings, embed_table
-from kakao_models.data.shard import write_shards
-from kakao_models.samples.manifest import verify
+from kakao_models.data.shard import write_sample_shards
+from kakao_models.samples.manifest import verify_manifest
 from kakao_models.samples.pairs import open_pairs
 
 
@@ -64,7 +64,7 @@ def test_images_texts_and_scores(embedder, table, tmp_path):
     assert found["id"].to_pylist() == [n * 11 for n in both]
     np.testing.assert_allclose(found["align_score"].to_numpy(), cosine, atol=1e-6)
     assert manifest["failures"][1] == {"name": "55", "reason": "no text"}
-    assert verify(tmp_path / "s", decode=True) == []
+    assert verify_manifest(tmp_path / "s", decode=True) == []
 
 
 def test_other_sources(embedder, table, tmp_path):
@@ -72,7 +72,7 @@ def test_other_sources(embedder, table, tmp_path):
     for path in pictures:
         path.with_suffix(".txt").write_text(f"a {path.stem} cat")
     wanted = embedder.images(pictures)
-    write_shards(open_pairs(tmp_path / "folder"), tmp_path / "tars", per_shard=3)
+    write_sample_shards(open_pairs(tmp_path / "folder"), tmp_path / "tars", per_shard=3)
     (tmp_path / "t.csv").write_text("path,text\n" + "\n".join(f"folder/{path.name},x" for path in pictures))
     ids = {}
     for source in ("folder", "tars", "t.csv"):

@@ -25,10 +25,10 @@ from kakao_models.data.embed import Settings, embed_table
 from kakao_models.data.journal import Journal
 from kakao_models.data.neighbours import read_hashes
 from kakao_models.data.recipes import make_filter, parse_flag, parse_flags, read_recipe
-from kakao_models.data.shard import Options, write_shards
+from kakao_models.data.shard import Options, write_sample_shards
 from kakao_models.data.stats import draw, summarize
-from kakao_models.data.writers import ParquetWriter, Stored
-from kakao_models.samples.manifest import clear, read_manifest, verify
+from kakao_models.data.writers import ParquetWriter, StoredSample
+from kakao_models.samples.manifest import clear, read_manifest, verify_manifest
 from kakao_models.samples.pairs import open_pairs
 from kakao_models.samples.rows import Part, Rows
 from kakao_models.samples.tables import connect, is_parquet, new_folder, open_table
@@ -252,7 +252,7 @@ def test_a_journal_that_a_kill_left_beside_a_finished_shard(tmp_path):
 def test_parquet_shards_of_several_row_groups(tmp_path):
     writer = ParquetWriter(tmp_path / "x.parquet")
     for number in range(2100):
-        writer.write(Stored(f"{number:04}", b"x", "jpg", ("a",), ()))
+        writer.write(StoredSample(f"{number:04}", b"x", "jpg", ("a",), ()))
     writer.close()
     file = pq.ParquetFile(tmp_path / "x.parquet")
     assert file.read()["key"].to_pylist() == [f"{number:04}" for number in range(2100)]
@@ -305,7 +305,7 @@ def test_manifests_that_are_none(tmp_path):
     (tmp_path / "in/manifest.json").write_text(
         json.dumps(sound | {"shards": [sound["shards"][0] | {"file": "../x.tar"}]})
     )
-    assert verify(tmp_path / "in") == ["../x.tar: is missing"]
+    assert verify_manifest(tmp_path / "in") == ["../x.tar: is missing"]
 
 
 def test_captions_and_labels_that_cannot_be_written(tmp_path):
@@ -319,7 +319,7 @@ def test_captions_and_labels_that_cannot_be_written(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
     for form in ("webdataset", "tfrecord", "parquet"):
         source = open_pairs(tmp_path / "c.json", images=tmp_path / "p")
-        manifest = write_shards(source, tmp_path / form, options=Options(form))
+        manifest = write_sample_shards(source, tmp_path / form, options=Options(form))
         assert manifest["rows"] == 2 and "surrogates" in manifest["failures"][0]["reason"]
 
 
@@ -416,7 +416,7 @@ from kakao_models.data.curate import curate
 from kakao_models.data.download import Download, download
 from kakao_models.samples.pairs import open_pairs
 from kakao_models.data.recipes import parse_flags
-from kakao_models.data.shard import write_shards
+from kakao_models.data.shard import write_sample_shards
 from kakao_models.samples.tables import connect, open_table
 folder = Path(sys.argv[1])
 
@@ -439,7 +439,7 @@ connection = connect(threads=1)
 table = open_table(connection, folder / "t.parquet")
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 refused(lambda: curate(connection, table, parse_flags(["size:min=0"]), folder / "filtered"))
-refused(lambda: write_shards(open_pairs(folder / "pictures"), folder / "shards"))
+refused(lambda: write_sample_shards(open_pairs(folder / "pictures"), folder / "shards"))
 refused(lambda: download(folder / "u.parquet", folder / "got", Download(threads=2, allow_private_addresses=True)))
 """
 

@@ -1,4 +1,4 @@
-"""Shards from every form of local data, read back as training does, and what verify finds."""
+"""Shards from every form of local data, read back as training does, and what verify_manifest finds."""
 
 import io
 import json
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from kakao_models.data.shard import Options, stored, write_shards
+from kakao_models.data.shard import Options, stored, write_sample_shards
 from kakao_models.data.writers import example, record
-from kakao_models.samples.manifest import read_manifest, verify
+from kakao_models.samples.manifest import read_manifest, verify_manifest
 from kakao_models.samples.pairs import open_pairs
 from kakao_models.samples.sources import open_source
 
@@ -42,11 +42,11 @@ def read_all(folder):
 @pytest.mark.parametrize("form", ["webdataset", "tfrecord", "parquet"])
 def test_training_reads_what_was_there(photos, tmp_path, form):
     output = tmp_path / "shards"
-    manifest = write_shards(open_pairs(photos), output, options=Options(form), per_shard=5, name="photos")
+    manifest = write_sample_shards(open_pairs(photos), output, options=Options(form), per_shard=5, name="photos")
     assert manifest["rows"] == 11 and [shard["rows"] for shard in manifest["shards"]] == [4, 5, 2]
     assert [failure["name"] for failure in manifest["failures"]] == [f"{photos.name} 4"]
     assert "decoded" in manifest["failures"][0]["reason"]
-    assert read_manifest(output) == manifest and verify(output, decode=True) == []
+    assert read_manifest(output) == manifest and verify_manifest(output, decode=True) == []
     kept = [number for number in range(12) if number != 4]
     for number, sample in zip(kept, read_all(output), strict=True):
         assert sample.captions == (f"caption {number} é", "second")[: 2 if number % 3 == 0 else 1]
@@ -60,7 +60,7 @@ def test_training_reads_what_was_there(photos, tmp_path, form):
 def test_the_same_seed_writes_the_same_bytes(photos, tmp_path):
     folders = {}
     for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1), ("d", None, 1)):
-        write_shards(open_pairs(photos), tmp_path / name, seed=seed, workers=workers, per_shard=5, name="photos")
+        write_sample_shards(open_pairs(photos), tmp_path / name, seed=seed, workers=workers, per_shard=5, name="photos")
         folders[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     assert folders["a"] == folders["b"] and len(folders["a"]) == 4
     assert folders["a"]["00000.tar"] != folders["c"]["00000.tar"] != folders["d"]["00000.tar"]
@@ -77,14 +77,16 @@ def test_labels_and_sizes(tmp_path):
             tiny.picture(number, 200, 100).save(tmp_path / "in" / label / f"{number}.png")
     for form in ("webdataset", "tfrecord", "parquet"):
         options = Options(form, image_size=50)
-        manifest = write_shards(open_pairs(tmp_path / "in"), tmp_path / form, options=options)
+        manifest = write_sample_shards(open_pairs(tmp_path / "in"), tmp_path / form, options=options)
         assert manifest["classes"] == ["cat", "dog"]
         samples = read_all(tmp_path / form)
         assert [sample.labels for sample in samples] == [(0,)] * 3 + [(1,)] * 3
         from kakao_models.pixels.images import load_image
 
         assert {load_image(bytes(sample.image)).size for sample in samples} == {(100, 50)}
-    write_shards(open_pairs(tmp_path / "webdataset"), tmp_path / "again", per_shard=4)  # classes are numbers by now
+    write_sample_shards(
+        open_pairs(tmp_path / "webdataset"), tmp_path / "again", per_shard=4
+    )  # classes are numbers by now
     assert [sample.labels for sample in read_all(tmp_path / "again")] == [(0,)] * 3 + [(1,)] * 3
     data = (tmp_path / "in/cat/0.png").read_bytes()
     assert stored(data, Options(image_size=100)) == (data, "png", (200, 100))  # as small as asked: kept as it is
@@ -94,7 +96,7 @@ def test_json_of_coco_and_of_karpathy(photos, tmp_path):
     images = [{"id": 7, "file_name": "00.jpg"}, {"id": 3, "file_name": "01.png"}, {"id": 9, "file_name": "none.jpg"}]
     notes = [{"image_id": 3, "caption": "x"}, {"image_id": 7, "caption": "y"}, {"image_id": 3, "caption": "z"}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))
-    manifest = write_shards(open_pairs(tmp_path / "coco.json", images=photos), tmp_path / "coco")
+    manifest = write_sample_shards(open_pairs(tmp_path / "coco.json", images=photos), tmp_path / "coco")
     assert [sample.captions for sample in read_all(tmp_path / "coco")] == [("y",), ("x", "z")]
     assert len(manifest["failures"]) == 1
     entries = [
@@ -103,7 +105,7 @@ def test_json_of_coco_and_of_karpathy(photos, tmp_path):
     ]
     (tmp_path / "flickr.json").write_text(json.dumps({"images": entries, "dataset": "flickr"}))
     source = open_pairs(tmp_path / "flickr.json", images=photos, split="train,restval")
-    write_shards(source, tmp_path / "flickr", options=Options("tfrecord"))
+    write_sample_shards(source, tmp_path / "flickr", options=Options("tfrecord"))
     assert [sample.captions for sample in read_all(tmp_path / "flickr")] == [("s0", "t"), ("s8", "t")]
     with pytest.raises(ValueError, match="no images of split dev"):
         open_pairs(tmp_path / "flickr.json", split="dev")
@@ -125,13 +127,13 @@ def test_tensorflow_reads_the_records(tmp_path):
 
 
 def test_verify_finds_what_differs(photos, tmp_path):
-    write_shards(open_pairs(photos), tmp_path / "good", per_shard=4)
+    write_sample_shards(open_pairs(photos), tmp_path / "good", per_shard=4)
 
     def damaged(change) -> list[str]:
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
         shutil.copytree(tmp_path / "good", tmp_path / "bad")
         change(tmp_path / "bad")
-        return verify(tmp_path / "bad")
+        return verify_manifest(tmp_path / "bad")
 
     def flip(folder):
         data = bytearray((folder / "00001.tar").read_bytes())
@@ -150,16 +152,16 @@ def test_verify_finds_what_differs(photos, tmp_path):
     assert damaged(lambda folder: (folder / "9.tar").touch()) == ["9.tar: is not in the manifest"]
     assert "bytes, the manifest says" in damaged(lambda folder: (folder / "00000.tar").write_bytes(b"x"))[0]
     with pytest.raises(ValueError, match="has no manifest.json"):
-        verify(photos)
+        verify_manifest(photos)
 
 
 def test_nothing_appears_where_nothing_was_read(tmp_path, photos):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="no sample could be read"):
-        write_shards(open_pairs(tmp_path / "in"), tmp_path / "out")
+        write_sample_shards(open_pairs(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
     with pytest.raises(FileExistsError):
-        write_shards(open_pairs(photos), tmp_path / "full")
+        write_sample_shards(open_pairs(photos), tmp_path / "full")

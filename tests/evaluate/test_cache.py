@@ -34,7 +34,7 @@ class Counting:
 
 
 def test_nothing_is_computed_twice_and_what_is_read_is_what_was_written(align, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("kakao_models.evaluate.cache._IMAGES", 3)
+    monkeypatch.setattr("kakao_models.evaluate.cache._PER_FILE", 3)
     first = CachedEmbedder(Embedder(align), tmp_path / "cache")
     rows, texts = first.images(photos), first.texts(["a cat", "a dog"])
     again = CachedEmbedder(Embedder(align), tmp_path / "cache")
@@ -71,7 +71,7 @@ def test_whatever_may_change_an_embedding_changes_the_fingerprint(align, tmp_pat
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(align, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("kakao_models.evaluate.cache._IMAGES", 2)
+    monkeypatch.setattr("kakao_models.evaluate.cache._PER_FILE", 2)
     cached = CachedEmbedder(Embedder(align), tmp_path / "cache")
     broken = [*photos[:4], b"no picture", *photos[4:]]
     with pytest.raises(ValueError, match="holiday: image 4 can't be read"):
@@ -150,7 +150,7 @@ def test_values_that_changed_on_disk_are_not_taken(align, photos, tmp_path):
 
 
 def test_what_a_killed_process_left_is_neither_read_nor_in_the_way(align, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("kakao_models.evaluate.cache._IMAGES", 3)
+    monkeypatch.setattr("kakao_models.evaluate.cache._PER_FILE", 3)
     cached = CachedEmbedder(Embedder(align), tmp_path / "cache")
     rows = cached.images(photos)
     path = next((tmp_path / "cache").rglob("*.safetensors"))

@@ -35,7 +35,7 @@ def test_right_answers_are_cocos_own_and_those_rated_enough_both_ways():
         "sts": Ratings("sts", mark, mark[2:] + mark[:2], scores, [""] * 4),
         "sits": Ratings("sits", mark, ids[1:] + ids[:1], scores, [""] * 4),
     }
-    run = tasks.Run(Planted(np.eye(4), texts))
+    run = tasks.TaskRun(Planted(np.eye(4), texts))
     found = tasks.similarity(run, data, rated, samples=5)
     assert found.settings["positive"] == 3  # as the paper
     assert found.counts["image_to_image_queries"] == 2 and found.counts["text_to_text_queries"] == 2
@@ -49,7 +49,7 @@ def test_captions_of_one_image_are_right_answers_to_each_other_both_ways():
     owner = [ids[0], ids[0], ids[1], ids[1]]
     data = Captioned("cxc", Images(range(2)), ids, list("abcd"), owner, [0, 1, 2, 3])
     texts = np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]])
-    found = tasks.similarity(tasks.Run(Planted(np.eye(2), texts)), data, {})
+    found = tasks.similarity(tasks.TaskRun(Planted(np.eye(2), texts)), data, {})
     assert found.counts["text_to_text_queries"] == 4 and found.metrics["text_to_text_r1"] == 1
 
 
@@ -62,7 +62,7 @@ def test_the_drop_is_the_usual_accuracy_less_the_shifted_ones_mean(monkeypatch):
 
     monkeypatch.setattr(tasks, "zero_shot", planted)
     sets = [(Labelled(name, Images(range(4)), np.arange(4), list("abcd"), None), list("abcd")) for name in right]
-    found = tasks.robustness(tasks.Run(Planted(rows)), sets, ("{}",)).metrics
+    found = tasks.robustness(tasks.TaskRun(Planted(rows)), sets, ("{}",)).metrics
     assert (found["usual_top1"], found["v2_top1"], found["r_top1"]) == (1, 0.5, 0.25)
     assert found["shifted_mean_top1"] == 0.375 and found["drop"] == 0.625
 
@@ -71,14 +71,14 @@ def test_the_drop_is_the_usual_accuracy_less_the_shifted_ones_mean(monkeypatch):
 def test_every_class_has_one_name(names):
     data = Labelled("data", Images(range(2)), np.arange(2), ["a", "b"], None)
     with pytest.raises(ValueError, match=f"data: got {len(names)} class names for 2 classes"):
-        tasks.zero_shot(tasks.Run(Planted(np.eye(2))), data, names, ["{}"])
+        tasks.zero_shot(tasks.TaskRun(Planted(np.eye(2))), data, names, ["{}"])
 
 
 def test_classes_of_two_tables_are_matched_by_name_not_by_number():
     rows = np.eye(3)
     train = Labelled("train", Images(range(3)), np.arange(3), ["a", "b", "c"], None)
     test = Labelled("test", Images(range(3)), np.array([1, -1, 0]), ["c", "a"], None)  # rows 0 and 2: a and c
-    found = tasks.knn(tasks.Run(Planted(rows)), train.take(range(3)), test)
+    found = tasks.knn(tasks.TaskRun(Planted(rows)), train.take(range(3)), test)
     assert found.metrics["top1"] == 1 and found.counts == {"train": 3, "test": 2}
     with pytest.raises(ValueError, match="has classes that train does not have: z"):
-        tasks.knn(tasks.Run(Planted(rows)), train, Labelled("test", Images(range(1)), np.array([0]), ["z"], None))
+        tasks.knn(tasks.TaskRun(Planted(rows)), train, Labelled("test", Images(range(1)), np.array([0]), ["z"], None))

@@ -30,8 +30,8 @@ from tables_brute import random_table, write_table
 from kakao_models.data.curate import curate
 from kakao_models.data.download import Download, download
 from kakao_models.data.recipes import parse_flags
-from kakao_models.data.shard import Options, write_shards
-from kakao_models.samples.manifest import verify
+from kakao_models.data.shard import Options, write_sample_shards
+from kakao_models.samples.manifest import verify_manifest
 from kakao_models.samples.pairs import open_pairs
 from kakao_models.samples.tables import connect, open_table
 
@@ -102,7 +102,7 @@ class Downloads:
         download(self.source, output, options)
 
     def check(self, output: Path, kills: int) -> None:
-        assert contents(output) == self.wanted and verify(output, decode=True) == []
+        assert contents(output) == self.wanted and verify_manifest(output, decode=True) == []
         assert not list(output.glob("*.journal")) and not list(output.glob(".*.tmp"))
         asked = sum(self.server.requests.values())
         assert asked <= URLS + 2 * 3 * kills, f"{asked} requests of {URLS} addresses"  # what was under way is lost
@@ -150,7 +150,9 @@ class Shards(Once):
         self.first()
 
     def run(self, output: Path) -> None:
-        write_shards(open_pairs(self.folder / "pictures"), output, options=Options(self.form), per_shard=7, seed=3)
+        write_sample_shards(
+            open_pairs(self.folder / "pictures"), output, options=Options(self.form), per_shard=7, seed=3
+        )
 
     read = staticmethod(contents)
 

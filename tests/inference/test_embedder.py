@@ -211,7 +211,7 @@ def test_a_loaded_model_is_used_as_it_is(align, photos, expected):
     assert close(Embedder(model).images(photos), expected)  # its folder gives the processor
     half = Embedder(align, dtype="bfloat16")
     rows = half.images(photos)
-    assert half.engine.ways["image"].dtype == "bfloat16" and rows.dtype == np.float32
+    assert half.engine.choices["image"].dtype == "bfloat16" and rows.dtype == np.float32
     assert 0 < np.abs(rows - expected).max() < 0.1 * np.abs(expected).max()
 
 

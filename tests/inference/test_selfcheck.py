@@ -127,7 +127,7 @@ def test_large_maps_in_float32_and_small_ones_in_bfloat16(photos):
     assert (
         kinds["image", "bfloat16"]["cosine"] < kinds["image", "mixed"]["cosine"] < kinds["image", "float32"]["cosine"]
     )
-    embedder.engine.ways["image"] = embedder.engine.ways["image"]._replace(dtype="mixed")
+    embedder.engine.choices["image"] = embedder.engine.choices["image"]._replace(dtype="mixed")
     rows, plain = embedder.images(photos), Embedder("align-tiny").images(photos)
     assert 1e-4 < np.abs(rows - plain).max() and cosine(rows, plain) > 0.9999
 

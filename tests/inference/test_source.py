@@ -12,7 +12,7 @@ import tiny
 from safetensors.torch import load_file, save_file
 
 from kakao_models import AlignModel, AlignProcessor, Embedder, ViTModel
-from kakao_models.inference.reading import Tokenizer, read_tokenizer
+from kakao_models.inference.light_processors import Tokenizer, read_light_tokenizer
 
 HARD = [
     "a cat",
@@ -60,7 +60,7 @@ def test_what_users_ask_for_is_there(align, photos):
 @pytest.mark.parametrize("name", ["align-tiny", None])
 def test_tokens_are_those_of_transformers(align, name):
     folder = name or align
-    light, whole = read_tokenizer(folder, {}), AlignProcessor.from_pretrained(folder).tokenizer
+    light, whole = read_light_tokenizer(folder, {}), AlignProcessor.from_pretrained(folder).tokenizer
     assert isinstance(light, Tokenizer) and light.pad_token_id == whole.pad_token_id
     assert light(HARD, max_length=64)["input_ids"] == whole(HARD, truncation=True, max_length=64)["input_ids"]
 
@@ -78,7 +78,7 @@ def test_an_unusual_tokenizer_is_left_to_transformers(align, tmp_path, change):
     folder = copied(align, tmp_path / "model")
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert read_tokenizer(str(folder), {}) is None
+    assert read_light_tokenizer(str(folder), {}) is None
 
 
 def test_shards_and_half_precision_load_the_same(align, tmp_path, photos):

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image, ImageFile
 from tolerances import TOLERANCE
 
-from kakao_models.pixels import fetch as fetch_module
+from kakao_models.pixels import fetch_url as fetch_module
 from kakao_models.pixels import images
-from kakao_models.pixels.fetch import FetchError, fetch, is_public
+from kakao_models.pixels.fetch import FetchError, fetch_url, is_public
 from kakao_models.pixels.images import ImageError, list_images, load_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what it skips in broken files
@@ -476,10 +476,10 @@ def test_private_addresses_are_refused_by_default(server):
 def test_a_redirect_to_a_private_address_is_refused(server, monkeypatch):
     """The first address counts as public here, the one that the redirect leads to does not."""
     monkeypatch.setattr(fetch_module, "is_public", lambda address: address == "127.0.0.1")
-    assert fetch(server + "/a%20b.png") == PICTURE
+    assert fetch_url(server + "/a%20b.png") == PICTURE
     monkeypatch.setattr(socket, "getaddrinfo", with_host("inside.test", "169.254.169.254", socket.getaddrinfo))
     with pytest.raises(FetchError, match=r"'inside.test' is at 169\.254\.169\.254, which is not a public address"):
-        fetch(server + "/redirect?http://inside.test/latest/meta-data")
+        fetch_url(server + "/redirect?http://inside.test/latest/meta-data")
 
 
 def with_host(name: str, address: str, real):
@@ -506,7 +506,7 @@ def test_a_name_is_looked_up_once(server, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(socket.socket, "connect", connect)
     with pytest.raises(FetchError, match="unreachable in this test"):
-        fetch(f"http://rebinding.test:{port}/a.png")
+        fetch_url(f"http://rebinding.test:{port}/a.png")
     assert looked_up == ["rebinding.test"]
     assert connected == ["93.184.215.14"]
 
@@ -520,7 +520,7 @@ def test_a_slow_name_server_is_not_waited_for(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(FetchError, match="no complete answer within 0.2 s"):
-        fetch("http://slow.test/a.png", timeout=0.2)
+        fetch_url("http://slow.test/a.png", timeout=0.2)
     answered.set()
 
 

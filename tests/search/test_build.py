@@ -15,8 +15,8 @@ import pytest
 import tiny
 
 from kakao_models import Embedder
-from kakao_models.data.shard import write_shards
-from kakao_models.data.writers import Stored as StoredSample
+from kakao_models.data.shard import write_sample_shards
+from kakao_models.data.writers import StoredSample as StoredSample
 from kakao_models.data.writers import TarWriter
 from kakao_models.samples.pairs import open_pairs
 from kakao_models.search import SearchIndex, compose_query, hit_picture
@@ -169,7 +169,7 @@ def test_pictures_within_tables_and_tars(embedder, photos, tmp_path):
 
 
 def test_training_shards(embedder, photos, tmp_path):
-    write_shards(open_pairs(photos), tmp_path / "shards", per_shard=4)
+    write_sample_shards(open_pairs(photos), tmp_path / "shards", per_shard=4)
     with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
         assert index.build(tmp_path / "shards").added == 8
 

@@ -11,14 +11,14 @@ import pytest
 from kakao_models.data.embed import Settings, embed_table
 from kakao_models.inference.output import write_embeddings
 from kakao_models.search import SearchIndex
-from kakao_models.search.stored import Stored
+from kakao_models.search.stored import StoredEmbeddings
 
 LITE_2 = Path(__file__).parent / "milvus-lite-2" / "photos.db"
 
 
 def load(source, embedder, where):
     with SearchIndex.open(where, embedder, create=True) as index:
-        loaded = Stored(source).load(index)
+        loaded = StoredEmbeddings(source).load(index)
         rows = {hit.id: (hit, v) for hits, vectors in index.vectors() for hit, v in zip(hits, vectors)}
         assert index.count == len(rows)
         return loaded, rows
@@ -79,7 +79,7 @@ def test_an_array_with_names(embedder, photos, tmp_path):
 def test_what_does_not_fit(embedder, tmp_path):
     def refused(source, said):
         with pytest.raises(ValueError, match=said):
-            Stored(source).check(embedder)
+            StoredEmbeddings(source).check(embedder)
 
     np.save(tmp_path / "a.npy", np.ones((2, 16)))
     refused(tmp_path / "a.npy", "the names of its rows in")

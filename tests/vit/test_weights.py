@@ -10,7 +10,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from kakao_models import ViTConfig, ViTForImageClassification, ViTModel
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.vit.config import VIT_SIZES
-from kakao_models.vit.weights import TPU_SPELLINGS, vit_tpu_slots
+from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 
 RUNS = [
     "vit_a",
@@ -36,7 +36,7 @@ def nano(**kwargs) -> ViTConfig:
     return ViTConfig(**(sizes | {"image_size": 6, "patch_size": 2, "num_labels": 5} | kwargs))
 
 
-def random_checkpoint(config: ViTConfig, spelling: str, seed: int = 0) -> dict[str, np.ndarray]:
+def random_checkpoint(config: ViTConfig, key_layout: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Random numbers under the original's keys, every tensor of its own shape and kind."""
     d, mlp, side = config.hidden_size, config.intermediate_size, config.patch_size
     shapes = {"class_emb": (1, 1, d), "pos_emb": (1, 1 + config.grid[0] * config.grid[1], d)}
@@ -54,9 +54,9 @@ def random_checkpoint(config: ViTConfig, spelling: str, seed: int = 0) -> dict[s
     shapes |= {f"{name}/kernel": shape for name, shape in dense.items()}
     shapes |= {f"{name}/bias": shape[-1:] for name, shape in dense.items()}
     shapes |= {f"{name}/{leaf}": (d,) for name in norms for leaf in ("gamma", "beta")}
-    prefix = {"manager": "backbone/", "model": "layer_with_weights-0/", "backbone": ""}[spelling]
+    prefix = {"manager": "backbone/", "model": "layer_with_weights-0/", "backbone": ""}[key_layout]
     shapes = {prefix + name: shape for name, shape in shapes.items()}
-    head = {"manager": "model/layer_with_weights-1/", "model": "layer_with_weights-1/"}.get(spelling)
+    head = {"manager": "model/layer_with_weights-1/", "model": "layer_with_weights-1/"}.get(key_layout)
     if head:
         width = config.representation_size or d
         shapes |= {head + "kernel": (width, config.num_labels), head + "bias": (config.num_labels,)}
@@ -69,8 +69,8 @@ def random_checkpoint(config: ViTConfig, spelling: str, seed: int = 0) -> dict[s
 def test_covers_every_tensor_of_every_size(size, representation):
     config = ViTConfig.vit(size, representation_size=representation, num_labels=21841)
     wanted = on_disk(config)
-    for spelling in ("manager", "model"):
-        slots = vit_tpu_slots(config, spelling)
+    for key_layout in ("manager", "model"):
+        slots = vit_tpu_slots(config, key_layout)
         assert sorted(slot.key for slot in slots) == sorted(wanted)
         assert len({slot.local_key for slot in slots}) == len(slots)
     backbone = {slot.key for slot in vit_tpu_slots(config, "backbone")}
@@ -96,18 +96,18 @@ def test_every_tensor_of_the_recorded_checkpoints_fits_the_model(name):
         if entry["kind"] == "weight"
     }
     empty = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
-    slots = vit_tpu_slots(config, goldens.vit_spelling(name))
+    slots = vit_tpu_slots(config, goldens.vit_key_layout(name))
     wanted = on_disk(config)
     for key, array in goldens.canonical(slots, empty).items():
         assert array.shape == wanted[key], key
 
 
 @pytest.mark.parametrize("representation", [None, 7])
-@pytest.mark.parametrize("spelling", TPU_SPELLINGS)
-def test_both_directions_are_bit_exact(spelling, representation):
+@pytest.mark.parametrize("key_layout", TPU_KEY_LAYOUTS)
+def test_both_directions_are_bit_exact(key_layout, representation):
     config = nano(representation_size=representation)
-    original = random_checkpoint(config, spelling)
-    slots = vit_tpu_slots(config, spelling)
+    original = random_checkpoint(config, key_layout)
+    slots = vit_tpu_slots(config, key_layout)
     canonical = goldens.canonical(slots, original)
     back = {slot.local_key: permute(canonical[slot.key], slot.axes, slot.local_axes) for slot in slots}
     assert back.keys() == original.keys()
@@ -145,6 +145,6 @@ def test_where_tensors_go():
     assert canonical["vit.embeddings.patch_embeddings.projection.weight"][3, 2, 1, 0] == kernel[1, 0, 2, 3]
 
 
-def test_an_unknown_spelling_is_refused():
-    with pytest.raises(ValueError, match="no spelling 'keras'; there are manager, model, backbone"):
+def test_an_unknown_key_layout_is_refused():
+    with pytest.raises(ValueError, match="no key layout 'keras'; there are manager, model, backbone"):
         vit_tpu_slots(nano(), "keras")

@@ -34,7 +34,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, stride: int, padding: int):
         ctx.save_for_backward(x, weight)
-        ctx.facts = stride, padding
+        ctx.constants = stride, padding
         return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
 
     @staticmethod
@@ -42,8 +42,8 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight = (t.contiguous(memory_format=torch.channels_last) for t in ctx.saved_tensors)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        dx = _for_maps(gradient, x.shape, weight, *ctx.facts) if ctx.needs_input_grad[0] else None
-        dw = _for_weight(gradient, x, weight, *ctx.facts) if ctx.needs_input_grad[1] else None
+        dx = _for_maps(gradient, x.shape, weight, *ctx.constants) if ctx.needs_input_grad[0] else None
+        dw = _for_weight(gradient, x, weight, *ctx.constants) if ctx.needs_input_grad[1] else None
         return dx, dw, None, None
 
 

@@ -57,7 +57,7 @@ class _GhostNorm(torch.autograd.Function):
                 if made is not out:
                     out.copy_(made)
         ctx.save_for_backward(x, weight, bias, means, variances)
-        ctx.facts = groups, eps, silu
+        ctx.constants = groups, eps, silu
         ctx.mark_non_differentiable(means, variances)
         return y, means, variances
 
@@ -65,7 +65,7 @@ class _GhostNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient, *_):
         x, weight, bias, means, variances = ctx.saved_tensors
-        groups, eps, silu = ctx.facts
+        groups, eps, silu = ctx.constants
         dx = torch.empty_like(x)
         for_weight, for_bias = torch.zeros((2, len(weight)), dtype=torch.float64)
         for j in range(groups):
@@ -109,7 +109,7 @@ class _NarrowGhostNorm(torch.autograd.Function):
             y = F.batch_norm(x[j::groups], means[j], variances[j], weight, bias, eps=eps)
             parts.append(F.silu(y, inplace=True) if silu else y)
         ctx.save_for_backward(x, weight, bias, means, variances)
-        ctx.facts = groups, eps, silu
+        ctx.constants = groups, eps, silu
         ctx.mark_non_differentiable(means, variances)
         return _interleaved(parts, x), means, variances
 
@@ -117,7 +117,7 @@ class _NarrowGhostNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient, *_):
         x, weight, bias, means, variances = ctx.saved_tensors
-        groups, eps, silu = ctx.facts
+        groups, eps, silu = ctx.constants
         parts, sums = [], torch.zeros((2, len(weight)))  # of the gradients of weight and bias
         for j in range(groups):
             part, dy = x[j::groups], gradient[j::groups]

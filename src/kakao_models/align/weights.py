@@ -3,14 +3,14 @@
 The original numbers the layers of its image tower in creation order. So an index set of blocks also knows the number of
 each of a block's layers: `{b:bn}` is the number of the layer `bn` of block b.
 
-Index sets: b blocks of the image tower  x those of them that expand  l layers of the text tower
+BlockIndex sets: b blocks of the image tower  x those of them that expand  l layers of the text tower
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig
-from kakao_models.checkpoint.weightmap import Index, Row, Slot, framework_slots, tpu_slots
+from kakao_models.checkpoint.weightmap import BlockIndex, Row, Slot, framework_slots, tpu_slots
 
 _IMAGE = "image_encoder/layer_with_weights-0/layer_with_weights-"
 _TEXT = "text_encoder/layer_with_weights-0/bert"
@@ -67,13 +67,13 @@ def index_sets(config: AlignConfig) -> dict[str, Sequence[int]]:
     return _image_sets(config.vision_config) | _text_sets(config.text_config)
 
 
-def _image_sets(config: AlignVisionConfig) -> dict[str, list[Index]]:
+def _image_sets(config: AlignVisionConfig) -> dict[str, list[BlockIndex]]:
     blocks, expanding, number = [], [], 2  # the stem took 0 and 1
     for block, spec in enumerate(config.blocks()):
         layers = ["dwconv", "bn", "se_reduce", "se_expand", "project_conv", "project_bn"]
         if spec.expand_ratio != 1:
             layers = ["expand_conv", "expand_bn"] + layers
-        index = Index(block, {layer: number + position for position, layer in enumerate(layers)})
+        index = BlockIndex(block, {layer: number + position for position, layer in enumerate(layers)})
         number += len(layers)
         blocks.append(index)
         if spec.expand_ratio != 1:

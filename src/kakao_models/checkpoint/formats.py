@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from kakao_models.checkpoint.lazy import Entry, float32
+from kakao_models.checkpoint.tensors import TensorEntry, float32
 from kakao_models.files.mapped import MappedFile
 
 
-def read_safetensors(file: Path) -> dict[str, Entry]:
+def read_safetensors(file: Path) -> dict[str, TensorEntry]:
     """Of transformers since 2023."""
     try:
         tensors = safe_open(file, "pt")  # not "np", which knows no bfloat16
@@ -33,7 +33,7 @@ def read_safetensors(file: Path) -> dict[str, Entry]:
     }
 
 
-def read_pickle(file: Path) -> dict[str, Entry]:
+def read_pickle(file: Path) -> dict[str, TensorEntry]:
     """`torch.save` of a state dict: only tensors are unpickled, anything else is refused and not run."""
     import torch
 
@@ -83,7 +83,7 @@ def _from_torch(read: Callable, name: str, mapped: MappedFile) -> np.ndarray:
     return tensor.float().numpy()
 
 
-def read_h5(file: Path) -> dict[str, Entry]:
+def read_h5(file: Path) -> dict[str, TensorEntry]:
     """Of the TensorFlow classes: groups by layer and model stand before the module's name, shards leave them out."""
     from kakao_models.checkpoint.hdf5 import read_datasets
 
@@ -95,14 +95,14 @@ def read_h5(file: Path) -> dict[str, Entry]:
     return tensors
 
 
-def read_msgpack(file: Path) -> dict[str, Entry]:
+def read_msgpack(file: Path) -> dict[str, TensorEntry]:
     """Of the Flax classes: nested dicts whose leaves are arrays, flax's extension type 1. The file is held in memory."""
     try:
         import msgpack
     except ImportError:
         raise ImportError("reading Flax weights (.msgpack) needs msgpack: pip install msgpack") from None
 
-    def array(code: int, data: bytes) -> Entry:
+    def array(code: int, data: bytes) -> TensorEntry:
         if code != 1:
             raise ValueError(f"extension type {code}, wanted 1, an array")
         shape, dtype, numbers = msgpack.unpackb(data, raw=True)

@@ -12,10 +12,10 @@ try:
 except ImportError:
     raise ImportError("reading HDF5 files of weights (.h5) needs h5py: pip install h5py") from None
 
-from kakao_models.checkpoint.lazy import Entry, float32
+from kakao_models.checkpoint.tensors import TensorEntry, float32
 
 
-def read_datasets(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+def read_datasets(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """Lists an HDF5 file. No file is held open, and no link out of this one is followed.
 
     Returns:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-class Kind(NamedTuple):
+class ModelKind(NamedTuple):
     config: str
     models: tuple[str, ...]  # the first, unless config.json names another of them
     processor: str  # what makes a model's inputs
@@ -17,21 +17,21 @@ class Kind(NamedTuple):
     reads_texts: bool = False
 
 
-KINDS = {
-    "align": Kind("AlignConfig", ("AlignModel",), "AlignProcessor", "AlignPreprocessing", reads_texts=True),
-    "vit": Kind("ViTConfig", ("ViTModel", "ViTForImageClassification"), "ViTImageProcessor", "ViTPreprocessing"),
+MODEL_KINDS = {
+    "align": ModelKind("AlignConfig", ("AlignModel",), "AlignProcessor", "AlignPreprocessing", reads_texts=True),
+    "vit": ModelKind("ViTConfig", ("ViTModel", "ViTForImageClassification"), "ViTImageProcessor", "ViTPreprocessing"),
 }
 
 
-def kind_of(model_type: Any, name: Any) -> Kind:
+def kind_of(model_type: Any, name: Any) -> ModelKind:
     """The kind of a checkpoint or model that is called `name`.
 
     Raises:
         ValueError: another kind of model.
     """
-    if model_type not in KINDS:
-        raise ValueError(f"{name}: model_type is {model_type!r}, wanted {' or '.join(map(repr, KINDS))}")
-    return KINDS[model_type]
+    if model_type not in MODEL_KINDS:
+        raise ValueError(f"{name}: model_type is {model_type!r}, wanted {' or '.join(map(repr, MODEL_KINDS))}")
+    return MODEL_KINDS[model_type]
 
 
 def model_class_name(config: Mapping, name: Any) -> str:

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve, shards_of
-from kakao_models.checkpoint.lazy import misfit, outside
 from kakao_models.checkpoint.shards import COUNTER, INDEX, WEIGHTS, split, write_index, write_safetensors
+from kakao_models.checkpoint.tensors import misfit, outside
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute
 
@@ -33,7 +33,7 @@ HUB = ("revision", "token", "subfolder", "cache_dir", "force_download", "local_f
 # Types of variables; in Keras also a policy, such as "mixed_bfloat16"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-Stored = Mapping[str, tuple[Path, tuple[int, ...]]]  # key → the file that holds it, its shape there
+TensorPlaces = Mapping[str, tuple[Path, tuple[int, ...]]]  # key → the file that holds it, its shape there
 
 
 class PretrainedLoading:
@@ -78,7 +78,7 @@ class PretrainedLoading:
         raise NotImplementedError
 
     @classmethod
-    def _options_of(cls, config: PreTrainedConfig, stored: Stored, options: dict) -> dict:
+    def _options_of(cls, config: PreTrainedConfig, stored: TensorPlaces, options: dict) -> dict:
         """The arguments of `_build`, where the file has a say in them."""
         return options
 
@@ -146,7 +146,7 @@ class PretrainedLoading:
         where = {key: value for key, value in where.items() if value is not None}
         return cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
 
-    def _load(self, stored: Stored, added: str, source, may_replace: bool) -> None:
+    def _load(self, stored: TensorPlaces, added: str, source, may_replace: bool) -> None:
         slots, variables = self._slots(), self._variables()
         if unnamed := variables.keys() ^ {slot.local_key for slot in slots}:
             raise ValueError(f"{type(self).__name__}: the weight table and the variables differ: {sorted(unnamed)}")
@@ -239,7 +239,7 @@ def _check_options(cls: type, options: dict) -> None:
     )
 
 
-def _stored(name_or_path, where: dict) -> Stored:
+def _stored(name_or_path, where: dict) -> TensorPlaces:
     """The tensors of a checkpoint's safetensors files, without what is no weight."""
     try:
         files = [fetch(name_or_path, WEIGHTS, **where)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from kakao_models.checkpoint.lazy import LazyTensors
+from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.files.atomic import write_text
 from kakao_models.files.mapped import MappedFile
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 
 from kakao_models.checkpoint.hub import resolve, shards_of
-from kakao_models.checkpoint.lazy import misfit, outside
+from kakao_models.checkpoint.tensors import misfit, outside
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _MOST_MISSING = 2**28  # numbers, a gigabyte; of what may be missing, a head of 21,841 classes has 22 million

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 # An older upload's goes in the same commit: a file model.safetensors that is left beside new shards is what would be loaded.
-_WEIGHTS = "model*.safetensors*"
+_OLDER_WEIGHTS = "model*.safetensors*"
 
 
 def upload(
@@ -28,7 +28,9 @@ def upload(
     api = HfApi(token=token)
     try:
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        about = dict(commit_message=commit_message, create_pr=create_pr, allow_patterns=files, delete_patterns=_WEIGHTS)
+        about = dict(
+            commit_message=commit_message, create_pr=create_pr, allow_patterns=files, delete_patterns=_OLDER_WEIGHTS
+        )
         commit = api.upload_folder(repo_id=repo, folder_path=folder, **about)
     except HfHubHTTPError as error:
         raise OSError(f"{repo}: the Hub refused the upload: {str(error).splitlines()[0]}") from error

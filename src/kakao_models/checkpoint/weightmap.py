@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # kind -> leaf -> axes, in model.safetensors ("" is a tensor without leaves, such as a parameter of its own)
-KINDS: dict[str, dict[str, str]] = {
+MODULE_KINDS: dict[str, dict[str, str]] = {
     "dense": {"weight": "OI", "bias": "O"},
     "matrix": {"weight": "OI"},
     "conv": {"weight": "OIHW"},
@@ -77,7 +77,7 @@ NNX: dict[str, dict[str, tuple[str, str]]] = {
     "embedding": {"weight": ("embedding", "VD")},
     "array": {"": ("", "")},
 }
-FRAMEWORKS = {"keras": KERAS, "nnx": NNX}
+DIALECTS = {"keras": KERAS, "nnx": NNX}
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Slot:
     local_axes: str
 
 
-class Index(int):
+class BlockIndex(int):
     """A member of an index set: a number that may also know the numbers of the layers it stands for.
 
     `"{x}"` is the number itself, `"{x:name}"` the number of its layer `name`.
@@ -125,7 +125,7 @@ def tpu_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]]) -> l
 
     Args:
         rows: the rows of the model's table that apply to its configuration.
-        index_sets: the members of each index set that the rows name: plain numbers, or `Index`.
+        index_sets: the members of each index set that the rows name: plain numbers, or `BlockIndex`.
     """
     return list(_slots(rows, index_sets, TPU, "/", lambda row: row.tpu))
 
@@ -137,7 +137,7 @@ def framework_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]]
         rows, index_sets: as for `tpu_slots`.
         dialect: "keras" or "nnx".
     """
-    return list(_slots(rows, index_sets, FRAMEWORKS[dialect], ".", lambda row: row.path))
+    return list(_slots(rows, index_sets, DIALECTS[dialect], ".", lambda row: row.path))
 
 
 def _slots(
@@ -152,7 +152,7 @@ def _slots(
         members = index_sets[names[0]] if names else [None]
         for member in members:
             fill = {names[0]: member} if names else {}
-            for leaf, axes in KINDS[row.kind].items():
+            for leaf, axes in MODULE_KINDS[row.kind].items():
                 local_leaf, local_axes = dialect[row.kind][leaf]
                 yield Slot(
                     ".".join(filter(None, (row.key.format(**fill), leaf))),

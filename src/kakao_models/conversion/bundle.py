@@ -29,7 +29,7 @@ _MAX_RANK, _MAX_ELEMENTS, _MAX_STRING_BYTES, _MAX_STRINGS = 32, 1 << 40, 64 << 2
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BundleEntry:
     """Where a tensor lies."""
 
     dtype: str  # as TensorFlow calls it: float32, bfloat16, string, ...
@@ -62,7 +62,7 @@ def read_header(message: bytes) -> int:
     return count
 
 
-def read_entry(message: bytes) -> Entry:
+def read_entry(message: bytes) -> BundleEntry:
     """The entry of a tensor; its size, dtype and shape agree.
 
     Raises:
@@ -89,10 +89,10 @@ def read_entry(message: bytes) -> Entry:
     elif size != count * width:
         raise CheckpointError(f"shape {shape} of {dtype} needs {count * width} bytes, got {size}")
     place = (wire.single(fields, name, 0) for name in ("shard", "offset"))
-    return Entry(dtype, shape, *place, size, wire.single(fields, "crc32c", 0))
+    return BundleEntry(dtype, shape, *place, size, wire.single(fields, "crc32c", 0))
 
 
-def entry_message(entry: Entry) -> bytes:
+def entry_message(entry: BundleEntry) -> bytes:
     """What `read_entry` reads."""
     shape = b"".join(wire.bytes_field(2, wire.number_field(1, size)) for size in entry.shape)
     numbers = wire.number_field(3, entry.shard) + wire.number_field(4, entry.offset) + wire.number_field(5, entry.size)
@@ -100,7 +100,7 @@ def entry_message(entry: Entry) -> bytes:
     return start + numbers + struct.pack("<BI", 6 << 3 | FIXED32, entry.crc32c)
 
 
-def values_of(data: np.ndarray, crc: int, entry: Entry) -> np.ndarray:
+def values_of(data: np.ndarray, crc: int, entry: BundleEntry) -> np.ndarray:
     """The tensor whose bytes and checksum are given. bfloat16 is widened to float32.
 
     Raises:
@@ -116,7 +116,7 @@ def values_of(data: np.ndarray, crc: int, entry: Entry) -> np.ndarray:
     return data.view(np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
 
 
-def encode(key: str, value) -> tuple[Entry, np.ndarray | bytes]:
+def encode(key: str, value) -> tuple[BundleEntry, np.ndarray | bytes]:
     """The bytes of a tensor, and its entry as of offset 0 in the only data file.
 
     Raises:
@@ -127,17 +127,17 @@ def encode(key: str, value) -> tuple[Entry, np.ndarray | bytes]:
         # numpy's own strings would drop zero bytes at the end
         array = np.asarray(value, dtype=object)
         data, crc = _encode_strings(key, array)
-        return Entry("string", array.shape, 0, 0, len(data), mask(crc)), data
+        return BundleEntry("string", array.shape, 0, 0, len(data), mask(crc)), data
     name = array.dtype.name
     if name not in _NUMBERS:
         raise ValueError(f"{key}: dtype {array.dtype}, wanted one of {', '.join(_NUMBERS)}")
     if name != "bfloat16":  # of another package, which has no byte orders
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     data = array.reshape(-1).view(np.uint8)
-    return Entry(name, array.shape, 0, 0, len(data), mask(google_crc32c.value(data))), data
+    return BundleEntry(name, array.shape, 0, 0, len(data), mask(google_crc32c.value(data))), data
 
 
-def _check_crc(crc: int, entry: Entry) -> None:
+def _check_crc(crc: int, entry: BundleEntry) -> None:
     if mask(crc) != entry.crc32c:
         raise CheckpointError(f"checksum {mask(crc):08x}, but {entry.crc32c:08x} was written: the file is damaged")
 
@@ -155,7 +155,7 @@ def _encode_strings(key: str, array: np.ndarray) -> tuple[bytes, int]:
     return b"".join(map(wire.varint, lengths)) + check + content, google_crc32c.extend(crc, content)
 
 
-def _decode_strings(data: bytes, entry: Entry) -> np.ndarray:
+def _decode_strings(data: bytes, entry: BundleEntry) -> np.ndarray:
     lengths, position = [], 0
     for _ in range(math.prod(entry.shape)):
         length, position = wire.read_varint(data, position)

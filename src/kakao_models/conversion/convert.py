@@ -17,14 +17,14 @@ import kakao_models
 from kakao_models.checkpoint import hub
 from kakao_models.checkpoint.formats import read_safetensors
 from kakao_models.checkpoint.kinds import kind_of
-from kakao_models.checkpoint.lazy import LazyTensors, check_keys, float32
 from kakao_models.checkpoint.shards import COUNTER, Written, bytes_of, read_tensors, write_shards
+from kakao_models.checkpoint.tensors import LazyTensors, check_keys, float32
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.conversion import proof, recorded
 from kakao_models.conversion.info import BUFFERS
 from kakao_models.conversion.read import read_source
 from kakao_models.conversion.report import REPORT, model_card, versions
-from kakao_models.conversion.source import Source
+from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import SUFFIX, write_checkpoint
 from kakao_models.files.atomic import flush, sha256_of, unfinished, workplace
 
@@ -107,7 +107,7 @@ def convert(
                     file.name: {"bytes": file.stat().st_size, "sha256": digest.result()}
                     for file, digest in files.items()
                 },
-                "spelling": read.spelling,
+                "key_layout": read.key_layout,
                 "weights": read.weights,
                 "moving_averages": read.has_averages,
                 "skipped": read.skipped,
@@ -126,7 +126,7 @@ def convert(
     return report
 
 
-def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -> Written:
+def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, advance) -> Written:
     """model.safetensors, or its shards and their index, read back and found to be the source's to the bit."""
     check_keys([slot.local_key for slot in source.slots], source.tensors, source.files[0])
     sums: dict[str, int] = {}
@@ -153,7 +153,9 @@ def _write_tensors(source: Source, folder: Path, max_shard_size: int, advance) -
     return written
 
 
-def _prove(source: Source, folder: Path, expected: Mapping[str, np.ndarray] | None, name: str) -> list[proof.Stage]:
+def _prove(
+    source: SourceCheckpoint, folder: Path, expected: Mapping[str, np.ndarray] | None, name: str
+) -> list[proof.Stage]:
     """The model is gone when this returns: on Windows nobody can rename a folder whose files are mapped."""
     model = proof.load_model(source.family, folder)
     stages = proof.prove(source, model)
@@ -162,7 +164,7 @@ def _prove(source: Source, folder: Path, expected: Mapping[str, np.ndarray] | No
     return stages
 
 
-def _shape_of(source: Source, slot) -> tuple[int, ...]:
+def _shape_of(source: SourceCheckpoint, slot) -> tuple[int, ...]:
     shape = source.tensors.shape(slot.local_key)
     try:
         return permute(np.broadcast_to(np.float32(0), shape), slot.local_axes, slot.axes).shape
@@ -170,14 +172,14 @@ def _shape_of(source: Source, slot) -> tuple[int, ...]:
         raise ValueError(f"{slot.local_key} (for {slot.key}): {error}. Is this another model or size?") from None
 
 
-def _write_config(source: Source, folder: Path) -> None:
+def _write_config(source: SourceCheckpoint, folder: Path) -> None:
     vit = "ViTForImageClassification" if source.config.num_labels else "ViTModel"
     classes = {"align": "AlignModel", "vit": vit, "efficientnet": "AlignVisionModel"}
     source.config.architectures = [classes[source.family]]
     source.config.save_pretrained(folder)
 
 
-def _write_processor(source: Source, folder: Path, tokenizer: str | None) -> None:
+def _write_processor(source: SourceCheckpoint, folder: Path, tokenizer: str | None) -> None:
     if source.write_processor is not None:
         source.write_processor(folder)
         if tokenizer is not None and (any(folder.glob("tokenizer*.json")) or (folder / "vocab.txt").exists()):
@@ -222,7 +224,7 @@ def _read_evaluation(files: Sequence[str | Path], name: str) -> str:
     return model_index([Result.read(Path(file)) for file in files], name)
 
 
-def _name_classes(source: Source, labels: list[str]) -> None:
+def _name_classes(source: SourceCheckpoint, labels: list[str]) -> None:
     if source.family != "vit" or len(labels) != source.config.num_labels:
         wanted = source.config.num_labels if source.family == "vit" else "none: an ALIGN has no classes"
         raise ValueError(f"labels: got {len(labels)} names, wanted {wanted}")
@@ -246,7 +248,7 @@ def _check_functions(config, folder: Path) -> None:
 
 
 def convert_back(
-    folder: str | Path, prefix: str | Path, *, family: str | None = None, spelling: str = "model"
+    folder: str | Path, prefix: str | Path, *, family: str | None = None, key_layout: str = "model"
 ) -> list[proof.Stage]:
     """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
 
@@ -256,7 +258,7 @@ def convert_back(
         folder: config.json and safetensors files of an ALIGN or a ViT.
         prefix: the checkpoint's path without suffix, such as `out/model-weights`; its folder is made.
         family: "align" or "vit" refuses the other.
-        spelling: of a ViT's keys, see `TPU_SPELLINGS`: "model" for `model.load_weights`, "manager" for
+        key_layout: of a ViT's keys, see `TPU_KEY_LAYOUTS`: "model" for `model.load_weights`, "manager" for
             `tf.train.Checkpoint(model=, backbone=)`, "backbone" for `model.backbone.load_weights`.
 
     Returns:
@@ -278,7 +280,7 @@ def convert_back(
     with hub.described_by(folder / "config.json"):
         config = config_class.from_pretrained(folder)
     _check_functions(config, folder)
-    slots = align_tpu_slots(config) if found == "align" else vit_tpu_slots(config, spelling)
+    slots = align_tpu_slots(config) if found == "align" else vit_tpu_slots(config, key_layout)
     entries = {}
     for file in sorted(folder.glob("*.safetensors")):
         of_file = read_safetensors(file)

@@ -18,9 +18,9 @@ import numpy as np
 from kakao_models.align.config import EFFICIENTNET_SIZES, AlignConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.hdf5 import read_datasets
-from kakao_models.checkpoint.lazy import Entry, LazyTensors, check_keys
+from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys
 from kakao_models.conversion.recognize import IMAGE_TOWER, efficientnet_config
-from kakao_models.conversion.source import Source
+from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 
 # (width, depth) of B0 to B7 -> image size; Tan & Le 2019
 IMAGE_SIZES = dict(zip(EFFICIENTNET_SIZES.values(), (224, 240, 260, 300, 380, 456, 528, 600)))
@@ -33,7 +33,7 @@ _SKIPPED = {"top_conv": _CONV, "top_bn": _NORM, "predictions": _BIASED, "normali
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides) -> Source:
+def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides) -> SourceCheckpoint:
     """Recognises a weights file of an EfficientNet, of Keras 2 or (`.weights.h5`) 3.
 
     Args:
@@ -61,12 +61,12 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides)
             raise ValueError(f"{name}: you say {value}, the tensors say {getattr(vision, name, None)}")
     both = AlignConfig(vision_config=vision.to_dict(), projection_dim=vision.output_channels)
     slots = [slot for slot in align_tpu_slots(both) if slot.key.startswith("vision_model.")]
-    return Source(
+    return SourceCheckpoint(
         family="efficientnet",
         config=vision,
         slots=[replace(slot, key=slot.key.removeprefix("vision_model.")) for slot in slots],
         tensors=tensors,
-        spelling=None,
+        key_layout=None,
         weights="raw",
         has_averages=False,
         skipped=dict(Counter(key.split("/")[0] for key in skipped)),
@@ -77,7 +77,7 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides)
     )
 
 
-def _layers(path: Path) -> tuple[dict[str, Entry], dict[str, Entry]]:
+def _layers(path: Path) -> tuple[dict[str, TensorEntry], dict[str, TensorEntry]]:
     """layer/leaf → tensor: those of the tower, and those that are known and left out."""
     entries, names = read_datasets(path)
     if any(key.startswith("model_weights/") for key in entries):  # model.save: the weights stand beside an optimizer's
@@ -118,7 +118,7 @@ def _in_order(layers: set[str]) -> list[tuple[str, tuple[str, ...]]]:
     return ordered
 
 
-def _as_original(entry: Entry, leaf: str) -> Entry:
+def _as_original(entry: TensorEntry, leaf: str) -> TensorEntry:
     """The original's batch norm has five axes."""
     shape, read = entry
     shape = (1, 1, 1, 1, *shape) if leaf in _NORM else shape
@@ -139,7 +139,7 @@ def _symmetric_blocks(vision: AlignVisionConfig) -> list[int]:
     return found
 
 
-def _normalization(path: Path, skipped: dict[str, Entry]) -> tuple[list[float], list[float]]:
+def _normalization(path: Path, skipped: dict[str, TensorEntry]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation that the model takes from pixels in 0..1.
 
     Keras' ImageNet files state the standard deviation in place of the variance, and its model divides by the root once

@@ -18,12 +18,12 @@ from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint import formats as formats
 from kakao_models.checkpoint.hub import described_by, read_config, shards_of
 from kakao_models.checkpoint.kinds import kind_of
-from kakao_models.checkpoint.lazy import Entry, LazyTensors, check_keys
 from kakao_models.checkpoint.shards import COUNTER
+from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys
 from kakao_models.checkpoint.weightmap import Slot, permute
-from kakao_models.conversion.source import Source
+from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.vit.config import ViTConfig
-from kakao_models.vit.weights import TPU_SPELLINGS, vit_tpu_slots
+from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 
 # Files that go beside the converted weights as they are
 _TOKENIZER = "tokenizer.json tokenizer_config.json vocab.txt special_tokens_map.json added_tokens.json".split()
@@ -43,7 +43,7 @@ _FLAX = {
     ("weight", "OIHW"): ("kernel", "HWIO"),
     ("weight", "D"): ("scale", "D"),
 }
-_FORMATS = {  # in the order of preference, if there are several
+_WEIGHT_FILES = {  # in the order of preference, if there are several
     "model.safetensors": (formats.read_safetensors, {}),
     "pytorch_model.bin": (formats.read_pickle, {}),
     "tf_model.h5": (formats.read_h5, _KERAS),
@@ -51,7 +51,7 @@ _FORMATS = {  # in the order of preference, if there are several
 }
 
 
-def read_folder(folder: Path, **overrides) -> Source:
+def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
     """Recognises a Hub folder by its config.json.
 
     Args:
@@ -64,7 +64,7 @@ def read_folder(folder: Path, **overrides) -> Source:
     family = read_config(folder / "config.json").get("model_type")
     config_class = getattr(kakao_models, kind_of(family, folder).config)
     name, files = _weights(folder)
-    read, dialect = _FORMATS[name]
+    read, dialect = _WEIGHT_FILES[name]
     stored = {}
     for file in files:
         for key, entry in read(file).items():
@@ -76,12 +76,12 @@ def read_folder(folder: Path, **overrides) -> Source:
     with described_by(folder / "config.json"):
         config = config_class.from_pretrained(folder)
     if family == "align":
-        slots, spelling = align_tpu_slots(config), None
+        slots, key_layout = align_tpu_slots(config), None
         weights = {key: (key, entry) for key, entry in weights.items()}
     elif family == "vit":
         prefix = "" if any(key.startswith("vit.") for key in weights) else "vit."  # ViTModel's have none
         weights = {prefix + key: (key, entry) for key, entry in weights.items()}
-        slots, spelling = _vit(config, {key: entry for key, (_, entry) in weights.items()})
+        slots, key_layout = _vit(config, {key: entry for key, (_, entry) in weights.items()})
     else:
         raise ValueError(f"{folder}: no conversion is known of model_type {family!r}")
     _compare(config, overrides, folder)
@@ -89,14 +89,14 @@ def read_folder(folder: Path, **overrides) -> Source:
     homes = [_foreign(slot, dialect) for slot in slots]  # name in the files, axes
     check_keys([key for key, _ in homes], weights, ", ".join(map(str, files)))
     found = {slot.local_key: (slot, *weights[key], axes) for slot, (key, axes) in zip(slots, homes)}
-    return Source(
+    return SourceCheckpoint(
         family=family,
         config=config,
         slots=slots,
         tensors=LazyTensors(
             {ours: _original(slot, key, axes, entry) for ours, (slot, key, entry, axes) in found.items()}
         ),
-        spelling=spelling,
+        key_layout=key_layout,
         weights="raw",
         has_averages=False,
         skipped={"buffer": len(buffers)} if buffers else {},
@@ -124,7 +124,7 @@ def _license(card: Path) -> str:
 
 def _weights(folder: Path) -> tuple[str, list[Path]]:
     """The format, and its file or the shards that its index names."""
-    for name in _FORMATS:
+    for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return name, [folder / name]
         index = folder / f"{name}.index.json"
@@ -136,14 +136,16 @@ def _weights(folder: Path) -> tuple[str, list[Path]]:
                         f"{index} names {shard!r}, which is no file of this folder. Is the download complete?"
                     )
             return name, [folder / shard for shard in shards]
-    raise ValueError(f"{folder} has a config.json and no weights: wanted {', '.join(_FORMATS)}, or an index of shards")
+    raise ValueError(
+        f"{folder} has a config.json and no weights: wanted {', '.join(_WEIGHT_FILES)}, or an index of shards"
+    )
 
 
-def _vit(config: ViTConfig, weights: Mapping[str, Entry]) -> tuple[list[Slot], str]:
+def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[list[Slot], str]:
     """What a file decides beside config.json: whether there is a head, and a pooler (the Dense layer of the pre-logits)."""
-    spelling = "model" if "classifier.bias" in weights else "backbone"
+    key_layout = "model" if "classifier.bias" in weights else "backbone"
     if "vit.pooler.dense.bias" in weights:
-        if spelling == "model" and not config.representation_size:
+        if key_layout == "model" and not config.representation_size:
             raise ValueError(
                 "the weights have a pooler and a classifier. transformers' classifier passes the pooler by, the original's "
                 "reads it: say so in config.json, by its representation_size, or leave the pooler's tensors out"
@@ -151,9 +153,9 @@ def _vit(config: ViTConfig, weights: Mapping[str, Entry]) -> tuple[list[Slot], s
         if getattr(config, "pooler_act", None) not in (None, "tanh"):
             raise ValueError(f"config.json: pooler_act is {config.pooler_act!r}, wanted 'tanh'")
         (config.representation_size,) = weights["vit.pooler.dense.bias"][0]
-    if TPU_SPELLINGS[spelling][1] is None:
+    if TPU_KEY_LAYOUTS[key_layout][1] is None:
         config.num_labels = 0
-    return vit_tpu_slots(config, spelling), spelling
+    return vit_tpu_slots(config, key_layout), key_layout
 
 
 def _foreign(slot: Slot, dialect: Mapping) -> tuple[str, str]:
@@ -163,7 +165,7 @@ def _foreign(slot: Slot, dialect: Mapping) -> tuple[str, str]:
     return f"{module}.{leaf}" if module else leaf, axes
 
 
-def _original(slot: Slot, key: str, axes: str, entry: Entry) -> Entry:
+def _original(slot: Slot, key: str, axes: str, entry: TensorEntry) -> TensorEntry:
     shape, read = entry
     try:
         shape = permute(np.broadcast_to(np.float32(0), shape), axes, slot.local_axes).shape

@@ -1,6 +1,6 @@
 """Google's published ViT, an .npz of the program vision_transformer (also those of AugReg): read tensor by tensor.
 
-Its tensors are presented under the keys of the original TPU program, spelling "model" or "backbone", so that everything after
+Its tensors are presented under the keys of the original TPU program, key_layout "model" or "backbone", so that everything after
 is the same for both. The two programs compute the same function: tanh-approximated GELU, LayerNorm with 1e-6, images in
 -1..1 that were resized to a square.
 
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kakao_models.checkpoint.lazy import Entry, LazyTensors, check_keys, float32
+from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys, float32
 from kakao_models.conversion.recognize import vit_config
-from kakao_models.conversion.source import Source
-from kakao_models.vit.weights import TPU_SPELLINGS, vit_tpu_slots
+from kakao_models.conversion.source_checkpoint import SourceCheckpoint
+from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 
 _LAYER, _BLOCK = "enc_layers/{}/", "Transformer/encoderblock_{}/"
 _ATTENTION, _MLP = _BLOCK + "MultiHeadDotProductAttention_1/", _BLOCK + "MlpBlock_3/"
@@ -37,7 +37,7 @@ _REST = {"embedding": ("embedding", "HWID", "D"), "norm": ("Transformer/encoder_
 _PRE_LOGITS = {"representation": ("pre_logits", "DO", "O")}
 
 
-def read_npz(path: Path, **overrides) -> Source:
+def read_npz(path: Path, **overrides) -> SourceCheckpoint:
     """Recognises a ViT of Google's.
 
     Args:
@@ -53,8 +53,8 @@ def read_npz(path: Path, **overrides) -> Source:
         raise ValueError(
             f"{path} is a hybrid of a ResNet and a ViT ({hybrid[0]}, ...); only plain ViTs can be converted"
         )
-    spelling = "model" if "head/kernel" in stored else "backbone"
-    prefix, head = TPU_SPELLINGS[spelling]
+    key_layout = "model" if "head/kernel" in stored else "backbone"
+    prefix, head = TPU_KEY_LAYOUTS[key_layout]
     layers = len({key.split("/")[1] for key in stored if key.startswith("Transformer/encoderblock_")}) or 1
     modules = {
         prefix + ours.format(i): (theirs.format(i), *axes)
@@ -82,12 +82,12 @@ def read_npz(path: Path, **overrides) -> Source:
         raise ValueError(f"num_attention_heads: you say {asked}, the tensors say {heads}")
     shapes = {key: tensors.shape(key) for key in tensors}
     config, _ = vit_config(shapes, num_attention_heads=heads, **overrides)
-    return Source(
+    return SourceCheckpoint(
         family="vit",
         config=config,
-        slots=vit_tpu_slots(config, spelling),
+        slots=vit_tpu_slots(config, key_layout),
         tensors=tensors,
-        spelling=spelling,
+        key_layout=key_layout,
         weights="raw",
         has_averages=False,
         files=[path],
@@ -103,7 +103,7 @@ def _write_processor(size: int, folder: Path) -> None:
     ViTImageProcessor(preprocessing="tf", size=size).save_pretrained(folder)
 
 
-def _flat(path: Path, key: str, axes: str, entry: Entry) -> Entry:
+def _flat(path: Path, key: str, axes: str, entry: TensorEntry) -> TensorEntry:
     """The tensor with heads and width per head in one axis, as the original has them."""
     shape, read = entry
     if len(shape) != len(axes):
@@ -117,7 +117,7 @@ def _flat(path: Path, key: str, axes: str, entry: Entry) -> Entry:
     return tuple(flat), lambda: read().reshape(flat)
 
 
-def _members(path: Path) -> dict[str, Entry]:
+def _members(path: Path) -> dict[str, TensorEntry]:
     """key → shape and reader of every array. Only the headers are read."""
     found = {}
     try:

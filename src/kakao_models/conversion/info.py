@@ -13,7 +13,9 @@ from kakao_models.files.atomic import sha256_of
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
 
 
-def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None) -> dict:
+def describe_checkpoint(
+    name_or_path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
+) -> dict:
     """Facts about a checkpoint, ready for JSON.
 
     Keys: name, folder (or None: then files were looked at on the Hub), model_type, dim, towers (image, text:
@@ -49,7 +51,7 @@ def describe(name_or_path: str | os.PathLike, *, revision: str | None = None, to
 
 
 def as_text(info: dict) -> str:
-    """The result of `describe` for people."""
+    """The result of `describe_checkpoint` for people."""
     lines = [f"{info['name']}: {info['model_type']}, {_millions(info['parameters'])}"]
     lines.append(f"  embedding      {info['dim']} wide")
     for name, tower in info["towers"].items():

@@ -27,7 +27,7 @@ SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SLOT = "/.OPTIMIZER_SLOT/"
 _MAX_ITEMS = 500_000  # nodes, children, attributes and slots; a trained ALIGN-B7 has 15,000
 
-Kind = Literal["weight", "optimizer_slot", "optimizer", "counter", "metric", "object_graph"]
+KeyKind = Literal["weight", "optimizer_slot", "optimizer", "counter", "metric", "object_graph"]
 
 
 def path_of(key: str) -> str:
@@ -54,7 +54,7 @@ def slot_key(key: str, slot: str, optimizer: str = "optimizer") -> str:
     return f"{path_of(key)}{_SLOT}{optimizer}/{slot}{SUFFIX}"
 
 
-def kind_of(key: str) -> Kind:
+def kind_of(key: str) -> KeyKind:
     """What an entry of the original programs' checkpoints is, from its key. All that isn't something else is a weight.
 
     Raises:

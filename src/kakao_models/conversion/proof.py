@@ -19,10 +19,10 @@ from kakao_models.align.config import AlignConfig
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.hub import read_config
 from kakao_models.checkpoint.kinds import model_class_name
-from kakao_models.conversion.source import Source
+from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.files.mapped import forget_pages
 from kakao_models.vit import reference as vit_reference
-from kakao_models.vit.weights import TPU_SPELLINGS
+from kakao_models.vit.weights import TPU_KEY_LAYOUTS
 
 # Of the root mean square of a stage. Two float32 programs differ by 1e-4 at the very most after 55 blocks (the original
 # from itself in float64: 7e-5); the mildest mistake, a wrong epsilon of LayerNorm, costs more at the features.
@@ -58,7 +58,7 @@ class ProofError(ValueError):
         self.stages = stages
 
 
-def prove(source: Source, model: nn.Module) -> list[Stage]:
+def prove(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     """Runs the converted model and the numpy reference on fixed inputs.
 
     Args:
@@ -107,7 +107,7 @@ def fixed_tokens(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     return np.random.Generator(np.random.Philox(11)).integers(1, vocabulary, (3, 12)) * mask, mask
 
 
-def _align_stages(source: Source, model: nn.Module) -> list[Stage]:
+def _align_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     config, original = source.config, source.tensors
     pixels = fixed_pixels(*as_pair(config.vision_config.image_size))
     wanted = align_reference.image_stages(original, config, pixels)
@@ -131,7 +131,7 @@ def _align_stages(source: Source, model: nn.Module) -> list[Stage]:
     return [*stages, compare("temperature", model.temperature.detach().numpy(), original["temperature"])]
 
 
-def _tower_stages(source: Source, model: nn.Module) -> list[Stage]:
+def _tower_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     pixels = fixed_pixels(*as_pair(source.config.image_size))
     width = source.config.output_channels  # no Dense layer where both widths are the same
     both = AlignConfig(vision_config=source.config.to_dict(), projection_dim=width)
@@ -147,9 +147,9 @@ def _image_stages(tower: nn.Module, run: Callable, wanted: Iterator, pixels: np.
     )
 
 
-def _vit_stages(source: Source, model: nn.Module) -> list[Stage]:
+def _vit_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     pixels = fixed_pixels(*as_pair(source.config.image_size))
-    prefix, head = TPU_SPELLINGS[source.spelling]
+    prefix, head = TPU_KEY_LAYOUTS[source.key_layout]
     backbone = model.base_model
     if head and backbone is model:
         raise ValueError(

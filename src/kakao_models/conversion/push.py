@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kakao_models.checkpoint.upload import upload
-from kakao_models.conversion.report import verify
+from kakao_models.conversion.report import verify_report
 
 
 def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = False, dry_run: bool = False) -> str:
@@ -22,7 +22,7 @@ def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = Fa
         ValueError: the folder differs from its report.
         OSError: the Hub can't be reached, or refuses.
     """
-    if wrong := verify(folder):
+    if wrong := verify_report(folder):
         raise ValueError(f"{folder} is not what was proven, nothing is uploaded: " + "; ".join(wrong[:5]))
     proven = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # no other is in the report
     files = "\n".join(f"  {path.name}  {path.stat().st_size:,} bytes" for path in proven)

@@ -7,18 +7,20 @@ from functools import partial
 from pathlib import Path
 
 from kakao_models.align.weights import align_tpu_slots
-from kakao_models.checkpoint.lazy import LazyTensors
+from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.conversion.folder import read_folder
 from kakao_models.conversion.google import read_npz
 from kakao_models.conversion.recognize import align_config, family_of, vit_config
-from kakao_models.conversion.source import Source
+from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import SUFFIX, kind_of, open_checkpoint
 from kakao_models.vit.weights import vit_tpu_slots
 
 _AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
 
 
-def read_source(path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides) -> Source:
+def read_source(
+    path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides
+) -> SourceCheckpoint:
     """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
     transformers, Google's ViT (.npz), or Keras' EfficientNet (.h5).
 
@@ -44,7 +46,7 @@ def read_source(path: str | Path, *, weights: str | None = None, wanted: str | N
     return source
 
 
-def _reader(path: Path) -> Callable[..., Source] | None:
+def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
     """The function that reads what is at `path`; None for a TensorFlow checkpoint."""
     if os.path.isfile(path / "config.json") and not os.path.exists(path / "checkpoint"):
         return read_folder
@@ -63,7 +65,7 @@ def _reader(path: Path) -> Callable[..., Source] | None:
     return None
 
 
-def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, **overrides) -> Source:
+def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, **overrides) -> SourceCheckpoint:
     checkpoint = open_checkpoint(path)
     kinds = {key: kind_of(key) for key in checkpoint.entries}
     raw = {key.removesuffix(SUFFIX): key for key, kind in kinds.items() if kind == "weight"}
@@ -81,21 +83,21 @@ def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, 
         {key: (checkpoint.entries[name].shape, partial(checkpoint.read, name)) for key, name in stored.items()}
     )
     shapes = {key: tensors.shape(key) for key in tensors}
-    family, spelling = family_of(shapes), None
+    family, key_layout = family_of(shapes), None
     if wanted not in (None, family):
         raise ValueError(f"{path} holds a model of family {family!r}, wanted {wanted!r}")
     if family == "align":
         config = align_config(shapes, **overrides)
         slots = align_tpu_slots(config)
     else:
-        config, spelling = vit_config(shapes, **overrides)
-        slots = vit_tpu_slots(config, spelling)
-    return Source(
+        config, key_layout = vit_config(shapes, **overrides)
+        slots = vit_tpu_slots(config, key_layout)
+    return SourceCheckpoint(
         family=family,
         config=config,
         slots=slots,
         tensors=tensors,
-        spelling=spelling,
+        key_layout=key_layout,
         weights=taken,
         has_averages=bool(averages),
         skipped=dict(Counter(kind for kind in kinds.values() if kind != "weight")),

@@ -1,4 +1,4 @@
-"""Which model a checkpoint of an original program holds: family, spelling and sizes, from keys and shapes alone.
+"""Which model a checkpoint of an original program holds: family, key layout and sizes, from keys and shapes alone.
 
 What tensors do not show (the number of attention heads of an unpublished width, the resolution of ALIGN) is taken from the
 published models, or given as an override; an override that contradicts the tensors is an error.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from kakao_models.align.config import EFFICIENTNET_SIZES, AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.vit.config import VIT_SIZES, ViTConfig
-from kakao_models.vit.weights import TPU_SPELLINGS
+from kakao_models.vit.weights import TPU_KEY_LAYOUTS
 
 Shapes = Mapping[str, tuple[int, ...]]  # key without TensorFlow's suffix → shape
 
@@ -70,7 +70,7 @@ def align_config(shapes: Shapes, **overrides) -> AlignConfig:
 
 
 def vit_config(shapes: Shapes, **overrides) -> tuple[ViTConfig, str]:
-    """The configuration of a ViT checkpoint, and its spelling (see `TPU_SPELLINGS`).
+    """The configuration of a ViT checkpoint, and its key layout (see `TPU_KEY_LAYOUTS`).
 
     Args:
         overrides: `num_attention_heads`; any other size is recognised, and only compared.
@@ -78,8 +78,8 @@ def vit_config(shapes: Shapes, **overrides) -> tuple[ViTConfig, str]:
     Raises:
         ValueError: the tensors are those of no ViT, or contradict an override.
     """
-    spelling = next(name for name, (prefix, _) in TPU_SPELLINGS.items() if prefix + "class_emb" in shapes)
-    prefix, head = TPU_SPELLINGS[spelling]
+    key_layout = next(name for name, (prefix, _) in TPU_KEY_LAYOUTS.items() if prefix + "class_emb" in shapes)
+    prefix, head = TPU_KEY_LAYOUTS[key_layout]
     positions, width = _shape(shapes, prefix + "pos_emb", 3)[1:]
     tall, wide = _shape(shapes, prefix + "embedding/kernel", 4)[:2]
     side = math.isqrt(positions - 1)
@@ -101,7 +101,7 @@ def vit_config(shapes: Shapes, **overrides) -> tuple[ViTConfig, str]:
         num_labels=_shape(shapes, head + "/kernel", 2)[1] if head else 0,
     )
     _compare(overrides, {name: getattr(config, name) for name in overrides if hasattr(config, name)})
-    return config, spelling
+    return config, key_layout
 
 
 def efficientnet_config(shapes: Shapes) -> AlignVisionConfig:

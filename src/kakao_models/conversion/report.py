@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from kakao_models.checkpoint.shards import bytes_of, read_tensors
-from kakao_models.conversion.source import Source
+from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.files.atomic import sha256_of
 
 REPORT = "conversion_report.json"
 _PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
 
 
-def verify(folder: str | Path, advance: Callable[[str, int, int], None] = lambda step, done, total: None) -> list[str]:
+def verify_report(
+    folder: str | Path, advance: Callable[[str, int, int], None] = lambda step, done, total: None
+) -> list[str]:
     """What is wrong with a converted folder, compared with its report; an empty list if nothing is.
 
     Args:
@@ -87,7 +89,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def model_card(source: Source, report: dict, measured: str = "") -> str:
+def model_card(source: SourceCheckpoint, report: dict, measured: str = "") -> str:
     """The folder's README.md.
 
     Args:
@@ -128,5 +130,5 @@ Taken: the {"moving averages of the weights" if source.weights == "average" else
 {"; the checkpoint also holds the other" if source.has_averages else ""}. Every tensor on disk, turned back, equals the
 source's to the bit. Run on fixed inputs against an independent forward pass on the source's tensors, the largest difference
 relative to what is allowed is {worst["difference"]:.2g} of {worst["limit"]:.2g}, in {worst["name"]}. `{REPORT}` has every
-stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a folder against it.
+stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify_report FOLDER` checks a folder against it.
 """

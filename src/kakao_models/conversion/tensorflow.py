@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from kakao_models.conversion.bundle import (
     HEADER,
     SLICED,
-    Entry,
+    BundleEntry,
     encode,
     entry_message,
     read_entry,
@@ -46,7 +46,7 @@ __all__ = [
     "OBJECT_GRAPH",
     "SUFFIX",
     "CheckpointError",
-    "Entry",
+    "BundleEntry",
     "ObjectGraph",
     "TensorFlowCheckpoint",
     "key_of",
@@ -66,7 +66,7 @@ class TensorFlowCheckpoint:
     """An opened checkpoint; `open_checkpoint` makes it. No file is held open."""
 
     prefix: Path
-    entries: dict[str, Entry]  # by key, in the order of keys; the object graph is one of them
+    entries: dict[str, BundleEntry]  # by key, in the order of keys; the object graph is one of them
     files: tuple[Path, ...]  # the index, then the data files
 
     def read(self, key: str) -> np.ndarray:
@@ -236,7 +236,7 @@ def _read_file(file: Path) -> bytes:
         raise CheckpointError(f"can't be read ({error})") from error
 
 
-def _check_places(entries: Mapping[str, Entry], shards: list[Path], sizes: list[int]) -> None:
+def _check_places(entries: Mapping[str, BundleEntry], shards: list[Path], sizes: list[int]) -> None:
     """Every tensor lies within its file, and none within another."""
     shard, end, before = 0, 0, ""
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset, item[1].size)):
@@ -254,7 +254,7 @@ def _check_places(entries: Mapping[str, Entry], shards: list[Path], sizes: list[
         end, before = max(end, entry.offset + entry.size), key
 
 
-def _read_bytes(file: Path, entry: Entry) -> tuple[np.ndarray, int]:
+def _read_bytes(file: Path, entry: BundleEntry) -> tuple[np.ndarray, int]:
     """The bytes of a tensor, and their checksum."""
     data, crc = np.empty(entry.size, np.uint8), 0
     try:

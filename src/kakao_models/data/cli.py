@@ -13,14 +13,14 @@ from typer.core import TyperGroup
 from kakao_models.files.lines import lines_of
 from kakao_models.verbs import (
     DEFAULT_MODEL,
-    AsJson,
-    BatchSize,
-    Device,
-    Dtype,
-    Engine,
-    Framework,
-    Model,
-    Revision,
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FrameworkOption,
+    JsonOption,
+    ModelOption,
+    RevisionOption,
     check_file,
     check_picture,
     finish,
@@ -60,7 +60,7 @@ def _check_extra() -> None:
 
 
 RUN_PANEL = "Run"
-Source = Annotated[
+SourceArgument = Annotated[
     str, typer.Argument(help="A .parquet, .csv or .jsonl file, a pattern or folder of such, or hf://owner/name.")
 ]
 Backend = Annotated[str, typer.Option(help="duckdb, or pyspark.", rich_help_panel=RUN_PANEL)]
@@ -69,7 +69,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Of DuckDB.", rich_help
 Spill = Annotated[
     Path | None, typer.Option(help="Folder for what doesn't fit in memory.", file_okay=False, rich_help_panel=RUN_PANEL)
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Make images with a larger shorter side so small; none: as they are.")
 ]
@@ -88,7 +88,7 @@ Distributor = Annotated[
 
 @app.command(no_args_is_help=True)
 def preview(
-    source: Source,
+    source: SourceArgument,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many.")] = 10,
     page: Annotated[
         Path | None, typer.Option("--html", dir_okay=False, help="Also write a page with the images.")
@@ -96,7 +96,7 @@ def preview(
     columns: Annotated[str | None, typer.Option(help="These columns, separated by commas.")] = None,
     split: Annotated[str, typer.Option(help="Of a data set of the Hub.")] = "train",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an image.")] = 10.0,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the first rows, and what differs from COYO's published columns.
 
@@ -129,13 +129,13 @@ def preview(
 
 @app.command(no_args_is_help=True)
 def stats(
-    source: Source,
+    source: SourceArgument,
     picture: Annotated[Path | None, typer.Option(help="Also draw the distributions, into this .png or .jpg.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write JSON here.")] = None,
     sample: Annotated[float | None, typer.Option(help="Look at this share of the rows, such as 0.01.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     unique: Annotated[bool, typer.Option(help="Count different URLs, images and texts.")] = True,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     backend: Backend = "duckdb",
     memory_limit: MemoryLimit = None,
     threads: Threads = None,
@@ -183,7 +183,7 @@ def filter_(
         typer.Option(metavar="BITS", help="Count digests of so many bits, in one pass: faster, not exact."),
     ] = None,
     list_filters: Annotated[bool, typer.Option("--list", help="Say which filters there are.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     backend: Backend = "duckdb",
     memory_limit: MemoryLimit = None,
     threads: Threads = None,
@@ -201,10 +201,10 @@ def filter_(
 
       kakao-models data filter coyo/ -o clean/ -f eval-hashes:file=coco-hashes.txt,bits=3
     """
-    from kakao_models.data.filters import KINDS
+    from kakao_models.data.filters import FILTERS
 
     if list_filters:
-        kinds = sorted(KINDS.values(), key=lambda kind: kind.name)
+        kinds = sorted(FILTERS.values(), key=lambda kind: kind.name)
         facts = [{"filter": kind.name, "help": kind.help, "parameters": dict(kind.defaults)} for kind in kinds]
         tell(facts, "\n".join(map(str, kinds)), as_json)
         return
@@ -228,7 +228,7 @@ def filter_(
 
 @app.command("label-stats", no_args_is_help=True)
 def label_stats_(
-    source: Source,
+    source: SourceArgument,
     thresholds: Annotated[str | None, typer.Option(help="Separated by commas; default 0, 0.05, ... 0.5.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to list.")] = 20,
     labels_file: Annotated[
@@ -240,7 +240,7 @@ def label_stats_(
     threshold: Annotated[float | None, typer.Option(help="For --output.")] = None,
     most: Annotated[int | None, typer.Option(min=1, help="For --output: so many labels of an image.")] = None,
     keep_empty: Annotated[bool, typer.Option("--keep-empty", help="For --output: images without labels too.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     backend: Backend = "duckdb",
     memory_limit: MemoryLimit = None,
     threads: Threads = None,
@@ -287,7 +287,7 @@ def shard(
             help="A folder of images, .csv, .parquet, .tar, or .json of COCO's captions or Karpathy's splits."
         ),
     ],
-    output: Output,
+    output: OutputFolder,
     form: Annotated[str, typer.Option("--format", "-f", help="webdataset, tfrecord or parquet.")] = "webdataset",
     images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The images of a .json.")] = None,
     split: Annotated[str | None, typer.Option(help="Of Karpathy's .json: train, val, test, restval.")] = None,
@@ -295,7 +295,7 @@ def shard(
     per_shard: PerShard = 10_000,
     image_size: ImageSize = None,
     workers: Workers = 1,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn local images and captions into shards that training reads. Broken ones are left out and listed.
 
@@ -305,13 +305,13 @@ def shard(
 
       kakao-models data shard dataset_coco.json --images coco/ --split train,restval -o coco-train/ -f tfrecord
     """
-    from kakao_models.data.shard import Options, write_shards
+    from kakao_models.data.shard import Options, write_sample_shards
     from kakao_models.inference.progress import Progress
     from kakao_models.samples.pairs import open_pairs
 
     found = open_pairs(source, images=images, split=split)
     with Progress("rows", sum(found.counts), None) as bar:
-        manifest = write_shards(
+        manifest = write_sample_shards(
             found,
             output,
             options=Options(form, image_size),
@@ -329,7 +329,7 @@ def download(
     source: Annotated[
         str, typer.Argument(help="A table with url, and text where there is any: .parquet, .csv, .jsonl.")
     ],
-    output: Output,
+    output: OutputFolder,
     image_size: ImageSize = None,
     min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a smaller side.")] = 0,
     max_aspect: Annotated[float, typer.Option(min=1, help="Refuse images that are longer.")] = float("inf"),
@@ -352,7 +352,7 @@ def download(
     allow_private_addresses: Annotated[
         bool, typer.Option("--allow-private-addresses", help="Also of this machine and its network.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Download the images of a table into tars that training reads; the same command goes on, and tries again.
 
@@ -398,7 +398,7 @@ def embed(
     source: Annotated[
         str, typer.Argument(help="A table (.parquet, .csv, .jsonl), a folder of images, or a folder of tars.")
     ],
-    output: Output,
+    output: OutputFolder,
     what: Annotated[
         str, typer.Option(help="images, texts, or score: the cosine of each image and its text.")
     ] = "images",
@@ -408,14 +408,14 @@ def embed(
     rank: Rank = 0,
     world_size: WorldSize = 1,
     distributor: Distributor = None,
-    model: Model = DEFAULT_MODEL,
-    revision: Revision = None,
-    framework: Framework = None,
-    device: Device = "auto",
-    engine: Engine = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 32,
-    as_json: AsJson = False,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    framework: FrameworkOption = None,
+    device: DeviceOption = "auto",
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchSizeOption = 32,
+    as_json: JsonOption = False,
 ) -> None:
     """Embed a table of any size into sharded Parquet; after any interruption the same command goes on.
 
@@ -448,7 +448,7 @@ def embed(
 
 
 @app.command(no_args_is_help=True)
-def verify(
+def verify_manifest(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What shard, download or embed made.")],
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
@@ -457,11 +457,11 @@ def verify(
 
     [b]Example[/b]
 
-      kakao-models data verify shards/ --decode
+      kakao-models data verify_manifest shards/ --decode
     """
     from kakao_models.inference.progress import Progress
     from kakao_models.samples.manifest import read_manifest
-    from kakao_models.samples.manifest import verify as check
+    from kakao_models.samples.manifest import verify_manifest as check
 
     with Progress("shards", len(read_manifest(folder)["shards"]), None) as bar:
         wrong = check(folder, decode=decode, advance=bar.advance)

@@ -23,9 +23,9 @@ from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.data.journal import Journal
 from kakao_models.data.shard import Options, stored
 from kakao_models.data.workers import processes
-from kakao_models.data.writers import Stored, TarWriter
+from kakao_models.data.writers import StoredSample, TarWriter
 from kakao_models.files.atomic import replacing
-from kakao_models.pixels.fetch import FetchError, fetch
+from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.images import ImageError, image_size
 from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
 from kakao_models.samples.rows import Part, Rows
@@ -237,7 +237,7 @@ def _got(facts: dict, record: dict, options: Download, stop: Future) -> tuple[di
     if not all(isinstance(label, int) for label in _labels(record)):
         raise ImageError("row", "a label is no class number")
     limits = dict(timeout=options.timeout, max_bytes=options.max_bytes, stop=stop)
-    data = fetch(url, allow_private_addresses=options.allow_private_addresses, **limits)
+    data = fetch_url(url, allow_private_addresses=options.allow_private_addresses, **limits)
     for name in HASHES:
         wanted = record.get(name)
         if wanted and hashlib.new(name, data, usedforsecurity=False).hexdigest() != str(wanted).lower():
@@ -284,7 +284,7 @@ def _write(journal: Journal, records: list[dict], name: Path, numbered: bool) ->
             if found["status"] == "success":
                 captions = (str(record["text"]),) if record.get("text") else ()
                 said = {"id": record["id"], "url": _url(record), "sha256": found["sha256"]}
-                writer.write(Stored(facts[-1]["key"], data, found["kind"], captions, _labels(record), said))
+                writer.write(StoredSample(facts[-1]["key"], data, found["kind"], captions, _labels(record), said))
         writer.close()
         if wrong := _different(temporary, facts):
             raise OSError(f"{name}.tar: what was written reads back differently ({wrong}). Is the disk sound?")

@@ -21,7 +21,7 @@ from kakao_models.inference.embedder import l2_normalize
 from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_manifest
 from kakao_models.samples.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
 
-WHAT = ("images", "texts", "score")
+CONTENTS = ("images", "texts", "score")
 _AT_ONCE = 1000  # rows whose pictures, as files, are in memory
 
 
@@ -41,8 +41,8 @@ class Settings:
     computed: str | None = None
 
     def __post_init__(self):
-        if self.what not in WHAT:
-            raise ValueError(f"what: got {self.what!r}, wanted one of {', '.join(WHAT)}")
+        if self.what not in CONTENTS:
+            raise ValueError(f"what: got {self.what!r}, wanted one of {', '.join(CONTENTS)}")
         if self.dtype not in ("float32", "float16"):
             raise ValueError(f"dtype: got {self.dtype!r}, wanted float32 or float16")
         if self.per_shard < 1:

@@ -25,12 +25,12 @@ from kakao_models.data.counting import (
 from kakao_models.data.neighbours import near_embeddings, near_hashes
 from kakao_models.samples.tables import fresh, require, without
 
-IMAGES = ("image_phash", "imagehash", "url")  # what says that two rows have one image, best first
+SAME_IMAGE_COLUMNS = ("image_phash", "imagehash", "url")  # what says that two rows have one image, best first
 NSFW = ("nsfw_score_opennsfw2", "nsfw_score_gantman")
 
 
 @dataclass(frozen=True)
-class Kind:
+class FilterKind:
     """A filter without its parameters.
 
     `apply` is of one row: (table, **parameters) → a boolean column; or of all (`is_global`): (table, context,
@@ -50,7 +50,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Filter:
-    kind: Kind
+    kind: FilterKind
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -60,12 +60,12 @@ class Filter:
         return f"{self.kind.name}({given})" if given else self.kind.name
 
 
-KINDS: dict[str, Kind] = {}
+FILTERS: dict[str, FilterKind] = {}
 
 
 def _filter(name: str, is_global: bool = False, **defaults):
     def add(function):
-        KINDS[name] = Kind(name, defaults, function, is_global, function.__doc__.strip().split("\n")[0])
+        FILTERS[name] = FilterKind(name, defaults, function, is_global, function.__doc__.strip().split("\n")[0])
         return function
 
     return add
@@ -221,9 +221,9 @@ def _image(table: ir.Table, named: str, what: str) -> str:
     if named:
         require(table, (named,), what)
         return named
-    found = next((name for name in IMAGES if name in table.columns), None)
+    found = next((name for name in SAME_IMAGE_COLUMNS if name in table.columns), None)
     if found is None:
-        raise ValueError(f"{what}: the table has none of {', '.join(IMAGES)}; name the column: image=...")
+        raise ValueError(f"{what}: the table has none of {', '.join(SAME_IMAGE_COLUMNS)}; name the column: image=...")
     return found
 
 

@@ -25,7 +25,7 @@ def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> t
     """The first rows of a source, and the types of its columns; of a data set of the Hub nothing more is downloaded.
 
     Args:
-        source: as of `tables.open_table`.
+        source: as of `tables.open_image_table`.
         split: of a data set of the Hub.
     """
     if not is_hub(os.fspath(source)):

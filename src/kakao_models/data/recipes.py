@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from kakao_models.data.filters import KINDS, Filter
+from kakao_models.data.filters import FILTERS, Filter
 
 # What a table of COYO has passed already, and what ALIGN's authors did with theirs (as far as columns can say it)
 RECIPES = {
@@ -29,9 +29,9 @@ def make_filter(name: str, parameters: dict[str, Any] | None = None) -> Filter:
     Raises:
         ValueError: no such filter or parameter, or a value of another kind.
     """
-    kind = KINDS.get(name)
+    kind = FILTERS.get(name)
     if kind is None:
-        raise ValueError(f"filter {name!r}: there is none of this name; there are {', '.join(sorted(KINDS))}")
+        raise ValueError(f"filter {name!r}: there is none of this name; there are {', '.join(sorted(FILTERS))}")
     values = dict(kind.defaults)
     for parameter, value in (parameters or {}).items():
         if parameter not in values:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from kakao_models.data.workers import processes
-from kakao_models.data.writers import WRITERS, Stored
+from kakao_models.data.writers import WRITERS, StoredSample
 from kakao_models.files.atomic import unfinished
 from kakao_models.pixels.images import MAX_PIXELS, ImageError, load_image
 from kakao_models.samples.manifest import entry, write_manifest
-from kakao_models.samples.shards import Sample, Source
+from kakao_models.samples.shards import Sample, SampleSource
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
 
@@ -33,8 +33,8 @@ class Options:
     max_pixels: int = MAX_PIXELS
 
 
-def write_shards(
-    source: Source,
+def write_sample_shards(
+    source: SampleSource,
     output: Path,
     *,
     options: Options = Options(),
@@ -142,7 +142,7 @@ def _write(task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
             except Exception as error:  # noqa: BLE001  one sample must not end a run of millions
                 failures.append((name, getattr(error, "reason", str(error))))
                 continue
-            writer.write(Stored(f"{number:05d}{place:06d}", data, form, sample.captions, labels))
+            writer.write(StoredSample(f"{number:05d}{place:06d}", data, form, sample.captions, labels))
             count += 1
     finally:
         writer.close()

@@ -14,7 +14,7 @@ from kakao_models.files.wire import bytes_field, mask, varint
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSample:
     """A sample as a shard has it."""
 
     key: str
@@ -31,7 +31,7 @@ class TarWriter:
     def __init__(self, path: Path):
         self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  closed by close()
 
-    def write(self, sample: Stored) -> None:
+    def write(self, sample: StoredSample) -> None:
         parts = {sample.kind: sample.image}
         if sample.captions:
             parts["txt"] = sample.captions[0].encode()
@@ -57,7 +57,7 @@ class TFRecordWriter:
     def __init__(self, path: Path):
         self._file = open(path, "wb")  # noqa: SIM115  closed by close()
 
-    def write(self, sample: Stored) -> None:
+    def write(self, sample: StoredSample) -> None:
         texts = [text.encode() for text in sample.captions]
         self._file.write(record(example({"jpg": [sample.image], "txt": texts, "label": list(sample.labels)})))
 
@@ -76,7 +76,7 @@ class ParquetWriter:
         self._schema = pa.schema([*fields, ("labels", pa.list_(pa.int64()))])
         self._writer, self._rows, self._size = pq.ParquetWriter(path, self._schema), [], 0
 
-    def write(self, sample: Stored) -> None:
+    def write(self, sample: StoredSample) -> None:
         row = {"key": sample.key, "image": sample.image, "captions": sample.captions, "labels": sample.labels}
         self._rows.append(row)
         self._size += len(sample.image)

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from kakao_models.search.cli import DATABASE, Collection, Token
-from kakao_models.verbs import BUNDLED_MODEL, MODEL_PANEL, Device, Dtype, Engine, Framework, given, prepare
+from kakao_models.verbs import (
+    BUNDLED_MODEL,
+    MODEL_PANEL,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FrameworkOption,
+    given,
+    prepare,
+)
 
 
 def demo(
@@ -30,10 +39,10 @@ def demo(
     only: Annotated[
         bool, typer.Option("--only", help="Visitors can't name further models.", rich_help_panel=MODEL_PANEL)
     ] = False,
-    framework: Framework = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    device: Device = "auto",
+    framework: FrameworkOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "auto",
     index: Annotated[
         str | None,
         typer.Option(

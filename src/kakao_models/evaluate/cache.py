@@ -18,7 +18,7 @@ from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.identity import described
 from kakao_models.inference.progress import Progress
 
-_IMAGES = 512  # embeddings in a file
+_PER_FILE = 512  # embeddings in a file
 _TEXTS = 4096
 
 
@@ -63,13 +63,13 @@ class CachedEmbedder:
         Raises:
             ValueError: an image can't be read, or the cache holds something else than it should; both are named.
         """
-        rows = self._all("features", sources, _IMAGES, self.dim, lambda some: self._embed(some, name), name)
+        rows = self._all("features", sources, _PER_FILE, self.dim, lambda some: self._embed(some, name), name)
         return l2_normalize(rows) if normalize else rows
 
     def class_logits(self, sources: Iterable[Any], *, name: str = "images") -> np.ndarray:
         """As `Embedder.class_logits`, with the same errors as `images`."""
         width = self.embedder.config.num_labels
-        return self._all("logits", sources, _IMAGES, width, lambda some: self._embed(some, name, logits=True), name)
+        return self._all("logits", sources, _PER_FILE, width, lambda some: self._embed(some, name, logits=True), name)
 
     def texts(self, texts: Iterable[str], *, normalize: bool = False, batch_size: int | None = None) -> np.ndarray:
         """As `Embedder.texts`."""

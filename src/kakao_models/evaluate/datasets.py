@@ -13,7 +13,7 @@ import numpy as np
 
 from kakao_models.pixels.images import list_images
 
-from .tables import Table, open_table
+from .tables import Table, open_image_table
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "label_name")
@@ -109,7 +109,7 @@ def read_labelled(
         ValueError: nothing there, a class without images, no such column.
     """
     source = os.fspath(source)
-    if (table := open_table(source, split)) is None:
+    if (table := open_image_table(source, split)) is None:
         return _image_folder(Path(source))
     image = table.find(image_column, _IMAGE_COLUMNS, "image")
     label = table.find(label_column, _LABEL_COLUMNS, "label")
@@ -131,7 +131,7 @@ def read_many_labels(
 ) -> tuple[str, Images, list[list[int]]]:
     """Name, images and the classes of each, from a table whose label column holds lists of integers."""
     source = os.fspath(source)
-    if (table := open_table(source, split)) is None:
+    if (table := open_image_table(source, split)) is None:
         raise ValueError(f"{source}: several labels per image come from a table, got a folder of images")
     column = table.find(label_column, ("labels", *_LABEL_COLUMNS), "label")
     labels = [[] if row is None else row for row in table.values(column)]
@@ -167,7 +167,7 @@ def read_captioned(
         ids, files, captions, own = _karpathy(Path(source), split or "test", images)
         found = Images(files)
     else:
-        table = open_table(source, split)
+        table = open_image_table(source, split)
         if table is None:
             raise ValueError(f"{source}: wanted a parquet file, a data set of `datasets`, or Karpathy's .json")
         image = table.find(image_column, _IMAGE_COLUMNS, "image")

@@ -41,8 +41,8 @@ Classes = Annotated[
 Templates = Annotated[
     str, typer.Option(help="small, clip (80), clip-simple (7), or a file.", rich_help_panel=DATA_PANEL)
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")]
-Picture = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
+ResultOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")]
+PictureOutput = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
 Train = Annotated[str, typer.Option(help="The training data, as --data.", rich_help_panel=DATA_PANEL)]
 TrainSplit = Annotated[str | None, typer.Option(help="As --split, of --train.", rich_help_panel=DATA_PANEL)]
 
@@ -50,13 +50,13 @@ TrainSplit = Annotated[str | None, typer.Option(help="As --split, of --train.", 
 def start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory):
     prepare(model, revision)
     from kakao_models.evaluate.cache import CachedEmbedder
-    from kakao_models.evaluate.tasks import Run
+    from kakao_models.evaluate.tasks import TaskRun
 
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = None if no_cache else cache or Path(home, "kakao-models", "embeddings")
     where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
     embedder = open_embedder(model, batch_size=batch_size, **where)
-    return Run(CachedEmbedder(embedder, folder), max_memory=max_memory * 2**20)
+    return TaskRun(CachedEmbedder(embedder, folder), max_memory=max_memory * 2**20)
 
 
 def read_classes(data, split, image_column, label_column, name, classes):

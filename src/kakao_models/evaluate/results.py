@@ -21,7 +21,7 @@ TASKS = (
 )
 
 _TEXTS, _MAPS = ("model", "dataset", "version"), ("metrics", "counts", "settings", "details", "fingerprints")
-_KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_MAPS, dict)
+_FIELD_TYPES = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_MAPS, dict)
 _SPOKEN = {str: "text", dict: "JSON object"}
 
 
@@ -67,7 +67,7 @@ class Result:
             raise ValueError(
                 f"{path} is no result of kakao-models evaluate: wanted the fields {', '.join(sorted(wanted))}"
             )
-        for name, kind in _KINDS.items():
+        for name, kind in _FIELD_TYPES.items():
             if not isinstance(value.get(name, kind()), kind):
                 raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, wanted a {_SPOKEN[kind]}")
         for name, number in value["metrics"].items():

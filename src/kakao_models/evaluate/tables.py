@@ -46,7 +46,7 @@ class Table(ABC):
         return found
 
 
-def open_table(source: str, split: str | None = None) -> Table | None:
+def open_image_table(source: str, split: str | None = None) -> Table | None:
     """The table at `source`, or None if that is a folder of images.
 
     Raises:

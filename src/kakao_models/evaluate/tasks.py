@@ -23,7 +23,7 @@ _PER_CLASS = 1000  # of more classes, the single ones are left out of results.js
 
 
 @dataclass(frozen=True)
-class Run:
+class TaskRun:
     """What every task needs."""
 
     embedder: CachedEmbedder
@@ -37,7 +37,7 @@ class Run:
         return Result(task, name, dataset, metrics, fingerprints=fingerprints, **fields)
 
 
-def zero_shot(run: Run, data: Labelled, names: Sequence[str], templates: Sequence[str]) -> tuple[Result, ZeroShot]:
+def zero_shot(run: TaskRun, data: Labelled, names: Sequence[str], templates: Sequence[str]) -> tuple[Result, ZeroShot]:
     """Classes by their names; `names` are those of `data.keys`, in their order.
 
     Raises:
@@ -58,7 +58,7 @@ def zero_shot(run: Run, data: Labelled, names: Sequence[str], templates: Sequenc
     ), scores
 
 
-def calibration(run: Run, data: Labelled, names, templates, *, bins: int = 15) -> tuple[Result, Calibration]:
+def calibration(run: TaskRun, data: Labelled, names, templates, *, bins: int = 15) -> tuple[Result, Calibration]:
     """How far the probabilities of zero-shot classification are from how often it is right."""
     zero, scores = zero_shot(run, data, names, templates)
     known = scores.labels >= 0
@@ -73,7 +73,7 @@ def calibration(run: Run, data: Labelled, names, templates, *, bins: int = 15) -
     ), found
 
 
-def robustness(run: Run, sets: Sequence[tuple[Labelled, Sequence[str]]], templates: Sequence[str]) -> Result:
+def robustness(run: TaskRun, sets: Sequence[tuple[Labelled, Sequence[str]]], templates: Sequence[str]) -> Result:
     """Zero-shot accuracy and calibration on several sets: the first as usual, the others shifted.
 
     `drop` is the accuracy on the first minus the mean over the others.
@@ -95,7 +95,7 @@ def robustness(run: Run, sets: Sequence[tuple[Labelled, Sequence[str]]], templat
 
 
 def classify(
-    run: Run, data: Labelled, *, columns: Sequence[int] | None = None, real: Path | None = None
+    run: TaskRun, data: Labelled, *, columns: Sequence[int] | None = None, real: Path | None = None
 ) -> tuple[Result, Classification]:
     """A ViT's own classes.
 
@@ -117,14 +117,14 @@ def classify(
     return run.result("classify", data.name, metrics, counts=counts, details=details), scores
 
 
-def multi_label(run: Run, name: str, images: Images, labels: list[list[int]]) -> Result:
+def multi_label(run: TaskRun, name: str, images: Images, labels: list[list[int]]) -> Result:
     """A head with a sigmoid per class, such as the 21,841 of coyo-vit's pretraining."""
     scores = multilabel_scores(run.embedder.class_logits(images, name=name), labels)
     counts = {"images": scores.images, "classes_seen": len(scores.per_class)}
     return run.result("classify", name, scores.metrics(), counts=counts, settings={"multi_label": True})
 
 
-def retrieval(run: Run, data: Captioned, *, fold_size: int | None = None) -> Result:
+def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) -> Result:
     """Captions of images and images of captions; with `fold_size` the mean over folds of so many images."""
     texts = run.embedder.texts(data.captions)
     images = run.embedder.images(data.images, name=data.name)
@@ -139,7 +139,7 @@ def retrieval(run: Run, data: Captioned, *, fold_size: int | None = None) -> Res
     return run.result("retrieval", name, metrics, counts=counts, settings=settings, details=details)
 
 
-def knn(run: Run, train: Labelled, test: Labelled, *, k: int = 1, weighted: bool | None = None) -> Result:
+def knn(run: TaskRun, train: Labelled, test: Labelled, *, k: int = 1, weighted: bool | None = None) -> Result:
     """Labels of the nearest training images."""
     sides = _embedded(run, train, test)
     scores = knn_scores(*sides, k=k, weighted=weighted, max_memory=run.max_memory)
@@ -148,7 +148,7 @@ def knn(run: Run, train: Labelled, test: Labelled, *, k: int = 1, weighted: bool
     return run.result("knn", test.name, scores.metrics(), counts=counts, settings=settings)
 
 
-def linear_probe(run: Run, train: Labelled, test: Labelled, *, vtab: bool = False, **options) -> Result:
+def linear_probe(run: TaskRun, train: Labelled, test: Labelled, *, vtab: bool = False, **options) -> Result:
     """A logistic regression on frozen features; `options` as of `linear_probe_scores`."""
     try:
         from .linear_probe import linear_probe_scores, vtab_scores
@@ -166,7 +166,7 @@ def linear_probe(run: Run, train: Labelled, test: Labelled, *, vtab: bool = Fals
 
 
 def similarity(
-    run: Run, data: Captioned, rated: Mapping[str, Ratings], *, samples: int = 1000, positive: float = POSITIVE
+    run: TaskRun, data: Captioned, rated: Mapping[str, Ratings], *, samples: int = 1000, positive: float = POSITIVE
 ) -> Result:
     """Crisscrossed Captions: correlations with people's ratings, and retrieval with pairs that people call alike.
 
@@ -212,7 +212,7 @@ def _both_ways(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
     return pairs | {(b, a) for a, b in pairs}
 
 
-def _embedded(run: Run, train: Labelled, test: Labelled) -> tuple:
+def _embedded(run: TaskRun, train: Labelled, test: Labelled) -> tuple:
     """Training and test embeddings and labels; the labels of both by the keys of both."""
     train, test = train.labelled(), test.labelled()
     unknown = sorted({test.keys[label] for label in np.unique(test.labels)} - set(train.keys))

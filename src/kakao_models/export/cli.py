@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.verbs import ModelArgument, Revision, prepare, tell
+from kakao_models.verbs import ModelArgument, RevisionOption, prepare, tell
 
 
 def export(
@@ -42,7 +42,7 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write it however much it differs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print export.json.")] = False,
-    revision: Revision = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Write a model for another runtime, and compare it there with its source.
 

@@ -12,8 +12,8 @@ from PIL import Image
 from kakao_models.inference.embedder import Embedder
 from kakao_models.pixels.resize import center_box
 
-INPUTS = ("float", "uint8", "picture")
-WHATS = ("image", "text", "both", "classifier")
+IMAGE_INPUTS = ("float", "uint8", "picture")
+PARTS = ("image", "text", "both", "classifier")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class ImageInput:
     """How images come in, and what the graph does to them.
 
     kind: "float", (B, 3, H, W) as the image processor gives it; "uint8", (B, H, W, 3) at the model's size; "picture",
@@ -65,7 +65,7 @@ class Contract:
     """
 
     functions: dict[str, Function]
-    pixels: Pixels
+    pixels: ImageInput
     normalize: bool
     quantize: str | None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -97,8 +97,8 @@ def contract(
     """What `embedder`'s model is exported as.
 
     Args:
-        what: one of `WHATS`; by default all that the model is made for.
-        kind: of `Pixels`.
+        what: one of `PARTS`; by default all that the model is made for.
+        kind: of `ImageInput`.
         ids: dtype of token ids in the format, "int32" or "int64".
 
     Raises:
@@ -134,7 +134,7 @@ def _parts(embedder: Embedder, what: str | None) -> tuple[str, ...]:
     return wanted
 
 
-def _pixels(embedder: Embedder, kind: str) -> Pixels:
+def _pixels(embedder: Embedder, kind: str) -> ImageInput:
     processor = embedder.image_processor
     resized, crop = dict(processor.size), dict(processor.crop_size or {})
     size = crop if processor.do_center_crop else resized if processor.do_resize and "height" in resized else None
@@ -148,7 +148,7 @@ def _pixels(embedder: Embedder, kind: str) -> Pixels:
     scale = (white.astype(np.float64) - black) / 255
     pixels = (kind, (height, width), tuple(scale.tolist()), tuple(black.astype(np.float64).tolist()))
     if kind != "picture":
-        return Pixels(*pixels)
+        return ImageInput(*pixels)
     if not (
         processor.preprocessing == "tf" and processor.do_resize and processor.resample == Image.Resampling.BILINEAR
     ):
@@ -159,7 +159,7 @@ def _pixels(embedder: Embedder, kind: str) -> Pixels:
     if "height" not in resized:
         raise ValueError(f"--input picture: {embedder.name} keeps the aspect ratio ({resized}); take --input uint8")
     full = resized["height"], resized["width"]
-    return Pixels(*pixels, full, center_box(*full, height, width))
+    return ImageInput(*pixels, full, center_box(*full, height, width))
 
 
 def _prepared(processor, picture: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ def resizing(processor) -> str:
     return words
 
 
-def _image_inputs(pixels: Pixels) -> tuple[Tensor, ...]:
+def _image_inputs(pixels: ImageInput) -> tuple[Tensor, ...]:
     height, width = pixels.size
     if pixels.kind == "float":
         about = "RGB as preprocessor_config.json makes it: resized, rescaled, normalised"

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import kakao_models
 from kakao_models import __version__
 from kakao_models.checkpoint.hub import called, fetch, resolve
-from kakao_models.checkpoint.kinds import KINDS
-from kakao_models.export.contract import INPUTS, WHATS, contract, resizing
+from kakao_models.checkpoint.kinds import MODEL_KINDS
+from kakao_models.export.contract import IMAGE_INPUTS, PARTS, contract, resizing
 from kakao_models.export.samples import compare
 from kakao_models.files.atomic import sha256_of, unfinished
 from kakao_models.inference.embedder import Embedder
@@ -35,7 +35,7 @@ class Format(NamedTuple):
     runtimes: tuple[str, ...]  # packages whose versions are noted
 
 
-FORMATS = {
+EXPORT_FORMATS = {
     "onnx": Format("onnx", ("float16", "bfloat16", "int8", "int8-dynamic"), "int64", "export", ("onnx", "onnxruntime")),
     "openvino": Format("openvino", ("float16", "int8"), "int64", "export", ("openvino", "nncf")),
     "saved_model": Format("saved_model", ("float16", "bfloat16"), "int32", "tensorflow", ("tensorflow", "keras")),
@@ -64,7 +64,7 @@ def export(
 
     Args:
         model: a Hub id, a folder, or the name of a checkpoint inside this package.
-        to: one of `FORMATS`.
+        to: one of `EXPORT_FORMATS`.
         what: "image", "text", "both" or "classifier"; by default both towers of an ALIGN, the classifier of a ViT, and
             of a ViT without one its features.
         input: how images come in. "float": `pixel_values` (B, 3, H, W) as the image processor gives them; "uint8":
@@ -159,13 +159,13 @@ def _shape(tensor: dict) -> str:
 
 
 def _checked(to: str, what: str | None, input: str, quantize: str | None) -> Format:
-    if to not in FORMATS:
-        raise ValueError(f"--to {to}: wanted one of {', '.join(FORMATS)}")
-    if what is not None and what not in WHATS:
-        raise ValueError(f"--what {what}: wanted one of {', '.join(WHATS)}")
-    if input not in INPUTS:
-        raise ValueError(f"--input {input}: wanted one of {', '.join(INPUTS)}")
-    form = FORMATS[to]
+    if to not in EXPORT_FORMATS:
+        raise ValueError(f"--to {to}: wanted one of {', '.join(EXPORT_FORMATS)}")
+    if what is not None and what not in PARTS:
+        raise ValueError(f"--what {what}: wanted one of {', '.join(PARTS)}")
+    if input not in IMAGE_INPUTS:
+        raise ValueError(f"--input {input}: wanted one of {', '.join(IMAGE_INPUTS)}")
+    form = EXPORT_FORMATS[to]
     if quantize is not None and quantize not in form.quantize:
         raise ValueError(f"--quantize {quantize}: {to} has {', '.join(form.quantize)}")
     return form
@@ -183,7 +183,7 @@ def _module(form: Format, to: str):
 def _plain(name: str, where: dict) -> Embedder:
     """The model as it is, on the processor: what makes an engine fast is not to be on both sides of the comparison."""
     model = engine_class(None, name).load(name, device="cpu", dtype="float32", **where).model
-    processor_class = getattr(kakao_models, KINDS[model.config.model_type].processor)
+    processor_class = getattr(kakao_models, MODEL_KINDS[model.config.model_type].processor)
     embedder = Embedder(model, processor=processor_class.from_pretrained(resolve(name), **where), batch_size=4)
     embedder.name = name
     return embedder

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kakao_models.checkpoint.keras_export import converted
 from kakao_models.export.contract import Contract
 from kakao_models.export.exporter import SHEET, Place
-from kakao_models.export.samples import Run
+from kakao_models.export.samples import RunFunction
 from kakao_models.export.saved_model import functions, keras_model
 from kakao_models.inference.embedder import Embedder
 
@@ -36,7 +36,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     return places
 
 
-def load(folder: Path, contract: Contract, name: str) -> Run:
+def load(folder: Path, contract: Contract, name: str) -> RunFunction:
     """Runs a function by its signature, in LiteRT's interpreter."""
     interpreter = _interpreter()(os.fspath(folder / f"{name}.tflite"), num_threads=1)
     output = contract.functions[name].output.name

@@ -6,7 +6,7 @@ from typing import Any
 
 from kakao_models.export.contract import Contract
 from kakao_models.export.exporter import SHEET, Place
-from kakao_models.export.samples import Run
+from kakao_models.export.samples import RunFunction
 from kakao_models.export.torch_functions import programs
 from kakao_models.fused.onnx import converted
 from kakao_models.inference.embedder import Embedder
@@ -33,7 +33,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     return files
 
 
-def load(folder: Path, contract: Contract, name: str) -> Run:
+def load(folder: Path, contract: Contract, name: str) -> RunFunction:
     """Runs a function out of its file, in ONNX Runtime on the processor."""
     import onnx
     import onnxruntime

@@ -8,7 +8,7 @@ import numpy as np
 
 from kakao_models.export.contract import Contract
 from kakao_models.export.exporter import SHEET, Place
-from kakao_models.export.samples import Run
+from kakao_models.export.samples import RunFunction
 from kakao_models.export.torch_functions import programs
 from kakao_models.fused.openvino import converted
 from kakao_models.inference.embedder import Embedder
@@ -44,7 +44,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     return files
 
 
-def load(folder: Path, contract: Contract, name: str) -> Run:
+def load(folder: Path, contract: Contract, name: str) -> RunFunction:
     """Runs a function out of its file, in OpenVINO on the processor, in float32."""
     options = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would compute in bfloat16
     compiled = openvino_core().compile_model(folder / name / VERSION / "model.xml", "CPU", options)

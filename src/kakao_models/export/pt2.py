@@ -8,7 +8,7 @@ import torch
 
 from kakao_models.export.contract import Contract
 from kakao_models.export.exporter import SHEET, Place
-from kakao_models.export.samples import Run
+from kakao_models.export.samples import RunFunction
 from kakao_models.export.torch_functions import programs
 from kakao_models.inference.embedder import Embedder
 
@@ -23,7 +23,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     return files
 
 
-def load(folder: Path, contract: Contract, name: str) -> Run:
+def load(folder: Path, contract: Contract, name: str) -> RunFunction:
     """Runs a function out of its file, by `torch.export.load`."""
     module = torch.export.load(folder / f"{name}.pt2").module()
     output = contract.functions[name].output.name

@@ -19,10 +19,10 @@ _TEXTS = (
 )
 _SIZES = ((97, 130), (212, 141))  # height, width of what "picture" is tried with
 
-Run = Callable[[dict[str, np.ndarray]], np.ndarray]
+RunFunction = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
-def compare(embedder: Embedder, contract: Contract, name: str, run: Run) -> dict[str, Any]:
+def compare(embedder: Embedder, contract: Contract, name: str, run: RunFunction) -> dict[str, Any]:
     """Runs function `name` of an export beside its source, for one input and for several.
 
     Returns:

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from kakao_models.checkpoint.keras_export import Signatures, write_signatures
-from kakao_models.export.contract import Contract, Pixels
+from kakao_models.export.contract import Contract, ImageInput
 from kakao_models.export.exporter import SHEET, Place
-from kakao_models.export.samples import Run
+from kakao_models.export.samples import RunFunction
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.engine_tf import KerasEngine
 
@@ -34,7 +34,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     return {name: Place(VERSION, function.output.name) for name, function in contract.functions.items()}
 
 
-def load(folder: Path, contract: Contract, name: str) -> Run:
+def load(folder: Path, contract: Contract, name: str) -> RunFunction:
     """Runs a function by its signature, as TensorFlow Serving does."""
     saved = tf.saved_model.load(os.fspath(folder / VERSION))
     output = contract.functions[name].output.name
@@ -80,7 +80,7 @@ def _around(inner: Callable, name: str, contract: Contract, lend: Callable) -> C
     return called
 
 
-def _prepare(images: tf.Tensor, pixels: Pixels) -> tf.Tensor:
+def _prepare(images: tf.Tensor, pixels: ImageInput) -> tf.Tensor:
     """(B, H, W, C) bytes → pixel values (B, C, H, W)."""
     x = tf.cast(images, tf.float32)
     if pixels.kind == "picture":

@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from kakao_models.export.contract import Contract, Function, Pixels
+from kakao_models.export.contract import Contract, Function, ImageInput
 from kakao_models.export.exporter import Place
-from kakao_models.export.samples import Run
+from kakao_models.export.samples import RunFunction
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.engine_flax import FlaxEngine
 
@@ -44,7 +44,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
     return files
 
 
-def load(folder: Path, contract: Contract, name: str) -> Run:
+def load(folder: Path, contract: Contract, name: str) -> RunFunction:
     """Runs a function out of its file, by `jax.export.deserialize`."""
     program = jax_export.deserialize(bytearray((folder / f"{name}.stablehlo").read_bytes()))
     names = [tensor.name for tensor in contract.functions[name].inputs]
@@ -75,7 +75,7 @@ def _arguments(embedder: Embedder, function: Function) -> list[jax.ShapeDtypeStr
     ]
 
 
-def _prepare(images: jax.Array, pixels: Pixels) -> jax.Array:
+def _prepare(images: jax.Array, pixels: ImageInput) -> jax.Array:
     """Images as they come in → pixel values (B, C, H, W)."""
     if pixels.kind == "float":
         return images

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from kakao_models.export.contract import Contract, Function, Pixels
+from kakao_models.export.contract import Contract, Function, ImageInput
 from kakao_models.fused.towers import tensors_of, towers
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.engine_torch import TorchEngine
@@ -38,7 +38,7 @@ def programs(embedder: Embedder, contract: Contract, *, narrow: bool = False) ->
                 tensor.data = tensor.data.clone()
     result = {}
     for name, function in contract.functions.items():
-        module = Texts(made[name], contract) if name == "text" else Images(made[name], function, contract)
+        module = TextFunction(made[name], contract) if name == "text" else ImageFunction(made[name], function, contract)
         if narrow and contract.quantize:
             module = Narrow(module, NARROW[contract.quantize])
         inputs, shapes = _examples(embedder, function)
@@ -47,7 +47,7 @@ def programs(embedder: Embedder, contract: Contract, *, narrow: bool = False) ->
     return result
 
 
-class Images(nn.Module):
+class ImageFunction(nn.Module):
     """Images as they come in → features (B, D) or logits (B, classes)."""
 
     def __init__(self, tower: nn.Module, function: Function, contract: Contract):
@@ -70,7 +70,7 @@ class Images(nn.Module):
 class Resizing(nn.Module):
     """Bytes of any size (B, C, H, W) → pixel values of the model's size."""
 
-    def __init__(self, pixels: Pixels):
+    def __init__(self, pixels: ImageInput):
         super().__init__()
         self.pixels = pixels
         for name in ("scale", "offset"):
@@ -83,7 +83,7 @@ class Resizing(nn.Module):
         return x[:, :, top : top + height, left : left + width] * self.scale + self.offset
 
 
-class Texts(nn.Module):
+class TextFunction(nn.Module):
     """Token ids and their mask (B, L) → features (B, D)."""
 
     def __init__(self, tower: nn.Module, contract: Contract):

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from kakao_models.align.blocks import block_specs, round_filters
 from kakao_models.fused.layers import (
     Attention,
+    ByteValues,
     Convolution,
     LayerNorm,
     Linear,
-    Pixels,
     Weights,
     activate,
     activation_of,
@@ -77,7 +77,7 @@ class AlignImageTower(nn.Module):
         pixels: what `uint8` input stands for; without it only floating-point input, as the processor gives it, is taken.
     """
 
-    def __init__(self, config, weights: Weights, projection: int | None, pixels: Pixels | None = None):
+    def __init__(self, config, weights: Weights, projection: int | None, pixels: ByteValues | None = None):
         super().__init__()
         self.channels, self.pooling = config.num_channels, config.pooling_type
         eps, activation = config.batch_norm_eps, config.hidden_act

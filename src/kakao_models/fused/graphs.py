@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 # what → its inputs, and its output
-INPUTS = {
+TOWER_INPUTS = {
     "image": ("pixel_values",),
     "classifier": ("pixel_values",),
     "text": ("input_ids", "attention_mask"),
 }
-OUTPUT = {"image": "image_features", "classifier": "logits", "text": "text_features"}
+TOWER_OUTPUT = {"image": "image_features", "classifier": "logits", "text": "text_features"}
 
 
 def exported(
@@ -28,7 +28,7 @@ def exported(
 ) -> torch.export.ExportedProgram:
     """The graph of a tower of `inference.fused.towers`, for any batch size and, of texts, any length.
 
-    Its inputs are `INPUTS[what]`: `pixel_values` (B, C, H, W), or `input_ids` and `attention_mask` (B, L), int64.
+    Its inputs are `TOWER_INPUTS[what]`: `pixel_values` (B, C, H, W), or `input_ids` and `attention_mask` (B, L), int64.
 
     Args:
         what: "image", "classifier" or "text".
@@ -53,7 +53,7 @@ def exported(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_converters() -> Iterator[None]:
     """Without the converters' remarks about their own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

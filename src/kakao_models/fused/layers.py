@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-Pixels = tuple[torch.Tensor, torch.Tensor]  # scale, zero, (C,) each: a byte u stands for (u - zero) * scale
+ByteValues = tuple[torch.Tensor, torch.Tensor]  # scale, zero, (C,) each: a byte u stands for (u - zero) * scale
 
 _ACTIVATIONS = {
     "gelu": F.gelu,

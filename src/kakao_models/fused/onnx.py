@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kakao_models.fused.graphs import INPUTS, OUTPUT, exported, quiet
+from kakao_models.fused.graphs import TOWER_INPUTS, TOWER_OUTPUT, exported, quiet_converters
 
 OPSET = 18
 
@@ -19,13 +19,13 @@ def to_onnx(tower: nn.Module, what: str, image_size: tuple[int, int] | None = No
     """A `torch.onnx.ONNXProgram` of a tower of `inference.fused.towers`; arguments as of `export.graphs.exported`.
 
     `program.save("image.onnx")` writes it, with the weights inside as long as they are below 2 GB;
-    `program.model_proto` is its message. Inputs and output go by the names in `graphs.INPUTS` and `graphs.OUTPUT`.
+    `program.model_proto` is its message. Inputs and output go by the names in `graphs.TOWER_INPUTS` and `graphs.TOWER_OUTPUT`.
 
     Raises:
         ImportError: a package that writes ONNX is not installed; the message says what installs it.
     """
     shape = ("batch", "length") if what == "text" else None
-    return converted(exported(tower, what, image_size, uint8=uint8), INPUTS[what], OUTPUT[what], shape)
+    return converted(exported(tower, what, image_size, uint8=uint8), TOWER_INPUTS[what], TOWER_OUTPUT[what], shape)
 
 
 def converted(
@@ -42,7 +42,7 @@ def converted(
     level = log.level
     log.setLevel(logging.ERROR)  # it warns that torchvision is not there, which nothing needs
     try:
-        with quiet():
+        with quiet_converters():
             made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
     finally:
         log.setLevel(level)

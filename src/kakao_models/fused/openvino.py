@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from kakao_models.fused.graphs import INPUTS, OUTPUT, exported, quiet
+from kakao_models.fused.graphs import TOWER_INPUTS, TOWER_OUTPUT, exported, quiet_converters
 
 
 def to_openvino(tower: nn.Module, what: str, image_size: tuple[int, int] | None = None, *, uint8: bool = False) -> Any:
     """An `openvino.Model` of a tower of `inference.fused.towers`; arguments as of `export.graphs.exported`.
 
     `openvino.save_model(model, "image.xml")` writes it (`compress_to_fp16=False` keeps its numbers as they are),
-    `openvino.Core().compile_model(model, "CPU")` runs it. Inputs and output go by the names in `graphs.INPUTS` and
-    `graphs.OUTPUT`.
+    `openvino.Core().compile_model(model, "CPU")` runs it. Inputs and output go by the names in `graphs.TOWER_INPUTS` and
+    `graphs.TOWER_OUTPUT`.
 
     Raises:
         ImportError: OpenVINO is not installed; the message says what installs it.
     """
     program = exported(tower, what, image_size, uint8=uint8)
     shapes = [[-1, -1] if what == "text" else [-1, *value.shape[1:]] for value in program.example_inputs[0]]
-    return converted(program, dict(zip(INPUTS[what], shapes)), OUTPUT[what])
+    return converted(program, dict(zip(TOWER_INPUTS[what], shapes)), TOWER_OUTPUT[what])
 
 
 def converted(program: torch.export.ExportedProgram, inputs: dict[str, list[int]], output: str) -> Any:
@@ -32,7 +32,7 @@ def converted(program: torch.export.ExportedProgram, inputs: dict[str, list[int]
         import openvino
     except ModuleNotFoundError as error:
         raise ImportError(f"OpenVINO models need {error.name}: pip install 'kakao-models[openvino]'") from error
-    with quiet():
+    with quiet_converters():
         model = openvino.convert_model(program)
     shapes = {}
     for (name, shape), port in zip(inputs.items(), model.inputs, strict=True):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kakao_models.fused.align import AlignImageTower, AlignTextTower
-from kakao_models.fused.layers import Linear, Pixels, Weights
+from kakao_models.fused.layers import ByteValues, Linear, Weights
 from kakao_models.fused.vit import ViTTower
 
 
@@ -60,7 +60,7 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def towers(
-    config, tensors: Mapping[str, torch.Tensor], pixels: Pixels | None = None, dtype: torch.dtype | None = None
+    config, tensors: Mapping[str, torch.Tensor], pixels: ByteValues | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, nn.Module]:
     """What a checkpoint holds: "image" always, "text" of an ALIGN, "classifier" where there is one (sharing "image").
 

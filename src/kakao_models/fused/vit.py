@@ -8,9 +8,9 @@ from torch import nn
 
 from kakao_models.fused.layers import (
     Attention,
+    ByteValues,
     LayerNorm,
     Linear,
-    Pixels,
     Weights,
     activation_of,
     check_pixels,
@@ -50,7 +50,7 @@ class ViTTower(nn.Module):
         pixels: as of `AlignImageTower`.
     """
 
-    def __init__(self, config, weights: Weights, pixels: Pixels | None = None):
+    def __init__(self, config, weights: Weights, pixels: ByteValues | None = None):
         super().__init__()
         name, width = "vit.embeddings.", config.hidden_size
         size, patch = config.image_size, config.patch_size

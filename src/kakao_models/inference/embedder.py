@@ -12,10 +12,10 @@ import numpy as np
 
 import kakao_models
 from kakao_models.checkpoint.hub import resolve
-from kakao_models.checkpoint.kinds import KINDS
+from kakao_models.checkpoint.kinds import MODEL_KINDS
 from kakao_models.inference.frameworks import engine_class
+from kakao_models.inference.light_processors import Tokenizer, read_light_tokenizer, read_preprocessing
 from kakao_models.inference.progress import Progress
-from kakao_models.inference.reading import Tokenizer, read_preprocessing, read_tokenizer
 from kakao_models.inference.stream import Failure, ImageBatch, collect, each_source, report, stream_batches
 from kakao_models.pixels.images import load_image, load_pixels
 from kakao_models.pixels.preprocessing import Preprocessing
@@ -85,7 +85,7 @@ class Embedder:
             raise ValueError(f"engine={engine!r} is of PyTorch models; {kind.__name__} runs by itself")
         if fused:
             source = _source(model, where, engine, dtype)
-            texts, self._model_type = source.reads_texts, source.facts.model_type
+            texts, self._model_type = source.reads_texts, source.fields.model_type
         else:
             self.engine = (
                 kind(model, device=device, dtype=dtype)
@@ -101,7 +101,7 @@ class Embedder:
         if self._image_processor is None and not loaded:
             self._image_processor = read_preprocessing(self.name, self._model_type, given)
         if texts and self._tokenizer is None and not loaded:
-            self._tokenizer = read_tokenizer(self.name, given)
+            self._tokenizer = read_light_tokenizer(self.name, given)
         if self._image_processor is None or (texts and self._tokenizer is None):
             self._complete()
         self.batch_size = _positive("batch_size", batch_size)
@@ -118,7 +118,7 @@ class Embedder:
 
     def _complete(self) -> None:
         """Takes the processor's own classes where a part is missing, or is only what running the model needs."""
-        kind = getattr(kakao_models, KINDS[self._model_type].processor)
+        kind = getattr(kakao_models, MODEL_KINDS[self._model_type].processor)
         processor = kind.from_pretrained(resolve(self.name), **self._where)
         if not callable(self._image_processor):
             self._image_processor = getattr(processor, "image_processor", processor)
@@ -148,15 +148,15 @@ class Embedder:
         self._tokenizer = value
 
     def _choose_engine(self, source, engine: str | None, device: str | int, dtype: str | None) -> None:
-        from kakao_models.inference.engine_towers import TowerEngine, Way
+        from kakao_models.inference.engine_towers import EngineChoice, TowerEngine
 
         preprocessing = self._image_processor
         pixels = self._byte_values = preprocessing.byte_values if getattr(preprocessing, "gives_bytes", False) else None
         towers = ("image", "text") if source.reads_texts else ("image",)
         certain = engine in (None, "torch") and dtype in (None, "float32")  # exact by construction
-        way = Way("torch" if engine in (None, "auto") else engine, "float32")
-        ways = dict.fromkeys(towers, way) if certain else {}
-        self.engine = TowerEngine(source, ways, device=device, pixels=pixels)
+        choice = EngineChoice("torch" if engine in (None, "auto") else engine, "float32")
+        choices = dict.fromkeys(towers, choice) if certain else {}
+        self.engine = TowerEngine(source, choices, device=device, pixels=pixels)
         if not certain:
             from kakao_models.inference import selfcheck
 
@@ -387,14 +387,14 @@ def _length(sources) -> int | None:
 
 def _source(model, where: dict, engine: str | None, dtype: str | None):
     from kakao_models.inference.engine_torch import torch_dtype
+    from kakao_models.inference.model_tensors import ModelTensors
     from kakao_models.inference.runners import ENGINES
-    from kakao_models.inference.source import Source
 
     if engine not in (None, "auto", *ENGINES):
         raise ValueError(f"engine: got {engine!r}, wanted 'auto' or one of {', '.join(map(repr, ENGINES))}")
     if dtype not in (None, "auto"):
         torch_dtype(dtype)
-    return Source(model, where)
+    return ModelTensors(model, where)
 
 
 def _check_unicode(index: int, text: str) -> None:

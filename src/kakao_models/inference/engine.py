@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
-from kakao_models.checkpoint.kinds import KINDS, kind_of, model_class_name
+from kakao_models.checkpoint.kinds import MODEL_KINDS, kind_of, model_class_name
 
 
 class Engine:
@@ -53,7 +53,7 @@ class Engine:
 
     @property
     def reads_texts(self) -> bool:
-        return KINDS[self.config.model_type].reads_texts
+        return MODEL_KINDS[self.config.model_type].reads_texts
 
     @property
     def classifies(self) -> bool:

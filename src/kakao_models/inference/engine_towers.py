@@ -15,11 +15,11 @@ import torch
 from kakao_models import __version__
 from kakao_models.inference.engine import Engine
 from kakao_models.inference.engine_torch import torch_device
+from kakao_models.inference.model_tensors import ModelTensors
 from kakao_models.inference.runners import cache_folder, make_runner
-from kakao_models.inference.source import Source
 
 
-class Way(NamedTuple):
+class EngineChoice(NamedTuple):
     """What runs a tower, and in which type of numbers."""
 
     engine: str
@@ -37,20 +37,20 @@ class TowerEngine(Engine):
         source: the model.
         device: of PyTorch; as of `TorchEngine`.
         pixels: (scale, zero) of `ImageProcessor.byte_values`, if pixels are given as bytes.
-        ways: "image" and "text" → what runs the tower.
+        choices: "image" and "text" → what runs the tower.
         keep: whether what engines make is kept in the user's cache.
     """
 
     def __init__(
         self,
-        source: Source,
-        ways: dict[str, Way],
+        source: ModelTensors,
+        choices: dict[str, EngineChoice],
         *,
         device: str | int = "auto",
         pixels: tuple[np.ndarray, np.ndarray] | None = None,
         keep: bool = True,
     ):
-        self.source, self.ways, self.device = source, ways, torch_device(device)
+        self.source, self.choices, self.device = source, choices, torch_device(device)
         self.checks: list[dict] = []  # what the self-check measured, see `inference.selfcheck`
         self._pixels = None if pixels is None else tuple(map(torch.from_numpy, pixels))
         # All that what engines make depends on, and the numbers that they give
@@ -58,7 +58,7 @@ class TowerEngine(Engine):
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         self._folder = cache_folder() / self.fingerprint[:32] if keep else None
         self._runners: dict[tuple, Callable] = {}
-        if any(way.engine == "torch" for way in ways.values()):
+        if any(choice.engine == "torch" for choice in choices.values()):
             self._towers  # noqa: B018  a checkpoint that does not fit is said now
 
     @cached_property
@@ -84,7 +84,7 @@ class TowerEngine(Engine):
 
     @property
     def max_positions(self) -> int:
-        return self.source.facts.text_config.max_position_embeddings
+        return self.source.fields.text_config.max_position_embeddings
 
     @property
     def classifies(self) -> bool:
@@ -100,33 +100,35 @@ class TowerEngine(Engine):
 
     @property
     def description(self) -> str:
-        return ", ".join(f"{what}: {way}" for what, way in self.ways.items())
+        return ", ".join(f"{what}: {choice}" for what, choice in self.choices.items())
 
-    def run(self, what: str, way: Way, *arrays: np.ndarray) -> np.ndarray:
-        """A tower's features (B, D), by any way.
+    def run(self, what: str, choice: EngineChoice, *arrays: np.ndarray) -> np.ndarray:
+        """A tower's features (B, D), by any choice.
 
         Raises:
             EngineError: it can't be had here.
         """
         like = arrays[0]
         # PyTorch takes every size and both kinds of pixels; the others are made for one of each.
-        kind = (what, way) if way.engine == "torch" or like.ndim == 2 else (what, way, like.shape[1:], like.dtype)
+        kind = (
+            (what, choice) if choice.engine == "torch" or like.ndim == 2 else (what, choice, like.shape[1:], like.dtype)
+        )
         if kind not in self._runners:
             folder = self._folder
 
             def tower() -> torch.nn.Module:
                 return self._towers[what]
 
-            self._runners[kind] = make_runner(way.engine, tower, what, arrays, self.device, way.dtype, folder)
-            if not any(chosen.engine == "torch" for chosen in self.ways.values()):
+            self._runners[kind] = make_runner(choice.engine, tower, what, arrays, self.device, choice.dtype, folder)
+            if not any(chosen.engine == "torch" for chosen in self.choices.values()):
                 self.__dict__.pop("_towers", None)  # what was made of them has weights of its own
         return self._runners[kind](*arrays)
 
     def features(self, pixel_values: np.ndarray) -> np.ndarray:
-        return self.run("image", self.ways["image"], pixel_values)
+        return self.run("image", self.choices["image"], pixel_values)
 
     def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return self.run("text", self.ways["text"], input_ids, attention_mask)
+        return self.run("text", self.choices["text"], input_ids, attention_mask)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         weight, bias = self._classifier

@@ -14,7 +14,7 @@ import numpy as np
 from kakao_models.files.atomic import replacing
 from kakao_models.inference.stream import Failure
 
-FORMATS = (".npy", ".parquet")
+EMBEDDING_FORMATS = (".npy", ".parquet")
 
 
 def write_embeddings(path: str | os.PathLike, names: Sequence[str], rows: np.ndarray) -> list[Path]:
@@ -50,8 +50,8 @@ def write_embeddings(path: str | os.PathLike, names: Sequence[str], rows: np.nda
 def check_format(path: str | os.PathLike) -> None:
     """Raises what `write_embeddings` would raise for this path, before there is anything to write."""
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: wanted a name that ends in {' or '.join(FORMATS)}")
+    if path.suffix not in EMBEDDING_FORMATS:
+        raise ValueError(f"{path}: wanted a name that ends in {' or '.join(EMBEDDING_FORMATS)}")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from kakao_models.files.atomic import replacing
 from kakao_models.pixels.images import load_image
 
-Result = Sequence[dict]  # [{"score": 0.97, "label": "cat"}, ...], the best first
+Scores = Sequence[dict]  # [{"score": 0.97, "label": "cat"}, ...], the best first
 
 BACKGROUND = "#f4f5f7"
 CARD = "#ffffff"
@@ -42,7 +42,7 @@ _SYSTEM_FONTS = (
 )
 
 
-def draw_scores(photos: Sequence[tuple[str, Image.Image, Result]], columns: int = 0) -> Image.Image:
+def draw_scores(photos: Sequence[tuple[str, Image.Image, Scores]], columns: int = 0) -> Image.Image:
     """A grid of cards: a photograph, its name, and a bar per label.
 
     Args:
@@ -67,7 +67,7 @@ def draw_scores(photos: Sequence[tuple[str, Image.Image, Result]], columns: int 
     return canvas.resize((canvas.width // SCALE, canvas.height // SCALE), Image.Resampling.LANCZOS)
 
 
-def draw_files(path: str | os.PathLike, sources: Sequence[str], results: Sequence[Result | None]) -> int:
+def draw_files(path: str | os.PathLike, sources: Sequence[str], results: Sequence[Scores | None]) -> int:
     """Writes the picture of those images that have results, and says how many of them are in it."""
     shown = [(source, scores) for source, scores in zip(sources, results) if scores is not None][:MOST_PHOTOS]
     hint = (SCALE * PHOTO, SCALE * PHOTO)
@@ -88,7 +88,7 @@ def save_picture(picture, path: str | os.PathLike) -> None:
             picture.savefig(temporary, format=form.lower(), dpi=120)
 
 
-def _draw_card(canvas: Image.Image, corner, size, name: str, photo: Image.Image, result: Result) -> None:
+def _draw_card(canvas: Image.Image, corner, size, name: str, photo: Image.Image, result: Scores) -> None:
     draw = ImageDraw.Draw(canvas)
     left, top = corner
     _box(draw, (left, top, left + size[0], top + size[1]), CARD, radius=14)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kakao_models import __version__
-from kakao_models.inference.engine_towers import TowerEngine, Way
+from kakao_models.inference.engine_towers import EngineChoice, TowerEngine
 from kakao_models.inference.runners import EngineError, cache_folder, missing_package, threads
 
 logger = logging.getLogger("kakao_models")
@@ -43,7 +43,7 @@ def choose(
     *,
     keep: bool = True,
 ) -> None:
-    """Gives an engine its ways, by what they measure.
+    """Gives an engine its choices, by what they measure.
 
     Args:
         inputs: photographs and texts, prepared.
@@ -59,22 +59,22 @@ def choose(
     engine.checks = []
     for what, arrays in inputs.items():
         entries = []
-        for way in _candidates(engine, what, name, dtype):
-            known = keep and missing_package(way.engine) is None
-            entry = _known(engine, what, way, arrays) if known else None
+        for choice in _candidates(engine, what, name, dtype):
+            known = keep and missing_package(choice.engine) is None
+            entry = _known(engine, what, choice, arrays) if known else None
             if entry is None:
                 if what not in reference:
                     plain = engine.source.plain
                     reference[what] = plain.texts(*arrays) if what == "text" else plain.features(pixel_values)
-                entry = _measured(engine, what, way, arrays, reference[what])
+                entry = _measured(engine, what, choice, arrays, reference[what])
                 if keep and "error" not in entry:
-                    _remember(engine, what, way, arrays, entry)
-            entries.append(entry | {"what": what, "engine": way.engine, "dtype": way.dtype})
+                    _remember(engine, what, choice, arrays, entry)
+            entries.append(entry | {"what": what, "engine": choice.engine, "dtype": choice.dtype})
         best = _best(entries, name, dtype)
         for entry in entries:
             entry["chosen"] = entry is best
         engine.checks += entries
-        engine.ways[what] = Way(best["engine"], best["dtype"])
+        engine.choices[what] = EngineChoice(best["engine"], best["dtype"])
         logger.info("%s", explain(entries))
     engine.source.forget_plain()
 
@@ -85,16 +85,16 @@ def explain(checks: list[dict]) -> str:
     for what in dict.fromkeys(entry["what"] for entry in checks):
         said = []
         for entry in sorted((e for e in checks if e["what"] == what), key=lambda e: not e["chosen"]):
-            way = Way(entry["engine"], entry["dtype"])
+            choice = EngineChoice(entry["engine"], entry["dtype"])
             if "error" in entry:
-                said.append(f"{way}: {entry['error']}")
+                said.append(f"{choice}: {entry['error']}")
             else:
-                said.append(f"{way} {entry['seconds'] * 1e3:.0f} ms, cosine {entry['cosine']:.6f}")
+                said.append(f"{choice} {entry['seconds'] * 1e3:.0f} ms, cosine {entry['cosine']:.6f}")
         lines.append(f"{what}: {said[0]}" + (f" (others: {'; '.join(said[1:])})" if said[1:] else ""))
     return "\n".join(lines)
 
 
-def _candidates(engine: TowerEngine, what: str, name: str | None, dtype: str | None) -> list[Way]:
+def _candidates(engine: TowerEngine, what: str, name: str | None, dtype: str | None) -> list[EngineChoice]:
     gpu = engine.device.type != "cpu"
     if name in (None, "auto"):
         # Compiling takes minutes on a processor: there it is for those who ask for it.
@@ -103,12 +103,12 @@ def _candidates(engine: TowerEngine, what: str, name: str | None, dtype: str | N
     else:
         names = [name]
     dtypes = {None: ["float32"], "auto": ["float32", "bfloat16"]}.get(dtype, [dtype])
-    ways = [Way(name, dtype) for dtype in dtypes for name in names]
+    choices = [EngineChoice(name, dtype) for dtype in dtypes for name in names]
     if dtype == "auto":
-        ways = [way for way in ways if way != ("onnx", "bfloat16")]  # which it has not
+        choices = [choice for choice in choices if choice != ("onnx", "bfloat16")]  # which it has not
         if "openvino" in names and what == "image" and engine.reads_texts:
-            ways.append(Way("openvino", "mixed"))
-    return ways
+            choices.append(EngineChoice("openvino", "mixed"))
+    return choices
 
 
 def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
@@ -129,19 +129,21 @@ def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
     )
 
 
-def _measured(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...], reference: np.ndarray) -> dict:
+def _measured(
+    engine: TowerEngine, what: str, choice: EngineChoice, arrays: tuple[np.ndarray, ...], reference: np.ndarray
+) -> dict:
     try:
-        rows = engine.run(what, way, *arrays)
+        rows = engine.run(what, choice, *arrays)
     except EngineError as error:
         return {"error": str(error)}
     except (RuntimeError, ValueError, OSError, ImportError, NotImplementedError) as error:
-        return {"error": f"{way} failed ({str(error).strip().partition(chr(10))[0]:.200})"}
+        return {"error": f"{choice} failed ({str(error).strip().partition(chr(10))[0]:.200})"}
     if rows.shape != reference.shape or not np.isfinite(rows).all():
-        return {"error": f"{way} gives rows that are no numbers"}
+        return {"error": f"{choice} gives rows that are no numbers"}
     seconds = []
     for _ in range(_REPEATS):
         start = time.perf_counter()
-        engine.run(what, way, *arrays)
+        engine.run(what, choice, *arrays)
         seconds.append(time.perf_counter() - start)
     return {"cosine": float(_cosines(rows, reference).min()), "seconds": min(seconds)}
 
@@ -154,13 +156,13 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # --- what was measured before
 
 
-def _place(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...]) -> tuple[Path, dict]:
+def _place(engine: TowerEngine, what: str, choice: EngineChoice, arrays: tuple[np.ndarray, ...]) -> tuple[Path, dict]:
     """The file of a measurement, and all that it depends on."""
     about = {
         "model": engine.fingerprint,
         "what": what,
-        "engine": way.engine,
-        "dtype": way.dtype,
+        "engine": choice.engine,
+        "dtype": choice.dtype,
         "inputs": hashlib.sha256(b"".join(np.ascontiguousarray(array) for array in arrays)).hexdigest(),
         "device": str(engine.device),
         "machine": machine(),
@@ -170,8 +172,8 @@ def _place(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, .
     return cache_folder() / "checks" / f"{digest[:40]}.json", about
 
 
-def _known(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...]) -> dict | None:
-    path, about = _place(engine, what, way, arrays)
+def _known(engine: TowerEngine, what: str, choice: EngineChoice, arrays: tuple[np.ndarray, ...]) -> dict | None:
+    path, about = _place(engine, what, choice, arrays)
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         cosine, seconds = float(said["cosine"]), float(said["seconds"])
@@ -182,8 +184,10 @@ def _known(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, .
     return {"cosine": cosine, "seconds": seconds}
 
 
-def _remember(engine: TowerEngine, what: str, way: Way, arrays: tuple[np.ndarray, ...], entry: dict) -> None:
-    path, about = _place(engine, what, way, arrays)
+def _remember(
+    engine: TowerEngine, what: str, choice: EngineChoice, arrays: tuple[np.ndarray, ...], entry: dict
+) -> None:
+    path, about = _place(engine, what, choice, arrays)
     with suppress(OSError):  # a home that can't be written to: it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")

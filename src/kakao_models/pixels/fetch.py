@@ -25,7 +25,7 @@ class FetchError(ValueError):
     """A download that failed or was refused; the message says why."""
 
 
-def fetch(
+def fetch_url(
     url: str,
     *,
     timeout: float = 10.0,

@@ -22,7 +22,7 @@ from PIL import (  # importing a plugin registers its decoder
     WebPImagePlugin,  # noqa: F401
 )
 
-from kakao_models.pixels.fetch import FetchError, fetch
+from kakao_models.pixels.fetch import FetchError, fetch_url
 
 try:
     import simplejpeg
@@ -33,7 +33,7 @@ with contextlib.suppress(ImportError):  # since Pillow 11.3
 
 # What web images and photographs come as. PIL reads some forty more formats, many of them by code that few people
 # use and nobody attacks on purpose until a server decodes the files of strangers with it.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # PPM: also PGM, PBM, PFM; JPEG: also MPO
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # PPM: also PGM, PBM, PFM; JPEG: also MPO
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"),
@@ -99,7 +99,7 @@ def load_image(
         size_hint: (height, width) to which the picture will be resized **with antialiasing**. A JPEG much larger than
             that is decoded at a fraction of its size, several times faster, and the resized picture differs by less
             than 1 of 255 in the mean. Leave it out for any other use: the size of the result depends on it.
-        timeout, max_bytes, allow_private_addresses: for URLs; see `fetch`.
+        timeout, max_bytes, allow_private_addresses: for URLs; see `fetch_url`.
 
     Raises:
         ImageError: whatever is wrong with the source.
@@ -223,7 +223,7 @@ def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: boo
     elif isinstance(source, (bytes, bytearray, memoryview)):
         yield _from_file(io.BytesIO(source), name)
     elif isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
-        data = fetch(source, timeout=timeout, max_bytes=max_bytes, allow_private_addresses=allow_private_addresses)
+        data = fetch_url(source, timeout=timeout, max_bytes=max_bytes, allow_private_addresses=allow_private_addresses)
         yield _from_file(io.BytesIO(data), name)
     elif isinstance(source, (str, os.PathLike)):
         kind = os.stat(source).st_mode
@@ -240,7 +240,7 @@ def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: boo
 
 
 def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
-    """Parses the header, by the decoders of `FORMATS` only.
+    """Parses the header, by the decoders of `IMAGE_FORMATS` only.
 
     `Image.open` would measure the picture by PIL's global limit first, warn, and refuse what a larger `max_pixels`
     allows; hence its two steps here.
@@ -248,7 +248,7 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     prefix = file.read(16)
     if not prefix:
         raise ImageError(name, "is empty (0 bytes)")
-    for kind in FORMATS:
+    for kind in IMAGE_FORMATS:
         factory, accept = Image.OPEN.get(kind, (None, None))
         if accept is None or accept(prefix) is not True:  # a string: this build of PIL cannot decode the format
             continue
@@ -257,7 +257,7 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
             return factory(file, "")
         except Exception as error:  # SyntaxError, IndexError, struct.error, ...: PIL's ways to say "broken"
             raise ImageError(name, f"broken {kind} header ({error or type(error).__name__})") from error
-    raise ImageError(name, f"not an image of a kind that is read ({', '.join(FORMATS)})")
+    raise ImageError(name, f"not an image of a kind that is read ({', '.join(IMAGE_FORMATS)})")
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:

@@ -118,7 +118,9 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def verify(folder: Path, *, decode: bool = False, advance: Callable[[int], None] = lambda steps: None) -> list[str]:
+def verify_manifest(
+    folder: Path, *, decode: bool = False, advance: Callable[[int], None] = lambda steps: None
+) -> list[str]:
     """What differs from the manifest: files missing, too many, or with other bytes or rows; an empty list if nothing.
 
     Args:

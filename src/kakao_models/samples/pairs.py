@@ -4,11 +4,11 @@ import json
 import os
 from pathlib import Path
 
-from kakao_models.samples.shards import Source
+from kakao_models.samples.shards import SampleSource
 from kakao_models.samples.sources import Records, open_source
 
 
-def open_pairs(where: str | os.PathLike, *, images: Path | None = None, split: str | None = None) -> Source:
+def open_pairs(where: str | os.PathLike, *, images: Path | None = None, split: str | None = None) -> SampleSource:
     """A source of image-text samples.
 
     Args:

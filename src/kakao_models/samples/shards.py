@@ -31,7 +31,7 @@ class Sample:
     labels: tuple[int | str, ...]  # class numbers, or names of folders; may be empty
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     counts: Sequence[int]  # rows of each shard
 
     def read(self, shard: int, row: int) -> Sample:

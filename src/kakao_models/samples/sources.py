@@ -21,7 +21,7 @@ from kakao_models.samples.shards import (
     LABELS,
     ParquetShards,
     Sample,
-    Source,
+    SampleSource,
     TarShards,
     TFRecordShards,
     as_sample,
@@ -81,7 +81,7 @@ def from_folder(folder: str | os.PathLike) -> Records:
 class Joined:
     """Several sources one after another."""
 
-    def __init__(self, sources: Sequence[Source]):
+    def __init__(self, sources: Sequence[SampleSource]):
         self.sources = list(sources)
         self.counts = [count for source in self.sources for count in source.counts]
         self._first = np.cumsum([0, *(len(source.counts) for source in self.sources)])
@@ -99,7 +99,7 @@ class Joined:
 _SHARDED = {".tar": TarShards, ".tfrecord": TFRecordShards, ".tfrecords": TFRecordShards, ".parquet": ParquetShards}
 
 
-def open_source(where) -> Source:
+def open_source(where) -> SampleSource:
     """A source by its name, or a list of them.
 
     Args:
@@ -168,7 +168,7 @@ def _braces(name: str) -> list[str]:
     return [part for number in numbers for part in _braces(name[: found.start()] + number + name[found.end() :])]
 
 
-def _not_empty(source: Source, name) -> Source:
+def _not_empty(source: SampleSource, name) -> SampleSource:
     if not sum(source.counts):
         hint = f" Images end in {', '.join(SUFFIXES[:6])} ..." if isinstance(source, Records) else ""
         raise ValueError(f"data: {name!s:.200} has no samples.{hint}")

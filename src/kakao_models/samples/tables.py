@@ -19,7 +19,7 @@ from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.manifest import NAME, PLAN
 
 BACKENDS = ("duckdb", "pyspark")
-_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 
 
 def connect(
@@ -57,7 +57,7 @@ def is_hub(source: str) -> bool:
     if source.startswith("hf://"):
         return True
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not _matches(source) and (
-        Path(source).suffix.lower() not in _KINDS
+        Path(source).suffix.lower() not in _FORMATS
     )  # fmt: skip
 
 
@@ -76,14 +76,14 @@ def files_of(source: str | os.PathLike) -> list[str]:
     """
     paths = _matches(os.fspath(source))
     if len(paths) == 1 and os.path.isdir(paths[0]):
-        inside = sorted(path for path in Path(paths[0]).rglob("*") if path.suffix.lower() in _KINDS)
+        inside = sorted(path for path in Path(paths[0]).rglob("*") if path.suffix.lower() in _FORMATS)
         inside = [path for path in inside if path.name not in (NAME, PLAN) and not path.name.endswith("_stats.json")]
         paths = [str(path) for path in inside if not any(part.startswith(("_", ".")) for part in path.parts[-2:])]
     if not paths:
-        raise ValueError(f"{source}: no such file, folder or pattern of {', '.join(_KINDS)}")
+        raise ValueError(f"{source}: no such file, folder or pattern of {', '.join(_FORMATS)}")
     kinds = {Path(path).suffix.lower() for path in paths}
-    if len(kinds) > 1 or not kinds <= set(_KINDS):
-        raise ValueError(f"{source}: files of {', '.join(sorted(kinds))}; wanted one of {', '.join(_KINDS)}")
+    if len(kinds) > 1 or not kinds <= set(_FORMATS):
+        raise ValueError(f"{source}: files of {', '.join(sorted(kinds))}; wanted one of {', '.join(_FORMATS)}")
     return paths
 
 
@@ -109,7 +109,7 @@ def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
     paths = [os.fspath(path) for path in paths]
     if connection.name == "duckdb":
         paths = [glob.escape(path) for path in paths]  # it takes the names of files for patterns
-    kind = _KINDS[Path(paths[0]).suffix.lower()]
+    kind = _FORMATS[Path(paths[0]).suffix.lower()]
     separator = "\t" if paths[0].lower().endswith(".tsv") else ","
     if connection.name == "duckdb":
         if kind == "csv":

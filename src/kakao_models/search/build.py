@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kakao_models.search.collection import INSERT
-from kakao_models.search.sources import Item, Items, metadata_digest, plain
+from kakao_models.search.items import Item, Items, metadata_digest, plain
 
 _AHEAD = 2  # parts that are read while others are embedded
 _TEXTS = 16  # times as many texts in a part as images

@@ -11,14 +11,14 @@ import typer
 from kakao_models.verbs import (
     DEFAULT_MODEL,
     MODEL_PANEL,
-    AsJson,
-    BatchSize,
-    Device,
-    Dtype,
-    Engine,
-    Framework,
-    Model,
-    Revision,
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FrameworkOption,
+    JsonOption,
+    ModelOption,
+    RevisionOption,
     check_file,
     finish,
     group,
@@ -67,7 +67,7 @@ Consistency = Annotated[
     str, typer.Option(help="Of a server: Strong, Bounded, Session, Eventually.", rich_help_panel=DATABASE)
 ]
 Shards = Annotated[int, typer.Option(min=1, help="Of a server's new collection.", rich_help_panel=DATABASE)]
-Kind = Annotated[str, typer.Option("--what", help="images, or texts.")]
+IndexKind = Annotated[str, typer.Option("--what", help="images, or texts.")]
 DEFAULT_URI, DEFAULT_COLLECTION = "./kakao.db", "images"
 
 
@@ -82,7 +82,7 @@ def build(
     ],
     uri: NewUri = DEFAULT_URI,
     sync: Annotated[bool, typer.Option("--sync", help="Remove what none of these sources has any more.")] = False,
-    what: Kind = "images",
+    what: IndexKind = "images",
     columns: Annotated[
         str | None, typer.Option(help="Of tables, keep these, separated by commas; by default all.")
     ] = None,
@@ -94,14 +94,14 @@ def build(
     shards: Shards = 1,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
-    as_json: AsJson = False,
-    model: Model = DEFAULT_MODEL,
-    revision: Revision = None,
-    framework: Framework = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    device: Device = "auto",
-    batch_size: BatchSize = 32,
+    as_json: JsonOption = False,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    framework: FrameworkOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Embed images or texts into an index; the same command adds what is new, and goes on after an interruption.
 
@@ -120,7 +120,7 @@ def build(
     embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
-    from kakao_models.search.sources import count
+    from kakao_models.search.items import count
 
     total = count(sources, what)  # before an index of nothing is made
     with SearchIndex.open(uri, embedder(), token=token, collection=collection, **options) as index:
@@ -146,7 +146,7 @@ def load(
         ),
     ],
     uri: NewUri = DEFAULT_URI,
-    what: Kind = "images",
+    what: IndexKind = "images",
     index_type: IndexType = None,
     index_params: IndexParams = None,
     metric: Metric = "IP",
@@ -154,14 +154,14 @@ def load(
     shards: Shards = 1,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
-    as_json: AsJson = False,
-    model: Model = DEFAULT_MODEL,
-    revision: Revision = None,
-    framework: Framework = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    device: Device = "auto",
-    batch_size: BatchSize = 32,
+    as_json: JsonOption = False,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    framework: FrameworkOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Put embeddings that are on the disk into an index; the model that made them only says which it is.
 
@@ -177,9 +177,9 @@ def load(
     embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
-    from kakao_models.search.stored import Stored
+    from kakao_models.search.stored import StoredEmbeddings
 
-    stored, embedder = Stored(source), embedder()
+    stored, embedder = StoredEmbeddings(source), embedder()
     stored.check(embedder)  # before an index is made that its rows don't go into
     with SearchIndex.open(uri, embedder, token=token, collection=collection, **options) as index:
         with Progress("rows", stored.count, None) as bar:
@@ -193,7 +193,7 @@ def info(
     uri: Uri = DEFAULT_URI,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what an index holds: rows, model, preprocessing, type.
 
@@ -221,7 +221,7 @@ def delete(
     uri: Uri = DEFAULT_URI,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove rows by id or by a filter, or with --all the collection itself.
 
@@ -269,7 +269,7 @@ def search(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     uri: Uri = DEFAULT_URI,
     search_params: Annotated[
         str | None,
@@ -289,11 +289,11 @@ def search(
             show_default=False,
         ),
     ] = None,
-    revision: Revision = None,
-    framework: Framework = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    device: Device = "auto",
+    revision: RevisionOption = None,
+    framework: FrameworkOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Find images (or texts) by a text, by an image, or by both added and subtracted.
 

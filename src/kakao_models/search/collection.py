@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kakao_models.search import backend
-from kakao_models.search.sources import OWN, metadata_digest
+from kakao_models.search.items import OWN, metadata_digest
 
 INSERT = 512  # rows of an insertion
 KEY = "kakao_models"  # the property of a collection that says what it is of
@@ -57,7 +57,7 @@ def read_facts(client, uri: str, collection: str) -> dict[str, Any]:
     )
 
 
-def prepare(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
+def load_collection(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
     """Makes the index of a new collection, or of one whose making was interrupted, and loads it."""
     from pymilvus.exceptions import MilvusException
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.search import backend
-from kakao_models.search.collection import INSERT, create_collection, prepare, read_facts, row_of
+from kakao_models.search.collection import INSERT, create_collection, load_collection, read_facts, row_of
 from kakao_models.search.identity import check_identity, identity
-from kakao_models.search.sources import FIELDS, OWN
+from kakao_models.search.items import FIELDS, OWN
 
 DEFAULT_URI = "./kakao.db"
 COLLECTION = "images"
@@ -125,7 +125,7 @@ class SearchIndex:
                     create_collection(client, collection, facts, shards)
                 facts = read_facts(client, uri, collection)
                 try:
-                    prepare(client, uri, collection, facts)
+                    load_collection(client, uri, collection, facts)
                 except Exception:
                     if made:  # of an index type that the server hasn't, say
                         client.drop_collection(collection)

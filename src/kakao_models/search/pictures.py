@@ -12,7 +12,7 @@ from PIL import Image
 
 from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.search.index import Hit
-from kakao_models.search.sources import MAX_BYTES, WITHIN
+from kakao_models.search.items import MAX_BYTES, WITHIN
 
 MAX_PIXELS = 50_000_000
 _BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")  # as `sources.plain` writes it

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 
-WEIGHTS = {"text": 2.0, "image": 1.0}  # the paper scales the text by two
+QUERY_WEIGHTS = {"text": 2.0, "image": 1.0}  # the paper scales the text by two
 
 
 def compose_query(
@@ -75,9 +75,9 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     Raises:
         ValueError: of another kind than text and image, or not a positive number.
     """
-    if unknown := set(weights) - set(WEIGHTS):
-        raise ValueError(f"weights: got {', '.join(sorted(unknown))}, wanted {' and '.join(WEIGHTS)}")
-    return WEIGHTS | {name: check_weight(name, value) for name, value in weights.items()}
+    if unknown := set(weights) - set(QUERY_WEIGHTS):
+        raise ValueError(f"weights: got {', '.join(sorted(unknown))}, wanted {' and '.join(QUERY_WEIGHTS)}")
+    return QUERY_WEIGHTS | {name: check_weight(name, value) for name, value in weights.items()}
 
 
 def check_weight(name: str, value: float) -> float:

@@ -8,8 +8,8 @@ from PIL import Image
 
 from kakao_models.pixels.contact_sheet import SIDE, cell, picture_page
 from kakao_models.search.index import Hit
+from kakao_models.search.items import FIELDS
 from kakao_models.search.pictures import hit_picture
-from kakao_models.search.sources import FIELDS
 
 
 def print_hits(hits: Sequence[Hit]) -> None:

@@ -14,12 +14,12 @@ from kakao_models.inference.embedder import Embedder
 from kakao_models.samples.manifest import read_json
 from kakao_models.samples.rows import vectors_of
 from kakao_models.search.index import INSERT, SearchIndex
-from kakao_models.search.sources import OWN, metadata_digest, plain
+from kakao_models.search.items import OWN, metadata_digest, plain
 
-Rows = tuple[list[str], np.ndarray, list[dict[str, Any]]]  # ids, (n, D), metadata
+StoredRows = tuple[list[str], np.ndarray, list[dict[str, Any]]]  # ids, (n, D), metadata
 
 
-class Stored:
+class StoredEmbeddings:
     """Embeddings and what lies beside them.
 
     Args:
@@ -77,7 +77,7 @@ class Stored:
             return
         raise ValueError(f"{self.source}: holds no embeddings")
 
-    def _npy(self) -> tuple[int, Callable[[], Iterator[Rows]]]:
+    def _npy(self) -> tuple[int, Callable[[], Iterator[StoredRows]]]:
         beside = self.source.with_suffix(".names.json")
         try:
             rows = np.load(self.source, mmap_mode="r", allow_pickle=False)
@@ -89,14 +89,14 @@ class Stored:
         if rows.ndim != 2 or not isinstance(names, list) or len(names) != len(rows):
             raise ValueError(f"{self.source}: an array of shape {rows.shape}, and {beside} has {len(names)} names")
 
-        def read() -> Iterator[Rows]:
+        def read() -> Iterator[StoredRows]:
             for start in range(0, len(rows), INSERT):
                 some = [plain(str(name)) for name in names[start : start + INSERT]]  # JSON may hold halves of pairs
                 yield _ids(some), np.array(rows[start : start + INSERT], np.float32), [{"path": name} for name in some]
 
         return len(rows), read
 
-    def _parquet(self) -> tuple[int, Callable[[], Iterator[Rows]]]:
+    def _parquet(self) -> tuple[int, Callable[[], Iterator[StoredRows]]]:
         import pyarrow.parquet as pq
 
         if self.source.is_dir():
@@ -113,7 +113,7 @@ class Stored:
             if "embedding" not in names or not {"id", "name"} & set(names):
                 raise ValueError(f"{path}: wanted columns embedding, and id or name; there are {', '.join(names)}")
 
-        def read() -> Iterator[Rows]:
+        def read() -> Iterator[StoredRows]:
             for file in opened:
                 for batch in file.iter_batches(INSERT):
                     column = batch.column("embedding")
@@ -127,7 +127,7 @@ class Stored:
 
         return sum(file.metadata.num_rows for file in opened), read
 
-    def _lite2(self) -> tuple[int, Callable[[], Iterator[Rows]]]:
+    def _lite2(self) -> tuple[int, Callable[[], Iterator[StoredRows]]]:
         """Milvus Lite 2 kept each row as a message of Milvus' own fields in an SQLite table."""
         connection = sqlite3.connect(f"{self.source.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         connection.text_factory = bytes
@@ -141,7 +141,7 @@ class Stored:
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.source}: is no database of Milvus Lite 2 ({error})") from error
 
-        def read() -> Iterator[Rows]:
+        def read() -> Iterator[StoredRows]:
             rows = connection.execute(f"SELECT milvus_id, data FROM {table} ORDER BY id")
             while some := rows.fetchmany(INSERT):
                 fields = [_lite2_row(self.source, key, data) for key, data in some]
@@ -174,7 +174,7 @@ def _lite2_row(source: Path, key: bytes, data: bytes) -> tuple[dict[str, Any], n
     return facts, vector
 
 
-def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> Rows:
+def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> StoredRows:
     """Rows of records: `id`, or `name`, names them; the rest is metadata, as an index keeps it."""
     names = [plain(str(record["id"] if record.get("id") is not None else record.get("name"))) for record in records]
     metadata = []

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.verbs import Device, Dtype, Engine, Framework, ModelArgument, Revision, prepare
+from kakao_models.verbs import (
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FrameworkOption,
+    ModelArgument,
+    RevisionOption,
+    prepare,
+)
 
 _KEY = "KAKAO_MODELS_API_KEY"
 _LIMITS = "Limits"
@@ -51,11 +59,11 @@ def serve(
         typer.Option(min=0, help="Seconds from SIGTERM until new connections are refused.", rich_help_panel=_LIMITS),
     ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,
-    device: Device = "auto",
-    framework: Framework = None,
-    engine: Engine = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    device: DeviceOption = "auto",
+    framework: FrameworkOption = None,
+    engine: EngineOption = None,
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Serve embeddings (as OpenAI's API) and classification over HTTP.
 

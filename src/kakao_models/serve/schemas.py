@@ -37,7 +37,7 @@ class ImageURL(BaseModel):
     url: str
 
 
-class Part(_Strict):
+class ContentPart(_Strict):
     """{"text": ...}, {"image": ...}, or {"type": "image_url", "image_url": {"url": ...}}.
 
     An image is a data: URL, the file in base64, or an http(s) URL where the service fetches them.
@@ -50,18 +50,18 @@ class Part(_Strict):
 
 
 _AtFirst = Field(fail_fast=True)  # of a million wrong entries one error is enough
-Input = str | Part
-Items = Annotated[list[Input], _AtFirst]
+Input = str | ContentPart
+RequestItems = Annotated[list[Input], _AtFirst]
 Texts = Annotated[list[str], _AtFirst]
 Tokens = Annotated[list[int], _AtFirst]
-Inputs = Annotated[
-    str | Part | Items | Tokens | Annotated[list[Tokens], _AtFirst],
+RequestInputs = Annotated[
+    str | ContentPart | RequestItems | Tokens | Annotated[list[Tokens], _AtFirst],
     Field(description="A text, an image, or a list of them. A string that begins with data:image/ is an image."),
 ]
 
 
 class EmbeddingsRequest(_Strict):
-    input: Inputs
+    input: RequestInputs
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -70,7 +70,7 @@ class EmbeddingsRequest(_Strict):
 
 
 class ClassifyRequest(_Strict):
-    input: Annotated[str | Part | Items, Field(description="An image, or a list of them.")]
+    input: Annotated[str | ContentPart | RequestItems, Field(description="An image, or a list of them.")]
     labels: Texts | None = Field(None, description="What to choose from; a ViT with a classifier has its own.")
     templates: str | Texts | None = Field(None, description="The sentence made of a label: {} is the label.")
     model: str | None = None
@@ -117,7 +117,7 @@ def as_list(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
 
-def image_source(part: str | Part, place: str) -> str | None:
+def image_source(part: str | ContentPart, place: str) -> str | None:
     """The image of an input, None where it is a text.
 
     Raises:

@@ -15,13 +15,13 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
-from kakao_models.pixels.fetch import FetchError, fetch
+from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.images import ImageError, image_size
 from kakao_models.serve.batching import Batcher
 from kakao_models.serve.schemas import (
     ClassifyRequest,
+    ContentPart,
     EmbeddingsRequest,
-    Part,
     Refused,
     as_list,
     decoded,
@@ -135,7 +135,7 @@ class Service:
             message = f"the model {model[:100]!r} is not served here, {self.name!r} is"
             raise Refused(404, message, param="model", code="model_not_found")
 
-    def _checked_inputs(self, given: Any) -> list[str | Part]:
+    def _checked_inputs(self, given: Any) -> list[str | ContentPart]:
         parts = as_list(given)
         if not parts:
             raise Refused(400, "input: got nothing, wanted at least one text or image", param="input")
@@ -151,10 +151,10 @@ class Service:
             raise Refused(400, f"input: {len(parts)} inputs, at most {most} in one request", param="input")
         return parts
 
-    def _is_text(self, part: str | Part) -> bool:
+    def _is_text(self, part: str | ContentPart) -> bool:
         return image_source(part, "input") is None
 
-    def _text(self, part: str | Part, index: int) -> str:
+    def _text(self, part: str | ContentPart, index: int) -> str:
         text = part if isinstance(part, str) else part.text
         return self._checked_text(text, f"input[{index}]", "input")
 
@@ -168,7 +168,7 @@ class Service:
             raise Refused(400, f"{place}: {len(text)} characters, at most {most} are read", param=param)
         return text
 
-    async def _image_bytes(self, parts: list[str | Part]) -> dict[int, bytes]:
+    async def _image_bytes(self, parts: list[str | ContentPart]) -> dict[int, bytes]:
         """Place among the inputs → the file."""
         sources = {}
         for index, part in enumerate(parts):
@@ -186,7 +186,7 @@ class Service:
             options = {"timeout": self.limits.fetch_timeout, "max_bytes": self.limits.max_fetched}
             try:
                 run = asyncio.get_running_loop().run_in_executor
-                return await run(self._fetchers, partial(fetch, source, **options))
+                return await run(self._fetchers, partial(fetch_url, source, **options))
             except FetchError as error:
                 # Which address a name of this network has is nobody's business either.
                 hidden = "not a public address" in str(error)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.verbs import AsJson, group, tell
+from kakao_models.verbs import JsonOption, group, tell
 
 app = group("Pretrain and fine-tune, by recipe. Interrupted, the same command goes on where it stopped.")
 
@@ -19,7 +19,7 @@ Show = Annotated[bool, typer.Option("--show", help="Print the recipe with all ch
 
 @app.command(no_args_is_help=True)
 def align(
-    config: Config, changes: Changes = None, resume: Resume = True, show: Show = False, as_json: AsJson = False
+    config: Config, changes: Changes = None, resume: Resume = True, show: Show = False, as_json: JsonOption = False
 ) -> None:
     """Train an ALIGN on images and captions.
 
@@ -34,7 +34,7 @@ def align(
 
 @app.command(no_args_is_help=True)
 def vit(
-    config: Config, changes: Changes = None, resume: Resume = True, show: Show = False, as_json: AsJson = False
+    config: Config, changes: Changes = None, resume: Resume = True, show: Show = False, as_json: JsonOption = False
 ) -> None:
     """Train a classifier: a ViT, or the image tower of an ALIGN.
 
@@ -46,7 +46,7 @@ def vit(
 
 
 @app.command()
-def recipes(as_json: AsJson = False) -> None:
+def recipes(as_json: JsonOption = False) -> None:
     """List the recipes inside this package."""
     import yaml
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from kakao_models.samples.shards import Source, as_sample
+from kakao_models.samples.shards import SampleSource, as_sample
 from kakao_models.train.gradcache import ghost_chunks
 from kakao_models.train.transform import DataError, SampleTransform
 
@@ -60,7 +60,7 @@ class Order:
 class TrainData(Dataset):
     """Samples of a source by (epoch, position). A broken one is replaced by another, drawn at random, and counted."""
 
-    def __init__(self, source: Source, prepare: SampleTransform, seed: int = 0, window: int = 16):
+    def __init__(self, source: SampleSource, prepare: SampleTransform, seed: int = 0, window: int = 16):
         self.source, self.prepare, self.seed = source, prepare, seed
         self.order = Order(source.counts, seed, window)
         if hasattr(source, "hold"):

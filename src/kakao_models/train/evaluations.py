@@ -77,7 +77,7 @@ def accuracy(data: str, batch_size: int = 32, **options) -> Evaluation:
     return run
 
 
-KINDS = {"retrieval": retrieval, "zero_shot": zero_shot, "knn": knn, "accuracy": accuracy}
+EVALUATIONS = {"retrieval": retrieval, "zero_shot": zero_shot, "knn": knn, "accuracy": accuracy}
 
 
 def build_evaluations(settings: Mapping[str, str | Mapping], batch_size: int = 32) -> dict[str, Evaluation]:
@@ -91,10 +91,10 @@ def build_evaluations(settings: Mapping[str, str | Mapping], batch_size: int = 3
     for name, setting in settings.items():
         options = {"data": setting} if isinstance(setting, str) else dict(setting)
         kind = options.pop("kind", name)
-        if kind not in KINDS:
-            raise ValueError(f"evaluate: there is no {kind!r}; there are {', '.join(KINDS)}")
+        if kind not in EVALUATIONS:
+            raise ValueError(f"evaluate: there is no {kind!r}; there are {', '.join(EVALUATIONS)}")
         try:
-            found[name] = KINDS[kind](**({"batch_size": batch_size} | options))
+            found[name] = EVALUATIONS[kind](**({"batch_size": batch_size} | options))
         except TypeError as error:
             raise ValueError(f"evaluate.{name}: {error}") from error
     return found

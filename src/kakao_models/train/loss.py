@@ -81,14 +81,14 @@ class _TiledLoss(torch.autograd.Function):
         loss = (row_total + column_lse.sum() - 2 * (1 - smoothing) * diagonal) / total
         loss = loss - 2 * smoothing / total**2 * everything
         ctx.save_for_backward(images, texts, temperature, row_lse, column_lse, image_sum)
-        ctx.facts = smoothing, tile, group, n, total
+        ctx.constants = smoothing, tile, group, n, total
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         images, texts, temperature, row_lse, column_lse, image_sum = ctx.saved_tensors
-        smoothing, tile, group, n, total = ctx.facts
+        smoothing, tile, group, n, total = ctx.constants
         all_texts = _gather(texts, group)  # not kept from forward: N rows would lie there during the towers' passes
         d_images, d_texts = _softmax_products(images, all_texts, temperature, row_lse, column_lse, tile)
         text_sum = all_texts.sum(0)

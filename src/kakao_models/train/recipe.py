@@ -128,7 +128,7 @@ class ViTRecipe(Recipe):
             raise ValueError("recipe: backbone: align needs the ALIGN it is the tower of: start: FOLDER or Hub id")
 
 
-KINDS = {"align": AlignRecipe, "vit": ViTRecipe}
+RECIPES = {"align": AlignRecipe, "vit": ViTRecipe}
 
 
 def names() -> list[str]:
@@ -169,7 +169,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
             inner[last] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{change}: the value is no YAML ({error})") from error
-    cls = KINDS[kind]
+    cls = RECIPES[kind]
     hints = typing.get_type_hints(cls)
     check_keys(f"{path}: a recipe for {kind}", values, hints)
     needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]

@@ -22,7 +22,7 @@ from kakao_models.train.optim import MovingAverage, build_optimizer, build_sched
 from kakao_models.train.recompute import checkpointing
 from kakao_models.train.saving import AtomicCheckpoints
 
-Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
+EvaluationFunction = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 
 
 class _BaseTrainer(AtomicCheckpoints):
@@ -47,7 +47,7 @@ class _BaseTrainer(AtomicCheckpoints):
         args: TrainArguments,
         train_dataset: TrainData | StreamData,
         processing_class=None,
-        evaluations: Mapping[str, Evaluation] | None = None,
+        evaluations: Mapping[str, EvaluationFunction] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         if args.n_gpu > 1:

@@ -6,7 +6,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.config import as_pair
-from kakao_models.checkpoint.pretrained import HUB, PretrainedLoading, Stored
+from kakao_models.checkpoint.pretrained import HUB, PretrainedLoading, TensorPlaces
 from kakao_models.vit.config import ViTConfig
 
 
@@ -39,7 +39,7 @@ class ViTLoading(PretrainedLoading):
         return model
 
     @classmethod
-    def _options_of(cls, config: ViTConfig, stored: Stored, options: dict) -> dict:
+    def _options_of(cls, config: ViTConfig, stored: TensorPlaces, options: dict) -> dict:
         if cls.is_base and options.get("add_pooling_layer") is None:
             in_file = any(key.startswith("vit.pooler.") for key in stored)
             options = options | {"add_pooling_layer": config.representation_size is not None or in_file}

@@ -24,7 +24,7 @@ def image_stages(
     Args:
         original: key (without the suffix of TensorFlow) → array.
         pixels: (B, H, W, 3) in [-1, 1], of the configured size; its dtype is that of the computation.
-        prefix, head: what stands before the backbone's keys, and the key of the head (see `TPU_SPELLINGS`).
+        prefix, head: what stands before the backbone's keys, and the key of the head (see `TPU_KEY_LAYOUTS`).
 
     Yields:
         "embeddings", "keys 0", "layer 0", "keys 1", ..., "norm" (B, L, D), "features" (B, D or representation_size), "logits" (B, classes);

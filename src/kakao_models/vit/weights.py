@@ -10,7 +10,7 @@ from kakao_models.vit.config import ViTConfig
 
 # The original program wrote its checkpoints in three ways, which differ in what stands before the keys:
 # way -> (prefix of the backbone's keys, key of the head)
-TPU_SPELLINGS = {
+TPU_KEY_LAYOUTS = {
     "manager": ("backbone/", "model/layer_with_weights-1"),  # tf.train.CheckpointManager: during training
     "model": ("layer_with_weights-0/", "layer_with_weights-1"),  # model.save_weights
     "backbone": ("", None),  # model.backbone.save_weights: no head
@@ -41,16 +41,16 @@ MASK_TOKEN = Row.same("vit.embeddings.mask_token", "array", "")
 HEAD = "classifier"
 
 
-def vit_tpu_slots(config: ViTConfig, spelling: str = "manager") -> list[Slot]:
+def vit_tpu_slots(config: ViTConfig, key_layout: str = "manager") -> list[Slot]:
     """Every tensor of a ViT, in model.safetensors and in a checkpoint of the original program.
 
     Args:
-        spelling: how the checkpoint was written, a key of `TPU_SPELLINGS`: "manager" and "model" hold a classifier,
+        key_layout: how the checkpoint was written, a key of `TPU_KEY_LAYOUTS`: "manager" and "model" hold a classifier,
             "backbone" holds none.
     """
-    if spelling not in TPU_SPELLINGS:
-        raise ValueError(f"ViT checkpoints have no spelling {spelling!r}; there are {', '.join(TPU_SPELLINGS)}")
-    backbone, head = TPU_SPELLINGS[spelling]
+    if key_layout not in TPU_KEY_LAYOUTS:
+        raise ValueError(f"ViT checkpoints have no key layout {key_layout!r}; there are {', '.join(TPU_KEY_LAYOUTS)}")
+    backbone, head = TPU_KEY_LAYOUTS[key_layout]
     rows = [*ROWS, REPRESENTATION] if config.representation_size else ROWS
     rows = [replace(row, tpu=backbone + row.tpu) for row in rows]
     if head is not None:

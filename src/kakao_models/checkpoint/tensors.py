@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-Entry = tuple[tuple[int, ...], Callable[[], np.ndarray]]  # shape, function that reads the tensor
+TensorEntry = tuple[tuple[int, ...], Callable[[], np.ndarray]]  # shape, function that reads the tensor
 
 
 class LazyTensors(Mapping):
@@ -15,7 +15,7 @@ class LazyTensors(Mapping):
         entries: key → (shape, function that reads the tensor).
     """
 
-    def __init__(self, entries: Mapping[str, Entry]):
+    def __init__(self, entries: Mapping[str, TensorEntry]):
         self._entries = dict(entries)
 
     def __getitem__(self, key: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kakao_models.files.lines import lines_of
-from kakao_models.pixels.fetch import fetch
+from kakao_models.pixels.fetch import fetch_url
 from kakao_models.pixels.images import ImageError, image_size
 from kakao_models.samples.rows import IMAGES, TEXTS, Part, Rows, text_of
 
@@ -254,7 +254,7 @@ def _records(rows: "Rows | Lines", part: Part) -> Iterator[tuple[int, dict | Exc
 
 def _content(source: str) -> bytes:
     if "://" in source:
-        return fetch(source)
+        return fetch_url(source)
     with open(source, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         kind = os.fstat(file.fileno())
         if not stat.S_ISREG(kind.st_mode):  # reading a pipe or a device might never end

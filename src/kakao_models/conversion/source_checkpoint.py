@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kakao_models.align.config import AlignConfig, AlignVisionConfig
-from kakao_models.checkpoint.lazy import LazyTensors
+from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.checkpoint.weightmap import Slot
 from kakao_models.vit.config import ViTConfig
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceCheckpoint:
     """A checkpoint of an original program, or one that is presented as such: by the keys and in the layout of theirs."""
 
     family: str  # "align", "vit", or "efficientnet" for ALIGN's image tower alone
     config: AlignConfig | ViTConfig | AlignVisionConfig
     slots: list[Slot]
     tensors: LazyTensors
-    spelling: str | None  # of ViT's keys, see TPU_SPELLINGS
+    key_layout: str | None  # of ViT's keys, see TPU_KEY_LAYOUTS
     weights: str  # "raw" or "average": which were taken
     has_averages: bool
     skipped: dict[str, int] = field(default_factory=dict)  # kind of key → how many were left out

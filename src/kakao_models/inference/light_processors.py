@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from kakao_models.checkpoint.hub import fetch, resolve
-from kakao_models.checkpoint.kinds import KINDS
+from kakao_models.checkpoint.kinds import MODEL_KINDS
 from kakao_models.pixels.preprocessing import Preprocessing
 
 _BERT = ("BertTokenizer", "BertTokenizerFast")
@@ -24,7 +24,7 @@ _MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens", "model_spec
 def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing | None:
     """By the image processor's file, or by its part of the processor's, which comes first where a folder has both."""
     module = importlib.import_module(f"kakao_models.{model_type}.preprocessing")
-    preprocessing: type[Preprocessing] = getattr(module, KINDS[model_type].preprocessing)
+    preprocessing: type[Preprocessing] = getattr(module, MODEL_KINDS[model_type].preprocessing)
     files = ["processor_config.json", "preprocessor_config.json"]
     if not os.path.isdir(resolve(name)):
         files.reverse()  # on the Hub a file that is not there costs a request at every start
@@ -53,7 +53,7 @@ class Tokenizer:
         return {"input_ids": [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]}
 
 
-def read_tokenizer(name: str, where: dict) -> Tokenizer | None:
+def read_light_tokenizer(name: str, where: dict) -> Tokenizer | None:
     """By tokenizer.json, if it is a BERT's and says what tokenizer_config.json says."""
     import tokenizers
 

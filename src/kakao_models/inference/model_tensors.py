@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 import kakao_models
 from kakao_models.align.blocks import round_filters
 from kakao_models.checkpoint.hub import described_by, fetch, read_config, resolve
-from kakao_models.checkpoint.kinds import KINDS, model_class_name
-from kakao_models.fused.layers import Pixels
+from kakao_models.checkpoint.kinds import MODEL_KINDS, model_class_name
+from kakao_models.fused.layers import ByteValues
 from kakao_models.fused.towers import tensors_of, towers
 from kakao_models.inference.engine_torch import TorchEngine
 
@@ -29,11 +29,11 @@ _WEIGHTS = "model.safetensors"
 _UNUSUAL = (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 
 
-class Source:
+class ModelTensors:
     """A checkpoint, or a model object as it is when this is made.
 
     Attributes:
-        facts: the configuration, or an object with its fields.
+        fields: the configuration, or an object with its fields.
         fingerprint: text that changes with the weights and the configuration.
     """
 
@@ -52,13 +52,13 @@ class Source:
         class_name = model_class_name(config, name)  # another kind of model is said at once
         try:
             file = fetch(name, _WEIGHTS, **self._where)
-            self.facts, self._tensors = _read(config, class_name, file)
+            self.fields, self._tensors = _read(config, class_name, file)
             self.fingerprint = _of_file(file, config_file)
         except _UNUSUAL:
             self._take(self.plain.model)
 
     def _take(self, model) -> None:
-        self.facts, self._tensors = model.config, tensors_of(model)
+        self.fields, self._tensors = model.config, tensors_of(model)
         if not getattr(model.config, "num_labels", 0):
             self._tensors = {key: value for key, value in self._tensors.items() if not key.startswith("classifier.")}
         self.fingerprint = _of_tensors(self._tensors, model.config)
@@ -72,21 +72,21 @@ class Source:
 
     def forget_plain(self) -> None:
         """Lets go of the plain model, if it can be loaded again."""
-        if isinstance(self._model, (str, os.PathLike)) and isinstance(self.facts, SimpleNamespace):
+        if isinstance(self._model, (str, os.PathLike)) and isinstance(self.fields, SimpleNamespace):
             self.__dict__.pop("plain", None)
 
     @cached_property
     def config(self):
         """The configuration."""
-        if not isinstance(self.facts, SimpleNamespace):
-            return self.facts
-        config_class = getattr(kakao_models, KINDS[self.facts.model_type].config)
+        if not isinstance(self.fields, SimpleNamespace):
+            return self.fields
+        config_class = getattr(kakao_models, MODEL_KINDS[self.fields.model_type].config)
         with described_by(Path(resolve(self._model), "config.json")):
             return config_class.from_pretrained(resolve(self._model), **self._where)
 
     @property
     def reads_texts(self) -> bool:
-        return KINDS[self.facts.model_type].reads_texts
+        return MODEL_KINDS[self.fields.model_type].reads_texts
 
     @property
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -98,40 +98,40 @@ class Source:
     @property
     def dim(self) -> int:
         if self.reads_texts:
-            return self.facts.projection_dim
+            return self.fields.projection_dim
         pooler = self._tensors.get("vit.pooler.dense.bias")
-        return self.facts.hidden_size if pooler is None else len(pooler)
+        return self.fields.hidden_size if pooler is None else len(pooler)
 
     @property
     def temperature(self) -> float:
         return self._tensors["temperature"].item()
 
-    def towers(self, pixels: Pixels | None) -> dict[str, torch.nn.Module]:
+    def towers(self, pixels: ByteValues | None) -> dict[str, torch.nn.Module]:
         """Those of `inference.fused`, in float32.
 
         Raises:
             ValueError: a tensor is missing, unknown or of another shape.
         """
         try:
-            return towers(self.facts, self._tensors, pixels, torch.float32)
+            return towers(self.fields, self._tensors, pixels, torch.float32)
         except _UNUSUAL:
-            if self.facts is self.plain.config:
+            if self.fields is self.plain.config:
                 raise
             self._take(self.plain.model)  # or it says what is wrong
-            return towers(self.facts, self._tensors, pixels, torch.float32)
+            return towers(self.fields, self._tensors, pixels, torch.float32)
 
 
 def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
     with safe_open(file, "pt") as stored:
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}
-    facts = SimpleNamespace(**config)
+    fields = SimpleNamespace(**config)
     if class_name == "AlignModel":
-        facts.text_config, facts.vision_config = (
+        fields.text_config, fields.vision_config = (
             SimpleNamespace(**config[f"{name}_config"]) for name in ("text", "vision")
         )
         if config.get("use_visual_projection") is None:
-            width = round_filters(facts.vision_config, facts.vision_config.out_channels[-1])
-            facts.use_visual_projection = width != facts.projection_dim
+            width = round_filters(fields.vision_config, fields.vision_config.out_channels[-1])
+            fields.use_visual_projection = width != fields.projection_dim
     else:
         if not any(key.startswith("vit.") for key in tensors):
             tensors = {f"vit.{key}": tensor for key, tensor in tensors.items()}  # the backbone was saved alone
@@ -141,7 +141,7 @@ def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, d
             raise ValueError("a pooler that the classifier does not have")
         elif len(tensors["classifier.bias"]) != len(config.get("id2label") or range(config.get("num_labels", 2))):
             raise ValueError("classes that have no names, or names without a class")
-    return facts, tensors
+    return fields, tensors
 
 
 def _of_file(file: Path, config_file: Path) -> str:
@@ -149,8 +149,8 @@ def _of_file(file: Path, config_file: Path) -> str:
     whole = hashlib.sha256(config_file.read_bytes())
     with open(file, "rb") as stored:
         whole.update(stored.read(8 + int.from_bytes(stored.read(8), "little")))
-        facts = os.fstat(stored.fileno())
-    whole.update(json.dumps([str(file.resolve()), facts.st_size, facts.st_mtime_ns]).encode())
+        fields = os.fstat(stored.fileno())
+    whole.update(json.dumps([str(file.resolve()), fields.st_size, fields.st_mtime_ns]).encode())
     return whole.hexdigest()
 
 
