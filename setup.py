@@ -68,7 +68,9 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"kakao_models": ["checkpoints/*/*", "demo/style.css", "photos/*", "train/recipes/*.yaml"]},
+    package_data={
+        "kakao_models": ["py.typed", "checkpoints/*/*", "demo/style.css", "photos/*", "train/recipes/*.yaml"]
+    },
     install_requires=[
         "transformers>=5.23,<6",
         "huggingface_hub>=1.31",

@@ -14,8 +14,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-from golden import inputs as input_formula
-from golden import weights as weight_formula
+from golden import inputs as input_formula, weights as weight_formula
 
 from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig, ViTConfig
 from kakao_models.align.weights import align_tpu_slots

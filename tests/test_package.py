@@ -1,7 +1,10 @@
 """The package as it is imported: light, lazy, and clear about what is missing."""
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +26,23 @@ def test_every_public_name_can_be_had():
     for name in kakao_models.__all__:
         assert getattr(kakao_models, name).__name__ == name
     assert set(kakao_models.__all__) <= set(dir(kakao_models))
+
+
+@pytest.mark.parametrize("name", ["kakao_models", "kakao_models.evaluate", "kakao_models.search"])
+def test_type_checkers_see_every_public_name(name):
+    package = importlib.import_module(name)
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {(node.module, alias.name) for node in block.body for alias in node.names}
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)  # else it is not re-exported
+    homes = {(f"{name}.{home}".replace(f"{name}.{name}", name), public) for public, home in package._HOME.items()}
+    assert seen - {("kakao_models", "evaluate")} == homes
+    assert (Path(kakao_models.__file__).parent / "py.typed").is_file()
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "kakao_models", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "zero-shot" in done.stdout
 
 
 def test_a_missing_framework_is_named_with_the_command_that_installs_it():

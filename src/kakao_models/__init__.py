@@ -4,8 +4,55 @@ Importing this package imports no framework: every public name is loaded on firs
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
+    from kakao_models import evaluate as evaluate
+    from kakao_models.align.classification_torch import AlignForImageClassification as AlignForImageClassification
+    from kakao_models.align.config import (
+        AlignConfig as AlignConfig,
+        AlignTextConfig as AlignTextConfig,
+        AlignVisionConfig as AlignVisionConfig,
+    )
+    from kakao_models.align.modeling_flax import (
+        FlaxAlignModel as FlaxAlignModel,
+        FlaxAlignTextModel as FlaxAlignTextModel,
+        FlaxAlignVisionModel as FlaxAlignVisionModel,
+    )
+    from kakao_models.align.modeling_tf import (
+        TFAlignModel as TFAlignModel,
+        TFAlignTextModel as TFAlignTextModel,
+        TFAlignVisionModel as TFAlignVisionModel,
+    )
+    from kakao_models.align.modeling_torch import (
+        AlignModel as AlignModel,
+        AlignTextModel as AlignTextModel,
+        AlignVisionModel as AlignVisionModel,
+    )
+    from kakao_models.align.processing import (
+        AlignImageProcessor as AlignImageProcessor,
+        AlignProcessor as AlignProcessor,
+    )
+    from kakao_models.inference.embedder import Embedder as Embedder
+    from kakao_models.inference.pipelines import pipeline as pipeline
+    from kakao_models.train.arguments import TrainArguments as TrainArguments
+    from kakao_models.train.trainer import AlignTrainer as AlignTrainer, ViTTrainer as ViTTrainer
+    from kakao_models.vit.config import ViTConfig as ViTConfig
+    from kakao_models.vit.modeling_flax import (
+        FlaxViTForImageClassification as FlaxViTForImageClassification,
+        FlaxViTModel as FlaxViTModel,
+    )
+    from kakao_models.vit.modeling_tf import (
+        TFViTForImageClassification as TFViTForImageClassification,
+        TFViTModel as TFViTModel,
+    )
+    from kakao_models.vit.modeling_torch import (
+        ViTForImageClassification as ViTForImageClassification,
+        ViTModel as ViTModel,
+    )
+    from kakao_models.vit.processing import ViTImageProcessor as ViTImageProcessor
 
 # public name -> module that defines it
 _MODULES = {

@@ -13,8 +13,7 @@ from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.export.cli import export
 from kakao_models.files.lines import lines_of
-from kakao_models.search.cli import app as index_app
-from kakao_models.search.cli import search
+from kakao_models.search.cli import app as index_app, search
 from kakao_models.serve.cli import serve
 from kakao_models.train.cli import app as train_app
 from kakao_models.verbs import (

@@ -16,8 +16,7 @@ import tiny
 
 from kakao_models import Embedder
 from kakao_models.data.shard import write_sample_shards
-from kakao_models.data.writers import StoredSample as StoredSample
-from kakao_models.data.writers import TarWriter
+from kakao_models.data.writers import StoredSample as StoredSample, TarWriter
 from kakao_models.samples.pairs import open_pairs
 from kakao_models.search import SearchIndex, compose_query, hit_picture
 

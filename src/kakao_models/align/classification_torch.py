@@ -2,8 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification
-from transformers import initialization as init
+from transformers import AutoModelForImageClassification, initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from kakao_models.align.config import AlignVisionConfig

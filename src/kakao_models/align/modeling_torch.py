@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForZeroShotImageClassification, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel, AutoModelForZeroShotImageClassification, PreTrainedModel, initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer

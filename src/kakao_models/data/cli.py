@@ -365,8 +365,7 @@ def download(
     check_picture(picture)
     check_file("--dead", dead)
     from kakao_models.data.deadlinks import dead_links, draw_success
-    from kakao_models.data.download import Download
-    from kakao_models.data.download import download as run
+    from kakao_models.data.download import Download, download as run
     from kakao_models.inference.picture import save_picture
     from kakao_models.inference.progress import Progress
     from kakao_models.samples.rows import Rows
@@ -460,8 +459,7 @@ def verify_manifest(
       kakao-models data verify_manifest shards/ --decode
     """
     from kakao_models.inference.progress import Progress
-    from kakao_models.samples.manifest import read_manifest
-    from kakao_models.samples.manifest import verify_manifest as check
+    from kakao_models.samples.manifest import read_manifest, verify_manifest as check
 
     with Progress("shards", len(read_manifest(folder)["shards"]), None) as bar:
         wrong = check(folder, decode=decode, advance=bar.advance)

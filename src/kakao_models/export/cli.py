@@ -59,8 +59,7 @@ def export(
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
     from kakao_models.checkpoint.hub import called
-    from kakao_models.export.exporter import export as write
-    from kakao_models.export.exporter import summary
+    from kakao_models.export.exporter import export as write, summary
 
     prepare(model, revision)
     output = output or Path(f"{called(model).rpartition('/')[2]}-{to}")

@@ -4,7 +4,15 @@ Every name is loaded on first use, and pymilvus when an index is opened.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
+    from kakao_models.search.build import BuildReport as BuildReport
+    from kakao_models.search.index import Hit as Hit, SearchIndex as SearchIndex
+    from kakao_models.search.pictures import hit_picture as hit_picture
+    from kakao_models.search.query import compose_query as compose_query
+
+# public name -> module that defines it
 _MODULES = {
     "build": ("BuildReport",),
     "index": ("Hit", "SearchIndex"),

@@ -11,8 +11,13 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization as init,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit import modeling_vit as base
