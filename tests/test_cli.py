@@ -12,7 +12,7 @@ import tiny
 from typer.main import get_command
 from typer.testing import CliRunner
 
-import kakao_models.checkpoint as checkpoint
+import kakao_models.conversion as conversion
 from kakao_models import AlignModel, Embedder, pipeline
 from kakao_models.cli import app
 
@@ -24,8 +24,8 @@ def photos(tmp_path_factory) -> list[str]:
 
 def test_converting_without_pytorch_names_what_installs_it(command, vit, tmp_path, monkeypatch):
     for name in ("convert", "proof"):
-        monkeypatch.delitem(sys.modules, f"kakao_models.checkpoint.{name}", raising=False)
-        monkeypatch.delattr(checkpoint, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"kakao_models.conversion.{name}", raising=False)
+        monkeypatch.delattr(conversion, name, raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     code, _, err = command("convert", vit, tmp_path / "new")
     assert code == 2 and "convert needs torch: pip install 'kakao-models[convert]'" in err
