@@ -6,6 +6,7 @@ does without transformers, whose import takes longer than all the rest.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class BlockSpec:
         return self.in_channels * self.expand_ratio
 
 
-def round_filters(config, channels: int) -> int:
+def round_filters(config: Any, channels: int) -> int:
     """`channels` scaled by the width, to a multiple of `depth_divisor` that is at most 10 % lower."""
     wanted, divisor = channels * config.width_coefficient, config.depth_divisor
     rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
     return int(rounded + divisor if rounded < 0.9 * wanted else rounded)
 
 
-def block_specs(config) -> list[BlockSpec]:
+def block_specs(config: Any) -> list[BlockSpec]:
     """The inverted-residual blocks, in the order of the forward pass."""
     stages = list(
         zip(config.in_channels, config.out_channels, config.kernel_sizes, config.strides, config.expand_ratios,

@@ -1,6 +1,6 @@
 """Configuration of ALIGN, one for all frameworks. Every config.json of a Hub checkpoint loads unchanged."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import transformers
 from huggingface_hub.dataclasses import strict
@@ -31,7 +31,7 @@ class AlignTextConfig(StrictConfig, transformers.AlignTextConfig):
     """Configuration of the text tower, a BERT. Fields and defaults are those of `transformers.AlignTextConfig`."""
 
     @classmethod
-    def bert(cls, size: str, **kwargs) -> "AlignTextConfig":
+    def bert(cls, size: str, **kwargs: Any) -> "AlignTextConfig":
         """The text tower of a published size: "mini", "base" or "large"."""
         layers, width = _look_up(BERT_SIZES, size, "BERT")
         sizes = dict(
@@ -56,7 +56,7 @@ class AlignVisionConfig(StrictConfig, transformers.AlignVisionConfig):
     _derived_fields: ClassVar[frozenset[str]] = frozenset({"num_hidden_layers"})
 
     @classmethod
-    def efficientnet(cls, size: str, **kwargs) -> "AlignVisionConfig":
+    def efficientnet(cls, size: str, **kwargs: Any) -> "AlignVisionConfig":
         """The image tower of a published size: "b0" to "b7" or "l2"."""
         width, depth = _look_up(EFFICIENTNET_SIZES, size, "EfficientNet")
         config = cls(**(dict(width_coefficient=width, depth_coefficient=depth) | kwargs))
@@ -114,17 +114,17 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
             )
 
     @classmethod
-    def mini(cls, **kwargs) -> "AlignConfig":
+    def mini(cls, **kwargs: Any) -> "AlignConfig":
         """EfficientNet-B3 and BERT-mini: the original's CC3M model."""
         return cls._sized("b3", "mini", **kwargs)
 
     @classmethod
-    def base(cls, **kwargs) -> "AlignConfig":
+    def base(cls, **kwargs: Any) -> "AlignConfig":
         """EfficientNet-B7 and BERT-base: the released COYO-ALIGN-B7-Base."""
         return cls._sized("b7", "base", **kwargs)
 
     @classmethod
-    def large(cls, **kwargs) -> "AlignConfig":
+    def large(cls, **kwargs: Any) -> "AlignConfig":
         """EfficientNet-B7 and BERT-large."""
         return cls._sized("b7", "large", **kwargs)
 

@@ -8,8 +8,10 @@ Axes: B batch  H, W height, width of a map  C channels  k size of the kernel
 import keras
 from keras import ops
 
+from kakao_models.checkpoint.keras import Tensor
 
-def depthwise_convolution(x, kernel, stride: int, padding: int = 0):
+
+def depthwise_convolution(x: Tensor, kernel: Tensor, stride: int, padding: int = 0):
     """(B, H, W, C), (k, k, C, 1) → (B, H', W', C), after `padding` zeros on every side."""
     size, shifting = kernel.shape[0], _compiled_for_cpu()
     same = stride == 1 and padding == size // 2 and not shifting  # without a padded copy of x

@@ -256,7 +256,7 @@ class FlaxAlignTextEmbeddings(nnx.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob, rngs=rngs)
 
-    def __call__(self, words: jax.Array, token_type_ids, position_ids) -> jax.Array:
+    def __call__(self, words: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array) -> jax.Array:
         if position_ids is None:
             position_ids = jnp.arange(words.shape[1])[None]  # (1, L)
         if token_type_ids is None:
@@ -276,7 +276,9 @@ def _linear(config: AlignTextConfig, width: int, features: int, rngs: nnx.Rngs) 
     return nnx.Linear(width, features, kernel_init=nnx.initializers.normal(config.initializer_range), rngs=rngs)
 
 
-def eager_attention(query, key, value, attention_mask, scaling: float, dropout: nnx.Dropout):
+def eager_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, attention_mask: jax.Array, scaling: float, dropout: nnx.Dropout
+):
     """Attention that also returns its weights; the softmax runs in at least float32."""
     query, value = (x.transpose(0, 2, 1, 3) for x in (query, value))  # (B, N, L, K)
     key = key.transpose(0, 2, 3, 1)  # (B, N, K, L)
@@ -301,7 +303,7 @@ class FlaxAlignTextSelfAttention(nnx.Module):
         self.value = _linear(config, config.hidden_size, config.hidden_size, rngs)
         self.dropout = nnx.Dropout(config.attention_probs_dropout_prob, rngs=rngs)
 
-    def __call__(self, x: jax.Array, attention_mask):
+    def __call__(self, x: jax.Array, attention_mask: jax.Array):
         heads = (*x.shape[:2], -1, self.head_size)
         q, k, v = (p(x).reshape(heads) for p in (self.query, self.key, self.value))  # (B, L, N, K)
         attended, weights = eager_attention(q, k, v, attention_mask, self.head_size**-0.5, self.dropout)
@@ -323,7 +325,7 @@ class FlaxAlignTextAttention(nnx.Module):
         self.self = FlaxAlignTextSelfAttention(config, rngs=rngs)
         self.output_layer = FlaxAlignTextSelfOutput(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, attention_mask):
+    def __call__(self, x: jax.Array, attention_mask: jax.Array):
         attended, weights = self.self(x, attention_mask)
         return self.output_layer(attended, x), weights
 
@@ -353,7 +355,7 @@ class FlaxAlignTextLayer(nnx.Module):
         self.intermediate = FlaxAlignTextIntermediate(config, rngs=rngs)
         self.output_layer = FlaxAlignTextOutput(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, attention_mask):
+    def __call__(self, x: jax.Array, attention_mask: jax.Array):
         x, weights = self.attention(x, attention_mask)
         return self.output_layer(self.intermediate(x), x), weights
 
@@ -363,7 +365,7 @@ class FlaxAlignTextEncoder(nnx.Module):
         self.layer = nnx.List(FlaxAlignTextLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
-    def __call__(self, x: jax.Array, attention_mask, output_attentions: bool, output_hidden_states: bool):
+    def __call__(self, x: jax.Array, attention_mask: jax.Array, output_attentions: bool, output_hidden_states: bool):
         states, attentions = (x,), ()
         for layer in self.layer:
             x, weights = run_layer(self, layer, x, attention_mask)

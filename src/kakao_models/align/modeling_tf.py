@@ -5,6 +5,7 @@ Inside, maps lie as (B, H, W, C); `pixel_values` and the maps in outputs are (B,
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head  P projection
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
     Layer,
     ModelOutput,
+    Tensor,
     TFBaseModelOutputWithPooling,
     TFPreTrainedModel,
     activation,
@@ -49,14 +51,14 @@ class TFAlignOutput(ModelOutput):
     vision_model_output: TFBaseModelOutputWithPooling
 
 
-def cross_entropy(logits, labels, label_smoothing: float):
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float):
     """(B, N) logits, (B,) labels → (B,)."""
     log_probabilities = ops.log_softmax(at_least_float32(logits))
     at_label = ops.squeeze(ops.take_along_axis(log_probabilities, labels[:, None], axis=1), 1)
     return -(1 - label_smoothing) * at_label - label_smoothing * ops.mean(log_probabilities, 1)
 
 
-def contrastive_loss(logits_per_image, label_smoothing: float):
+def contrastive_loss(logits_per_image: Tensor, label_smoothing: float):
     """ALIGN's loss for square logits (B, B): image-to-text plus text-to-image cross entropy, mean over samples.
 
     The original adds the two directions where transformers takes their mean.
@@ -67,7 +69,7 @@ def contrastive_loss(logits_per_image, label_smoothing: float):
     return image_to_text + text_to_image
 
 
-def l2_normalize(x, dtype: str | None = None):
+def l2_normalize(x: Tensor, dtype: str | None = None):
     """x / sqrt(max(sum of squares, 1e-12)) along the last axis, as in the original; computed in at least float32."""
     wide = at_least_float32(x)  # in float16 the squares overflow from a norm of 256 on
     square = ops.maximum(ops.sum(ops.square(wide), -1, keepdims=True), 1e-12)
@@ -92,7 +94,7 @@ class TFAlignBatchNorm(Layer):
         self.moving_mean = self.add_weight((channels,), "zeros", name="moving_mean", **moving)
         self.moving_variance = self.add_weight((channels,), "ones", name="moving_variance", **moving)
 
-    def call(self, x, training=None):
+    def call(self, x: Tensor, training: bool | None = None):
         wide = at_least_float32(x)
         gamma, beta = at_least_float32(self.gamma), at_least_float32(self.beta)
         if training and self.trainable:
@@ -135,7 +137,7 @@ def _spread(groups, n, batch):
     return ops.tile(groups, (-(-batch // n), 1))[:batch, None, None]
 
 
-def pad_for_stride_2(x, kernel_size: int):
+def pad_for_stride_2(x: Tensor, kernel_size: int):
     """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: the original's `correct_pad` of an unknown size."""
     low, high = kernel_size // 2 - 1, kernel_size // 2
     return ops.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
@@ -148,7 +150,7 @@ class TFAlignDepthwiseConv(Layer):
         start = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
         self.kernel = self.add_weight((kernel_size, kernel_size, channels, 1), start, name="kernel")
 
-    def call(self, x):
+    def call(self, x: Tensor):
         return depthwise_convolution(x, ops.convert_to_tensor(self.kernel), self.stride, self.padding)
 
 
@@ -159,7 +161,7 @@ class TFAlignVisionEmbeddings(Layer):
         self.batchnorm = TFAlignBatchNorm(config.stem_channels, config)
         self.activation = activation(config.hidden_act)
 
-    def call(self, pixel_values):
+    def call(self, pixel_values: Tensor):
         x = pad_for_stride_2(pixel_values, 3)
         return self.activation(self.batchnorm(self.convolution(x)))  # (B, H/2, W/2, C)
 
@@ -171,7 +173,7 @@ class TFAlignVisionExpansionLayer(Layer):
         self.expand_bn = TFAlignBatchNorm(spec.expanded_channels, config)
         self.expand_act = activation(config.hidden_act)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         return self.expand_act(self.expand_bn(self.expand_conv(x)))
 
 
@@ -188,7 +190,7 @@ class TFAlignVisionDepthwiseLayer(Layer):
         self.depthwise_norm = TFAlignBatchNorm(spec.expanded_channels, config)
         self.depthwise_act = activation(config.hidden_act)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         if self.pad_explicitly:
             x = pad_for_stride_2(x, self.depthwise_conv.kernel_size)
         return self.depthwise_act(self.depthwise_norm(self.depthwise_conv(x)))
@@ -201,7 +203,7 @@ class TFAlignVisionSqueezeExciteLayer(Layer):
         self.expand = convolution(spec.se_channels, spec.expanded_channels, kernel_size=1)
         self.act_reduce = activation(config.hidden_act)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         scale = ops.mean(x, (1, 2), keepdims=True)  # (B, 1, 1, C)
         return x * ops.sigmoid(self.expand(self.act_reduce(self.reduce(scale))))
 
@@ -212,7 +214,7 @@ class TFAlignVisionFinalBlockLayer(Layer):
         self.project_conv = convolution(spec.expanded_channels, spec.out_channels, kernel_size=1, bias=False)
         self.project_bn = TFAlignBatchNorm(spec.out_channels, config)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         return self.project_bn(self.project_conv(x))
 
 
@@ -228,7 +230,7 @@ class TFAlignVisionBlock(Layer):
         # drops the residual branch of whole samples (Huang et al. 2016), in training
         self.drop_connect = keras.layers.Dropout(spec.drop_rate, noise_shape=(None, 1, 1, 1))
 
-    def call(self, x):
+    def call(self, x: Tensor):
         y = self.expansion(x) if self.expands else x  # (B, H, W, C * expand_ratio)
         y = self.squeeze_excite(self.depthwise_conv(y))  # stride
         y = self.projection(y)  # (B, H', W', C')
@@ -240,7 +242,7 @@ class TFAlignVisionEncoder(Layer):
         super().__init__()
         self.blocks = [TFAlignVisionBlock(config, spec) for spec in config.blocks()]
 
-    def call(self, x, output_hidden_states: bool = False):
+    def call(self, x: Tensor, output_hidden_states: bool = False):
         states = (x,)
         for block in self.blocks:
             x = block(x)
@@ -258,7 +260,7 @@ class TFAlignTextEmbeddings(Layer):
         self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob)
 
-    def call(self, words, token_type_ids=None, position_ids=None):
+    def call(self, words: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None):
         if position_ids is None:
             position_ids = ops.arange(ops.shape(words)[1])[None]  # (1, L)
         if token_type_ids is None:
@@ -267,7 +269,7 @@ class TFAlignTextEmbeddings(Layer):
         return self.dropout(self.LayerNorm(x))
 
 
-def eager_attention(query, key, value, mask, dropout):
+def eager_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]):
     """Attention of (B, L, N, K): its output (B, L, N * K), and its weights; the softmax runs in at least float32.
 
     `mask` (B, 1, 1, L) is true where a token may be seen; None for everywhere.
@@ -296,7 +298,7 @@ class TFAlignTextSelfAttention(Layer):
         self.value = dense(config.hidden_size, config.hidden_size, config.initializer_range)
         self.dropout = keras.layers.Dropout(config.attention_probs_dropout_prob)
 
-    def call(self, x, attention_mask=None):
+    def call(self, x: Tensor, attention_mask: Tensor | None = None):
         heads = (*ops.shape(x)[:2], x.shape[2] // self.head_size, self.head_size)
         q, k, v = (ops.reshape(p(x), heads) for p in (self.query, self.key, self.value))  # (B, L, N, K)
         return eager_attention(q, k, v, attention_mask, self.dropout)  # (B, L, D), (B, N, L, L)
@@ -309,7 +311,7 @@ class TFAlignTextSelfOutput(Layer):
         self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob)
 
-    def call(self, x, residual):
+    def call(self, x: Tensor, residual: Tensor):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
@@ -319,7 +321,7 @@ class TFAlignTextAttention(Layer):
         self.self = TFAlignTextSelfAttention(config)
         self.output_layer = TFAlignTextSelfOutput(config)
 
-    def call(self, x, attention_mask=None):
+    def call(self, x: Tensor, attention_mask: Tensor | None = None):
         attended, weights = self.self(x, attention_mask)
         return self.output_layer(attended, x), weights
 
@@ -330,7 +332,7 @@ class TFAlignTextIntermediate(Layer):
         self.dense = dense(config.hidden_size, config.intermediate_size, config.initializer_range)
         self.intermediate_act_fn = activation(config.hidden_act)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         return self.intermediate_act_fn(self.dense(x))
 
 
@@ -341,7 +343,7 @@ class TFAlignTextOutput(Layer):
         self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob)
 
-    def call(self, x, residual):
+    def call(self, x: Tensor, residual: Tensor):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
@@ -352,7 +354,7 @@ class TFAlignTextLayer(Layer):
         self.intermediate = TFAlignTextIntermediate(config)
         self.output_layer = TFAlignTextOutput(config)
 
-    def call(self, x, attention_mask=None):
+    def call(self, x: Tensor, attention_mask: Tensor | None = None):
         x, weights = self.attention(x, attention_mask)
         return self.output_layer(self.intermediate(x), x), weights
 
@@ -362,7 +364,13 @@ class TFAlignTextEncoder(Layer):
         super().__init__()
         self.layer = [TFAlignTextLayer(config) for _ in range(config.num_hidden_layers)]
 
-    def call(self, x, attention_mask=None, output_attentions: bool = False, output_hidden_states: bool = False):
+    def call(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ):
         states, attentions = (x,), ()
         for layer in self.layer:
             x, weights = layer(x, attention_mask)
@@ -378,7 +386,7 @@ class TFAlignTextPooler(Layer):
         super().__init__()
         self.dense = dense(config.hidden_size, config.hidden_size, config.initializer_range)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         return ops.tanh(self.dense(x[:, 0]))  # (B, D)
 
 
@@ -412,11 +420,11 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
 
     def call(
         self,
-        input_ids=None,  # (B, L)
-        attention_mask=None,  # (B, L), 1 for a token and 0 for padding
-        token_type_ids=None,  # (B, L)
-        position_ids=None,  # (B, L) or (1, L)
-        inputs_embeds=None,  # (B, L, D), instead of input_ids
+        input_ids: Tensor | None = None,  # (B, L)
+        attention_mask: Tensor | None = None,  # (B, L), 1 for a token and 0 for padding
+        token_type_ids: Tensor | None = None,  # (B, L)
+        position_ids: Tensor | None = None,  # (B, L) or (1, L)
+        inputs_embeds: Tensor | None = None,  # (B, L, D), instead of input_ids
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -466,7 +474,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
 
     def call(
         self,
-        pixel_values=None,  # (B, 3, H, W) in [-1, 1]
+        pixel_values: Tensor | None = None,  # (B, 3, H, W) in [-1, 1]
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it
@@ -510,13 +518,13 @@ class TFAlignModel(TFAlignPreTrainedModel):
 
     def get_text_features(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | TFBaseModelOutputWithPooling:
         """Output of the text tower with the text features (B, P), not normalised, as `pooler_output`."""
         output = self.text_model(
@@ -526,7 +534,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def get_image_features(
-        self, pixel_values, return_dict: bool | None = None, **kwargs
+        self, pixel_values: Tensor, return_dict: bool | None = None, **kwargs: Any
     ) -> tuple | TFBaseModelOutputWithPooling:
         """Output of the image tower with the image features (B, P), not normalised, as `pooler_output`."""
         output = self.vision_model(pixel_values, return_dict=True, **kwargs)
@@ -542,12 +550,12 @@ class TFAlignModel(TFAlignPreTrainedModel):
 
     def call(
         self,
-        input_ids=None,
-        pixel_values=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         return_loss: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -588,7 +596,9 @@ class TFAlignModel(TFAlignPreTrainedModel):
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ):
         """This replica's share of `contrastive_loss` over the global batch: the shares of all replicas add up to it."""
         if self.loss is not None or y is not None or sample_weight is not None:
             raise ValueError(
@@ -605,7 +615,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
         ]
         return ops.sum(losses[0] + losses[1]) / ops.cast(ops.shape(every_image)[0], losses[0].dtype)
 
-    def predict_step(self, *arguments):
+    def predict_step(self, *arguments: Any):
         """Of `predict`: the embeddings alone. Logits are of one batch's images with its own texts, and hidden states large."""
         predicted = super().predict_step(*arguments)
         output, *state = predicted if isinstance(predicted, tuple) else (predicted,)  # state: Keras on JAX

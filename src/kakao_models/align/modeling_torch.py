@@ -255,7 +255,7 @@ class AlignTextEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, words: torch.Tensor, token_type_ids, position_ids) -> torch.Tensor:
+    def forward(self, words: torch.Tensor, token_type_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         if position_ids is None:
             position_ids = torch.arange(words.shape[1], device=words.device)[None]  # (1, L)
         if token_type_ids is None:
@@ -264,7 +264,16 @@ class AlignTextEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(x))
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+):
     """Attention that also returns its weights; the softmax runs in at least float32."""
     scores = query @ key.transpose(2, 3) * scaling  # (B, N, L, L)
     if attention_mask is not None:
@@ -290,7 +299,7 @@ class AlignTextSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: torch.Tensor, attention_mask, output_attentions: bool):
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor, output_attentions: bool):
         heads = (*x.shape[:2], -1, self.head_size)
         q, k, v = (p(x).view(heads).transpose(1, 2) for p in (self.query, self.key, self.value))  # (B, N, L, K)
         # Only eager attention knows its weights.
@@ -318,7 +327,7 @@ class AlignTextAttention(nn.Module):
         self.self = AlignTextSelfAttention(config)
         self.output = AlignTextSelfOutput(config)
 
-    def forward(self, x: torch.Tensor, attention_mask, output_attentions: bool):
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor, output_attentions: bool):
         attended, weights = self.self(x, attention_mask, output_attentions)
         return self.output(attended, x), weights
 
@@ -351,7 +360,7 @@ class AlignTextLayer(GradientCheckpointingLayer):
         self.intermediate = AlignTextIntermediate(config)
         self.output = AlignTextOutput(config)
 
-    def forward(self, x: torch.Tensor, attention_mask, output_attentions: bool):
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor, output_attentions: bool):
         x, weights = self.attention(x, attention_mask, output_attentions)
         return self.output(self.intermediate(x), x), weights
 
@@ -361,7 +370,9 @@ class AlignTextEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(AlignTextLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: torch.Tensor, attention_mask, output_attentions: bool, output_hidden_states: bool):
+    def forward(
+        self, x: torch.Tensor, attention_mask: torch.Tensor, output_attentions: bool, output_hidden_states: bool
+    ):
         states, attentions = (x,), ()
         for layer in self.layer:
             x, weights = layer(x, attention_mask, output_attentions)
@@ -449,7 +460,7 @@ class AlignTextModel(AlignPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("AlignTextModel takes either input_ids or inputs_embeds: got both or neither")
@@ -510,7 +521,7 @@ class AlignVisionModel(AlignPreTrainedModel):
         pixel_values: torch.Tensor | None = None,  # (B, 3, H, W) in [-1, 1]
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPoolingAndNoAttention:
         if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             channels, got = self.config.num_channels, None if pixel_values is None else tuple(pixel_values.shape)
@@ -557,7 +568,7 @@ class AlignModel(AlignPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """Output of the text tower with the text features (B, P), not normalised, as `pooler_output`."""
         output = self.text_model(
@@ -567,7 +578,7 @@ class AlignModel(AlignPreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs: Any
     ) -> tuple | BaseModelOutputWithPoolingAndNoAttention:
         """Output of the image tower with the image features (B, P), not normalised, as `pooler_output`."""
         output = self.vision_model(pixel_values, return_dict=True, **kwargs)
@@ -593,7 +604,7 @@ class AlignModel(AlignPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | AlignOutput:
         """Compares every image with every text; arguments as of the two towers.
 

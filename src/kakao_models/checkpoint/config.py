@@ -2,8 +2,9 @@
 
 import difflib
 import logging
+import os
 from dataclasses import fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import GenerationConfig, PreTrainedConfig
 
@@ -69,7 +70,7 @@ class StrictConfig(PreTrainedConfig):
             raise ValueError(f"{type(self).__name__}: id2label has the label {strange[0]!r:.80}, wanted text")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
         """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
         return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
 
@@ -81,7 +82,7 @@ class StrictConfig(PreTrainedConfig):
         return cls.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         return super().from_dict(cls._without_foreign_fields(config_dict), **kwargs)
 
     @classmethod

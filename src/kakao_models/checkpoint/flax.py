@@ -118,7 +118,7 @@ def run_layer(encoder: nnx.Module, layer: nnx.Module, *inputs):
 # --- models
 
 
-def check_images(model: "FlaxLoading", pixel_values) -> None:
+def check_images(model: "FlaxLoading", pixel_values: jax.Array) -> None:
     """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
     channels, shape = model.config.num_channels, getattr(pixel_values, "shape", None)
     if shape is None or len(shape) != 4 or shape[1] != channels:

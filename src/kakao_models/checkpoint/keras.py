@@ -1,6 +1,7 @@
 """What our Keras 3 models have in common: loading and saving, the policy of their numbers, and the form of their outputs."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from keras import ops
 
 from kakao_models.checkpoint.pretrained import PretrainedLoading, find_variable
+
+Tensor = Any  # a tensor of Keras' backend: TensorFlow's, JAX's or PyTorch's
 
 
 class ModelOutput(dict):
@@ -25,7 +28,7 @@ class ModelOutput(dict):
         cls.fields = tuple(cls.__annotations__)
         _register(cls)
 
-    def __init__(self, *args, **values: Any):
+    def __init__(self, *args: Any, **values: Any):
         super().__init__(*args)
         self.update({name: values[name] for name in self.fields if values.get(name) is not None})
 
@@ -79,7 +82,7 @@ class TFBaseModelOutputWithPooling(ModelOutput):
 class Layer(keras.layers.Layer):
     """A layer that has made all its variables by the end of its constructor."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.built = True
 
@@ -93,7 +96,7 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         super().__init_subclass__(**kwargs)
         keras.saving.register_keras_serializable("kakao_models")(cls)  # else load_model refuses what save wrote
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: Any, **kwargs: Any):
         keras.Model.__init__(self, **kwargs)
         self.config = config
         self.built = True
@@ -101,14 +104,14 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any):
         """`model(pixels)`, `model(pixel_values=pixels)` or, as `fit` and Keras' functional models give inputs, a mapping of
         arguments: `model({"pixel_values": pixels}, training=True)`.
         """
         args, kwargs = self._by_name(args, kwargs)
         return super().__call__(*args, **kwargs)
 
-    def compile(self, *args, **kwargs) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         self.loss = self._compile_loss = None  # Keras keeps that of an earlier `compile`
         super().compile(*args, **kwargs)
 
@@ -117,7 +120,7 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
+    def stateless_call(self, trainable_variables: Any, non_trainable_variables: Any, *args: Any, **kwargs: Any):
         # Keras on JAX goes from here to `call`, which therefore hands `training` on: layers do not take it from Keras there
         args, kwargs = self._by_name(args, kwargs)
         return super().stateless_call(trainable_variables, non_trainable_variables, *args, **kwargs)
@@ -157,10 +160,10 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "options": self.options()}
 
     @classmethod
-    def from_config(cls, values: dict, custom_objects=None):
+    def from_config(cls, values: dict, custom_objects: Any = None):
         return cls._build(cls.config_class.from_dict(values["config"]), values["dtype"], **values["options"])
 
-    def export(self, filepath, format: str = "tf_saved_model", **kwargs) -> None:
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", **kwargs: Any) -> None:
         """Writes the model for use without this package.
 
         Args:
@@ -189,7 +192,7 @@ def dense(inputs: int, outputs: int, std: float | None = 0.02, bias: bool = True
 
 
 def convolution(
-    inputs: int, outputs: int, kernel_size: int | tuple[int, int], stride=1, bias: bool = True, start=None
+    inputs: int, outputs: int, kernel_size: int | tuple[int, int], stride: int = 1, bias: bool = True, start: Any = None
 ) -> keras.layers.Conv2D:
     """(B, H, W, inputs) → (B, H', W', outputs), without padding."""
     layer = keras.layers.Conv2D(
@@ -216,11 +219,11 @@ def embedding(rows: int, width: int, std: float) -> keras.layers.Embedding:
     return layer
 
 
-def gelu(x):
+def gelu(x: Tensor):
     return 0.5 * x * (1 + ops.erf(x * 0.5**0.5))  # TensorFlow's own rounds the root to float32, in float64 too
 
 
-def gelu_tanh(x):
+def gelu_tanh(x: Tensor):
     return 0.5 * x * (1 + ops.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
 
 
@@ -243,7 +246,7 @@ def activation(name: str):
     return _ACTIVATIONS[name]
 
 
-def check_images(model: TFPreTrainedModel, pixel_values) -> None:
+def check_images(model: TFPreTrainedModel, pixel_values: Tensor) -> None:
     """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
     channels, shape = model.config.num_channels, getattr(pixel_values, "shape", None)
     if shape is None or len(shape) != 4 or shape[1] != channels:
@@ -261,11 +264,11 @@ def check_images(model: TFPreTrainedModel, pixel_values) -> None:
         )
 
 
-def at_least_float32(x):
+def at_least_float32(x: Tensor):
     return ops.cast(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
 
 
-def gather_replicas(x) -> tuple[Any, Any]:
+def gather_replicas(x: Tensor) -> tuple[Any, Any]:
     """(B, ...) → the rows of all replicas of a tf.distribute step (global B, ...), and where this replica's begin.
 
     Gradients flow back to the replica that a row is from.
@@ -279,7 +282,7 @@ def gather_replicas(x) -> tuple[Any, Any]:
     return context.all_gather(x, axis=0), ops.sum(sizes[: context.replica_id_in_sync_group])
 
 
-def global_count(x):
+def global_count(x: Tensor):
     """The number of rows of x on all replicas of a tf.distribute step together."""
     if count_replicas() == 1:
         return ops.shape(x)[0]

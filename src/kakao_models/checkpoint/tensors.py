@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def float32(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-def check_keys(wanted, found, where) -> None:
+def check_keys(wanted: Iterable[str], found: Iterable[str], where: Any) -> None:
     """Every key once.
 
     Raises:
@@ -60,7 +61,7 @@ def check_keys(wanted, found, where) -> None:
         )
 
 
-def misfit(source, model: type, problems: Mapping[str, str]) -> str:
+def misfit(source: Any, model: type, problems: Mapping[str, str]) -> str:
     """What to say of a checkpoint that is not one of `model`; `problems` are by key."""
     lines = list(problems.values())
     shown = "\n  ".join(lines[:20] + [f"... and {len(lines) - 20} more"] * (len(lines) > 20))

@@ -6,7 +6,8 @@ published models, or given as an override; an override that contradicts the tens
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from kakao_models.align.config import EFFICIENTNET_SIZES, AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.vit.config import VIT_SIZES, ViTConfig
@@ -19,7 +20,7 @@ IMAGE_TOWER = "image_encoder/layer_with_weights-0/layer_with_weights-"
 _TEXT = "text_encoder/layer_with_weights-0/bert/"
 
 
-def family_of(keys) -> str:
+def family_of(keys: Iterable[str]) -> str:
     """ "align" or "vit".
 
     Raises:
@@ -36,7 +37,7 @@ def family_of(keys) -> str:
     )
 
 
-def align_config(shapes: Shapes, **overrides) -> AlignConfig:
+def align_config(shapes: Shapes, **overrides: Any) -> AlignConfig:
     """The configuration of an ALIGN checkpoint.
 
     Args:
@@ -69,7 +70,7 @@ def align_config(shapes: Shapes, **overrides) -> AlignConfig:
     return config
 
 
-def vit_config(shapes: Shapes, **overrides) -> tuple[ViTConfig, str]:
+def vit_config(shapes: Shapes, **overrides: Any) -> tuple[ViTConfig, str]:
     """The configuration of a ViT checkpoint, and its key layout (see `TPU_KEY_LAYOUTS`).
 
     Args:

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from kakao_models.inference.pipelines import ImagePipeline, pipeline
 
@@ -25,7 +26,7 @@ class Models:
     """
 
     def __init__(
-        self, offered: Iterable[str], vit: str = DEFAULT_VIT, *, others: bool = True, kept: int = KEPT, **options
+        self, offered: Iterable[str], vit: str = DEFAULT_VIT, *, others: bool = True, kept: int = KEPT, **options: Any
     ):
         self.offered, self.vit, self.others = list(dict.fromkeys(offered)), vit, others
         self._kept, self._options = kept, options

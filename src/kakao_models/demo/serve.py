@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .catalogue import Catalogue
 from .models import Models
@@ -26,7 +27,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int | None = None,
     ready: Callable[[str], None] = lambda url: None,
-    **options,
+    **options: Any,
 ) -> None:
     """Serves the page until it is interrupted. Uploads, and an index of its own, are in a folder that goes with it.
 

@@ -7,6 +7,7 @@ Format: https://protobuf.dev/programming-guides/encoding.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _FIXED = {FIXED64: 8, FIXED32: 4}
@@ -96,7 +97,7 @@ def decode(
     return values
 
 
-def single(values: Mapping[str, list], name: str, default):
+def single(values: Mapping[str, list], name: str, default: Any):
     """The value of a field that may be there once."""
     if len(values[name]) > 1:
         raise CheckpointError(f"field {name} is there {len(values[name])} times, wanted once")

@@ -3,11 +3,13 @@
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  P projection
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kakao_models.align.blocks import block_specs, round_filters
+from kakao_models.align.blocks import BlockSpec, block_specs, round_filters
 from kakao_models.fused.layers import (
     Attention,
     ByteValues,
@@ -39,7 +41,7 @@ class SqueezeExcite(nn.Module):
 class Block(nn.Module):
     """An inverted-residual block of EfficientNet."""
 
-    def __init__(self, weights: Weights, name: str, spec, activation: str, eps: float):
+    def __init__(self, weights: Weights, name: str, spec: BlockSpec, activation: str, eps: float):
         super().__init__()
         width, kernel = spec.expanded_channels, spec.kernel_size
 
@@ -77,7 +79,7 @@ class AlignImageTower(nn.Module):
         pixels: what `uint8` input stands for; without it only floating-point input, as the processor gives it, is taken.
     """
 
-    def __init__(self, config, weights: Weights, projection: int | None, pixels: ByteValues | None = None):
+    def __init__(self, config: Any, weights: Weights, projection: int | None, pixels: ByteValues | None = None):
         super().__init__()
         self.channels, self.pooling = config.num_channels, config.pooling_type
         eps, activation = config.batch_norm_eps, config.hidden_act
@@ -134,7 +136,7 @@ class ByteStem(nn.Module):
 class TextLayer(nn.Module):
     """A layer of BERT: normalisation behind each sum."""
 
-    def __init__(self, config, weights: Weights, name: str):
+    def __init__(self, config: Any, weights: Weights, name: str):
         super().__init__()
         width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         projections = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
@@ -161,7 +163,7 @@ class AlignTextTower(nn.Module):
         projection: P.
     """
 
-    def __init__(self, config, weights: Weights, projection: int):
+    def __init__(self, config: Any, weights: Weights, projection: int):
         super().__init__()
         name, width = "text_model.embeddings.", config.hidden_size
         tables = {"word": config.vocab_size, "position": config.max_position_embeddings}

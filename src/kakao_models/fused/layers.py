@@ -4,6 +4,7 @@ Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N hea
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,14 +61,22 @@ def constant(tensor: torch.Tensor) -> nn.Parameter:
 class Convolution(nn.Module):
     """A convolution with the batch normalisation behind it folded in, padded by `low` and `high` pixels on both axes."""
 
-    def __init__(self, weight, bias, *, stride: int = 1, pad: tuple[int, int] = (0, 0), activation: str | None = None):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        stride: int = 1,
+        pad: tuple[int, int] = (0, 0),
+        activation: str | None = None,
+    ):
         super().__init__()
         self.weight, self.bias = constant(weight), constant(bias)
         self.stride, self.pad, self.activation = stride, pad, activation
         self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
 
     @classmethod
-    def folded(cls, weights: Weights, conv: str, norm: str, shape: tuple, eps: float, **options) -> "Convolution":
+    def folded(cls, weights: Weights, conv: str, norm: str, shape: tuple, eps: float, **options: Any) -> "Convolution":
         weight = weights(conv + ".weight", *shape)
         mean, variance, gamma, beta = (
             weights(f"{norm}.{leaf}", shape[0]).double() for leaf in ("running_mean", "running_var", "weight", "bias")

@@ -10,6 +10,7 @@ model classes, and made of plain operations, so that `torch.export`, OpenVINO an
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def towers(
-    config, tensors: Mapping[str, torch.Tensor], pixels: ByteValues | None = None, dtype: torch.dtype | None = None
+    config: Any, tensors: Mapping[str, torch.Tensor], pixels: ByteValues | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, nn.Module]:
     """What a checkpoint holds: "image" always, "text" of an ALIGN, "classifier" where there is one (sharing "image").
 

@@ -3,6 +3,8 @@
 Axes: B batch  C channels  L tokens  D width  R width of the pre-logits
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ from kakao_models.fused.layers import (
 class ViTLayer(nn.Module):
     """A layer of ViT: normalisation in front of each block."""
 
-    def __init__(self, config, weights: Weights, name: str):
+    def __init__(self, config: Any, weights: Weights, name: str):
         super().__init__()
         width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         projections = tuple(f"{name}.attention.attention.{part}" for part in ("query", "key", "value"))
@@ -50,7 +52,7 @@ class ViTTower(nn.Module):
         pixels: as of `AlignImageTower`.
     """
 
-    def __init__(self, config, weights: Weights, pixels: ByteValues | None = None):
+    def __init__(self, config: Any, weights: Weights, pixels: ByteValues | None = None):
         super().__init__()
         name, width = "vit.embeddings.", config.hidden_size
         size, patch = config.image_size, config.patch_size

@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import (  # importing a plugin registers its decoder
@@ -78,7 +78,7 @@ class ImageError(ValueError):
 
 
 def load_image(
-    source,
+    source: Any,
     *,
     max_pixels: int = MAX_PIXELS,
     size_hint: tuple[int, int] | None = None,
@@ -110,7 +110,7 @@ def load_image(
 
 
 def load_pixels(
-    source,
+    source: Any,
     *,
     max_pixels: int = MAX_PIXELS,
     size_hint: tuple[int, int] | None = None,

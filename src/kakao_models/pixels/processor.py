@@ -1,7 +1,7 @@
 """What the image processors of ALIGN and ViT share: one picture from anywhere in, one float32 array out."""
 
 import difflib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -52,7 +52,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         kwargs.pop("image_processor_type", None)
         BaseImageProcessor.__init__(self, **kwargs)
 
-    def preprocess(self, images, *, return_tensors: str | None = None, **changes) -> BatchFeature:
+    def preprocess(self, images: Any, *, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
         """Prepares one picture, a list of pictures, or a 4-dimensional array of them.
 
         Args:

@@ -23,7 +23,7 @@ def row_of(key: str, vector: np.ndarray, metadata: Mapping[str, Any]) -> dict[st
     return {**defaults, **metadata, "sha256": key, "vector": vector, "digest": metadata_digest(dict(metadata))}
 
 
-def create_collection(client, collection: str, facts: dict[str, Any], shards: int) -> None:
+def create_collection(client: Any, collection: str, facts: dict[str, Any], shards: int) -> None:
     from pymilvus import DataType
 
     schema = client.create_schema(enable_dynamic_field=True, description=json.dumps({KEY: facts}, default=str))
@@ -43,7 +43,7 @@ def create_collection(client, collection: str, facts: dict[str, Any], shards: in
     )
 
 
-def read_facts(client, uri: str, collection: str) -> dict[str, Any]:
+def read_facts(client: Any, uri: str, collection: str) -> dict[str, Any]:
     """What `identity` said when the index was made."""
     described = client.describe_collection(collection)
     for text in (described["properties"].get(KEY), described.get("description")):
@@ -57,7 +57,7 @@ def read_facts(client, uri: str, collection: str) -> dict[str, Any]:
     )
 
 
-def load_collection(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
+def load_collection(client: Any, uri: str, collection: str, facts: dict[str, Any]) -> None:
     """Makes the index of a new collection, or of one whose making was interrupted, and loads it."""
     from pymilvus.exceptions import MilvusException
 

@@ -4,8 +4,9 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kakao_models.inference.picture import save_picture
 
@@ -18,7 +19,7 @@ class JsonLines(TrainerCallback):
     A run that goes on from a checkpoint takes back the lines after it.
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.path, self.start, self.before = Path(args.output_dir, LOG_FILE), time.time(), 0.0
         if not state.is_world_process_zero:
             return
@@ -28,7 +29,14 @@ class JsonLines(TrainerCallback):
         self.before = kept[-1]["hours"] if kept else 0.0
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ):
         if state.is_world_process_zero and logs and hasattr(self, "path"):
             hours = self.before + (time.time() - self.start) / 3600
             line = {"step": state.global_step, **logs, "hours": round(hours, 6)}
@@ -50,7 +58,7 @@ def read_logs(path: Path) -> list[dict]:
 class ProgressBar(TrainerCallback):
     """A bar on a terminal, and where there is none a line for each log: loss, temperature, lr, samples/s, memory."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.bar = None
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
@@ -62,11 +70,18 @@ class ProgressBar(TrainerCallback):
         self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, said="")
         self.bar.start()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ):
         if not state.is_world_process_zero or not logs or not hasattr(self, "bar"):
             return
         said = describe(logs)
@@ -77,7 +92,7 @@ class ProgressBar(TrainerCallback):
         else:
             print(f"step {state.global_step}/{state.max_steps}: {said}", file=sys.stderr, flush=True)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if self.bar:
             self.bar.stop()
 
@@ -93,7 +108,7 @@ def describe(logs: dict) -> str:
 class Curves(TrainerCallback):
     """Draws `training.png` when the run ends."""
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if state.is_world_process_zero:
             draw_curves(read_logs(Path(args.output_dir, LOG_FILE)), Path(args.output_dir, "training.png"))
 

@@ -1,6 +1,7 @@
 """The originals' optimizer for Keras: LAMB (You et al. 2019), as tfa.optimizers.LAMB of coyo-align."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -34,7 +35,7 @@ class Lamb(keras.optimizers.Lamb):
         weight_decay: float = 1e-5,
         spared: Sequence[int] = (),
         name: str = "lamb",
-        **others,
+        **others: Any,
     ):
         super().__init__(learning_rate, beta_1, beta_2, epsilon, name=name, **others)
         self.decay = weight_decay
@@ -50,7 +51,7 @@ class Lamb(keras.optimizers.Lamb):
         self.spared = self._places(model.trainable_variables)
         return self
 
-    def build(self, variables) -> None:
+    def build(self, variables: Any) -> None:
         if self.built:
             return
         if narrow := [variable for variable in variables if keras.backend.standardize_dtype(variable.dtype) in _NARROW]:
@@ -66,7 +67,7 @@ class Lamb(keras.optimizers.Lamb):
     def _places(self, variables) -> list[int]:
         return [place for place, variable in enumerate(variables) if self._var_key(variable) in self.not_adapted]
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any):
         rate = ops.cast(learning_rate, variable.dtype)
         gradient = ops.cast(_dense(gradient), variable.dtype)
         step = ops.cast(self.iterations + 1, variable.dtype)
@@ -107,7 +108,7 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, peak: float, warmup_steps: int, steps: int):
         self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps
 
-    def __call__(self, step):
+    def __call__(self, step: Any):
         step = ops.cast(step, "float32")
         rising = step / max(1, self.warmup_steps)
         falling = (self.steps - step) / max(1, self.steps - self.warmup_steps)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class LAMB(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params,
+        params: Any,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
@@ -130,7 +131,7 @@ def _begins(name: str, prefix: str) -> bool:
 OPTIMIZERS = ("lamb", "adamw", "sgd")
 
 
-def build_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Optimizer:
+def build_optimizer(name: str, groups: list[dict], **options: Any) -> torch.optim.Optimizer:
     """One of `OPTIMIZERS` with the originals' settings, which `options` change.
 
     "lamb": ALIGN's. "adamw": ViT pretraining's (eps 1e-7). "sgd": ViT fine-tuning's, momentum 0.9, no Nesterov; its

@@ -1,5 +1,7 @@
 """Configuration of ViT, one for all frameworks. Every config.json of a Hub checkpoint loads unchanged."""
 
+from typing import Any
+
 import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -43,7 +45,7 @@ class ViTConfig(StrictConfig, transformers.ViTConfig):
         return height // patch_height, width // patch_width
 
     @classmethod
-    def vit(cls, size: str, **kwargs) -> "ViTConfig":
+    def vit(cls, size: str, **kwargs: Any) -> "ViTConfig":
         """A published size: "ti", "s", "b" or "l". The pretraining model is
         `ViTConfig.vit("l", representation_size=1024, num_labels=21841)`, a fine-tuned one `ViTConfig.vit("l", image_size=384)`.
         """

@@ -108,7 +108,9 @@ class FlaxViTEmbeddings(nnx.Module):
         self.position_embeddings = nnx.Param(self.interpolate_pos_encoding(*as_pair(image_size)))
         self.image_size = as_pair(image_size)
 
-    def __call__(self, pixel_values: jax.Array, bool_masked_pos, interpolate_pos_encoding: bool | None) -> jax.Array:
+    def __call__(
+        self, pixel_values: jax.Array, bool_masked_pos: jax.Array, interpolate_pos_encoding: bool | None
+    ) -> jax.Array:
         _, height, width, _ = pixel_values.shape
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
@@ -126,7 +128,9 @@ class FlaxViTEmbeddings(nnx.Module):
         return self.dropout(x + self.interpolate_pos_encoding(height, width))
 
 
-def eager_attention(query, key, value, attention_mask, scaling: float, dropout: nnx.Dropout):
+def eager_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, attention_mask: jax.Array, scaling: float, dropout: nnx.Dropout
+):
     """Attention that also returns its weights; the softmax runs in at least float32."""
     query, value = (x.transpose(0, 2, 1, 3) for x in (query, value))  # (B, N, L, K)
     key = key.transpose(0, 2, 3, 1)  # (B, N, K, L)
@@ -149,7 +153,7 @@ class FlaxViTAttention(nnx.Module):
         self.o_proj = _linear(config, width, config.hidden_size, rngs)
         self.dropout = nnx.Dropout(config.attention_probs_dropout_prob, rngs=rngs)
 
-    def __call__(self, x: jax.Array, attention_mask):
+    def __call__(self, x: jax.Array, attention_mask: jax.Array):
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = (p(x).reshape(heads) for p in (self.q_proj, self.k_proj, self.v_proj))  # (B, L, N, K)
         attended, weights = eager_attention(q, k, v, attention_mask, self.scaling, self.dropout)
@@ -174,7 +178,7 @@ class FlaxViTLayer(nnx.Module):
         self.mlp = FlaxViTMLP(config, rngs=rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob, rngs=rngs)
 
-    def __call__(self, x: jax.Array, attention_mask):
+    def __call__(self, x: jax.Array, attention_mask: jax.Array):
         attended, weights = self.attention(self.layernorm_before(x), attention_mask)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.layernorm_after(x))), weights

@@ -4,7 +4,7 @@ modeling_torch.py.
 Axes: B batch  L tokens  D width  N heads  K width per head  R width of the pre-logits  H, W rows, columns of patches
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
     Layer,
     ModelOutput,
+    Tensor,
     TFBaseModelOutputWithPooling,
     TFPreTrainedModel,
     activation,
@@ -39,7 +40,7 @@ class TFImageClassifierOutput(ModelOutput):
     attentions: tuple
 
 
-def resize_position_embeddings(table, old: tuple[int, int], new: tuple[int, int]):
+def resize_position_embeddings(table: Tensor, old: tuple[int, int], new: tuple[int, int]):
     """A position table (1, 1 + H*W, D) for another grid of patches (H', W'): (1, 1 + H'*W', D).
 
     Linear interpolation with the grids' corners aligned, as `scipy.ndimage.zoom(order=1)` of the original; the position of
@@ -69,7 +70,7 @@ class TFViTPatchEmbeddings(Layer):
             config.num_channels, config.hidden_size, self.patch_size, self.patch_size, start=start
         )
 
-    def call(self, pixel_values):
+    def call(self, pixel_values: Tensor):
         x = self.projection(ops.transpose(pixel_values, (0, 2, 3, 1)))  # (B, H, W, D)
         return ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))  # (B, H*W, D)
 
@@ -105,7 +106,9 @@ class TFViTEmbeddings(Layer):
         self.position_embeddings.trainable = trainable
         self.image_size = as_pair(image_size)
 
-    def call(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding: bool | None = None):
+    def call(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool | None = None
+    ):
         height, width = pixel_values.shape[2:]
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
@@ -127,7 +130,7 @@ class TFViTEmbeddings(Layer):
         return self.dropout(x + ops.cast(positions, x.dtype))
 
 
-def eager_attention(query, key, value, mask, dropout):
+def eager_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]):
     """Attention of (B, L, N, K): its output (B, L, N * K), and its weights; the softmax runs in at least float32.
 
     `mask` (B, 1, 1, L) is true where a token may be seen; None for everywhere.
@@ -154,7 +157,7 @@ class TFViTAttention(Layer):
         self.o_proj = dense(width, config.hidden_size, std)
         self.dropout = keras.layers.Dropout(config.attention_probs_dropout_prob)
 
-    def call(self, hidden_states, attention_mask=None):
+    def call(self, hidden_states: Tensor, attention_mask: Tensor | None = None):
         shape = (*ops.shape(hidden_states)[:2], self.num_attention_heads, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (ops.reshape(p(hidden_states), shape) for p in projections)  # (B, L, N, K)
@@ -169,7 +172,7 @@ class TFViTMLP(Layer):
         self.fc2 = dense(config.intermediate_size, config.hidden_size, config.initializer_range)
         self.activation_fn = activation(config.hidden_act)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         return self.fc2(self.activation_fn(self.fc1(x)))
 
 
@@ -182,7 +185,7 @@ class TFViTLayer(Layer):
         self.mlp = TFViTMLP(config)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob)
 
-    def call(self, x, attention_mask=None):
+    def call(self, x: Tensor, attention_mask: Tensor | None = None):
         y, weights = self.attention(self.layernorm_before(x), attention_mask)
         x = x + self.dropout(y)
         return x + self.dropout(self.mlp(self.layernorm_after(x))), weights
@@ -194,7 +197,7 @@ class TFViTPooler(Layer):
         self.dense = dense(config.hidden_size, config.pooler_output_size, config.initializer_range)
         self.activation = activation(config.pooler_act)
 
-    def call(self, x):
+    def call(self, x: Tensor):
         return self.activation(self.dense(x[:, 0]))  # (B, R)
 
 
@@ -266,10 +269,10 @@ class TFViTModel(TFViTPreTrainedModel):
 
     def call(
         self,
-        pixel_values=None,  # (B, 3, height, width) in [-1, 1]
-        bool_masked_pos=None,  # (B, H*W), true for patches to hide, of a model with use_mask_token
+        pixel_values: Tensor | None = None,  # (B, 3, height, width) in [-1, 1]
+        bool_masked_pos: Tensor | None = None,  # (B, H*W), true for patches to hide, of a model with use_mask_token
         interpolate_pos_encoding: bool | None = None,
-        attention_mask=None,  # (B, L)
+        attention_mask: Tensor | None = None,  # (B, L)
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -322,10 +325,10 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
 
     def call(
         self,
-        pixel_values=None,  # (B, 3, height, width) in [-1, 1]
-        labels=None,  # (B,) class numbers, or (B, classes) for several labels an image
+        pixel_values: Tensor | None = None,  # (B, 3, height, width) in [-1, 1]
+        labels: Tensor | None = None,  # (B,) class numbers, or (B, classes) for several labels an image
         interpolate_pos_encoding: bool | None = None,
-        attention_mask=None,  # (B, L)
+        attention_mask: Tensor | None = None,  # (B, L)
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -381,7 +384,9 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             return ops.mean(ops.square(logits - labels), -1)
         return ops.sum(ops.relu(logits) - logits * labels + ops.softplus(-ops.abs(logits)), -1)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ):
         """This replica's share of the mean over the global batch: the shares of all replicas add up to it."""
         y = _labels(x, y)
         if y is None:
@@ -395,7 +400,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             losses = losses * ops.reshape(ops.cast(sample_weight, losses.dtype), (-1,))
         return ops.sum(losses) / ops.cast(global_count(losses), losses.dtype)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None):
         return super().compute_metrics(x, _labels(x, y), y_pred.logits, sample_weight)
 
 

@@ -7,6 +7,7 @@ Axes: B batch  L tokens  D width  N heads  K width per head  R width of the pre-
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,16 @@ class ViTEmbeddings(base.ViTEmbeddings):
         self.patch_embeddings.num_patches = new[0] * new[1]
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+):
     """Attention that also returns its weights; the softmax runs in at least float32 (transformers': in float32)."""
     if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
         raise ValueError(
@@ -88,7 +98,7 @@ def eager_attention(module, query, key, value, attention_mask, scaling: float, d
 
 
 class ViTAttention(base.ViTAttention):
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any):
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (p(hidden_states).view(shape).transpose(1, 2) for p in projections)  # (B, N, L, K)
@@ -223,7 +233,7 @@ class ViTForImageClassification(ViTPreTrainedModel, base.ViTForImageClassificati
         labels: torch.Tensor | None = None,  # (B,) class numbers, or (B, classes) for several labels an image
         interpolate_pos_encoding: bool | None = None,
         attention_mask: torch.Tensor | None = None,  # (B, L)
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | ImageClassifierOutput:
         outputs = self.vit(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, attention_mask=attention_mask, **kwargs

@@ -1,6 +1,7 @@
 """What a file decides about a ViT of Keras or NNX beside its values, as in PyTorch: the size of its position table, and
 whether it has a pooler."""
 
+import os
 from typing import Any, Self
 
 from transformers import PreTrainedConfig
@@ -18,7 +19,12 @@ class ViTLoading(PretrainedLoading):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path, *, config: PreTrainedConfig | None = None, image_size: Any = None, **kwargs
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        config: PreTrainedConfig | None = None,
+        image_size: Any = None,
+        **kwargs: Any,
     ) -> Self:
         """As `PretrainedLoading.from_pretrained`.
 

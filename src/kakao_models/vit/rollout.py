@@ -10,6 +10,7 @@ Axes: B batch  N heads  L tokens (the class token, then the patches row by row) 
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def attention_rollout(attentions: Sequence[np.ndarray], token: int = 0) -> np.nd
 
 
 @contextlib.contextmanager
-def recorded_attention(model) -> Iterator[list[np.ndarray]]:
+def recorded_attention(model: Any) -> Iterator[list[np.ndarray]]:
     """While it is open, the latest forward pass of a PyTorch ViT leaves its attention in the list that it gives.
 
     One array (B, L, L) a layer, averaged over heads: all heads of ViT-L/16 at 512 pixels would be 1.6 GB. Attention is
@@ -88,7 +89,7 @@ def recorded_attention(model) -> Iterator[list[np.ndarray]]:
             hook.remove()
 
 
-def patch_map(rollout: np.ndarray, model) -> np.ndarray:
+def patch_map(rollout: np.ndarray, model: Any) -> np.ndarray:
     """(B, L) → (B, H, W): what the patches of an image of the model's size contribute, without the class token."""
     embeddings = model.base_model.embeddings
     height, width = embeddings.grid(*embeddings.image_size)
