@@ -147,7 +147,8 @@ def test_info_counts_without_loading(command, align, monkeypatch):
     assert facts["files"] == [{"name": weights.name, "bytes": weights.stat().st_size, "sha256": digest}]
     assert facts["preprocessing"]["crop_size"] == {"height": 32, "width": 32}
     code, out, _ = command("info", align)
-    assert f"{facts['parameters']:,} parameters" in out and "resize to 40 x 40 (bilinear), crop 32 x 32" in out
+    assert f"{facts['parameters']:,} parameters" in out
+    assert "resize to 40 x 40 (bilinear, PIL, antialiased), crop the central 32 x 32, times 1/127.5 minus 1\n" in out
 
 
 def test_info_of_a_vit_and_of_a_broken_file(command, vit, tmp_path):
@@ -359,4 +360,4 @@ def test_info_of_a_size_of_another_kind(command, vit, tmp_path):
     preprocessor = tmp_path / "vit" / "preprocessor_config.json"
     preprocessor.write_text(json.dumps(json.loads(preprocessor.read_text()) | {"size": {"longest_edge": 50}}))
     code, out, _ = command("info", tmp_path / "vit")
-    assert code == 0 and "resize to longest_edge 50" in out
+    assert code == 0 and "unreadable (size must be" in out and "{'longest_edge': 50}" in out

@@ -10,6 +10,7 @@ PACKAGE = "kakao_models"
 
 # From the lowest to the highest. A folder or file may import from lines above its own, and from itself.
 LAYERS = (
+    ("lazy",),
     ("files",),
     ("checkpoint",),
     ("pixels",),
@@ -23,7 +24,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # public name, as it is imported from a lazy package -> its home
-HOMES = {f"{PACKAGE}.{name}": home for name, home in kakao_models._HOME.items()}
+HOMES = {f"{PACKAGE}.{name}": module for module, names in kakao_models._MODULES.items() for name in names}
 DATA = {"checkpoints", "photos"}  # no code
 
 

@@ -3,8 +3,9 @@
 Importing this package imports no framework: every public name is loaded on first use (PEP 562).
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from kakao_models.lazy import attach
 
 __version__ = "0.1.0"
 
@@ -54,7 +55,8 @@ if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
     )
     from kakao_models.vit.processing import ViTImageProcessor as ViTImageProcessor
 
-# public name -> module that defines it
+
+# module -> public names that it defines
 _MODULES = {
     "kakao_models.align.config": ("AlignConfig", "AlignTextConfig", "AlignVisionConfig"),
     "kakao_models.align.processing": ("AlignImageProcessor", "AlignProcessor"),
@@ -72,35 +74,12 @@ _MODULES = {
     "kakao_models.train.arguments": ("TrainArguments",),
     "kakao_models.train.trainer": ("AlignTrainer", "ViTTrainer"),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-_SUBPACKAGES = ("evaluate",)  # imported on first use too, and lazy themselves
-_FRAMEWORKS = {
-    "torch": "torch",
-    "tensorflow": "tensorflow",
-    "keras": "tensorflow",
-    "jax": "flax",
-    "flax": "flax",
-}  # framework -> the extra that installs it
+_EXTRAS = {  # module of a framework -> its package, and the extra that installs it
+    "torch": ("torch", "torch"),
+    "tensorflow": ("tensorflow", "tensorflow"),
+    "keras": ("tensorflow", "tensorflow"),
+    "jax": ("jax", "flax"),
+    "flax": ("flax", "flax"),
+}
 
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"kakao_models.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'kakao_models' has no attribute {name!r}. It has: {', '.join(__all__)}")
-    try:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name not in _FRAMEWORKS:
-            raise
-        extra = _FRAMEWORKS[error.name]
-        needed = "tensorflow" if extra == "tensorflow" else error.name
-        raise ImportError(f"{name} needs {needed}: pip install 'kakao-models[{extra}]'") from error
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+__getattr__, __dir__, __all__ = attach(__name__, _MODULES, subpackages=("evaluate",), extras=_EXTRAS)

@@ -195,7 +195,7 @@ def test_report(command, tmp_path):
     "arguments, message",
     [
         (("zero-shot", "-d", "{folder}", "-m", "{vit}"), "reads no texts"),
-        (("zero-shot", "-d", "{folder}", "-m", "{align}", "--templates", "clp"), "wanted small, clip"),
+        (("zero-shot", "-d", "{folder}", "-m", "{align}", "--templates", "clp"), "expected small, clip"),
         (("zero-shot", "-d", "{tmp}/none", "-m", "{align}"), "there is no such folder"),
         (("zero-shot", "-d", "{folder}", "-m", "{align}", "-o", "{tmp}/no/where.json"), "in a folder that exists"),
         (("classify", "-d", "{folder}", "-m", "{align}"), "has no classifier"),

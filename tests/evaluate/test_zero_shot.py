@@ -67,7 +67,7 @@ def test_more_classes_than_are_embedded_at_a_time(align, monkeypatch):
     [
         (["cat", ""], "class 1 has no name"),
         (["cat", "dog", "cat"], "classes 0 and 2 have the same name"),
-        ([], "no labels"),
+        ([], "at least one label, got none"),
     ],
 )
 def test_bad_class_names(align, names, message):
@@ -105,11 +105,11 @@ def test_templates_from_files_and_what_is_wrong_with_some(tmp_path, monkeypatch)
     (tmp_path / "t.json").write_text('["one {}"]')
     assert read_templates(str(tmp_path / "t.json")) == ("one {}",)
     assert read_templates("small") is SMALL_TEMPLATES
-    for text, message in (("a cat", "does not say once"), ("{} and {}", "does not say once"), ("", "there are none")):
+    for text, message in (("a cat", "exactly one"), ("{} and {}", "exactly one"), ("", "got none")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_templates(str(file))
-    with pytest.raises(ValueError, match="wanted small, clip"):
+    with pytest.raises(ValueError, match="expected small, clip"):
         read_templates("clp")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="open_clip, which is not installed"):

@@ -145,16 +145,17 @@ def test_options_reach_load_image(align, photos):
         small.images(photos[0], on_error="raise")
 
 
-def test_large_jpegs_are_decoded_at_reduced_size_without_much_difference(embedder, align, monkeypatch):
+def test_large_jpegs_are_decoded_at_reduced_size_without_much_difference(embedder, align):
     file = io.BytesIO()
     tiny.picture(3, 1600, 1200).save(file, "JPEG", quality=95)
     decoded = []
-    processor = embedder.image_processor
-    monkeypatch.setattr(
-        embedder, "image_processor", lambda images, **kw: decoded.append(images.size) or processor(images, **kw)
-    )
-    monkeypatch.setattr(embedder.image_processor, "decode_size", processor.decode_size, raising=False)
-    rows = embedder.images([file.getvalue(), Image.open(file)])
+
+    def processor(images, **options):
+        decoded.append(images.size)
+        return embedder.image_processor(images, **options)
+
+    processor.decode_size = embedder.image_processor.decode_size
+    rows = Embedder(align, image_processor=processor).images([file.getvalue(), Image.open(file)])
     assert decoded[0][0] < 400 and decoded[1] == (1600, 1200)
     assert 0 < np.abs(rows[0] - rows[1]).max() < 0.05 * np.abs(rows).max()
 
@@ -180,6 +181,13 @@ def test_texts_are_sorted_by_length_padded_little_and_encoded_once(embedder, mon
     assert all(mask.size <= 2 * 64 for mask in seen)
     assert sum(mask.size for mask in seen) < 64 * 7 / 1.5
     assert all((mask.sum(1) > 0).all() and mask.sum(1).max() == mask.shape[1] for mask in seen)
+
+
+def test_counts_are_the_tokens_that_the_model_reads(embedder):
+    rows, counts = embedder.texts_and_counts(TEXTS)
+    tokens = tiny.tokenizer()(TEXTS, max_length=64, truncation=True)["input_ids"]
+    assert counts.tolist() == list(map(len, tokens)) and counts[-1] == 64 and counts[2] == 2  # [CLS] [SEP]
+    assert np.array_equal(rows, embedder.texts(TEXTS))
 
 
 def test_texts_must_be_strings(embedder, vit):

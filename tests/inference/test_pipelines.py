@@ -221,11 +221,11 @@ def test_transformers_runs_our_model_and_processor(align, zero_shot, photos):
 
 
 def test_wrong_arguments_are_named(zero_shot, align, vit, photos):
-    with pytest.raises(ValueError, match=r"got no labels"):
+    with pytest.raises(ValueError, match="at least one label, got none"):
         zero_shot(photos)
     with pytest.raises(ValueError, match=r"list of labels, got the string 'cat,dog'"):
         zero_shot(photos, "cat,dog")
-    with pytest.raises(ValueError, match=r"wanted strings, got 3"):
+    with pytest.raises(ValueError, match="expected strings, got 3"):
         zero_shot(photos, ["cat", 3])
     for template in ("a photo", "a {} of {}", "a {thing}", "a {"):
         with pytest.raises(ValueError, match="hypothesis_template"):

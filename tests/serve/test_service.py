@@ -1,5 +1,6 @@
 """The service over real connections, with tiny models."""
 
+import asyncio
 import base64
 import concurrent.futures
 import io
@@ -9,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+import warnings
 import zlib
 from contextlib import contextmanager
 
@@ -16,14 +18,15 @@ import httpx
 import numpy as np
 import pytest
 import tiny
+import torch
 import uvicorn
 from openai_errors import check_error
 
-from kakao_models import Embedder, cli, pipeline
+from kakao_models import Embedder, ViTForImageClassification, cli, pipeline
 from kakao_models.serve import service as serving
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.metrics import Metrics
-from kakao_models.serve.schemas import Refused
+from kakao_models.serve.schemas import ClassifyRequest, ContentPart, Refused
 from kakao_models.serve.server import Server
 from kakao_models.serve.service import Limits, Service
 
@@ -125,7 +128,7 @@ def test_images_in_every_form_beside_texts(client, embedder):
 
 def test_classify_is_the_pipeline(client, embedder):
     files, labels = [png(1), png(2)], ["cat", "dog", "car"]
-    templates = ["a photo of a {}", "the {}"]
+    templates = ["a photo of a {}", "the {0}, {0} and {{{0}}}"]
     asked = {"input": [url(file) for file in files], "labels": labels, "templates": templates}
     wanted = pipeline("zero-shot-image-classification", embedder)(files, labels, hypothesis_template=templates)
     for _ in range(2):  # the second time the labels are known
@@ -147,6 +150,24 @@ def test_a_classifiers_own_labels(tmp_path):
         np.testing.assert_allclose([s["score"] for s in got], [s["score"] for s in wanted], atol=1e-5)
         check_error(client.post("/v1/classify", json={"input": url(png()), "labels": ["a"]}), 400, "classes of its own")
         check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 400, "reads images only")
+
+
+@pytest.mark.parametrize("problem", [None, "regression", "multi_label_classification"])
+def test_a_classifiers_scores_are_the_pipelines_and_do_not_overflow(tmp_path, problem):
+    folder = tiny.vit_folder(tmp_path, problem_type=problem)
+    model = ViTForImageClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.classifier.bias[0] = -2000
+    model.save_pretrained(folder)
+    classifier = Embedder(folder)
+    parts = [ContentPart(image=base64.b64encode(png(5)).decode())]
+    service = Service(classifier, "tiny", Limits())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [scores] = asyncio.run(service.classify(ClassifyRequest(input=parts)))
+    service.batcher.close()
+    assert scores == pipeline("image-classification", classifier)(png(5), top_k=7)
+    assert any(score["score"] < -1000 for score in scores) == (problem == "regression")
 
 
 def test_models_health_ready_and_openapi(client):
@@ -275,7 +296,8 @@ def test_labels_and_templates_are_checked(client):
     asked("empty", labels=["cat", ""])
     asked("top_k", labels=["cat"], top_k=0)
     for template in ("a cat", "{} {}", "{0.__class__}", "{:>1000000000}", "{", "}{}", "{}{x}"):
-        asked(r"templates\[0\] must say once", labels=["cat"], templates=template)
+        asked("templates: .* must contain exactly one '{}' placeholder", labels=["cat"], templates=template)
+    asked("has 5015 characters, at most 2000", labels=["c" * 1000], templates="{0}" * 5)
     texts = client.post("/v1/classify", json={"input": [image, "a cat"], "labels": ["cat"]})
     check_error(texts, 400, r"input\[1\] is no image")
 
@@ -350,10 +372,10 @@ class Held:
     def __getattr__(self, name):
         return getattr(self._embedder, name)
 
-    def texts(self, texts, **options):
+    def texts_and_counts(self, texts, **options):
         self.runs.append(list(texts))
         assert texts == ["warm up"] or self.go.wait(20)
-        return self._embedder.texts(texts, **options)
+        return self._embedder.texts_and_counts(texts, **options)
 
 
 def wait_until(condition):
@@ -452,10 +474,10 @@ def test_a_signal_ends_it_with_every_request_answered(embedder):
 
 def test_a_failure_of_the_model_is_500_without_its_words(embedder):
     class Broken(Held):
-        def texts(self, texts, **options):
+        def texts_and_counts(self, texts, **options):
             if texts == ["a cat"]:
                 raise RuntimeError("secret of the inside")
-            return self._embedder.texts(texts, **options)
+            return self._embedder.texts_and_counts(texts, **options)
 
     with running(Broken(embedder)) as (client, _, _):
         answer = client.post("/v1/embeddings", json={"input": "a cat"})

@@ -4,6 +4,8 @@ from typing import ClassVar
 
 from kakao_models.pixels.preprocessing import Preprocessing
 
+MAX_TOKENS = 64  # the released models were trained on texts of at most 64 tokens
+
 
 class AlignPreprocessing(Preprocessing):
     fields = (*Preprocessing.fields, "rescale_offset", "include_top")

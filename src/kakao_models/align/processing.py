@@ -1,17 +1,17 @@
 """Processors of ALIGN: pictures and texts in, what the model takes out."""
 
+from typing import ClassVar
+
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
-from kakao_models.align.preprocessing import AlignPreprocessing
+from kakao_models.align.preprocessing import MAX_TOKENS, AlignPreprocessing
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.pixels.tensors import as_tensors
 
 from .config import AlignConfig, AlignVisionConfig
-
-MAX_TOKENS = 64  # what the released models were trained with
 
 
 class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
@@ -48,6 +48,8 @@ class AlignProcessor(ProcessorMixin):
     and cut at 64 tokens. `padding="max_length"` gives transformers' layout. An image processor of transformers is
     replaced by an `AlignImageProcessor` with the same fields.
     """
+
+    image_class: ClassVar[type] = AlignImageProcessor
 
     def __init__(self, image_processor, tokenizer):
         super().__init__(image_processor, tokenizer)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
 from kakao_models.files.atomic import sha256_of
+from kakao_models.inference.light_processors import preprocessing_class
 
 # What is stored and no parameter
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
@@ -60,9 +61,7 @@ def as_text(info: dict) -> str:
         )
         kind = " ".join(filter(None, (tower["kind"], tower["size"])))
         lines.append(f"  {name + ' tower':<14} {kind}: {details}; {_millions(tower['parameters'])}")
-    lines.append(
-        f"  preprocessing  {_said(info['preprocessing']) if info['preprocessing'] else 'not in the checkpoint'}"
-    )
+    lines.append(f"  preprocessing  {_in_words(info['model_type'], info['preprocessing'])}")
     dtypes = sorted({tensor["dtype"] for tensor in info["tensors"].values()})
     lines.append(f"  tensors        {len(info['tensors'])}, {', '.join(dtypes) or 'none in safetensors files'}")
     for file in info["files"]:
@@ -160,36 +159,13 @@ def _preprocessing(name_or_path, revision, token) -> dict:
     return {}
 
 
-def _said(values: dict) -> str:
+def _in_words(model_type: str, values: dict) -> str:
+    if not values:
+        return "not in the checkpoint"
     try:
-        return _steps(values)
-    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
+        return preprocessing_class(model_type).of(values).in_words()
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         return f"unreadable ({error})"
-
-
-def _steps(values: dict) -> str:
-    """A preprocessing in words, in the order in which it happens."""
-    steps = [f"as {'the original (tf)' if values.get('preprocessing') == 'tf' else 'transformers (hf)'}"]
-    if values.get("do_resize", True) and "size" in values:
-        filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
-        steps.append(f"resize to {_side(values['size'])} ({filters.get(values.get('resample'), 'default filter')})")
-    if values.get("do_center_crop") and "crop_size" in values:
-        steps.append(f"crop {_side(values['crop_size'])}")
-    if values.get("do_rescale", True) and "rescale_factor" in values:
-        steps.append(f"times 1/{1 / values['rescale_factor']:g}" + (" minus 1" if values.get("rescale_offset") else ""))
-    if values.get("do_normalize"):
-        steps.append(f"mean {values.get('image_mean')}, std {values.get('image_std')}")
-    return ", ".join(steps)
-
-
-def _side(size: dict | int) -> str:
-    if isinstance(size, int):
-        return str(size)
-    if "shortest_edge" in size:
-        return f"{size['shortest_edge']} along the shorter side"
-    if size.keys() >= {"height", "width"}:
-        return f"{size['height']} x {size['width']}"
-    return ", ".join(f"{name} {value}" for name, value in size.items())
 
 
 def _local_files(folder: Path) -> tuple[list[dict], dict[str, dict]]:

@@ -1,7 +1,6 @@
 """The command `kakao-models data`: one short function per verb, no logic of its own."""
 
 import functools
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from kakao_models.files.lines import lines_of
+from kakao_models.lazy import is_installed
+from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.verbs import (
     DEFAULT_MODEL,
     BatchSizeOption,
@@ -55,7 +56,7 @@ app = group(
 @app.callback()
 def _check_extra() -> None:
     for name in ("ibis", "duckdb", "pyarrow"):
-        if importlib.util.find_spec(name) is None:
+        if not is_installed(name):
             raise ImportError(f"kakao-models data needs {name}: pip install 'kakao-models[data]'")
 
 
@@ -333,7 +334,7 @@ def download(
     image_size: ImageSize = None,
     min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a smaller side.")] = 0,
     max_aspect: Annotated[float, typer.Option(min=1, help="Refuse images that are longer.")] = float("inf"),
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images before decoding.")] = 178_956_970,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images before decoding.")] = MAX_PIXELS,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an attempt, all in all.")] = 10.0,
     retries: Annotated[int, typer.Option(min=0, help="Attempts beyond the first, in a run.")] = 1,
     attempts: Annotated[int, typer.Option(min=1, help="Attempts of an address over all runs.")] = 6,

@@ -5,7 +5,6 @@ writes into the job's folder, which all machines must see. So whoever repeats a 
 """
 
 import functools
-import importlib.util
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kakao_models.data.workers import processes
+from kakao_models.lazy import is_installed
 from kakao_models.samples.rows import Part
 
 _NEEDS = {
@@ -66,7 +66,7 @@ def all_ranks(
         raise ValueError(f"distributor: got {distributor!r}, wanted one of {', '.join(DISTRIBUTORS)}")
     if world_size < 2:
         raise ValueError(f"distributor {distributor}: say by world size how many tasks share the work, at least 2")
-    if importlib.util.find_spec(distributor) is None:
+    if not is_installed(distributor):
         raise ImportError(f"the distributor {distributor} needs {distributor}: {_NEEDS[distributor]}")
     attempt = functools.partial(_attempt, run, world_size)
     start = {"multiprocessing": _on_this_machine, "pyspark": _on_spark, "ray": functools.partial(_on_ray, gpu=gpu)}

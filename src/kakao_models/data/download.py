@@ -27,6 +27,7 @@ from kakao_models.data.writers import StoredSample, TarWriter
 from kakao_models.files.atomic import replacing
 from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.images import ImageError, image_size
+from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
 from kakao_models.samples.rows import Part, Rows
 from kakao_models.samples.shards import TarShards
@@ -54,7 +55,7 @@ class Download:
     attempts: int = 6
     timeout: float = 10.0
     max_bytes: int = 64 * 2**20
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     min_size: int = 0
     max_aspect: float = float("inf")
     image_size: int | None = None

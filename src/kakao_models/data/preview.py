@@ -11,10 +11,10 @@ from PIL import Image
 
 from kakao_models.pixels.contact_sheet import SIDE, cell, picture_page
 from kakao_models.pixels.images import ImageError, load_image
+from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.samples.coyo import Finding, check_columns
 from kakao_models.samples.tables import connect, is_hub, open_table
 
-MAX_PIXELS = 50_000_000  # of a picture on the page
 _MAX_BYTES = 64 * 2**20
 _ON_HUB = re.compile(r"((zip|tar|gzip)://[^:]*::)?hf://")  # as `datasets` calls pictures that are files of a data set
 _SHOWN = ("id", "text", "width", "height", "word_count", "clip_similarity_vitb32", "aesthetic_score_laion_v2", "url")
@@ -109,7 +109,7 @@ def _picture(row: Mapping[str, Any], folder: Path | None, timeout: float, allow_
         source = _read_on_hub(source)
     if isinstance(source, str) and "://" not in source:
         source = (folder or Path()) / source
-    options = {"timeout": timeout, "max_pixels": MAX_PIXELS, "allow_private_addresses": allow_private}
+    options = {"timeout": timeout, "max_pixels": MAX_SHOWN_PIXELS, "allow_private_addresses": allow_private}
     return load_image(source, size_hint=(SIDE, SIDE), **options)
 
 

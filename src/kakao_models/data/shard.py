@@ -12,7 +12,8 @@ import numpy as np
 from kakao_models.data.workers import processes
 from kakao_models.data.writers import WRITERS, StoredSample
 from kakao_models.files.atomic import unfinished
-from kakao_models.pixels.images import MAX_PIXELS, ImageError, load_image
+from kakao_models.pixels.images import ImageError, load_image
+from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.samples.manifest import entry, write_manifest
 from kakao_models.samples.shards import Sample, SampleSource
 

@@ -8,11 +8,12 @@ from PIL import Image
 
 from kakao_models.inference.pipelines import pipeline
 from kakao_models.pixels.images import load_image
+from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.vit.rollout import attention_rollout, patch_map, recorded_attention
 
 from .catalogue import Catalogue
 from .models import CLASSES, ZERO_SHOT, Models
-from .photos import MAX_PIXELS, overlay
+from .photos import overlay
 from .projection import project
 from .render import bars, note, scatter, strip
 
@@ -149,7 +150,7 @@ def _lost(reasons: list[str]) -> str:
 
 def _as_seen(photo: Path, processor) -> Image.Image:
     """The part of a photograph that a processor gives to the model, in the photograph's own proportions."""
-    picture = load_image(photo, max_pixels=MAX_PIXELS, size_hint=(_SIDE, _SIDE))
+    picture = load_image(photo, max_pixels=MAX_SHOWN_PIXELS, size_hint=(_SIDE, _SIDE))
     if processor.do_center_crop:
         width, height = picture.size
         shorter, crop = processor.size, processor.crop_size

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from kakao_models.pixels.images import ImageError
+from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.search import Hit, SearchIndex, compose_query, hit_picture
 from kakao_models.search.query import tokens_read
 
 from .models import ZERO_SHOT, Models
-from .photos import BUNDLED, MAX_PIXELS, data_uri
+from .photos import BUNDLED, data_uri
 
 _THUMBNAIL = 240  # pixels
 _BLANK = data_uri(Image.new("RGB", (8, 8), (128, 128, 128)), 8)
@@ -91,7 +92,7 @@ class Catalogue:
         Raises:
             ImageError: it can't be read, or lies in none of the folders that are shown.
         """
-        picture = hit_picture(path, roots=self._roots, size_hint=(side, side), max_pixels=MAX_PIXELS)
+        picture = hit_picture(path, roots=self._roots, size_hint=(side, side), max_pixels=MAX_SHOWN_PIXELS)
         picture.thumbnail((side, side))
         return picture
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kakao_models.inference.pipelines import ImagePipeline, pipeline
-
-from .photos import MAX_PIXELS
+from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 
 ZERO_SHOT, CLASSES = "zero-shot-image-classification", "image-classification"
 DEFAULT_VIT = "kakaobrain/vit-large-patch16-384"
@@ -55,7 +54,7 @@ class Models:
                 loading(name)
                 while len(self._loaded) >= self._kept:  # before the next is loaded: both might not fit
                     self._loaded.popitem(last=False)
-                found = pipeline(task, name, image_options={"max_pixels": MAX_PIXELS}, **self._options)
+                found = pipeline(task, name, image_options={"max_pixels": MAX_SHOWN_PIXELS}, **self._options)
                 self._loaded[task, name] = found
             self._loaded.move_to_end((task, name))
             return self._loaded[task, name]

@@ -10,7 +10,6 @@ from PIL import Image
 from kakao_models.pixels.images import list_images
 
 BUNDLED = Path(__file__).resolve().parent.parent / "photos"
-MAX_PIXELS = 50_000_000  # of a photograph on the page, by its header
 _GLOW = (255, 122, 24)  # orange over grey: told apart by brightness too
 
 

@@ -3,10 +3,10 @@
 import ast
 import importlib.util
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from kakao_models.files.lines import lines_of
+from kakao_models.inference.labels import check_templates
 
 # Plain sentences of the kind that captions of photographs are made of.
 SMALL_TEMPLATES = (
@@ -36,17 +36,16 @@ def read_templates(source: str) -> tuple[str, ...]:
     """
     if source == "small":
         return SMALL_TEMPLATES
+    name = f"templates {source!r}"
     if source in _OPEN_CLIP:
-        return _checked(_from_python(_open_clip_file(), _OPEN_CLIP[source]), source)
+        return check_templates(_from_python(_open_clip_file(), _OPEN_CLIP[source]), name)
     path = Path(source)
     if not path.is_file():
-        raise ValueError(
-            f"templates {source!r}: wanted small, {', '.join(_OPEN_CLIP)}, or a file with a template per line"
-        )
+        raise ValueError(f"{name}: expected small, {', '.join(_OPEN_CLIP)}, or a file with a template per line")
     if path.suffix == ".py":
-        return _checked(_from_python(path, _OPEN_CLIP["clip"]), source)
+        return check_templates(_from_python(path, _OPEN_CLIP["clip"]), name)
     lines = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else lines_of(path)
-    return _checked(lines, source)
+    return check_templates(lines, name)
 
 
 def imagenet_class_names() -> list[str]:
@@ -90,17 +89,3 @@ def _as_text(item: ast.expr, path: Path) -> str:
         else:
             raise ValueError(f"{path}, line {item.lineno}: wanted a string or a lambda that returns an f-string")
     return "".join(texts)
-
-
-def _checked(templates: Iterable[str], source: str) -> tuple[str, ...]:
-    from kakao_models.inference.labels import takes_label
-
-    templates = tuple(templates)
-    if not templates:
-        raise ValueError(f"templates {source!r}: there are none")
-    for template in templates:
-        if not takes_label(template) or template.format("\0").count("\0") != 1:
-            raise ValueError(
-                f"templates {source!r}: {template!r} does not say once, by {{}}, where the class name goes"
-            )
-    return templates

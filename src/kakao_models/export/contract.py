@@ -153,8 +153,8 @@ def _pixels(embedder: Embedder, kind: str) -> ImageInput:
         processor.preprocessing == "tf" and processor.do_resize and processor.resample == Image.Resampling.BILINEAR
     ):
         raise ValueError(
-            f"--input picture: {embedder.name} resizes {resizing(processor)}, which no graph of these formats computes "
-            "to the same pixel. Take --input uint8 and resize before the call; export.json says how"
+            f"--input picture: no graph of these formats computes what {embedder.name} does ({processor.resizing()}) to the "
+            "same pixel. Take --input uint8 and resize before the call; export.json says how"
         )
     if "height" not in resized:
         raise ValueError(f"--input picture: {embedder.name} keeps the aspect ratio ({resized}); take --input uint8")
@@ -167,21 +167,6 @@ def _prepared(processor, picture: np.ndarray) -> np.ndarray:
 
 
 AS_IT_IS = {"do_resize": False, "do_center_crop": False}  # of a processor: for pictures that have the model's size
-
-
-def resizing(processor) -> str:
-    """In words, how an image processor resizes and crops."""
-    if not processor.do_resize:
-        words = "nothing"
-    else:
-        sides = processor.size
-        to = f"{sides['height']} x {sides['width']}" if "height" in sides else f"shorter side {sides['shortest_edge']}"
-        method = Image.Resampling(processor.resample).name.lower()
-        how = "as tf.image.resize, without antialiasing" if processor.preprocessing == "tf" else "as PIL, antialiased"
-        words = f"to {to} (height x width), {method}, {how}"
-    if processor.do_center_crop:
-        words += f", and takes the central {processor.crop_size['height']} x {processor.crop_size['width']}"
-    return words
 
 
 def _image_inputs(pixels: ImageInput) -> tuple[Tensor, ...]:

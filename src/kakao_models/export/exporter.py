@@ -11,16 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import kakao_models
 from kakao_models import __version__
 from kakao_models.checkpoint.hub import called, fetch, resolve
-from kakao_models.checkpoint.kinds import MODEL_KINDS
-from kakao_models.export.contract import IMAGE_INPUTS, PARTS, contract, resizing
+from kakao_models.export.contract import IMAGE_INPUTS, PARTS, contract
 from kakao_models.export.samples import compare
 from kakao_models.files.atomic import sha256_of, unfinished
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.progress import Progress
+from kakao_models.inference.scores import score_function
 
 SHEET = "export.json"
 # The least cosine between any row of the export and of its source, by how weights are stored.
@@ -183,8 +182,7 @@ def _module(form: Format, to: str):
 def _plain(name: str, where: dict) -> Embedder:
     """The model as it is, on the processor: what makes an engine fast is not to be on both sides of the comparison."""
     model = engine_class(None, name).load(name, device="cpu", dtype="float32", **where).model
-    processor_class = getattr(kakao_models, MODEL_KINDS[model.config.model_type].processor)
-    embedder = Embedder(model, processor=processor_class.from_pretrained(resolve(name), **where), batch_size=4)
+    embedder = Embedder(model, processor=name, batch_size=4, **where)
     embedder.name = name
     return embedder
 
@@ -205,10 +203,7 @@ def _facts(
         "quantize": quantize,
         "normalized": normalize,
         "caller": _caller(kind, processor),
-        "preprocessing": {
-            "file": "preprocessor_config.json",
-            "resize": resizing(processor),
-        },
+        "preprocessing": {"file": "preprocessor_config.json", "resize": processor.resizing()},
     }
     if embedder.engine.reads_texts:
         facts["tokenizer"] = {
@@ -221,8 +216,7 @@ def _facts(
         facts["logits"] = "cosine of image and text features, divided by the temperature; softmax over the texts"
     if embedder.engine.classifies:
         facts["labels"] = [config.id2label[index] for index in range(config.num_labels)]
-        many = config.problem_type == "multi_label_classification" or config.num_labels == 1
-        facts["scores"] = "sigmoid" if many else "softmax"
+        facts["scores"] = score_function(config)
     return facts
 
 
@@ -232,8 +226,8 @@ def _caller(kind: str, processor) -> str:
         return f"{upright}; pictures of one batch have the same size"
     if kind == "uint8":
         rounded = "; round to whole numbers" if processor.preprocessing == "tf" else ""
-        return f"{upright}; resize {resizing(processor)}{rounded}"
-    return f"{upright}; resize {resizing(processor)}; rescale and normalise as preprocessor_config.json says"
+        return f"{upright}; {processor.resizing()}{rounded}"
+    return f"{upright}; {processor.resizing()}; rescale and normalise as preprocessor_config.json says"
 
 
 def _version(package: str) -> str | None:

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 
-import kakao_models
-from kakao_models.checkpoint.hub import resolve
-from kakao_models.checkpoint.kinds import MODEL_KINDS
+from kakao_models.align.preprocessing import MAX_TOKENS
 from kakao_models.inference.frameworks import engine_class
-from kakao_models.inference.light_processors import Tokenizer, read_light_tokenizer, read_preprocessing
+from kakao_models.inference.inputs import ModelInputs
 from kakao_models.inference.progress import Progress
 from kakao_models.inference.stream import Failure, ImageBatch, collect, each_source, report, stream_batches
 from kakao_models.pixels.images import load_image, load_pixels
-from kakao_models.pixels.preprocessing import Preprocessing
 
-MAX_TOKENS = 64  # ALIGN was trained on texts of at most 64 tokens
 _WINDOW = 16_384  # texts that are tokenised and sorted by length at a time
 
 
@@ -32,8 +28,8 @@ class Embedder:
     Args:
         model: a Hub id, a folder, the name of a checkpoint inside this package, or a loaded model of
             PyTorch, Keras or Flax (see `TorchEngine`).
-        processor: an `AlignProcessor`, or a `ViTImageProcessor`; by default the checkpoint's own. `image_processor`
-            and `tokenizer` replace one part of it.
+        processor: an `AlignProcessor` or a `ViTImageProcessor`, or the name of a checkpoint that has one; by default the
+            model's own. `image_processor` and `tokenizer` replace one part of it.
         framework: what runs the model: "torch", "tf" (Keras on TensorFlow) or "flax"; by default that of a loaded model,
             or the first of these that is installed. Preprocessing and results are the same.
         device: "auto" takes the GPU if there is one.
@@ -50,7 +46,8 @@ class Embedder:
         fast_images: read JPEGs by simplejpeg, if it is installed, and resize by PyTorch's kernel for bytes, which is
             faster (docs/speed.md has figures). Some pixels differ by 1 or 2 of 255 from PIL's, which is what transformers
             uses and the default. Only where preprocessing is "hf", and the model runs as towers (see `engine`).
-        revision, token, subfolder: as of `from_pretrained`.
+        revision, token, subfolder, cache_dir, local_files_only: arguments of `from_pretrained`. `revision` and
+            `subfolder` hold for the model's own checkpoint.
 
     Raises:
         OSError: no such checkpoint, or one of its files can't be read.
@@ -75,35 +72,31 @@ class Embedder:
         revision: str | None = None,
         token: str | bool | None = None,
         subfolder: str = "",
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
     ):
-        where = dict(revision=revision, token=token, subfolder=subfolder)
+        places = dict(
+            revision=revision, token=token, subfolder=subfolder, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        hub = {name: value for name, value in places.items() if value}
         loaded = not isinstance(model, (str, os.PathLike))
-        self.name = (getattr(model, "name_or_path", "") or type(model).__name__) if loaded else os.fspath(model)
+        checkpoint = getattr(model, "name_or_path", None) or None if loaded else os.fspath(model)
+        self.name = checkpoint or type(model).__name__
         kind = engine_class(framework, model)
         fused = kind.__name__ == "TorchEngine" and (engine is not None or not loaded)
         if engine is not None and not fused:
             raise ValueError(f"engine={engine!r} is of PyTorch models; {kind.__name__} runs by itself")
         if fused:
-            source = _source(model, where, engine, dtype)
-            texts, self._model_type = source.reads_texts, source.fields.model_type
+            source = _source(model, hub, engine, dtype)
+            model_type = source.fields.model_type
         else:
             self.engine = (
                 kind(model, device=device, dtype=dtype)
                 if loaded
-                else kind.load(model, device=device, dtype=dtype, **where)
+                else kind.load(model, device=device, dtype=dtype, **hub)
             )
-            texts, self._model_type = self.engine.reads_texts, self.engine.config.model_type
-        self._processor, self._where = processor, where
-        self._image_processor = image_processor or getattr(processor, "image_processor", processor)
-        self._tokenizer = (tokenizer or getattr(processor, "tokenizer", None)) if texts else None
-        self._reads_texts = texts
-        given = {name: value for name, value in where.items() if value}
-        if self._image_processor is None and not loaded:
-            self._image_processor = read_preprocessing(self.name, self._model_type, given)
-        if texts and self._tokenizer is None and not loaded:
-            self._tokenizer = read_light_tokenizer(self.name, given)
-        if self._image_processor is None or (texts and self._tokenizer is None):
-            self._complete()
+            model_type = self.engine.config.model_type
+        self.inputs = ModelInputs(model_type, checkpoint, hub, processor, image_processor, tokenizer)
         self.batch_size = _positive("batch_size", batch_size)
         self.num_workers = _positive("num_workers", num_workers or min(8, os.cpu_count() or 1))
         self.image_options = dict(image_options or {})
@@ -116,42 +109,30 @@ class Embedder:
                 f'fast_images=True: {self.name} does not take bytes. It needs a checkpoint in PyTorch, preprocessing="hf"'
             )
 
-    def _complete(self) -> None:
-        """Takes the processor's own classes where a part is missing, or is only what running the model needs."""
-        kind = getattr(kakao_models, MODEL_KINDS[self._model_type].processor)
-        processor = kind.from_pretrained(resolve(self.name), **self._where)
-        if not callable(self._image_processor):
-            self._image_processor = getattr(processor, "image_processor", processor)
-        if self._reads_texts and (self._tokenizer is None or isinstance(self._tokenizer, Tokenizer)):
-            self._tokenizer = processor.tokenizer
-
     @property
     def image_processor(self):
-        """An `AlignImageProcessor` or a `ViTImageProcessor`, or what was given for it."""
-        if not callable(self._image_processor):
-            self._complete()
-        return self._image_processor
+        """An `AlignImageProcessor` or a `ViTImageProcessor`, or the object that was given."""
+        return self.inputs.image_processor
 
     @image_processor.setter
     def image_processor(self, value) -> None:
-        self._image_processor = value
+        self.inputs.image_processor = value
 
     @property
     def tokenizer(self):
-        """The tokenizer; None of a ViT."""
-        if isinstance(self._tokenizer, Tokenizer):
-            self._complete()
-        return self._tokenizer
+        """transformers' tokenizer, or the object that was given; None of a ViT."""
+        return self.inputs.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, value) -> None:
-        self._tokenizer = value
+        self.inputs.tokenizer = value
 
     def _choose_engine(self, source, engine: str | None, device: str | int, dtype: str | None) -> None:
         from kakao_models.inference.engine_towers import EngineChoice, TowerEngine
 
-        preprocessing = self._image_processor
-        pixels = self._byte_values = preprocessing.byte_values if getattr(preprocessing, "gives_bytes", False) else None
+        preprocessing = self.inputs.preprocessing
+        in_bytes = preprocessing is not None and preprocessing.gives_bytes
+        pixels = self._byte_values = preprocessing.byte_values if in_bytes else None
         towers = ("image", "text") if source.reads_texts else ("image",)
         certain = engine in (None, "torch") and dtype in (None, "float32")  # exact by construction
         choice = EngineChoice("torch" if engine in (None, "auto") else engine, "float32")
@@ -286,12 +267,11 @@ class Embedder:
         return known[output]
 
     def _preparing(self, image_options: dict, processor_options: dict) -> Callable[[Any], np.ndarray]:
-        options = (
-            {"size_hint": getattr(self._image_processor, "decode_size", None)} | self.image_options | image_options
-        )
+        options = {"size_hint": self.inputs.decode_size} | self.image_options | image_options
+        preprocessing = self.inputs.preprocessing
         if processor_options:
             options["size_hint"] = None  # the processor may now need more pixels than it said
-        elif _is_ours(preprocessing := self._image_processor):
+        elif preprocessing is not None:
             in_bytes = self._in_bytes(preprocessing)
             if in_bytes and self.fast_images:
                 return lambda source: preprocessing.fast_pixels(load_pixels(source, **options))
@@ -326,6 +306,18 @@ class Embedder:
         Raises:
             ValueError: the model reads no texts, or one of `texts` is no string.
         """
+        return self.texts_and_counts(texts, normalize=normalize, batch_size=batch_size, progress=progress)[0]
+
+    def texts_and_counts(
+        self,
+        texts: str | Iterable[str],
+        *,
+        normalize: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D), and the tokens (N,) that the model read of each text: [CLS] and [SEP] count, what is cut
+        does not. Arguments and errors as of `texts`."""
         if not self.engine.reads_texts:
             raise ValueError(f"{self.name} reads no texts: it is a ViT. ALIGN embeds texts.")
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -337,25 +329,28 @@ class Embedder:
         place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         unique = list(place)
         budget = MAX_TOKENS * (self.batch_size if batch_size is None else _positive("batch_size", batch_size))
-        embeddings = np.empty((len(unique), self.dim), np.float32)
+        embeddings, counts = np.empty((len(unique), self.dim), np.float32), np.zeros(len(unique), np.int64)
         with Progress("texts", len(unique), progress) as bar:
             for start in range(0, len(unique), _WINDOW):
                 for rows, ids, mask in self._token_batches(unique[start : start + _WINDOW], budget):
-                    embeddings[start + rows] = self.engine.texts(ids, mask)
+                    embeddings[start + rows], counts[start + rows] = self.engine.texts(ids, mask), mask.sum(1)
                     bar.advance(len(rows))
         if normalize:
             embeddings = l2_normalize(embeddings)
-        return embeddings if len(unique) == len(texts) else embeddings[[place[text] for text in texts]]
+        if len(unique) < len(texts):
+            rows = [place[text] for text in texts]
+            return embeddings[rows], counts[rows]
+        return embeddings, counts
 
     def _token_batches(self, texts: list[str], budget: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(rows of `texts`, ids, mask), with at most `budget` tokens in a batch, padding included."""
-        tokens = self._tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        tokens = self.inputs.token_ids(texts, self.max_tokens)
         lengths = np.array([len(ids) for ids in tokens])
         longest_first = np.argsort(-lengths, kind="stable")
         while len(longest_first):
             longest = lengths[longest_first[0]]
             rows, longest_first = np.split(longest_first, [max(1, budget // longest)])
-            ids = np.full((len(rows), longest), self._tokenizer.pad_token_id, np.int64)
+            ids = np.full((len(rows), longest), self.inputs.pad_token_id, np.int64)
             for line, row in zip(ids, rows):
                 line[: lengths[row]] = tokens[row]
             yield rows, ids, (np.arange(longest) < lengths[rows, None]).astype(np.int64)
@@ -374,18 +369,11 @@ def l2_normalize(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt(np.maximum(np.square(x).sum(-1, keepdims=True), 1e-12))
 
 
-def _is_ours(processor) -> bool:
-    """Whether what a processor does is known: it is a `Preprocessing`, and no subclass does something else when called."""
-    preprocess = getattr(type(processor), "preprocess", None)
-    known = preprocess is None or preprocess.__module__ == "kakao_models.pixels.processor"
-    return isinstance(processor, Preprocessing) and known
-
-
 def _length(sources) -> int | None:
     return len(sources) if isinstance(sources, (list, tuple)) else None
 
 
-def _source(model, where: dict, engine: str | None, dtype: str | None):
+def _source(model, hub: dict, engine: str | None, dtype: str | None):
     from kakao_models.inference.engine_torch import torch_dtype
     from kakao_models.inference.model_tensors import ModelTensors
     from kakao_models.inference.runners import ENGINES
@@ -394,7 +382,7 @@ def _source(model, where: dict, engine: str | None, dtype: str | None):
         raise ValueError(f"engine: got {engine!r}, wanted 'auto' or one of {', '.join(map(repr, ENGINES))}")
     if dtype not in (None, "auto"):
         torch_dtype(dtype)
-    return ModelTensors(model, where)
+    return ModelTensors(model, hub)
 
 
 def _check_unicode(index: int, text: str) -> None:

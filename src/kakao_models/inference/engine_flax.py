@@ -14,8 +14,8 @@ from flax import nnx
 from kakao_models.align.modeling_flax import FlaxAlignModel
 from kakao_models.checkpoint.flax import FlaxLoading
 from kakao_models.inference.engine import Engine
+from kakao_models.inference.padding import pad_rows, padded_length, padded_size
 
-TOKEN_STEP = 16  # texts are padded to a multiple of this many tokens
 _DTYPES = "float32", "bfloat16", "float16"
 
 
@@ -72,19 +72,15 @@ class FlaxEngine(Engine):
 
     def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         length = input_ids.shape[1]
-        padded = max(length, min(-length % TOKEN_STEP + length, self.config.text_config.max_position_embeddings))
-        widen = partial(np.pad, pad_width=((0, 0), (0, padded - length)))  # masked tokens change nothing
+        more = padded_length(length, self.max_positions) - length
+        widen = partial(np.pad, pad_width=((0, 0), (0, more)))  # masked tokens change nothing
         return self._batch("texts", *(widen(array.astype(np.int32)) for array in (input_ids, attention_mask)))
 
     def _batch(self, name: str, *arrays: np.ndarray) -> np.ndarray:
         """Pads the batch to a size that is, or will be, compiled, by repeating its last row."""
         count = len(arrays[0])
-        known = self._compiled.setdefault((name, arrays[0].shape[1:]), set())
-        # Up to four times the work is less than compiling once more.
-        larger = [size for size in known if count <= size <= 4 * count]
-        size = min(larger, default=1 << (count - 1).bit_length())
-        known.add(size)
-        arrays = [np.concatenate([array, np.repeat(array[-1:], size - count, axis=0)]) for array in arrays]
+        size = padded_size(count, self._compiled.setdefault((name, arrays[0].shape[1:]), set()))
+        arrays = [pad_rows(array, size) for array in arrays]
         return np.asarray(self._jitted[name](self._state, *arrays))[:count]
 
     def _run(self, function, state, *arrays) -> jax.Array:

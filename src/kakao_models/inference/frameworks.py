@@ -1,8 +1,9 @@
 """Which framework runs a model: the one that is named, that of the model object, or the first that is installed."""
 
 import importlib
-from importlib.util import find_spec
 from typing import Any
+
+from kakao_models.lazy import is_installed
 
 # framework → module of its engine, class, the package it needs, the extra that installs it
 _ENGINES = {
@@ -29,7 +30,7 @@ def engine_class(framework: str | None, model: Any) -> type:
     of_model = _framework_of(model)
     if framework and of_model and framework != of_model:
         raise ValueError(f"framework={framework!r}, but the model is a {type(model).__name__}, of {of_model!r}")
-    chosen = framework or of_model or next((name for name in _ENGINES if _installed(_ENGINES[name][2])), "torch")
+    chosen = framework or of_model or next((name for name in _ENGINES if is_installed(_ENGINES[name][2])), "torch")
     module, name, package, extra = _ENGINES[chosen]
     try:
         return getattr(importlib.import_module(module), name)
@@ -44,10 +45,3 @@ def _framework_of(model: Any) -> str | None:
     return next(
         (name for name, package in (("tf", "keras"), ("flax", "flax"), ("torch", "torch")) if package in packages), None
     )
-
-
-def _installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:  # in sys.modules as None
-        return False

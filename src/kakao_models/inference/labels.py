@@ -4,7 +4,7 @@ Axes: L labels  D width of an embedding
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from string import Formatter
 
 import numpy as np
@@ -35,7 +35,7 @@ class LabelEmbeddings:
         Raises:
             ValueError: no labels, or a template that doesn't say where the label goes.
         """
-        labels, templates = _checked(labels, templates)
+        labels, templates = check_labels(labels), check_templates(templates)
         if self._last[0] == (labels, templates):
             return self._last[1]
         missing = [label for label in dict.fromkeys(labels) if (templates, label) not in self._rows]
@@ -51,14 +51,24 @@ class LabelEmbeddings:
         return matrix
 
     def _embed(self, labels: list[str], templates: tuple[str, ...], batch_size: int | None) -> np.ndarray:
-        sentences = [template.format(label) for template in templates for label in labels]
-        rows = self._embedder.texts(sentences, normalize=True, batch_size=batch_size)
-        return l2_normalize(rows.reshape(len(templates), len(labels), self._embedder.dim).mean(0))
+        rows = self._embedder.texts(label_sentences(labels, templates), normalize=True, batch_size=batch_size)
+        return average_sentences(rows, len(templates))
+
+
+def label_sentences(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every label in the first template, then every label in the second, and so on."""
+    return [template.format(label) for template in templates for label in labels]
+
+
+def average_sentences(rows: np.ndarray, templates: int) -> np.ndarray:
+    """(L, D) of the embeddings of `label_sentences`, which have length 1: their mean over the templates, normalised."""
+    return l2_normalize(rows.reshape(templates, -1, rows.shape[1]).mean(0))
 
 
 def takes_label(template: object) -> bool:
-    """Whether a template says, by {} or {0}, where the label goes. What else `str.format` knows is none of its business: on a
-    web page `{:>1000000000}` would be a gigabyte.
+    """Whether a template says where the label goes: by one {}, or by any number of {0}.
+
+    Every other replacement field is refused: a template may come from a stranger, and {:>1000000000} would be a gigabyte.
     """
     try:
         fields = [field for _, *field in Formatter().parse(template) if field[0] is not None]
@@ -68,22 +78,36 @@ def takes_label(template: object) -> bool:
     return len(plain) == len(fields) and (plain == [""] or set(plain) == {"0"})
 
 
-def _checked(labels, templates) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def check_labels(labels: Iterable[str], name: str = "candidate_labels") -> tuple[str, ...]:
+    """The labels.
+
+    Raises:
+        ValueError: `name` is a string or empty, or holds something that is not a string.
+    """
     if isinstance(labels, str):
-        raise ValueError(f"candidate_labels: wanted a list of labels, got the string {labels!r}")
+        raise ValueError(f"{name}: expected a list of labels, got the string {labels!r:.80}")
     labels = tuple(labels)
     if not labels:
-        raise ValueError("candidate_labels: got no labels, wanted at least one")
+        raise ValueError(f"{name}: expected at least one label, got none")
     wrong = [label for label in labels if not isinstance(label, str)]
     if wrong:
-        raise ValueError(f"candidate_labels: wanted strings, got {wrong[0]!r}")
+        raise ValueError(f"{name}: expected strings, got {wrong[0]!r:.80}")
+    return labels
+
+
+def check_templates(templates: str | Iterable[str], name: str = "hypothesis_template") -> tuple[str, ...]:
+    """The templates.
+
+    Raises:
+        ValueError: there are none, or one does not say where the label goes.
+    """
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     if not templates:
-        raise ValueError("hypothesis_template: got no templates, wanted at least one, such as 'a photo of a {}'")
+        raise ValueError(f"{name}: expected at least one template, such as 'a photo of a {{}}', got none")
     for template in templates:
         if not takes_label(template):
             raise ValueError(
-                f"hypothesis_template: {template!r} does not say once, by {{}}, where the label goes: "
-                "wanted something like 'a photo of a {}'"
+                f"{name}: {template!r:.80} must contain exactly one '{{}}' placeholder for the label, such as "
+                "'a photo of a {}'. '{0}' may be repeated; other braces are written twice"
             )
-    return labels, templates
+    return templates

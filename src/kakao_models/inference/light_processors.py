@@ -21,10 +21,15 @@ _NORMALIZING = {
 _MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 
 
+def preprocessing_class(model_type: str) -> type[Preprocessing]:
+    """The preprocessing of a kind of model, whose defaults are those of the kind."""
+    module = importlib.import_module(f"kakao_models.{model_type}.preprocessing")
+    return getattr(module, MODEL_KINDS[model_type].preprocessing)
+
+
 def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing | None:
     """By the image processor's file, or by its part of the processor's, which comes first where a folder has both."""
-    module = importlib.import_module(f"kakao_models.{model_type}.preprocessing")
-    preprocessing: type[Preprocessing] = getattr(module, MODEL_KINDS[model_type].preprocessing)
+    preprocessing = preprocessing_class(model_type)
     files = ["processor_config.json", "preprocessor_config.json"]
     if not os.path.isdir(resolve(name)):
         files.reverse()  # on the Hub a file that is not there costs a request at every start

@@ -10,6 +10,7 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.labels import LabelEmbeddings
+from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.inference.stream import ImageBatch, is_single
 
 HYPOTHESIS_TEMPLATE = "This is a photo of {}."  # transformers' default
@@ -124,7 +125,7 @@ class ZeroShotImageClassification(ImagePipeline):
 
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:
             logits = self.embedder.logits(image_embeds, label_embeds)
-            return [_ranked(scores, labels, top_k) for scores in _softmax(logits)]
+            return [ranked(scores, labels, top_k) for scores in softmax(logits)]
 
         options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
         return self._results(images, "features", finish, **options)
@@ -155,14 +156,15 @@ class ImageClassification(ImagePipeline):
         """
         _check_top_k(top_k)
         config = self.embedder.config
-        functions = {"softmax": _softmax, "sigmoid": _sigmoid, "none": np.asarray}
-        function = functions.get((function_to_apply or _usual_function(config)).lower())
+        function = SCORE_FUNCTIONS.get((function_to_apply or score_function(config)).lower())
         if function is None:
-            raise ValueError(f"function_to_apply: got {function_to_apply!r}, wanted one of {', '.join(functions)}")
+            raise ValueError(
+                f"function_to_apply: got {function_to_apply!r}, expected one of {', '.join(SCORE_FUNCTIONS)}"
+            )
         labels = [config.id2label[index] for index in range(config.num_labels)]
 
         def finish(logits: np.ndarray) -> list[list[dict]]:
-            return [_ranked(scores, labels, top_k) for scores in function(logits)]
+            return [ranked(scores, labels, top_k) for scores in function(logits)]
 
         options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
         return self._results(images, "logits", finish, **options)
@@ -233,29 +235,6 @@ def _in_order(batches: Iterable[ImageBatch], finish: Callable[[np.ndarray], list
         yield from (results[index] for index in sorted(results))
 
 
-def _ranked(scores: np.ndarray, labels: list[str], top_k: int | None) -> list[dict]:
-    best = np.argsort(-scores, kind="stable")[:top_k]
-    return [{"score": score, "label": labels[index]} for score, index in zip(scores[best].tolist(), best)]
-
-
 def _check_top_k(top_k: int | None) -> None:
     if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
         raise ValueError(f"top_k: got {top_k!r}, wanted a whole number of at least 1")
-
-
-def _usual_function(config) -> str:
-    known = {
-        "regression": "none",
-        "multi_label_classification": "sigmoid",
-        "single_label_classification": "softmax",
-    }
-    return known.get(config.problem_type) or ("sigmoid" if config.num_labels == 1 else "softmax")
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -logits))

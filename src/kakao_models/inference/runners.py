@@ -13,12 +13,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
+
+from kakao_models.inference.padding import pad_rows, padded_length, padded_size
+from kakao_models.lazy import is_installed
 
 ENGINES = ("torch", "compile", "openvino", "onnx")
 _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
@@ -30,14 +32,7 @@ class EngineError(ValueError):
 
 def missing_package(engine: str) -> str | None:
     """A package that the engine needs and that is not installed."""
-    return next((name for name in _PACKAGES.get(engine, ()) if not _installed(name)), None)
-
-
-def _installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:  # in sys.modules as None
-        return False
+    return next((name for name in _PACKAGES.get(engine, ()) if not is_installed(name)), None)
 
 
 def make_runner(
@@ -147,31 +142,10 @@ class CompiledRunner(TorchRunner):
         count = len(arrays[0])
         if arrays[0].ndim == 2:
             length = arrays[0].shape[1]
-            arrays = tuple(np.pad(array, ((0, 0), (0, self._longer(length) - length))) for array in arrays)
+            more = padded_length(length, len(self._tower.positions)) - length
+            arrays = tuple(np.pad(array, ((0, 0), (0, more))) for array in arrays)
         size = padded_size(count, self._sizes.setdefault(arrays[0].shape[1:], set()))
         return super().__call__(*(pad_rows(array, size) for array in arrays))[:count]
-
-    def _longer(self, length: int) -> int:
-        positions = len(self._tower.positions)
-        return max(length, min(-length % TOKEN_STEP + length, positions))
-
-
-TOKEN_STEP = 16  # what is compiled for one length takes texts padded to a multiple of this many tokens
-
-
-def padded_size(count: int, known: set[int]) -> int:
-    """A number of rows that is compiled, or now will be. Up to four times the work is less than compiling once more."""
-    larger = [size for size in known if count <= size <= 4 * count]
-    size = min(larger, default=1 << (count - 1).bit_length())
-    known.add(size)
-    return size
-
-
-def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
-    """`array` with its last row repeated, to `size` rows."""
-    if len(array) == size:
-        return array
-    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from PIL import (  # importing a plugin registers its decoder
 )
 
 from kakao_models.pixels.fetch import FetchError, fetch_url
+from kakao_models.pixels.limits import MAX_PIXELS
 
 try:
     import simplejpeg
@@ -39,7 +40,6 @@ SUFFIXES = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"),
 )
 
-MAX_PIXELS = 178_956_970  # where PIL itself calls a file a decompression bomb
 # A JPEG is decoded at 1/2, 1/4 or 1/8 if it stays at least this much larger than the size asked for. On photographs
 # resized with antialiasing, a margin of 2 changes pixels by 0.7 of 255 in the mean at worst; a margin of 1 by 3.
 JPEG_MARGIN = 2

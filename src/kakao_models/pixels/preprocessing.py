@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from kakao_models.pixels.images import MAX_PIXELS, load_image
+from kakao_models.pixels.images import load_image
+from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.pixels.resize import center_box, resize_area, resize_bilinear, shorter_side_to
 
 PREPROCESSINGS = ("hf", "tf")
@@ -36,6 +37,9 @@ class Preprocessing:
     )
     # Defaults of transformers' class for the same, where ours differ: they hold for a file that leaves a field out.
     transformers_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    # Whether `pixel_values` is all that the object does: False of a class that prepares images in its own way when called.
+    is_complete: ClassVar[bool] = True
 
     preprocessing = "hf"
     do_resize = True
@@ -93,6 +97,33 @@ class Preprocessing:
         if self.include_top:
             scale = scale / std
         return scale, zero / factor
+
+    def resizing(self) -> str:
+        """How images are resized and cropped, in words."""
+        steps = []
+        if self.do_resize:
+            size = self.size
+            to = (
+                f"{size['height']} x {size['width']}"
+                if "height" in size
+                else f"a shorter side of {size['shortest_edge']}"
+            )
+            how = "tf.image.resize without antialiasing" if self.preprocessing == "tf" else "PIL, antialiased"
+            steps.append(f"resize to {to} ({Image.Resampling(self.resample).name.lower()}, {how})")
+        if self.do_center_crop:
+            steps.append(f"crop the central {self.crop_size['height']} x {self.crop_size['width']}")
+        return ", ".join(steps) or "no resizing"
+
+    def in_words(self) -> str:
+        """All steps, in the order in which they happen. Sizes are height x width."""
+        steps = [self.resizing()]
+        if self.do_rescale:
+            steps.append(f"times 1/{1 / self.rescale_factor:g}" + (" minus 1" if self.rescale_offset else ""))
+        if self.do_normalize:
+            steps.append(f"mean {self.image_mean}, std {self.image_std}")
+        if self.include_top:
+            steps.append(f"divide by std {self.image_std}")
+        return ", ".join(steps)
 
     def _options(self, changes: dict) -> SimpleNamespace:
         if unknown := changes.keys() - {*self.fields, "do_convert_rgb"}:  # the last is always done

@@ -40,6 +40,10 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     valid_kwargs = ImageProcessorKwargs
     transformers_type: ClassVar[str]  # the class of transformers that does the same
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.is_complete = (cls.preprocess, cls.__call__) == (ImageProcessor.preprocess, ImageProcessor.__call__)
+
     def __init__(self, **kwargs):
         Preprocessing.__init__(self, **kwargs)
         for name in self.fields:

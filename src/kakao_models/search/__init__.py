@@ -3,8 +3,9 @@
 Every name is loaded on first use, and pymilvus when an index is opened.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from kakao_models.lazy import attach
 
 if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
     from kakao_models.search.build import BuildReport as BuildReport
@@ -12,25 +13,12 @@ if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
     from kakao_models.search.pictures import hit_picture as hit_picture
     from kakao_models.search.query import compose_query as compose_query
 
-# public name -> module that defines it
+# module -> public names that it defines
 _MODULES = {
-    "build": ("BuildReport",),
-    "index": ("Hit", "SearchIndex"),
-    "pictures": ("hit_picture",),
-    "query": ("compose_query",),
+    ".build": ("BuildReport",),
+    ".index": ("Hit", "SearchIndex"),
+    ".pictures": ("hit_picture",),
+    ".query": ("compose_query",),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module 'kakao_models.search' has no attribute {name!r}. It has: {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"kakao_models.search.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = attach(__name__, _MODULES)

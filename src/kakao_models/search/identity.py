@@ -80,7 +80,7 @@ def _probe(embedder: Embedder) -> np.ndarray:
     waves = [np.outer(np.sin(3 * x + color), np.cos(5 * x + 2 * color)) for color in range(3)]
     pixels = (127.5 + 127 * np.stack(waves, -1)).astype(np.uint8)
     rows = [embedder.images([pixels], on_error="raise", progress=False)]
-    if embedder.tokenizer is not None:
+    if embedder.engine.reads_texts:
         rows.append(embedder.texts(["a red ball beside a blue box"], progress=False))
     found = np.concatenate(rows)
     if not np.isfinite(found).all():

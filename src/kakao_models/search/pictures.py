@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 
 from kakao_models.pixels.images import ImageError, load_image
+from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.search.index import Hit
 from kakao_models.search.items import MAX_BYTES, WITHIN
 
-MAX_PIXELS = 50_000_000
 _BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")  # as `sources.plain` writes it
 
 
@@ -37,7 +37,7 @@ def hit_picture(
         ImageError: it can't be read, or lies elsewhere.
     """
     path = hit if isinstance(hit, str) else hit.path
-    options = {"max_pixels": MAX_PIXELS} | options
+    options = {"max_pixels": MAX_SHOWN_PIXELS} | options
     if "://" in path:
         if roots is not None:
             raise ImageError(path, "is an address, and only files are shown")

@@ -66,7 +66,8 @@ def compose_query(
 def tokens_read(embedder: Embedder, text: str) -> int:
     """How many tokens the model reads of a text that has more; 0 of one that it reads whole."""
     limit = embedder.max_tokens
-    return limit if len(embedder.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"]) > limit else 0
+    [ids] = embedder.inputs.token_ids([text], limit + 1)
+    return limit if len(ids) > limit else 0
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:

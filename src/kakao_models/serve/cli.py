@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.verbs import (
     DeviceOption,
     DtypeOption,
@@ -52,7 +53,9 @@ def serve(
         int, typer.Option(min=1, help="Labels times templates of one request.", rich_help_panel=_LIMITS)
     ] = 1000,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Of a request's body.", rich_help_panel=_LIMITS)] = 32,
-    max_megapixels: Annotated[float, typer.Option(min=0.1, help="Of an image.", rich_help_panel=_LIMITS)] = 50.0,
+    max_megapixels: Annotated[float, typer.Option(min=0.1, help="Megapixels of an image.", rich_help_panel=_LIMITS)] = (
+        MAX_SHOWN_PIXELS / 1e6
+    ),
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.", rich_help_panel=_LIMITS)] = 120.0,
     drain: Annotated[
         float,

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.inference.labels import average_sentences, check_templates, label_sentences
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
+from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.images import ImageError, image_size
+from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.serve.batching import Batcher
 from kakao_models.serve.schemas import (
     ClassifyRequest,
@@ -49,7 +52,7 @@ class Limits:
     max_inputs: int = 256
     max_labels: int = 1000
     max_characters: int = 20_000
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_SHOWN_PIXELS
     max_fetched: int = 16 * 2**20
     fetch_timeout: float = 10.0
     allow_urls: bool = False
@@ -115,20 +118,16 @@ class Service:
             config = self.embedder.config
             labels = [config.id2label[index] for index in range(config.num_labels)]
             logits = await self._images("classifier", await self._image_bytes(parts))
-            many = config.problem_type == "multi_label_classification" or config.num_labels == 1
-            scores = 1 / (1 + np.exp(-logits)) if many else _softmax(logits)
+            scores = SCORE_FUNCTIONS[score_function(config)](logits)
         else:
             labels = request.labels
-            sentences = self._sentences_of(labels, as_list(request.templates or HYPOTHESIS_TEMPLATE))
-            of_images, of_labels = await asyncio.gather(
-                self._images("image", await self._image_bytes(parts)), self._label_rows(sentences)
+            templates = as_list(HYPOTHESIS_TEMPLATE if request.templates is None else request.templates)
+            sentences = self._sentences_of(labels, templates)
+            of_images, of_sentences = await asyncio.gather(
+                self._images("image", await self._image_bytes(parts)), self._sentence_rows(sentences)
             )
-            scores = _softmax(self.embedder.logits(of_images, of_labels))
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : request.top_k]
-        return [
-            [{"label": labels[index], "score": float(row[index])} for index in order]
-            for row, order in zip(scores, best)
-        ]
+            scores = softmax(self.embedder.logits(of_images, average_sentences(of_sentences, len(templates))))
+        return [ranked(row, labels, request.top_k) for row in scores]
 
     def _check_model(self, model: str | None) -> None:
         if model not in (None, self.name):
@@ -211,30 +210,31 @@ class Service:
                 raise result
         return results
 
-    def _sentences_of(self, labels: list[str], templates: list[str]) -> list[list[str]]:
-        """A list of sentences for each label."""
+    def _sentences_of(self, labels: list[str], templates: list[str]) -> list[str]:
+        """`label_sentences`, of what a stranger sent."""
         if not labels or not templates:
-            raise Refused(400, "labels and templates: wanted at least one of each", param="labels")
-        if len(labels) * len(templates) > self.limits.max_labels:
-            raise Refused(
-                400,
-                f"{len(labels)} labels with {len(templates)} templates are {len(labels) * len(templates)} sentences, at "
-                f"most {self.limits.max_labels} in one request",
-                param="labels",
-            )
+            raise Refused(400, "labels and templates: expected at least one of each", param="labels")
+        if (count := len(labels) * len(templates)) > (most := self.limits.max_labels):
+            message = f"{len(labels)} labels with {len(templates)} templates are {count} sentences, at most {most} in one request"
+            raise Refused(400, message, param="labels")
+        try:
+            check_templates(templates, "templates")
+        except ValueError as error:
+            raise Refused(400, str(error), param="templates") from None
         for index, template in enumerate(templates):
-            # Not str.format: a stranger's template could print the insides of objects, or a gigabyte of spaces.
-            if template.replace("{}", "", 1).count("{") or template.count("{}") != 1 or template.count("}") != 1:
-                message = f"templates[{index}] must say once, by {{}}, where the label goes, and hold no other brace"
-                raise Refused(400, message, param="templates")
             self._checked_text(template, f"templates[{index}]", "templates")
         for index, label in enumerate(labels):
             self._checked_text(label, f"labels[{index}]", "labels")
-        return [[template.replace("{}", label) for template in templates] for label in labels]
+        # Before they are made: 5,000 {0} with a label of 20,000 characters would be 100 MB.
+        longest = max(template.count("{") * max(map(len, labels)) + len(template) for template in templates)
+        if longest > 2 * self.limits.max_characters:
+            message = f"a template with a label in it has {longest} characters, at most {2 * self.limits.max_characters} are read"
+            raise Refused(400, message, param="templates")
+        return label_sentences(labels, templates)
 
-    async def _label_rows(self, sentences: list[list[str]]) -> np.ndarray:
-        """(labels, D): the mean over a label's sentences of their embeddings of length 1, as the pipelines have it."""
-        wanted = dict.fromkeys(sentence for several in sentences for sentence in several)
+    async def _sentence_rows(self, sentences: list[str]) -> np.ndarray:
+        """(sentences, D), each row of length 1."""
+        wanted = dict.fromkeys(sentences)
         missing = [sentence for sentence in wanted if sentence not in self._sentences]
         fresh = dict(zip(missing, (l2_normalize(row) for row, _ in await self._submit("text", missing))))
         rows = {}
@@ -250,15 +250,13 @@ class Service:
                 self._sentences.move_to_end(sentence)
         while len(self._sentences) > self.limits.cached_texts:
             self._sentences.popitem(last=False)
-        return l2_normalize(
-            np.stack([np.stack([rows[sentence] for sentence in several]).mean(0) for several in sentences])
-        )
+        return np.stack([rows[sentence] for sentence in sentences])
 
     def _run(self, kind: str, values: list) -> list[Any]:
         """A batch, in the batcher's thread."""
         if kind == "text":
-            tokens = self.embedder.tokenizer(values, truncation=True, max_length=self.embedder.max_tokens)["input_ids"]
-            return list(zip(self.embedder.texts(values, progress=False), map(len, tokens)))
+            rows, counts = self.embedder.texts_and_counts(values, progress=False)
+            return list(zip(rows, counts.tolist()))
         results: list[Any] = [None] * len(values)
         output = "logits" if kind == "classifier" else "features"
         options = {"max_pixels": self.limits.max_pixels}
@@ -283,8 +281,3 @@ def _is_large(image: Any) -> bool:
     except ImageError:
         return False
     return width * height > _LARGE * (4 if image.startswith(b"\xff\xd8") else 1)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)

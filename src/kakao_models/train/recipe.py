@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from kakao_models.align.preprocessing import MAX_TOKENS
+
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -97,7 +99,7 @@ class AlignRecipe(Recipe):
     image_tower: str = "b7"
     text_tower: str = "base"
     tokenizer: str = "bert-base-uncased"
-    max_tokens: int = 64
+    max_tokens: int = MAX_TOKENS
     pad_to: str = "longest"
     temperature_range: list | None = None
 

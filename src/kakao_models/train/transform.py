@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kakao_models.align.preprocessing import MAX_TOKENS
 from kakao_models.pixels.images import load_image, load_pixels
 from kakao_models.samples.shards import Sample
 from kakao_models.train.augment import Augmentation, affine_of
@@ -35,7 +36,7 @@ class SampleTransform:
     augment: Augmentation
     image_processor: Callable
     tokenizer: Callable | None = None
-    max_tokens: int = 64
+    max_tokens: int = MAX_TOKENS
     classes: int | None = None
     multi_label: bool = False
     names: Sequence[str] = ()

@@ -1,0 +1,154 @@
+"""What prepares a model's inputs: its image processor and its tokenizer.
+
+Importing transformers takes longer than everything else a process does before it runs a model. So a usual checkpoint's
+parts are read without it (`light_processors`), and replaced by transformers' classes when somebody asks for those.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import kakao_models
+from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.kinds import MODEL_KINDS
+from kakao_models.inference.light_processors import read_light_tokenizer, read_preprocessing
+from kakao_models.pixels.preprocessing import Preprocessing
+
+
+class _Part:
+    """An image processor or a tokenizer: an object, or what a checkpoint of this name has.
+
+    Attributes:
+        current: what runs. It is the light one until `complete` is asked for.
+    """
+
+    def __init__(self, source: Any, read_light: Callable[[str], Any], read_complete: Callable[[str], Any]):
+        light = complete = None
+        if isinstance(source, (str, os.PathLike)):
+            source = os.fspath(source)
+            light = read_light(source)
+            complete = partial(read_complete, source)
+            source = complete() if light is None else light
+        self.current = source
+        self._complete = None if light is None else complete
+
+    @property
+    def complete(self) -> Any:
+        if read := self._complete:
+            self.complete = read()
+        return self.current
+
+    @complete.setter
+    def complete(self, value: Any) -> None:
+        self.current, self._complete = value, None
+
+
+class ModelInputs:
+    """The image processor and the tokenizer of a model.
+
+    Args:
+        model_type: key of `MODEL_KINDS`.
+        name: checkpoint that holds the parts that are not given: a Hub id, a folder or the name of a bundled checkpoint;
+            None for a model that was not loaded from one.
+        hub: `revision`, `token`, `subfolder`, `cache_dir` and `local_files_only`, those that have a value.
+        processor, image_processor, tokenizer: an object, or the name of a checkpoint that holds it. `processor` stands for
+            both parts.
+
+    Raises:
+        OSError: no such checkpoint, or one of its files can't be read.
+        ValueError: a part is neither given nor in a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model_type: str,
+        name: str | None,
+        hub: dict[str, Any],
+        processor: Any = None,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+    ):
+        kind = MODEL_KINDS[model_type]
+        elsewhere = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+
+        def place(source: str) -> dict[str, Any]:
+            return hub if name in (None, source) else elsewhere  # a revision is of the model's own checkpoint
+
+        def image_class() -> Any:
+            processor_class = getattr(kakao_models, kind.processor)
+            return getattr(processor_class, "image_class", processor_class)
+
+        def complete_tokenizer(source: str) -> Any:
+            from kakao_models.align.processing import read_tokenizer
+
+            return read_tokenizer(source, **place(source))
+
+        self._image = _Part(
+            _source("image_processor", image_processor, processor, name),
+            lambda source: read_preprocessing(source, model_type, place(source)),
+            lambda source: image_class().from_pretrained(resolve(source), **place(source)),
+        )
+        self._text = None
+        if kind.reads_texts:
+            self._text = _Part(
+                _source("tokenizer", tokenizer, processor, name),
+                lambda source: read_light_tokenizer(source, place(source)),
+                complete_tokenizer,
+            )
+        self._lock = threading.Lock()
+
+    @property
+    def image_processor(self) -> Any:
+        """An `AlignImageProcessor` or a `ViTImageProcessor`, or the object that was given."""
+        return self._image.complete
+
+    @image_processor.setter
+    def image_processor(self, value: Any) -> None:
+        self._image.complete = value
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer, or the object that was given; None of a model that reads no texts."""
+        return None if self._text is None else self._text.complete
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self._text.complete = value
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared, where that is all the image processor does; None where only calling it tells."""
+        current = self._image.current
+        return current if isinstance(current, Preprocessing) and current.is_complete else None
+
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        """(height, width) that images are read for; see `Preprocessing.decode_size`."""
+        return getattr(self._image.current, "decode_size", None)
+
+    @property
+    def pad_token_id(self) -> int:
+        return self._text.current.pad_token_id
+
+    def token_ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+        """The ids of each text, cut to `max_tokens`, without padding."""
+        with self._lock:  # a tokenizer keeps the length of its last call
+            return self._text.current(texts, truncation=True, max_length=max_tokens)["input_ids"]
+
+
+def _source(part: str, value: Any, processor: Any, name: str | None) -> Any:
+    """An object, or the name of a checkpoint, for the image processor or the tokenizer."""
+    if value is None:
+        value = processor if isinstance(processor, (str, os.PathLike)) else getattr(processor, part, None)
+    if value is None and part == "image_processor":
+        value = processor  # a model of images has no more
+    if value is None and name is None:
+        raise ValueError(f"the model was not loaded from a checkpoint that has its {part}: pass {part}= or processor=")
+    value = name if value is None else value
+    if not (callable(value) or isinstance(value, (str, os.PathLike))):
+        raise TypeError(
+            f"{part}: got {value!r:.80}, expected an object that can be called, or the name of a checkpoint"
+        )
+    return value
