@@ -35,7 +35,9 @@ def test_type_checkers_see_every_public_name(name):
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {(node.module, alias.name) for node in block.body for alias in node.names}
     assert all(alias.asname == alias.name for node in block.body for alias in node.names)  # else it is not re-exported
-    homes = {(name + m if m.startswith(".") else m, public) for m, names in package._MODULES.items() for public in names}
+    homes = {
+        (name + m if m.startswith(".") else m, public) for m, names in package._MODULES.items() for public in names
+    }
     assert seen - {("kakao_models", "evaluate")} == homes
     assert (Path(kakao_models.__file__).parent / "py.typed").is_file()
 

@@ -14,9 +14,12 @@ from transformers import BertTokenizer
 
 from kakao_models import (
     AlignConfig,
+    AlignForImageClassification,
     AlignImageProcessor,
     AlignModel,
     AlignProcessor,
+    AlignVisionConfig,
+    AlignVisionModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -26,6 +29,11 @@ WORDS = (
     "a an the this is of photo picture small big red green blue cat dog bird car tree house sea and with in on".split()
 )
 IMAGE_SIZE = 32
+# Of an image tower with three blocks, which Keras and JAX compile in half the time of `align_config`'s
+FEW_BLOCKS = dict(
+    kernel_sizes=[3, 5], in_channels=[32, 16], out_channels=[16, 24], strides=[1, 2], num_block_repeats=[1, 2],
+    expand_ratios=[1, 6], hidden_dim=8,
+)  # fmt: skip
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -103,11 +111,32 @@ def tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab=vocabulary())
 
 
-def align_folder(folder: Path, seed: int = 0, **image_processor) -> str:
+def align_folder(folder: Path, seed: int = 0, config: AlignConfig | None = None, **image_processor) -> str:
     """Writes a complete ALIGN checkpoint (by default with Hugging Face's preprocessing) and returns its path."""
-    fill(AlignModel(align_config()), seed).save_pretrained(folder)
+    fill(AlignModel(config or align_config()), seed).save_pretrained(folder)
     sizes = {"size": 40, "crop_size": IMAGE_SIZE}
     AlignProcessor(AlignImageProcessor(**(sizes | image_processor)), tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def align_vision_config(**kwargs) -> AlignVisionConfig:
+    """The image tower of `align_config`, with the classes of `vit_config`."""
+    return AlignVisionConfig(**(align_config().vision_config.to_dict() | {"id2label": vit_config().id2label} | kwargs))
+
+
+def align_vision_model_folder(folder: Path, seed: int = 0, **config) -> str:
+    """Writes the image tower of an ALIGN alone, and its image processor, and returns its path."""
+    return _image_folder(AlignVisionModel(align_vision_config(**config)), folder, seed)
+
+
+def align_classifier_folder(folder: Path, seed: int = 0, **config) -> str:
+    """Writes a classifier on the image tower of an ALIGN, and its image processor, and returns its path."""
+    return _image_folder(AlignForImageClassification(align_vision_config(**config)), folder, seed)
+
+
+def _image_folder(model: nn.Module, folder: Path, seed: int) -> str:
+    fill(model, seed).save_pretrained(folder)
+    AlignImageProcessor(size=40, crop_size=IMAGE_SIZE).save_pretrained(folder)
     return str(folder)
 
 

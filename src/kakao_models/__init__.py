@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
     from kakao_models import evaluate as evaluate
+    from kakao_models.align.classification_flax import (
+        FlaxAlignForImageClassification as FlaxAlignForImageClassification,
+    )
+    from kakao_models.align.classification_tf import TFAlignForImageClassification as TFAlignForImageClassification
     from kakao_models.align.classification_torch import AlignForImageClassification as AlignForImageClassification
     from kakao_models.align.config import (
         AlignConfig as AlignConfig,
@@ -64,6 +68,8 @@ _MODULES = {
     "kakao_models.align.modeling_tf": ("TFAlignModel", "TFAlignTextModel", "TFAlignVisionModel"),
     "kakao_models.align.modeling_flax": ("FlaxAlignModel", "FlaxAlignTextModel", "FlaxAlignVisionModel"),
     "kakao_models.align.classification_torch": ("AlignForImageClassification",),
+    "kakao_models.align.classification_tf": ("TFAlignForImageClassification",),
+    "kakao_models.align.classification_flax": ("FlaxAlignForImageClassification",),
     "kakao_models.vit.config": ("ViTConfig",),
     "kakao_models.vit.processing": ("ViTImageProcessor",),
     "kakao_models.vit.modeling_torch": ("ViTForImageClassification", "ViTModel"),

@@ -15,9 +15,12 @@ from tolerances import TOLERANCE
 
 from kakao_models import (
     AlignConfig,
+    AlignForImageClassification,
     AlignModel,
+    FlaxAlignForImageClassification,
     FlaxAlignModel,
     FlaxViTForImageClassification,
+    TFAlignForImageClassification,
     TFAlignModel,
     TFViTForImageClassification,
     ViTForImageClassification,
@@ -29,6 +32,11 @@ from kakao_models.train.optim import LAMB, parameter_groups
 
 CLASSES = {
     "align": {"torch": AlignModel, "keras": TFAlignModel, "flax": FlaxAlignModel},
+    "classifier": {
+        "torch": AlignForImageClassification,
+        "keras": TFAlignForImageClassification,
+        "flax": FlaxAlignForImageClassification,
+    },
     "vit": {
         "torch": ViTForImageClassification,
         "keras": TFViTForImageClassification,
@@ -44,10 +52,7 @@ DECAY = 1e-2
 def align_config() -> AlignConfig:
     """As `tiny.align_config`, with three blocks, one layer of BERT, two ghost batches in sixteen samples, no dropout."""
     whole = tiny.align_config(temperature_init_value=0.25)
-    vision = whole.vision_config.to_dict() | dict(
-        kernel_sizes=[3, 5], in_channels=[32, 16], out_channels=[16, 24], strides=[1, 2], num_block_repeats=[1, 2],
-        expand_ratios=[1, 6], hidden_dim=8, drop_connect_rate=0.0, virtual_batch_size=8,
-    )  # fmt: skip
+    vision = whole.vision_config.to_dict() | tiny.FEW_BLOCKS | dict(drop_connect_rate=0.0, virtual_batch_size=8)
     text = whole.text_config.to_dict() | dict(
         num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
@@ -74,6 +79,7 @@ def folders(tmp_path_factory):
         align.text_projection.weight[0, :8] = hard
         align.vision_model.embeddings.batchnorm.running_mean.view(torch.int32)[0] = 0xFFC12345 - 2**32
     align.save_pretrained(root / "align")
+    tiny.align_classifier_folder(root / "classifier", **tiny.FEW_BLOCKS)
     tiny.fill(ViTForImageClassification(tiny.vit_config())).to(torch.bfloat16).save_pretrained(root / "vit")
     for kind, classes in CLASSES.items():
         for framework in FRAMEWORKS:

@@ -238,7 +238,7 @@ def test_labels_of_every_form(folder, pixels):
     assert loss(one) == loss(one[:, None])
     several = np.eye(7)[one]
     assert loss(several) == loss(several.astype(int)) != loss(one)
-    with pytest.raises(ValueError, match=r"labels of shape \(3, 5\).*Wanted whole numbers \(batch,\)"):
+    with pytest.raises(ValueError, match=r"labels of shape \(3, 5\).*Expected whole numbers \(batch,\)"):
         loss(several[:, :5])
     for wrong in (one[:1], several[:1]):  # which would stand for every image
         with pytest.raises(ValueError, match="got labels of 1 images for 3 images"):

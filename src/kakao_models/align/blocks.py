@@ -35,6 +35,11 @@ def round_filters(config: Any, channels: int) -> int:
     return int(rounded + divisor if rounded < 0.9 * wanted else rounded)
 
 
+def output_channels(config: Any) -> int:
+    """Width of the last block, which is the width of the tower's pooled output."""
+    return round_filters(config, config.out_channels[-1])
+
+
 def block_specs(config: Any) -> list[BlockSpec]:
     """The inverted-residual blocks, in the order of the forward pass."""
     stages = list(

@@ -1,4 +1,9 @@
-"""ALIGN's image tower as a classifier, in PyTorch: for a linear probe, or to be fine-tuned as a whole."""
+"""ALIGN's image tower as a classifier, in PyTorch: for a linear probe, or to be fine-tuned as a whole.
+
+Axes: B batch  C channels  H, W height, width
+"""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -7,6 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from kakao_models.align.config import AlignVisionConfig
 from kakao_models.align.modeling_torch import AlignPreTrainedModel, AlignVisionModel
+from kakao_models.checkpoint.classification_torch import classification_loss
 
 
 class AlignForImageClassification(AlignPreTrainedModel):
@@ -25,16 +31,18 @@ class AlignForImageClassification(AlignPreTrainedModel):
     tensors_replaceable = (r"classifier\.",)
 
     def __init__(self, config: AlignVisionConfig):
+        config = self.config_class.from_config(config)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = AlignVisionModel(config)
-        self.classifier = nn.Linear(config.output_channels, config.num_labels)
+        width = config.output_channels
+        self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self.classifier:
+        if module is self.classifier and isinstance(module, nn.Linear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
 
@@ -55,18 +63,17 @@ class AlignForImageClassification(AlignPreTrainedModel):
         labels: torch.Tensor | None = None,  # (B,) class numbers, or (B, classes) for several labels an image
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | ImageClassifierOutputWithNoAttention:
-        """Logits (B, classes) and, with labels, transformers' loss for `config.problem_type`."""
-        features = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        logits = self.classifier(features.pooler_output)  # (B, classes)
-        loss = None
-        if labels is not None:
-            if self.config.problem_type is None and labels.ndim == 2:
-                self.config.problem_type = "multi_label_classification"
-            loss = self.loss_function(labels, logits, self.config, **kwargs)
-        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=features.hidden_states)
-        return output.to_tuple() if return_dict is False else output
+        """Logits (B, classes) and, with labels, the loss of `classification_loss`."""
+        outputs = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        logits = self.classifier(outputs.pooler_output)  # (B, classes)
+        output = ImageClassifierOutputWithNoAttention(
+            loss=None if labels is None else classification_loss(self, logits, labels, **kwargs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+        )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
 AutoModelForImageClassification.register(AlignVisionConfig, AlignForImageClassification, exist_ok=True)

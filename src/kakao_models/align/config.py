@@ -6,7 +6,7 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from kakao_models.align.blocks import BlockSpec, block_specs, round_filters
+from kakao_models.align.blocks import BlockSpec, block_specs, output_channels, round_filters
 from kakao_models.checkpoint.config import StrictConfig
 
 # EfficientNet's compound scaling, (width, depth): Tan & Le 2019 for B0-B7; Xie et al. 2020 (Noisy Student) for L2,
@@ -75,7 +75,7 @@ class AlignVisionConfig(StrictConfig, transformers.AlignVisionConfig):
     @property
     def output_channels(self) -> int:
         """Width of the last block, which is the width of the pooled output."""
-        return self.round_filters(self.out_channels[-1])
+        return output_channels(self)
 
     def blocks(self) -> list[BlockSpec]:
         """The inverted-residual blocks, in the order of the forward pass."""

@@ -394,6 +394,10 @@ class FlaxAlignPreTrainedModel(FlaxLoading):
     )  # fmt: skip
     tensor_parallel_rows = (r".*\.output_layer\.dense", r".*\.squeeze_excite\.reduce", r".*\.projection\.project_conv")
 
+    def backbone(self) -> "FlaxAlignVisionModel":
+        """The image tower."""
+        return self if self.is_base else self.vision_model
+
     def _slots(self) -> list[Slot]:
         slots = align_slots(self.config, "nnx")
         if isinstance(self, FlaxAlignTextModel) and self.pooler is None:
@@ -459,7 +463,9 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
     config_class = AlignVisionConfig
     key_prefix = "vision_model."
     is_base = True
-    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    tensors_elsewhere = (
+        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"classifier\."
+    )  # fmt: skip
 
     def __init__(self, config: AlignVisionConfig, *, rngs: nnx.Rngs):
         config = self.config_class.from_config(config)

@@ -29,6 +29,7 @@ from kakao_models.checkpoint.keras import (
     dense,
     embedding,
     gather_replicas,
+    image_signatures,
     layer_norm,
 )
 
@@ -391,6 +392,10 @@ class TFAlignTextPooler(Layer):
 
 
 class TFAlignPreTrainedModel(TFPreTrainedModel):
+    def backbone(self) -> "TFAlignVisionModel":
+        """The image tower."""
+        return self if self.is_base else self.vision_model
+
     def _slots(self):
         slots = align_slots(self.config, "keras")
         if isinstance(self, TFAlignTextModel) and self.pooler is None:
@@ -462,7 +467,9 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
     config_class = AlignVisionConfig
     key_prefix = "vision_model."
     is_base = True
-    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    tensors_elsewhere = (
+        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"classifier\."
+    )  # fmt: skip
 
     def __init__(self, config: AlignVisionConfig):
         config = self.config_class.from_config(config)
@@ -491,6 +498,9 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
             hidden_states=None if states is None else tuple(_channels_first(state) for state in states),
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def signatures(self) -> dict[str, tuple]:
+        return image_signatures(self)
 
 
 class TFAlignModel(TFAlignPreTrainedModel):
@@ -628,14 +638,15 @@ class TFAlignModel(TFAlignPreTrainedModel):
         tokens = dict.fromkeys(("input_ids", "attention_mask"), ((None, None), "int32"))
 
         def logits(**inputs):
-            output = self(**inputs, training=False)
+            output = self(**inputs, return_dict=True, training=False)
             return {name: output[name] for name in ("logits_per_image", "image_embeds", "text_embeds")}
 
         def image_features(pixel_values):
-            return {"image_features": self.get_image_features(pixel_values, training=False).pooler_output}
+            output = self.get_image_features(pixel_values, return_dict=True, training=False)
+            return {"image_features": output.pooler_output}
 
         def text_features(**inputs):
-            return {"text_features": self.get_text_features(**inputs, training=False).pooler_output}
+            return {"text_features": self.get_text_features(**inputs, return_dict=True, training=False).pooler_output}
 
         return {
             "image_features": (image_features, pixels),

@@ -502,7 +502,9 @@ class AlignVisionModel(AlignPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    tensors_elsewhere = (
+        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"classifier\."
+    )  # fmt: skip
 
     def __init__(self, config: AlignVisionConfig):
         config = self.config_class.from_config(config)

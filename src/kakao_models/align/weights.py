@@ -60,6 +60,7 @@ ROWS = (
     Row.same("text_projection", "dense", "text_encoder/layer_with_weights-1"),
     Row.same("temperature", "array", "temperature"),
 )
+HEAD = Row.same("classifier", "dense", "")  # of the image tower as a classifier, which the original does not have
 
 
 def index_sets(config: AlignConfig) -> dict[str, Sequence[int]]:
@@ -85,26 +86,35 @@ def _text_sets(config: AlignTextConfig) -> dict[str, range]:
     return {"l": range(config.num_hidden_layers)}
 
 
-def align_tpu_slots(config: AlignConfig) -> list[Slot]:
-    """Every tensor of an ALIGN model, in model.safetensors and in a checkpoint of the original program."""
-    return tpu_slots(_rows(config), index_sets(config))
+def align_tpu_slots(config: AlignConfig | AlignVisionConfig) -> list[Slot]:
+    """Every tensor of an ALIGN model, or of its image tower, in model.safetensors and in a checkpoint of the original
+    program. A tower's keys are those of the whole model."""
+    return tpu_slots(*_rows_and_sets(config))
 
 
-def align_slots(config: AlignConfig | AlignTextConfig | AlignVisionConfig, dialect: str) -> list[Slot]:
+def align_slots(
+    config: AlignConfig | AlignTextConfig | AlignVisionConfig, dialect: str, *, head: bool = False
+) -> list[Slot]:
     """Every tensor of an ALIGN model, or of one of its towers, in model.safetensors and in our class of a framework.
 
     A tower's keys are those of the whole model, its attribute paths begin at the tower.
 
     Args:
         dialect: "keras" or "nnx".
+        head: whether the class is the classifier, which holds the image tower as `vision_model`.
     """
-    if isinstance(config, AlignConfig):
-        return framework_slots(_rows(config), index_sets(config), dialect)
-    text = isinstance(config, AlignTextConfig)
-    prefix, sets = ("text_model.", _text_sets(config)) if text else ("vision_model.", _image_sets(config))
-    rows = [replace(row, path=row.path.removeprefix(prefix)) for row in ROWS if row.path.startswith(prefix)]
+    rows, sets = _rows_and_sets(config)
+    if head:
+        rows += [HEAD] if config.num_labels > 0 else []
+    elif not isinstance(config, AlignConfig):
+        rows = [replace(row, path=row.path.partition(".")[2]) for row in rows]
     return framework_slots(rows, sets, dialect)
 
 
-def _rows(config: AlignConfig) -> list[Row]:
-    return [row for row in ROWS if row.key != "visual_projection" or config.use_visual_projection]
+def _rows_and_sets(config: AlignConfig | AlignTextConfig | AlignVisionConfig) -> tuple[list[Row], dict]:
+    if isinstance(config, AlignConfig):
+        rows = [row for row in ROWS if row.key != "visual_projection" or config.use_visual_projection]
+        return rows, index_sets(config)
+    text = isinstance(config, AlignTextConfig)
+    prefix, sets = ("text_model.", _text_sets(config)) if text else ("vision_model.", _image_sets(config))
+    return [row for row in ROWS if row.key.startswith(prefix)], sets

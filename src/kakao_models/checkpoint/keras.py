@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.pretrained import PretrainedLoading, find_variable
 
 Tensor = Any  # a tensor of Keras' backend: TensorFlow's, JAX's or PyTorch's
@@ -181,6 +182,22 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
     def signatures(self) -> dict[str, tuple]:
         """name → (function of keyword arguments that returns a dict, {argument: (shape, dtype)}) of `export`."""
         raise NotImplementedError
+
+
+def image_signatures(model: TFPreTrainedModel) -> dict[str, tuple]:
+    """`signatures` of a model that reads images only: `image_features`, and `logits` of one with a classifier."""
+    height, width = as_pair(model.config.image_size)
+    pixels = {"pixel_values": ((None, model.config.num_channels, height, width), "float32")}
+
+    def image_features(pixel_values):
+        output = model.backbone()(pixel_values, return_dict=True, training=False)
+        return {"image_features": output.get("pooler_output", output.last_hidden_state[:, 0])}
+
+    def logits(pixel_values):
+        return {"logits": model(pixel_values, return_dict=True, training=False).logits}
+
+    classifies = getattr(model, "classifier", None) is not None
+    return {"image_features": (image_features, pixels)} | ({"logits": (logits, pixels)} if classifies else {})
 
 
 def dense(inputs: int, outputs: int, std: float | None = 0.02, bias: bool = True) -> keras.layers.Dense:

@@ -1,5 +1,4 @@
-"""The kinds of models there are, by the `model_type` of a config.json, which is also the name of their folder, and what
-their classes are called.
+"""The kinds of models there are, by the `model_type` of a config.json, and what their classes are called.
 
 Names of public classes, without a framework's prefix, so that nothing is imported here. What a kind does in its own way is
 code, and stands where it is done.
@@ -13,14 +12,36 @@ class ModelKind(NamedTuple):
     config: str
     models: tuple[str, ...]  # the first, unless config.json names another of them
     processor: str  # what makes a model's inputs
-    preprocessing: str  # its images' part without transformers; not public, in preprocessing.py of the model's folder
+    folder: str  # in this package
+    preprocessing: str  # its images' part without transformers; not public, in preprocessing.py of that folder
+    backbone: str = (
+        ""  # begins the keys of the backbone in a checkpoint of the whole; one of the backbone alone lacks it
+    )
     reads_texts: bool = False
 
 
 MODEL_KINDS = {
-    "align": ModelKind("AlignConfig", ("AlignModel",), "AlignProcessor", "AlignPreprocessing", reads_texts=True),
-    "vit": ModelKind("ViTConfig", ("ViTModel", "ViTForImageClassification"), "ViTImageProcessor", "ViTPreprocessing"),
+    "align": ModelKind(
+        "AlignConfig", ("AlignModel",), "AlignProcessor", "align", "AlignPreprocessing", reads_texts=True
+    ),
+    "align_vision_model": ModelKind(
+        "AlignVisionConfig",
+        ("AlignVisionModel", "AlignForImageClassification"),
+        "AlignImageProcessor",
+        "align",
+        "AlignPreprocessing",
+        backbone="vision_model.",
+    ),
+    "vit": ModelKind(
+        "ViTConfig",
+        ("ViTModel", "ViTForImageClassification"),
+        "ViTImageProcessor",
+        "vit",
+        "ViTPreprocessing",
+        backbone="vit.",
+    ),
 }
+_TEXT_TOWER = "align_text_model"
 
 
 def kind_of(model_type: Any, name: Any) -> ModelKind:
@@ -30,8 +51,18 @@ def kind_of(model_type: Any, name: Any) -> ModelKind:
         ValueError: another kind of model.
     """
     if model_type not in MODEL_KINDS:
-        raise ValueError(f"{name}: model_type is {model_type!r}, wanted {' or '.join(map(repr, MODEL_KINDS))}")
+        known = ", ".join(map(repr, MODEL_KINDS))
+        hint = ". AlignTextModel.from_pretrained loads a text tower alone" if model_type == _TEXT_TOWER else ""
+        raise ValueError(f"{name}: model_type is {model_type!r}, expected one of {known}{hint}")
     return MODEL_KINDS[model_type]
+
+
+def whole_keys(tensors: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The entries of a checkpoint by their keys in a checkpoint of the whole model, whether or not it holds the backbone
+    alone."""
+    prefix = MODEL_KINDS[model_type].backbone
+    alone = not any(key.startswith(prefix) for key in tensors)
+    return {prefix + key: value for key, value in tensors.items()} if alone else dict(tensors)
 
 
 def model_class_name(config: Mapping, name: Any) -> str:

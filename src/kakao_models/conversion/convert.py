@@ -239,7 +239,7 @@ def _check_functions(config, folder: Path) -> None:
     Raises:
         ValueError: the model computes with others.
     """
-    for part in (config.text_config, config.vision_config) if config.model_type == "align" else (config,):
+    for part in [getattr(config, name) for name in config.sub_configs] or [config]:
         originals = type(part)()
         for name in ("hidden_act", "layer_norm_eps", "batch_norm_eps"):
             ours, theirs = getattr(part, name, None), getattr(originals, name, None)
@@ -277,6 +277,10 @@ def convert_back(
     config_class = getattr(kakao_models, kind_of(found, folder).config)
     if family not in (None, found):
         raise ValueError(f"{folder}: model_type is {found!r}, wanted {family!r}")
+    if found not in ("align", "vit"):
+        raise ValueError(
+            f"{folder}: model_type is {found!r}, for which there is no original program: only an ALIGN or a ViT goes back"
+        )
     with hub.described_by(folder / "config.json"):
         config = config_class.from_pretrained(folder)
     _check_functions(config, folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kakao_models.align.config import EFFICIENTNET_SIZES, AlignConfig, AlignVisionConfig
+from kakao_models.align.config import EFFICIENTNET_SIZES, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.hdf5 import read_datasets
 from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys
@@ -59,12 +59,10 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides)
     for name, value in overrides.items():
         if value is not None and getattr(vision, name, None) != value:
             raise ValueError(f"{name}: you say {value}, the tensors say {getattr(vision, name, None)}")
-    both = AlignConfig(vision_config=vision.to_dict(), projection_dim=vision.output_channels)
-    slots = [slot for slot in align_tpu_slots(both) if slot.key.startswith("vision_model.")]
     return SourceCheckpoint(
         family="efficientnet",
         config=vision,
-        slots=[replace(slot, key=slot.key.removeprefix("vision_model.")) for slot in slots],
+        slots=[replace(slot, key=slot.key.removeprefix("vision_model.")) for slot in align_tpu_slots(vision)],
         tensors=tensors,
         key_layout=None,
         weights="raw",

@@ -13,11 +13,11 @@ import numpy as np
 import yaml
 
 import kakao_models
-from kakao_models.align.config import AlignConfig
+from kakao_models.align.config import AlignConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint import formats as formats
 from kakao_models.checkpoint.hub import described_by, read_config, shards_of
-from kakao_models.checkpoint.kinds import kind_of
+from kakao_models.checkpoint.kinds import kind_of, whole_keys
 from kakao_models.checkpoint.shards import COUNTER
 from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys
 from kakao_models.checkpoint.weightmap import Slot, permute
@@ -61,8 +61,8 @@ def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
         ValueError: another model, no weights, a damaged file, a key of unknown kind, or an override that contradicts the
             configuration. Sizes of config.json that contradict the tensors are found when the result is loaded.
     """
-    family = read_config(folder / "config.json").get("model_type")
-    config_class = getattr(kakao_models, kind_of(family, folder).config)
+    model_type = read_config(folder / "config.json").get("model_type")
+    config_class = getattr(kakao_models, kind_of(model_type, folder).config)
     name, files = _weights(folder)
     read, dialect = _WEIGHT_FILES[name]
     stored = {}
@@ -72,18 +72,13 @@ def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
                 raise ValueError(f"{file}: {key} is in another file of {folder} too")
             stored[key] = entry
     buffers = [key for key in stored if key.endswith(_BUFFERS)]
-    weights = {key: entry for key, entry in stored.items() if key not in buffers}
+    weights = {key: (key, entry) for key, entry in stored.items() if key not in buffers}
     with described_by(folder / "config.json"):
         config = config_class.from_pretrained(folder)
-    if family == "align":
-        slots, key_layout = align_tpu_slots(config), None
-        weights = {key: (key, entry) for key, entry in weights.items()}
-    elif family == "vit":
-        prefix = "" if any(key.startswith("vit.") for key in weights) else "vit."  # ViTModel's have none
-        weights = {prefix + key: (key, entry) for key, entry in weights.items()}
-        slots, key_layout = _vit(config, {key: entry for key, (_, entry) in weights.items()})
-    else:
-        raise ValueError(f"{folder}: no conversion is known of model_type {family!r}")
+    if model_type not in _ORIGINALS:
+        raise ValueError(f"{folder}: no conversion is known of model_type {model_type!r}")
+    weights = whole_keys(weights, model_type)
+    family, slots, key_layout = _ORIGINALS[model_type](config, {key: entry for key, (_, entry) in weights.items()})
     _compare(config, overrides, folder)
     config.dtype = "float32"
     homes = [_foreign(slot, dialect) for slot in slots]  # name in the files, axes
@@ -141,7 +136,20 @@ def _weights(folder: Path) -> tuple[str, list[Path]]:
     )
 
 
-def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[list[Slot], str]:
+def _align(config: AlignConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], None]:
+    return "align", align_tpu_slots(config), None
+
+
+def _align_vision(config: AlignVisionConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], None]:
+    if "classifier.bias" in weights:
+        raise ValueError(
+            "the weights have a classifier on ALIGN's image tower, which no original program has to convert from. "
+            "AlignForImageClassification.from_pretrained reads such a folder as it is"
+        )
+    return "efficientnet", align_tpu_slots(config), None
+
+
+def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], str]:
     """What a file decides beside config.json: whether there is a head, and a pooler (the Dense layer of the pre-logits)."""
     key_layout = "model" if "classifier.bias" in weights else "backbone"
     if "vit.pooler.dense.bias" in weights:
@@ -155,7 +163,11 @@ def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[list[Sl
         (config.representation_size,) = weights["vit.pooler.dense.bias"][0]
     if TPU_KEY_LAYOUTS[key_layout][1] is None:
         config.num_labels = 0
-    return vit_tpu_slots(config, key_layout), key_layout
+    return "vit", vit_tpu_slots(config, key_layout), key_layout
+
+
+# model_type → (configuration, tensors) to the family of the original, the slots, and the key layout of a ViT's
+_ORIGINALS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
 
 
 def _foreign(slot: Slot, dialect: Mapping) -> tuple[str, str]:
@@ -174,8 +186,8 @@ def _original(slot: Slot, key: str, axes: str, entry: TensorEntry) -> TensorEntr
     return shape, lambda: permute(read(), axes, slot.local_axes)
 
 
-def _compare(config: AlignConfig | ViTConfig, overrides: Mapping, folder: Path) -> None:
-    parts = (config, config.text_config, config.vision_config) if isinstance(config, AlignConfig) else (config,)
+def _compare(config: AlignConfig | AlignVisionConfig | ViTConfig, overrides: Mapping, folder: Path) -> None:
+    parts = [config, *(getattr(config, name) for name in config.sub_configs)]
     for name, value in overrides.items():
         found = [getattr(part, name) for part in parts if hasattr(part, name)]
         if value is not None and value not in found:

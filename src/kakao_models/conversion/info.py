@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
+from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.files.atomic import sha256_of
 from kakao_models.inference.light_processors import preprocessing_class
 
@@ -35,8 +36,7 @@ def describe_checkpoint(
         folder = None
     parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(BUFFERS)}
     model_type = config.get("model_type")
-    if model_type not in _TOWERS:
-        raise ValueError(f"{name_or_path}: model_type is {model_type!r}, wanted {' or '.join(map(repr, _TOWERS))}")
+    kind_of(model_type, name_or_path)  # another kind of model is an error
     with described_by(file):
         towers = _TOWERS[model_type](config, parameters)
     return {
@@ -93,10 +93,9 @@ def _align_vision(config: dict, parameters: dict[str, int]) -> dict:
     from kakao_models.align.config import AlignVisionConfig
 
     config = AlignVisionConfig.from_dict(config)
-    return {
-        "dim": config.output_channels,
-        "towers": {"image": _efficientnet(config, sum(parameters.values()))},
-    }
+    tower = _efficientnet(config, sum(parameters.values()))
+    tower["classes"] = _classes(config, parameters)
+    return {"dim": config.output_channels, "towers": {"image": tower}}
 
 
 def _efficientnet(vision, parameters: int) -> dict:
@@ -130,10 +129,14 @@ def _vit(config: dict, parameters: dict[str, int]) -> dict:
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
         "pre_logits": config.representation_size or 0,
-        "classes": config.num_labels if any(key.startswith("classifier.") for key in parameters) else 0,
+        "classes": _classes(config, parameters),
         "parameters": sum(parameters.values()),
     }
     return {"dim": config.representation_size or config.hidden_size, "towers": {"image": tower}}
+
+
+def _classes(config, parameters: dict[str, int]) -> int:
+    return config.num_labels if any(key.startswith("classifier.") for key in parameters) else 0
 
 
 _TOWERS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}

@@ -79,10 +79,7 @@ def load_model(family: str, folder: Path):
     """The model in `folder`, in PyTorch, through the loader that users go through. Its weights stay on disk, mapped; of
     those that a forward touches, no more than a block's stay in memory.
     """
-    if family == "efficientnet":
-        name = "AlignVisionModel"  # a model of its own only to a conversion
-    else:
-        name = model_class_name(read_config(Path(folder, "config.json")), folder)
+    name = model_class_name(read_config(Path(folder, "config.json")), folder)
     model = getattr(kakao_models, name).from_pretrained(folder, dtype="float32")
     files = sorted(Path(folder).glob("*.safetensors"))
     for module in model.modules():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kakao_models.align.blocks import BlockSpec, block_specs, round_filters
+from kakao_models.align.blocks import BlockSpec, block_specs, output_channels, round_filters
 from kakao_models.fused.layers import (
     Attention,
     ByteValues,
@@ -74,7 +74,7 @@ class AlignImageTower(nn.Module):
 
     Args:
         config: `AlignVisionConfig`.
-        weights: of a whole ALIGN.
+        weights: keys begin with "vision_model.", as in a whole ALIGN.
         projection: width of the projection behind it; None where there is none.
         pixels: what `uint8` input stands for; without it only floating-point input, as the processor gives it, is taken.
     """
@@ -95,10 +95,10 @@ class AlignImageTower(nn.Module):
             Block(weights, f"vision_model.encoder.blocks.{index}", spec, activation, eps)
             for index, spec in enumerate(specs)
         )
-        width = round_filters(config, config.out_channels[-1])
+        self.width = output_channels(config)
         self.projection = None
         if projection is not None:
-            self.projection = Linear(weights, "visual_projection", inner=width, outer=projection)
+            self.projection = Linear(weights, "visual_projection", inner=self.width, outer=projection)
 
     def hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The last block's map (B, C', H', W')."""

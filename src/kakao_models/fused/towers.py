@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kakao_models.checkpoint.kinds import whole_keys
 from kakao_models.fused.align import AlignImageTower, AlignTextTower
 from kakao_models.fused.layers import ByteValues, Linear, Weights
 from kakao_models.fused.vit import ViTTower
@@ -25,8 +26,7 @@ class Classifier(nn.Module):
 
     def __init__(self, tower: nn.Module, weights: Weights, classes: int):
         super().__init__()
-        width = (tower.pooler or tower.layers[-1].output).weight.shape[0]
-        self.tower, self.head = tower, Linear(weights, "classifier", inner=width, outer=classes)
+        self.tower, self.head = tower, Linear(weights, "classifier", inner=tower.width, outer=classes)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.head(self.tower(pixel_values))
@@ -37,37 +37,56 @@ _UNREAD = (
     *("text_model.pooler.dense.weight", "text_model.pooler.dense.bias", "temperature", "num_batches_tracked"),
     *("embeddings.position_ids", "embeddings.token_type_ids", "vit.embeddings.mask_token"),
 )
-_VIT_ON_DISK = {  # in a model of transformers 5 → in its model.safetensors
-    "layers.": "encoder.layer.",
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
+_ON_DISK = {  # in a model of transformers 5 → in its model.safetensors
+    "vit": {
+        "layers.": "encoder.layer.",
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
 }
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of an `AlignModel`, a `ViTModel` or a `ViTForImageClassification`, by their keys in
-    model.safetensors."""
+    """The tensors of a PyTorch model of any kind, by their keys in model.safetensors, those of a backbone as in one of the
+    whole model."""
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if model.config.model_type != "vit":
-        return tensors
-    for ours, on_disk in _VIT_ON_DISK.items():
+    for ours, on_disk in _ON_DISK.get(model.config.model_type, {}).items():
         tensors = {name.replace(ours, on_disk): tensor for name, tensor in tensors.items()}
-    prefix = "" if any(name.startswith("vit.") for name in tensors) else "vit."
-    return {prefix + name: tensor for name, tensor in tensors.items()}
+    return whole_keys(tensors, model.config.model_type)
+
+
+def _align(config, weights: Weights, pixels: ByteValues | None) -> dict[str, nn.Module]:
+    width = config.projection_dim
+    projection = width if config.use_visual_projection else None
+    return {
+        "image": AlignImageTower(config.vision_config, weights, projection, pixels),
+        "text": AlignTextTower(config.text_config, weights, width),
+    }
+
+
+def _align_vision(config, weights: Weights, pixels: ByteValues | None) -> dict[str, nn.Module]:
+    return {"image": AlignImageTower(config, weights, None, pixels)}
+
+
+def _vit(config, weights: Weights, pixels: ByteValues | None) -> dict[str, nn.Module]:
+    return {"image": ViTTower(config, weights, pixels)}
+
+
+_TOWERS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
 
 
 def towers(
     config: Any, tensors: Mapping[str, torch.Tensor], pixels: ByteValues | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, nn.Module]:
-    """What a checkpoint holds: "image" always, "text" of an ALIGN, "classifier" where there is one (sharing "image").
+    """The towers of a checkpoint: "image" always, "text" of an ALIGN, "classifier" where there is one (sharing "image").
 
     Args:
-        config: `AlignConfig` or `ViTConfig`, or anything with all their fields.
-        tensors: all of a checkpoint, by their keys in model.safetensors.
+        config: the configuration of a model of any kind, or anything with all its fields.
+        tensors: all of a checkpoint, by their keys in model.safetensors of the whole model.
         pixels: what `uint8` pixels stand for, by the processor; without it only floating point is taken.
         dtype: of the towers; by default that of the tensors.
 
@@ -75,20 +94,11 @@ def towers(
         ValueError: a tensor is missing, unknown or of another shape.
     """
     weights = Weights(tensors, dtype)
-    if config.model_type == "align":
-        width = config.projection_dim
-        projection = width if config.use_visual_projection else None
-        found = {
-            "image": AlignImageTower(config.vision_config, weights, projection, pixels),
-            "text": AlignTextTower(config.text_config, weights, width),
-        }
-    elif config.model_type == "vit":
-        found = {"image": ViTTower(config, weights, pixels)}
-        if "classifier.weight" in weights:
-            classes = len(tensors["classifier.bias"])
-            found["classifier"] = Classifier(found["image"], weights, classes)
-    else:
+    if config.model_type not in _TOWERS:
         raise ValueError(f"a model of type {config.model_type!r} has no fused towers")
+    found = _TOWERS[config.model_type](config, weights, pixels)
+    if "classifier.weight" in weights:
+        found["classifier"] = Classifier(found["image"], weights, len(tensors["classifier.bias"]))
     unknown = [key for key in weights.unused() if not key.endswith(_UNREAD)]
     if unknown:
         raise ValueError(f"unknown {min(unknown)}, and {len(unknown) - 1} more")

@@ -70,9 +70,10 @@ class ViTTower(nn.Module):
             ViTLayer(config, weights, f"vit.encoder.layer.{index}") for index in range(config.num_hidden_layers)
         )
         self.norm = LayerNorm(weights, "vit.layernorm", width, config.layer_norm_eps)
-        self.pooler = None
+        self.pooler, self.width = None, width
         if "vit.pooler.dense.weight" in weights:
-            self.pooler = Linear(weights, "vit.pooler.dense", inner=width, outer=config.pooler_output_size or width)
+            self.width = config.pooler_output_size or width
+            self.pooler = Linear(weights, "vit.pooler.dense", inner=width, outer=self.width)
             self.pooler_act = torch.tanh if config.pooler_act == "tanh" else activation_of(config.pooler_act)
 
     def _embedded(self, pixels: torch.Tensor) -> torch.Tensor:

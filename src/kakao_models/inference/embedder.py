@@ -21,7 +21,7 @@ _WINDOW = 16_384  # texts that are tokenised and sorted by length at a time
 
 
 class Embedder:
-    """Images and texts → float32 numpy arrays, from an ALIGN or a ViT.
+    """Images and texts → float32 numpy arrays, from an ALIGN, its image tower, a ViT, or a classifier on one of these.
 
     After each run `failures` lists the images of that run that could not be read.
 
@@ -261,8 +261,9 @@ class Embedder:
             raise ValueError(f"output: got {output!r}, wanted one of {', '.join(known)}")
         if output == "logits" and not self.engine.classifies:
             raise ValueError(
-                f"{self.name} has no classifier: it is {type(self.engine.model).__name__}. A ViTForImageClassification "
-                "has one; ALIGN needs labels to choose from (--labels, or the zero-shot-image-classification pipeline)"
+                f"{self.name} has no classifier: it is {type(self.engine.model).__name__}. ViTForImageClassification and "
+                "AlignForImageClassification have one; an ALIGN needs labels to choose from (--labels, or the "
+                "zero-shot-image-classification pipeline)"
             )
         return known[output]
 
@@ -319,7 +320,7 @@ class Embedder:
         """Embeddings (N, D), and the tokens (N,) that the model read of each text: [CLS] and [SEP] count, what is cut
         does not. Arguments and errors as of `texts`."""
         if not self.engine.reads_texts:
-            raise ValueError(f"{self.name} reads no texts: it is a ViT. ALIGN embeds texts.")
+            raise ValueError(f"{self.name} reads no texts, only images. AlignModel reads both")
         texts = [texts] if isinstance(texts, str) else list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):

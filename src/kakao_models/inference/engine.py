@@ -5,16 +5,30 @@ Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 
 import importlib
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from kakao_models.align.blocks import output_channels
 from kakao_models.checkpoint.hub import described_by, fetch, read_config
 from kakao_models.checkpoint.kinds import MODEL_KINDS, kind_of, model_class_name
 
+# model_type → D, by the configuration (or its fields) and the width of the pooler's layer, None where there is none
+_FEATURE_DIMS: dict[str, Callable[[Any, int | None], int]] = {
+    "align": lambda config, pooler: config.projection_dim,
+    "align_vision_model": lambda config, pooler: output_channels(config),
+    "vit": lambda config, pooler: pooler or config.hidden_size,
+}
+
+
+def feature_dim(config: Any, pooler: int | None) -> int:
+    """D, the width of the features that a model makes of an image."""
+    return _FEATURE_DIMS[config.model_type](config, pooler)
+
 
 class Engine:
-    """An ALIGN or a ViT, always in evaluation mode.
+    """A model of any kind, always in evaluation mode.
 
     Class attributes:
         prefix: of the framework's model classes ("TF", "Flax").
@@ -63,10 +77,10 @@ class Engine:
     @property
     def dim(self) -> int:
         """D, the width of `features` and `texts`."""
-        return self.config.projection_dim if self.reads_texts else self._pooled_width() or self.config.hidden_size
+        return feature_dim(self.config, self._pooled_width())
 
     def _pooled_width(self) -> int | None:
-        """Width of a ViT's pooler, None where it has none."""
+        """Width of the layer of the backbone's pooler, None where it has none."""
         raise NotImplementedError
 
     @property
@@ -91,7 +105,8 @@ class Engine:
     def features(self, pixel_values: np.ndarray) -> np.ndarray:
         """(B, C, H, W), as a processor gives it → (B, D), not normalised.
 
-        Of ALIGN the image features; of ViT the pre-logits, or the final [CLS] of a model without them.
+        The projected features of ALIGN, the pooled output of its image tower alone; the pre-logits of ViT, or the final
+        [CLS] of a model without them.
         """
         raise NotImplementedError
 

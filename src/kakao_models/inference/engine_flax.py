@@ -20,7 +20,7 @@ _DTYPES = "float32", "bfloat16", "float16"
 
 
 class FlaxEngine(Engine):
-    """An ALIGN or a ViT in Flax, always in evaluation mode.
+    """A model in Flax, always in evaluation mode.
 
     Every shape of input is compiled once, which takes seconds to minutes. So batches are padded to powers of two, or to
     a larger size that has been compiled already, and texts to multiples of 16 tokens.
@@ -54,7 +54,7 @@ class FlaxEngine(Engine):
         return cls(cls.load_model(name_or_path, _dtype(dtype or "float32"), where), device=device)
 
     def _pooled_width(self) -> int | None:
-        pooler = self.model.backbone().pooler
+        pooler = getattr(self.model.backbone(), "pooler", None)
         return None if pooler is None else pooler.dense.out_features
 
     @property
@@ -95,8 +95,7 @@ def _features(model, pixels):
 
 
 def _hidden(model, pixels):
-    tower = model.vision_model if isinstance(model, FlaxAlignModel) else model.backbone()
-    return tower(pixels, return_dict=True).last_hidden_state
+    return model.backbone()(pixels, return_dict=True).last_hidden_state
 
 
 def _logits(model, pixels):

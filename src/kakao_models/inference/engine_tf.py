@@ -22,7 +22,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 class KerasEngine(Engine):
-    """An ALIGN or a ViT in Keras on TensorFlow, always in evaluation mode; the interface of `TorchEngine`.
+    """A model in Keras on TensorFlow, always in evaluation mode; the interface of `TorchEngine`.
 
     What runs is a graph, made once for each size of image and for any size of batch. XLA is left out: on processors
     TensorFlow's own convolutions are faster, and every new shape would be compiled for minutes.
@@ -57,7 +57,7 @@ class KerasEngine(Engine):
         return cls(model, device=device)
 
     def _pooled_width(self) -> int | None:
-        pooler = self.model.backbone().pooler
+        pooler = getattr(self.model.backbone(), "pooler", None)
         return None if pooler is None else pooler.dense.units
 
     @property
@@ -78,19 +78,19 @@ class KerasEngine(Engine):
 
     def _features(self, pixels):
         if self.reads_texts:
-            return self.model.get_image_features(pixels, training=False).pooler_output
-        output = self.model.backbone()(pixels, training=False)
+            return self.model.get_image_features(pixels, return_dict=True, training=False).pooler_output
+        output = self.model.backbone()(pixels, return_dict=True, training=False)
         return output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
 
     def _hidden(self, pixels):
-        tower = self.model.vision_model if self.reads_texts else self.model.backbone()
-        return tower(pixels, training=False).last_hidden_state
+        return self.model.backbone()(pixels, return_dict=True, training=False).last_hidden_state
 
     def _logits(self, pixels):
-        return self.model(pixels, training=False).logits
+        return self.model(pixels, return_dict=True, training=False).logits
 
     def _texts(self, input_ids, attention_mask):
-        return self.model.get_text_features(input_ids, attention_mask, training=False).pooler_output
+        output = self.model.get_text_features(input_ids, attention_mask, return_dict=True, training=False)
+        return output.pooler_output
 
     def _run(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
         """`function` in a graph for batches of any size; of images the other sizes are fixed, of texts none are."""

@@ -15,7 +15,7 @@ from kakao_models.inference.engine import Engine
 
 
 class TorchEngine(Engine):
-    """An ALIGN or a ViT in PyTorch, always in evaluation mode.
+    """A model in PyTorch, always in evaluation mode.
 
     A model object is used as it is: `device="auto"` and `dtype=None` leave it where and what it is, and its training
     mode is put back after each batch.
@@ -47,7 +47,7 @@ class TorchEngine(Engine):
         return hasattr(self.model, "classifier") and self.config.num_labels > 0
 
     def _pooled_width(self) -> int | None:
-        pooler = self.model.base_model.pooler
+        pooler = getattr(self.model.base_model, "pooler", None)
         return None if pooler is None else pooler.dense.out_features
 
     @property
@@ -58,24 +58,25 @@ class TorchEngine(Engine):
         with self._evaluating():
             pixels = self._to_device(pixel_values)
             if self.reads_texts:
-                return _to_numpy(self.model.get_image_features(pixels).pooler_output)
-            output = self.model.base_model(pixels)
+                return _to_numpy(self.model.get_image_features(pixels, return_dict=True).pooler_output)
+            output = self.model.base_model(pixels, return_dict=True)
             pooled = output.pooler_output
             return _to_numpy(output.last_hidden_state[:, 0] if pooled is None else pooled)
 
     def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
         with self._evaluating():
             tower = self.model.vision_model if self.reads_texts else self.model.base_model
-            return _to_numpy(tower(self._to_device(pixel_values)).last_hidden_state)
+            return _to_numpy(tower(self._to_device(pixel_values), return_dict=True).last_hidden_state)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         with self._evaluating():
-            return _to_numpy(self.model(self._to_device(pixel_values)).logits)
+            return _to_numpy(self.model(self._to_device(pixel_values), return_dict=True).logits)
 
     def texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         with self._evaluating():
             ids, mask = (torch.from_numpy(array).to(self.model.device) for array in (input_ids, attention_mask))
-            return _to_numpy(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)
+            output = self.model.get_text_features(input_ids=ids, attention_mask=mask, return_dict=True)
+            return _to_numpy(output.pooler_output)
 
     def _to_device(self, pixel_values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(pixel_values).to(self.model.device, self.model.dtype)

@@ -23,8 +23,8 @@ _MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens", "model_spec
 
 def preprocessing_class(model_type: str) -> type[Preprocessing]:
     """The preprocessing of a kind of model, whose defaults are those of the kind."""
-    module = importlib.import_module(f"kakao_models.{model_type}.preprocessing")
-    return getattr(module, MODEL_KINDS[model_type].preprocessing)
+    kind = MODEL_KINDS[model_type]
+    return getattr(importlib.import_module(f"kakao_models.{kind.folder}.preprocessing"), kind.preprocessing)
 
 
 def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing | None:

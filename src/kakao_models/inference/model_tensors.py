@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import kakao_models
-from kakao_models.align.blocks import round_filters
+from kakao_models.align.blocks import output_channels
 from kakao_models.checkpoint.hub import described_by, fetch, read_config, resolve
-from kakao_models.checkpoint.kinds import MODEL_KINDS, model_class_name
+from kakao_models.checkpoint.kinds import MODEL_KINDS, model_class_name, whole_keys
 from kakao_models.fused.layers import ByteValues
 from kakao_models.fused.towers import tensors_of, towers
+from kakao_models.inference.engine import feature_dim
 from kakao_models.inference.engine_torch import TorchEngine
 
 _WEIGHTS = "model.safetensors"
@@ -97,10 +98,8 @@ class ModelTensors:
 
     @property
     def dim(self) -> int:
-        if self.reads_texts:
-            return self.fields.projection_dim
         pooler = self._tensors.get("vit.pooler.dense.bias")
-        return self.fields.hidden_size if pooler is None else len(pooler)
+        return feature_dim(self.fields, None if pooler is None else len(pooler))
 
     @property
     def temperature(self) -> float:
@@ -124,23 +123,20 @@ class ModelTensors:
 def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
     with safe_open(file, "pt") as stored:
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}
-    fields = SimpleNamespace(**config)
+    fields, tensors = SimpleNamespace(**config), whole_keys(tensors, config["model_type"])
     if class_name == "AlignModel":
         fields.text_config, fields.vision_config = (
             SimpleNamespace(**config[f"{name}_config"]) for name in ("text", "vision")
         )
         if config.get("use_visual_projection") is None:
-            width = round_filters(fields.vision_config, fields.vision_config.out_channels[-1])
-            fields.use_visual_projection = width != fields.projection_dim
-    else:
-        if not any(key.startswith("vit.") for key in tensors):
-            tensors = {f"vit.{key}": tensor for key, tensor in tensors.items()}  # the backbone was saved alone
-        if class_name == "ViTModel":
-            tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.")}
-        elif ("vit.pooler.dense.weight" in tensors) != bool(config.get("representation_size")):
+            fields.use_visual_projection = output_channels(fields.vision_config) != fields.projection_dim
+    elif not class_name.endswith("ForImageClassification"):
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.")}
+    elif len(tensors["classifier.bias"]) != len(config.get("id2label") or range(config.get("num_labels", 2))):
+        raise ValueError("classes that have no names, or names without a class")
+    if class_name == "ViTForImageClassification":
+        if ("vit.pooler.dense.weight" in tensors) != bool(config.get("representation_size")):
             raise ValueError("a pooler that the classifier does not have")
-        elif len(tensors["classifier.bias"]) != len(config.get("id2label") or range(config.get("num_labels", 2))):
-            raise ValueError("classes that have no names, or names without a class")
     return fields, tensors
 
 

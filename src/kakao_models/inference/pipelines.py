@@ -86,7 +86,7 @@ class ZeroShotImageClassification(ImagePipeline):
 
     def __init__(self, embedder: Embedder, **defaults):
         if not embedder.engine.reads_texts:
-            raise ValueError(f"{embedder.name} is a ViT: it reads no texts, so it can't compare images with labels")
+            raise ValueError(f"{embedder.name} reads no texts, so it can't compare images with labels. AlignModel can")
         super().__init__(embedder, **defaults)
         self._label_embeddings = LabelEmbeddings(embedder)
 

@@ -111,7 +111,8 @@ class Service:
         if request.labels is None and not self.classifies:
             raise Refused(400, "labels: say what to choose from; this model has no classes of its own", param="labels")
         if request.labels is not None and not self.reads_texts:
-            raise Refused(400, "labels: this model has classes of its own and reads no texts", param="labels")
+            own = ": it has classes of its own, leave labels out" if self.classifies else ""
+            raise Refused(400, f"labels: this model reads no texts{own}", param="labels")
         if request.labels is None:
             if request.templates is not None:
                 raise Refused(400, "templates go with labels", param="templates")

@@ -13,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kakao_models.checkpoint.classification_flax import FlaxImageClassifierOutput, classification_loss
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.flax import (
     ACT2FN,
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
-    FlaxModelOutput,
     LayerNorm,
     check_images,
-    output_class,
     run_layer,
     wide_dtype,
 )
@@ -29,17 +28,6 @@ from kakao_models.checkpoint.weightmap import Slot
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading
 from kakao_models.vit.weights import vit_slots
-
-
-@output_class
-class FlaxImageClassifierOutput(FlaxModelOutput):
-    """What `FlaxViTForImageClassification` returns: `logits` (B, classes), `loss` where there are labels, and the
-    backbone's `hidden_states` and `attentions` when asked for."""
-
-    loss: jax.Array | None = None
-    logits: jax.Array | None = None
-    hidden_states: tuple[jax.Array, ...] | None = None
-    attentions: tuple[jax.Array, ...] | None = None
 
 
 def resize_position_embeddings(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
@@ -323,42 +311,9 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         pooled = outputs.last_hidden_state[:, 0] if self.vit.pooler is None else outputs.pooler_output  # (B, D or R)
         logits = pooled if self.classifier is None else self.classifier(pooled)  # (B, classes)
         output = FlaxImageClassifierOutput(
-            loss=None if labels is None else self._loss(logits, jnp.asarray(labels)),
+            loss=None if labels is None else classification_loss(self, logits, jnp.asarray(labels)),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
-
-    def _loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
-        an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
-        """
-        single = labels.ndim == 1 or labels.shape[1:] == (1,)
-        kind = self.config.problem_type
-        if kind is None and self.num_labels == 1:
-            kind = "regression"
-        elif kind is None:
-            whole = jnp.issubdtype(labels.dtype, jnp.integer)
-            kind = "single_label_classification" if whole and single else "multi_label_classification"
-        logits = logits.astype(wide_dtype(logits))
-        if len(labels) != len(logits):
-            raise ValueError(
-                f"FlaxViTForImageClassification: got labels of {len(labels)} images for {len(logits)} images"
-            )
-        if kind == "single_label_classification" and single:
-            labels = jnp.where(labels < 0, self.num_labels, labels)  # NaN, as of any class beyond; -1 were the last
-            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels.reshape(-1, 1), axis=-1).mean()
-        if kind == "regression" and single and self.num_labels == 1:
-            labels = labels.reshape(-1, 1)
-        if kind == "single_label_classification" or labels.shape[1:] != logits.shape[1:]:
-            raise ValueError(
-                f"FlaxViTForImageClassification: labels of shape {labels.shape} and type {labels.dtype} are none of {kind} "
-                f"with {self.num_labels} classes. Wanted whole numbers (batch,), or numbers in [0, 1] "
-                f"(batch, {self.num_labels})"
-            )
-        if kind == "regression":
-            return jnp.square(logits - labels).mean()
-        labels = labels.astype(logits.dtype)
-        each = -labels * jax.nn.log_sigmoid(logits) - (1 - labels) * jax.nn.log_sigmoid(-logits)
-        return each.sum() / len(logits)

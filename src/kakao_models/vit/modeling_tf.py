@@ -4,17 +4,16 @@ modeling_torch.py.
 Axes: B batch  L tokens  D width  N heads  K width per head  R width of the pre-logits  H, W rows, columns of patches
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import ops
 
+from kakao_models.checkpoint.classification_tf import TFClassifier, TFImageClassifierOutput
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
     Layer,
-    ModelOutput,
     Tensor,
     TFBaseModelOutputWithPooling,
     TFPreTrainedModel,
@@ -23,21 +22,12 @@ from kakao_models.checkpoint.keras import (
     check_images,
     convolution,
     dense,
-    global_count,
+    image_signatures,
     layer_norm,
 )
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading
 from kakao_models.vit.weights import vit_slots
-
-
-class TFImageClassifierOutput(ModelOutput):
-    """loss: scalar, with `labels`; logits (B, classes); hidden_states and attentions where asked for."""
-
-    loss: Any
-    logits: Any
-    hidden_states: tuple
-    attentions: tuple
 
 
 def resize_position_embeddings(table: Tensor, old: tuple[int, int], new: tuple[int, int]):
@@ -227,18 +217,7 @@ class TFViTPreTrainedModel(ViTLoading, TFPreTrainedModel):
         )  # fmt: skip
 
     def signatures(self) -> dict[str, tuple]:
-        height, width = as_pair(self.config.image_size)
-        pixels = {"pixel_values": ((None, self.config.num_channels, height, width), "float32")}
-
-        def image_features(pixel_values):
-            output = self.backbone()(pixel_values, training=False)
-            return {"image_features": output.get("pooler_output", output.last_hidden_state[:, 0])}
-
-        def logits(pixel_values):
-            return {"logits": self(pixel_values, training=False).logits}
-
-        classifies = self.backbone() is not self and self.classifier is not None
-        return {"image_features": (image_features, pixels)} | ({"logits": (logits, pixels)} if classifies else {})
+        return image_signatures(self)
 
 
 class TFViTModel(TFViTPreTrainedModel):
@@ -302,14 +281,12 @@ class TFViTModel(TFViTPreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
-class TFViTForImageClassification(TFViTPreTrainedModel):
+class TFViTForImageClassification(TFClassifier, TFViTPreTrainedModel):
     """The backbone and a linear head, on the pre-logits representation where there is one and else on the class token.
 
     The head may be replaced in fine-tuning: `from_pretrained(path, num_labels=10, ignore_mismatched_sizes=True)` starts
-    a new classifier, and with `representation_size=None` drops the representation in front of it.
-
-    `compile` without a loss and `fit` on (images, labels) trains with the loss of `call(..., labels=)`; with a Keras loss
-    or metrics those get the logits.
+    a new classifier, and with `representation_size=None` drops the representation in front of it. `fit` trains as
+    `TFClassifier` says.
     """
 
     tensors_replaceable = (r"classifier\.", r"vit\.pooler\.")
@@ -348,62 +325,3 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             attentions=outputs.attentions,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
-
-    def _loss(self, logits, labels):
-        """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
-        an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
-        """
-        return ops.mean(self._loss_of_each(logits, labels))
-
-    def _loss_of_each(self, logits, labels):
-        """(B, classes), labels → (B,)."""
-        logits, labels = at_least_float32(logits), ops.convert_to_tensor(labels)
-        single = len(labels.shape) == 1 or labels.shape[1:] == (1,)
-        kind = self.config.problem_type
-        if kind is None and self.num_labels == 1:
-            kind = "regression"
-        elif kind is None:
-            whole = "int" in keras.backend.standardize_dtype(labels.dtype)
-            kind = "single_label_classification" if whole and single else "multi_label_classification"
-        counts = labels.shape[0], logits.shape[0]  # None: not known when a graph is made
-        if None not in counts and counts[0] != counts[1]:
-            raise ValueError(f"TFViTForImageClassification: got labels of {counts[0]} images for {counts[1]} images")
-        if kind == "single_label_classification" and single:
-            labels = ops.reshape(labels, (-1,))
-            return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        if kind == "regression" and single and self.num_labels == 1:
-            labels = ops.reshape(labels, (-1, 1))
-        if kind == "single_label_classification" or tuple(labels.shape[1:]) != tuple(logits.shape[1:]):
-            raise ValueError(
-                f"TFViTForImageClassification: labels of shape {tuple(labels.shape)} and type "
-                f"{keras.backend.standardize_dtype(labels.dtype)} are none of {kind} with {self.num_labels} classes. Wanted "
-                f"whole numbers (batch,), or numbers in [0, 1] (batch, {self.num_labels})"
-            )
-        labels = ops.cast(labels, logits.dtype)
-        if kind == "regression":
-            return ops.mean(ops.square(logits - labels), -1)
-        return ops.sum(ops.relu(logits) - logits * labels + ops.softplus(-ops.abs(logits)), -1)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ):
-        """This replica's share of the mean over the global batch: the shares of all replicas add up to it."""
-        y = _labels(x, y)
-        if y is None:
-            raise ValueError(
-                "TFViTForImageClassification: fit and evaluate need labels, as (images, labels) or as labels in a dict"
-            )
-        if self.loss is not None:
-            return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
-        losses = self._loss_of_each(y_pred.logits, y)
-        if sample_weight is not None:
-            losses = losses * ops.reshape(ops.cast(sample_weight, losses.dtype), (-1,))
-        return ops.sum(losses) / ops.cast(global_count(losses), losses.dtype)
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None):
-        return super().compute_metrics(x, _labels(x, y), y_pred.logits, sample_weight)
-
-
-def _labels(x, y):
-    """Of a batch of `fit`: beside its inputs, or among them, as in datasets made for transformers 4."""
-    return x.get("labels") if y is None and isinstance(x, Mapping) else y

@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit import modeling_vit as base
 from transformers.utils.generic import can_return_tuple
 
+from kakao_models.checkpoint.classification_torch import classification_loss
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.vit.config import ViTConfig
@@ -241,25 +242,11 @@ class ViTForImageClassification(ViTPreTrainedModel, base.ViTForImageClassificati
         pooled = outputs.last_hidden_state[:, 0] if self.vit.pooler is None else outputs.pooler_output  # (B, D or R)
         logits = self.classifier(pooled)  # (B, classes)
         return ImageClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels, **kwargs),
+            loss=None if labels is None else classification_loss(self, logits, labels, **kwargs),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None, **kwargs) -> torch.Tensor:
-        """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
-        an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
-
-        `num_items_in_batch` counts the labels of all micro-batches of a step, as transformers' Trainer gives it.
-        """
-        if self.config.problem_type is None and self.num_labels > 1 and labels.dtype not in (torch.long, torch.int):
-            self.config.problem_type = "multi_label_classification"
-        if self.config.problem_type != "multi_label_classification":
-            return self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch, **kwargs)
-        images = len(logits) if num_items_in_batch is None else num_items_in_batch / self.num_labels
-        labels = labels.to(logits.device, logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / images
 
 
 AutoModel.register(ViTConfig, ViTModel, exist_ok=True)
