@@ -33,7 +33,7 @@ def advance(step, done, total):
     steps.setdefault(step, [now, now])[1] = now
 report = convert(sys.argv[1], sys.argv[2], max_shard_size=int(sys.argv[3]), advance=advance)
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-worst = max(stage["difference"] / stage["limit"] for stage in report["proof"])
+worst = max(stage["difference"] / stage["limit"] for stage in report["verification"])
 steps = {step: [b - a for a, b in zip(first, last)] for step, (first, last) in steps.items()}
 print(json.dumps([report["seconds"], time.process_time(), peak, worst, steps]))
 """
@@ -110,14 +110,14 @@ def main() -> None:
         writing, reading = disk_speed(Path(folder), int(size * 1e6))
     print(machine())
     print(f"\n| {options.image} + {options.text} | {size:,.0f} MB |\n|---|---|")
-    print(f"| conversion with reading back, proof and hashes | {seconds:.1f} s, {size / seconds:.0f} MB/s |")
+    print(f"| conversion with reading back, verification and hashes | {seconds:.1f} s, {size / seconds:.0f} MB/s |")
     for step, (taken, working) in steps.items():
         print(f"| of that, {step} | {taken:.1f} s, {size / taken:.0f} MB/s; processor {working:.1f} s |")
     print(f"| processor time, imports included | {busy:.1f} s |")
     print(f"| the disk alone | writes {writing:.0f} MB/s, reads {reading:.0f} MB/s |")
     bound = (1.5 * largest + 500) / 1.048576
     print(f"| peak memory | {peak:,.0f} MiB; bound {bound:,.0f} MiB (largest shard {largest:,.0f} MB) |")
-    print(f"| worst stage of the proof | {worst:.1%} of what is allowed |")
+    print(f"| worst stage of the verification | {worst:.1%} of what is allowed |")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def photos(tmp_path_factory) -> list[str]:
 
 
 def test_converting_without_pytorch_names_what_installs_it(command, vit, tmp_path, monkeypatch):
-    for name in ("convert", "proof"):
+    for name in ("convert", "verification"):
         monkeypatch.delitem(sys.modules, f"kakao_models.conversion.{name}", raising=False)
         monkeypatch.delattr(conversion, name, raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -224,18 +224,20 @@ CHECKPOINTS = Path(__file__).parent / "golden" / "checkpoints"
 def test_convert_verify_and_back(command, tmp_path):
     folder = tmp_path / "vit"
     code, out, _ = command("convert", CHECKPOINTS / "vit_nano_ckpt", folder, "--heads", 2, "--max-shard-size", "50KB")
-    assert code == 0 and "layer 1" in out and "written, and proven" in out
+    assert code == 0 and "layer 1" in out and "written and verified" in out
     assert command("verify", folder)[:2] == (0, f"{folder}: every file and tensor as reported\n")
     back = tmp_path / "back" / "weights"
     code, out, _ = command("convert", folder, back, "--to", "tpu", "--json")
     facts = json.loads(out)
     assert code == 0 and facts["output"] == str(back) and back.with_suffix(".index").exists()
-    assert all(stage["difference"] <= stage["limit"] for stage in facts["proof"]) and len(facts["proof"]) > 3
+    assert (
+        all(stage["difference"] <= stage["limit"] for stage in facts["verification"]) and len(facts["verification"]) > 3
+    )
     (folder / "config.json").write_text("{}")
     assert command("verify", folder)[:2] == (1, "config.json: not the file that was written\n")
 
 
-def test_convert_uploads_only_what_is_proven(command, tmp_path):
+def test_convert_uploads_only_what_is_verified(command, tmp_path):
     arguments = ["convert", CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit", "--heads", 2]
     code, out, _ = command(*arguments, "--push-to-hub", "me/vit", "--dry-run")
     assert code == 0 and "to me/vit would go" in out and "model.safetensors" in out

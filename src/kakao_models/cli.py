@@ -232,14 +232,15 @@ def convert(
     ] = "model",
     max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 5GB.")] = "5GB",
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Upload the folder once it is proven.", rich_help_panel="Upload")
+        str | None,
+        typer.Option(metavar="REPO", help="Upload the folder once it is verified.", rich_help_panel="Upload"),
     ] = None,
     private: Annotated[bool, typer.Option(help="Make a private repository.", rich_help_panel="Upload")] = False,
     create_pr: Annotated[bool, typer.Option(help="Upload as a pull request.", rich_help_panel="Upload")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only list what would be uploaded.", rich_help_panel="Upload")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
 ) -> None:
-    """Turn a checkpoint of the original programs into a folder for the Hub, and prove it.
+    """Turn a checkpoint of the original programs into a folder for the Hub, and verify it.
 
     The model's family and sizes are recognised. The result is run against an independent forward pass on the source's
     tensors; nothing is written unless they agree. conversion_report.json says what was done.
@@ -270,8 +271,8 @@ def convert(
                 "--to tpu takes --key-layout and --family: the other options are of the way to the Hub"
             )
         stages = conversion.convert_back(source, output, family=family, key_layout=key_layout)
-        proven = {"output": str(output), "proof": [vars(stage) for stage in stages]}
-        tell(proven, f"{output}: a checkpoint for the original program, and proven", as_json)
+        verified = {"output": str(output), "verification": [vars(stage) for stage in stages]}
+        tell(verified, f"{output}: a checkpoint for the original implementation, verified", as_json)
         return
     if key_layout != "model":
         raise typer.BadParameter("--key-layout goes with --to tpu; that of a SOURCE is recognised")
@@ -292,13 +293,13 @@ def convert(
             image_size=image_size,
             num_attention_heads=heads,
         )
-    tell(report, f"{summary(report)}\n{output}: written, and proven", as_json)
+    tell(report, f"{summary(report)}\n{output}: written and verified", as_json)
     if push_to_hub:
         pushed = push(output, push_to_hub, private=private, create_pr=create_pr, dry_run=dry_run)
         print(pushed, file=sys.stderr if as_json else sys.stdout)
 
 
-@app.command(no_args_is_help=True)
+@app.command("verify", no_args_is_help=True)
 def verify_report(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder that convert made.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
@@ -309,7 +310,7 @@ def verify_report(
 
     [b]Example[/b]
 
-      kakao-models verify_report align-base/
+      kakao-models verify align-base/
     """
     from kakao_models.conversion.report import verify_report as check
     from kakao_models.inference.progress import steps

@@ -44,8 +44,8 @@ def test_it_runs_fast_as_it_runs_plainly(folder):
     assert np.abs(fast - plain).max() <= TOLERANCE["batching"] * max(1, np.abs(plain).max())
 
 
-def test_its_folder_is_converted_with_proof(folder, tmp_path):
-    assert convert(folder, tmp_path / "out")["proof"]
+def test_its_folder_is_converted_and_verified(folder, tmp_path):
+    assert convert(folder, tmp_path / "out")["verification"]
 
 
 def test_the_class_is_the_one_that_config_json_names():

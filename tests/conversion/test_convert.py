@@ -27,10 +27,10 @@ from kakao_models.cli import main
 from kakao_models.conversion import convert as converting
 from kakao_models.conversion.convert import convert, convert_back
 from kakao_models.conversion.info import describe_checkpoint
-from kakao_models.conversion.proof import ProofError, compare
 from kakao_models.conversion.push import push
 from kakao_models.conversion.report import REPORT, verify_report
 from kakao_models.conversion.tensorflow import open_checkpoint, write_checkpoint
+from kakao_models.conversion.verification import VerificationError, compare
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
 HEADS = dict(num_attention_heads=2)  # their heads are narrower than any published model's
@@ -65,7 +65,7 @@ def test_align(tmp_path):
     assert report["source"]["weights"] == "raw" and len(report["tensors"]) == 196
     assert report["parameters"] == describe_checkpoint(tmp_path / "out")["parameters"] == model.num_parameters()
     assert {"stem", "block 0", "image features", "pooler", "text features", "temperature"} <= {
-        stage["name"] for stage in report["proof"]
+        stage["name"] for stage in report["verification"]
     }
 
 
@@ -124,7 +124,7 @@ def test_what_contradicts_the_tensors_is_an_error(name, options, message, tmp_pa
         ("vit_nano_ckpt", [f"vit.encoder.layer.1.layernorm_{x}.bias" for x in ("before", "after")], "keys 1"),
     ],
 )
-def test_a_wrong_table_is_caught_by_the_proof(name, swap, stage, tmp_path, monkeypatch):
+def test_a_wrong_table_is_caught_by_the_verification(name, swap, stage, tmp_path, monkeypatch):
     """Two tensors of one shape, swapped: nothing but running the model can tell."""
     read = converting.read_source
 
@@ -140,7 +140,7 @@ def test_a_wrong_table_is_caught_by_the_proof(name, swap, stage, tmp_path, monke
         return replace(source, slots=slots)
 
     monkeypatch.setattr(converting, "read_source", swapped)
-    with pytest.raises(ProofError, match=f"first in ({stage}): .*Nothing was written"):
+    with pytest.raises(VerificationError, match=f"first in ({stage}): .*Nothing was written"):
         converted(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -151,9 +151,11 @@ def test_a_reference_of_somebody_else(tmp_path):
     np.savez(tmp_path / "bad.npz", images=golden.images, logits=golden.arrays["logits"][::-1])
     np.savez(tmp_path / "other.npz", images=golden.images)
     report = converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "good.npz")
-    assert report["proof"][-1]["name"] == "logits of good.npz" and report["proof"][-1]["difference"] < 1e-4
+    assert (
+        report["verification"][-1]["name"] == "logits of good.npz" and report["verification"][-1]["difference"] < 1e-4
+    )
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(ProofError, match="logits of bad.npz"):
+    with pytest.raises(VerificationError, match="logits of bad.npz"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "bad.npz")
     (tmp_path / "broken.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-50])
     with pytest.raises(ValueError, match="broken.npz is no .npz of arrays"):
@@ -224,7 +226,7 @@ def test_verify_sees_every_change(tmp_path):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert any("not the tensor" in line for line in verify_report(folder))
-    with pytest.raises(ValueError, match="not what was proven, nothing is uploaded: model.safetensors"):
+    with pytest.raises(ValueError, match="not what was verified, nothing is uploaded: model.safetensors"):
         push(folder, "me/vit", dry_run=True)
     save_file(load_file(folder / "model.safetensors") | {"more": np.zeros(3, np.float32)}, folder / "model.safetensors")
     assert "more: a tensor the report does not know" in verify_report(folder)
@@ -260,20 +262,20 @@ def test_nothing_is_overwritten(tmp_path):
     assert (tmp_path / "out" / "precious").read_text() == "x"
 
 
-SLOW_PROOF = """
+SLOW_VERIFICATION = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what nohup started
 from kakao_models.conversion import convert as converting
-converting.proof.prove = lambda *args: (print("proving", flush=True), time.sleep(60))
+converting.verification.verify = lambda *args: (print("verifying", flush=True), time.sleep(60))
 converting.convert(sys.argv[1], sys.argv[2], num_attention_heads=2)
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_before_the_proof_there_is_no_folder(how, tmp_path):
-    arguments = [sys.executable, "-c", SLOW_PROOF, str(CHECKPOINTS / "vit_nano_ckpt"), str(tmp_path / "out")]
+def test_killed_before_the_verification_there_is_no_folder(how, tmp_path):
+    arguments = [sys.executable, "-c", SLOW_VERIFICATION, str(CHECKPOINTS / "vit_nano_ckpt"), str(tmp_path / "out")]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout.readline() == "proving\n"
+        assert process.stdout.readline() == "verifying\n"
         time.sleep(0.2)
         process.send_signal(how)
         assert process.wait(timeout=30) != 0
@@ -313,15 +315,15 @@ def test_where_a_finished_folder_could_not_be_put(tmp_path, monkeypatch):
 
 
 def test_two_conversions_to_one_folder_do_not_meet(tmp_path, monkeypatch):
-    prove = converting.proof.prove
+    verify = converting.verification.verify
 
     def meanwhile(*args):
         with pytest.raises(FileExistsError, match="being written by another process"):
             converted("vit_nano_adamw_ckpt", tmp_path)
-        return prove(*args)
+        return verify(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(converting.proof, "prove", meanwhile)
+        patch.setattr(converting.verification, "verify", meanwhile)
         converted("vit_nano_ckpt", tmp_path)
     assert verify_report(tmp_path / "out") == [] and [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -340,7 +342,7 @@ def test_a_tokenizer_that_is_not_there_is_known_before_the_work(tmp_path, monkey
         converted("align_nano", tmp_path, tokenizer=str(tmp_path / "absent"))
 
 
-def test_an_upload_is_what_was_proven_and_leaves_no_older_weights(tmp_path, monkeypatch):
+def test_an_upload_is_what_was_verified_and_leaves_no_older_weights(tmp_path, monkeypatch):
     uploads = []
 
     class Hub:
@@ -388,21 +390,23 @@ def test_half_precision_goes_back_as_float32(tmp_path, dtype):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pages stay until the file is closed")
 @pytest.mark.parametrize("name", ["align_nano", "vit_nano_ckpt"])
-def test_the_proof_lets_go_of_every_block_and_of_the_files(name, tmp_path, monkeypatch):
-    forgotten, prove, seen = [], converting.proof.prove, []
-    monkeypatch.setattr(converting.proof, "forget_pages", lambda files: forgotten.append([f.name for f in files]))
+def test_the_verification_lets_go_of_every_block_and_of_the_files(name, tmp_path, monkeypatch):
+    forgotten, verify, seen = [], converting.verification.verify, []
+    monkeypatch.setattr(
+        converting.verification, "forget_pages", lambda files: forgotten.append([f.name for f in files])
+    )
 
     def maps() -> list[str]:
         return [line for line in Path("/proc/self/maps").read_text().splitlines() if ".unfinished" in line]
 
     def mapped(source, model):
-        stages = prove(source, model)
+        stages = verify(source, model)
         seen.extend(maps())
         return stages
 
-    monkeypatch.setattr(converting.proof, "prove", mapped)
+    monkeypatch.setattr(converting.verification, "verify", mapped)
     report = converted(name, tmp_path, max_shard_size=50_000)
-    blocks = sum(stage["name"].startswith(("block", "layer")) for stage in report["proof"])
+    blocks = sum(stage["name"].startswith(("block", "layer")) for stage in report["verification"])
     assert len(forgotten) > blocks > 1  # the embeddings too
     assert all(len(files) > 1 and files == sorted(files) for files in forgotten)
     assert seen and not maps()  # nothing is copied, and nothing held when the folder is renamed
@@ -436,8 +440,8 @@ def test_what_the_disk_changed_is_seen(tmp_path, monkeypatch):
 
 def test_a_model_is_loaded_once_on_the_way_back(tmp_path, monkeypatch):
     converted("vit_nano_ckpt", tmp_path)
-    load, loaded = converting.proof.load_model, []
-    monkeypatch.setattr(converting.proof, "load_model", lambda *args: loaded.append(args) or load(*args))
+    load, loaded = converting.verification.load_model, []
+    monkeypatch.setattr(converting.verification, "load_model", lambda *args: loaded.append(args) or load(*args))
     convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
     assert len(loaded) == 1
 
@@ -473,23 +477,23 @@ def test_a_full_disk_leaves_nothing_and_is_told_by_name(size, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_back_appears_when_it_is_proven(tmp_path, monkeypatch):
+def test_back_appears_when_it_is_verified(tmp_path, monkeypatch):
     converted("vit_nano_ckpt", tmp_path)
     (tmp_path / "tpu").mkdir()
     (tmp_path / "tpu" / "checkpoint").write_text("of another checkpoint")
-    prove, seen = converting.proof.prove, []
+    verify, seen = converting.verification.verify, []
 
     def visible() -> list[str]:
         return sorted(path.name for path in (tmp_path / "tpu").iterdir() if not path.name.startswith("."))
 
     def failing(source, model):
         seen.append(visible())
-        proof = prove(source, model)
-        raise ProofError([replace(proof[0], difference=1.0)])
+        stages = verify(source, model)
+        raise VerificationError([replace(stages[0], difference=1.0)])
 
     with monkeypatch.context() as patch:
-        patch.setattr(converting.proof, "prove", failing)
-        with pytest.raises(ProofError):
+        patch.setattr(converting.verification, "verify", failing)
+        with pytest.raises(VerificationError):
             convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
     assert seen == [["checkpoint"]]
     assert (tmp_path / "tpu" / "checkpoint").read_text() == "of another checkpoint"
@@ -566,8 +570,8 @@ def test_the_command_s_family_holds_on_the_way_back(tmp_path, capsys):
         ("align_nano", torch.nn.BatchNorm2d, 1e-5, r"(stem|block \d)"),
     ],
 )
-def test_a_mild_mistake_is_caught_by_the_proof(name, kind, eps, stage, tmp_path, monkeypatch):
-    load = converting.proof.load_model
+def test_a_mild_mistake_is_caught_by_the_verification(name, kind, eps, stage, tmp_path, monkeypatch):
+    load = converting.verification.load_model
 
     def mistaken(*args):
         model = load(*args)
@@ -576,8 +580,8 @@ def test_a_mild_mistake_is_caught_by_the_proof(name, kind, eps, stage, tmp_path,
                 module.eps = eps
         return model
 
-    monkeypatch.setattr(converting.proof, "load_model", mistaken)
-    with pytest.raises(ProofError, match=f"first in {stage}:"):
+    monkeypatch.setattr(converting.verification, "load_model", mistaken)
+    with pytest.raises(VerificationError, match=f"first in {stage}:"):
         converted(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -640,7 +644,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_what_the_original_computes_otherwise_does_not_go_back(name, part, field, value, tmp_path):
-    """The checkpoint has no place for it, and on the inputs of a proof one GELU is nearly the other."""
+    """The checkpoint has no place for it, and on the inputs of a verification one GELU is nearly the other."""
     converted(name, tmp_path)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     (config[part] if part else config)[field] = value
@@ -655,11 +659,11 @@ def test_the_way_back_as_json(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["convert", str(tmp_path / "out"), str(tmp_path / "tpu" / "w"), "--to", "tpu", "--json"])
     assert not stopped.value.code
-    proof = json.loads(capsys.readouterr().out)["proof"]
-    assert proof[-1]["name"] == "logits" and (tmp_path / "tpu" / "w.index").is_file()
+    stages = json.loads(capsys.readouterr().out)["verification"]
+    assert stages[-1]["name"] == "logits" and (tmp_path / "tpu" / "w.index").is_file()
 
 
-def test_numbers_that_the_proof_does_not_visit_are_finite(tmp_path):
+def test_numbers_that_the_verification_does_not_visit_are_finite(tmp_path):
     checkpoint = open_checkpoint(CHECKPOINTS / "align_nano")
     tensors = {key: checkpoint.read(key) for key in checkpoint.entries if key.endswith("VARIABLE_VALUE")}
     key = "text_encoder/layer_with_weights-0/bert/embeddings/weight/.ATTRIBUTES/VARIABLE_VALUE"
@@ -686,6 +690,6 @@ def test_a_reference_for_a_model_without_a_head(tmp_path):
     np.savez(tmp_path / "good.npz", images=golden.images, pooler_output=expected)
     np.savez(tmp_path / "bad.npz", images=golden.images, pooler_output=expected + 2e-3)
     report = converted("vit_nano_backbone_weights", tmp_path, reference=tmp_path / "good.npz")
-    assert report["proof"][-1]["name"] == "pooler_output of good.npz"
-    with pytest.raises(ProofError, match="pooler_output of bad.npz"):
+    assert report["verification"][-1]["name"] == "pooler_output of good.npz"
+    with pytest.raises(VerificationError, match="pooler_output of bad.npz"):
         convert(CHECKPOINTS / "vit_nano_backbone_weights", tmp_path / "other", reference=tmp_path / "bad.npz", **HEADS)

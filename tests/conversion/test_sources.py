@@ -186,7 +186,10 @@ def test_a_damaged_npz_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["tf_vit", "flax_vit"])
 def test_folders_of_older_transformers(name, tmp_path):
     report = convert(HUB / name, tmp_path / "out", reference=HUB / name / "outputs.npz")
-    assert report["proof"][-1]["name"] == "logits of outputs.npz" and report["proof"][-1]["difference"] < 1e-5
+    assert (
+        report["verification"][-1]["name"] == "logits of outputs.npz"
+        and report["verification"][-1]["difference"] < 1e-5
+    )
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (HUB / name, tmp_path / "out"))
     for field in ("hidden_act", "layer_norm_eps", "id2label", "label2id", "num_attention_heads", "image_size"):
         assert after[field] == before[field], field

@@ -87,7 +87,7 @@ def text_stages(
     text = config.text_config
     activation = {"gelu": gelu, "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu}.get(text.hidden_act)
     if activation is None:
-        raise ValueError(f"text_config: hidden_act is {text.hidden_act!r}; a proof in numpy knows gelu and gelu_new")
+        raise ValueError(f"text_config: hidden_act is {text.hidden_act!r}; the numpy reference has gelu and gelu_new")
 
     def get(key: str) -> np.ndarray:
         return original[key].astype(dtype, copy=False)

@@ -1,4 +1,4 @@
-"""From a checkpoint of an original program to a folder ready for the Hub, with proof, and back."""
+"""Converts checkpoints of the original implementations to verified folders for the Hub, and back."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.checkpoint.shards import COUNTER, Written, bytes_of, read_tensors, write_shards
 from kakao_models.checkpoint.tensors import LazyTensors, check_keys, float32
 from kakao_models.checkpoint.weightmap import permute
-from kakao_models.conversion import proof, recorded
+from kakao_models.conversion import recorded, verification
 from kakao_models.conversion.info import BUFFERS
 from kakao_models.conversion.read import read_source
 from kakao_models.conversion.report import REPORT, model_card, versions
@@ -48,7 +48,7 @@ def convert(
     advance: Callable[[str, int, int], None] = lambda step, done, total: None,
     **overrides,
 ) -> dict:
-    """Converts a checkpoint; `output` appears complete and proven, or not at all.
+    """Converts a checkpoint; `output` appears complete and verified, or not at all.
 
     Args:
         source: any of the sources that `read_source` knows.
@@ -57,7 +57,7 @@ def convert(
         weights: "raw" or "average" (default: average where there is one).
         tokenizer: folder or Hub id whose tokenizer goes beside an ALIGN.
         max_shard_size: bytes of tensors a file may hold.
-        reference: .npz of inputs and expected logits, see `proof.prove_against`.
+        reference: .npz of inputs and expected logits, see `recorded.verify_against`.
         labels: names of a ViT's classes.
         evaluation: files that `kakao-models evaluate` wrote of this model; their figures go into the model card.
         advance: told (step, done, total) as the work goes on.
@@ -65,10 +65,10 @@ def convert(
 
     Returns:
         The report, which is also written beside the weights: source, hashes of every tensor and file, versions, and
-        the largest difference at every stage of the proof.
+        the largest difference at every stage of the verification.
 
     Raises:
-        ValueError: a broken or unknown checkpoint; `ProofError` if the result does not compute what the source does.
+        ValueError: a broken or unknown checkpoint; `VerificationError` if the result does not compute what the source does.
         OSError: `output` is there already, or can't be written.
     """
     read = read_source(source, weights=weights, wanted=family, **overrides)
@@ -85,11 +85,11 @@ def convert(
         _write_config(read, folder)
         _write_processor(read, folder, tokenizer)  # first: a tokenizer that can't be had is known before hours of work
         written = _write_tensors(read, folder, max_shard_size, advance)
-        advance("proof", 0, 1)
+        advance("verification", 0, 1)
         with ThreadPoolExecutor(1) as pool:  # hashing takes a processor for itself, and about as long
             files = {file: pool.submit(sha256_of, file) for file in read.files}
-            stages = _prove(read, folder, expected, Path(reference or "").name)
-        advance("proof", 1, 1)
+            stages = _verify(read, folder, expected, Path(reference or "").name)
+        advance("verification", 1, 1)
         tensors = {
             slot.key: {
                 "sha256": written.tensors[slot.key],
@@ -114,7 +114,7 @@ def convert(
             },
             "parameters": sum(math.prod(x["shape"]) for key, x in tensors.items() if not key.endswith(BUFFERS)),
             "seconds": round(time.perf_counter() - start, 3),
-            "proof": [asdict(stage) for stage in stages],
+            "verification": [asdict(stage) for stage in stages],
             "tensors": tensors,
             "versions": versions(),
         }
@@ -133,7 +133,7 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
 
     def canonical(slot) -> np.ndarray:
         local = float32(source.tensors[slot.local_key], f"{source.files[0]}: {slot.local_key}")
-        if not np.isfinite(local).all():  # the proof sees a few rows of a table only
+        if not np.isfinite(local).all():  # the verification reads a few rows of a table only
             raise ValueError(f"{slot.local_key} has numbers that are not finite. Did the training diverge?")
         array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
         back = permute(array, slot.axes, slot.local_axes)
@@ -153,14 +153,14 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
     return written
 
 
-def _prove(
+def _verify(
     source: SourceCheckpoint, folder: Path, expected: Mapping[str, np.ndarray] | None, name: str
-) -> list[proof.Stage]:
+) -> list[verification.Stage]:
     """The model is gone when this returns: on Windows nobody can rename a folder whose files are mapped."""
-    model = proof.load_model(source.family, folder)
-    stages = proof.prove(source, model)
+    model = verification.load_model(source.family, folder)
+    stages = verification.verify(source, model)
     if expected is not None:
-        stages += recorded.prove_against(expected, name, source.family, model)
+        stages += recorded.verify_against(expected, name, source.family, model)
     return stages
 
 
@@ -233,8 +233,8 @@ def _name_classes(source: SourceCheckpoint, labels: list[str]) -> None:
 
 
 def _check_functions(config, folder: Path) -> None:
-    """The original program has these as constants, so its checkpoint can't carry others; of random inputs, those of the
-    proof, the exact GELU and its approximation give nearly the same.
+    """Compares what the original implementation has as constants, which its checkpoint can't store. On the random inputs of
+    the verification the exact GELU and its approximation give nearly the same.
 
     Raises:
         ValueError: the model computes with others.
@@ -249,10 +249,10 @@ def _check_functions(config, folder: Path) -> None:
 
 def convert_back(
     folder: str | Path, prefix: str | Path, *, family: str | None = None, key_layout: str = "model"
-) -> list[proof.Stage]:
+) -> list[verification.Stage]:
     """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
 
-    The checkpoint is read and proven against the folder, as `convert` does it, before it appears under its name.
+    The checkpoint is read and verified against the folder, as `convert` does it, before it appears under its name.
 
     Args:
         folder: config.json and safetensors files of an ALIGN or a ViT.
@@ -262,7 +262,7 @@ def convert_back(
             `tf.train.Checkpoint(model=, backbone=)`, "backbone" for `model.backbone.load_weights`.
 
     Returns:
-        The stages of the proof.
+        The stages of the verification.
 
     Raises:
         ValueError: the tensors are not those that config.json describes, or of a model that the original program does
@@ -297,7 +297,7 @@ def convert_back(
     def original(slot) -> np.ndarray:
         return permute(tensors[slot.key], slot.axes, slot.local_axes)
 
-    model = proof.load_model(found, folder)  # compares every shape with config.json
+    model = verification.load_model(found, folder)  # compares every shape with config.json
     shown = {"num_attention_heads": (config.text_config if found == "align" else config).num_attention_heads}
     if found == "align":
         shown["image_size"] = config.vision_config.image_size
@@ -306,7 +306,7 @@ def convert_back(
             raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
         tensors_of = {slot.local_key + SUFFIX: partial(original, slot) for slot in slots}
         written = write_checkpoint(place / prefix.name, tensors_of)
-        stages = proof.prove(read_source(written.files[0], **shown), model)
+        stages = verification.verify(read_source(written.files[0], **shown), model)
         files = [*reversed(written.files), place / "checkpoint"]  # without its index a checkpoint is none
         for file in files:
             flush(file)

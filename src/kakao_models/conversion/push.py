@@ -23,11 +23,11 @@ def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = Fa
         OSError: the Hub can't be reached, or refuses.
     """
     if wrong := verify_report(folder):
-        raise ValueError(f"{folder} is not what was proven, nothing is uploaded: " + "; ".join(wrong[:5]))
-    proven = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # no other is in the report
-    files = "\n".join(f"  {path.name}  {path.stat().st_size:,} bytes" for path in proven)
+        raise ValueError(f"{folder} is not what was verified, nothing is uploaded: " + "; ".join(wrong[:5]))
+    verified = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # no other is in the report
+    files = "\n".join(f"  {path.name}  {path.stat().st_size:,} bytes" for path in verified)
     if dry_run:
         return f"to {repo} would go\n{files}"
     options = dict(private=private, create_pr=create_pr, commit_message="Upload converted checkpoint")
-    url = upload(folder, repo, files=[path.name for path in proven], **options)
+    url = upload(folder, repo, files=[path.name for path in verified], **options)
     return f"to {url} went\n{files}"

@@ -1,4 +1,4 @@
-"""Proof against outputs that somebody recorded elsewhere, such as the original program's."""
+"""Compares a converted model with outputs recorded elsewhere, such as those of the original implementation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from kakao_models.conversion.proof import ProofError, Stage, root_mean_square
+from kakao_models.conversion.verification import Stage, VerificationError, root_mean_square
 
 REFERENCE_LIMIT = 1e-3  # absolute, of logits
 
 
 def read_reference(reference: Path, family: str) -> dict[str, np.ndarray]:
-    """Recorded inputs and outputs for `prove_against`.
+    """Recorded inputs and outputs for `verify_against`.
 
     Args:
         reference: an .npz with `images`, uint8 (B, H, W, 3), or `pixel_values`, float32 (B, 3, H, W); for ALIGN
@@ -48,7 +48,7 @@ def _expected(arrays: Mapping[str, np.ndarray], family: str) -> str:
     return next((name for name in outputs if name in arrays), outputs[0])
 
 
-def prove_against(arrays: Mapping[str, np.ndarray], name: str, family: str, model: nn.Module) -> list[Stage]:
+def verify_against(arrays: Mapping[str, np.ndarray], name: str, family: str, model: nn.Module) -> list[Stage]:
     """Runs the converted model on recorded inputs and compares with the recorded outputs.
 
     Args:
@@ -57,7 +57,7 @@ def prove_against(arrays: Mapping[str, np.ndarray], name: str, family: str, mode
         model: what `load_model` gave.
 
     Raises:
-        ProofError: they differ by more than `REFERENCE_LIMIT`.
+        VerificationError: they differ by more than `REFERENCE_LIMIT`.
         ValueError: the model does not give such outputs.
     """
     expected = _expected(arrays, family)
@@ -80,5 +80,5 @@ def prove_against(arrays: Mapping[str, np.ndarray], name: str, family: str, mode
     limit = REFERENCE_LIMIT * (1 if expected.startswith("logits") else max(1, scale))  # features have any scale
     stage = Stage(f"{expected} of {name}", difference, scale, limit)
     if not stage.holds:
-        raise ProofError([stage])
+        raise VerificationError([stage])
     return [stage]

@@ -69,9 +69,11 @@ def summary(report: dict) -> str:
         f"{source['weights']} weights" + (f"; left out: {skipped}" if skipped else ""),
         f"{'stage':<20}{'difference':>12}{'allowed':>12}",
     ]
-    lines += [f"{s['name']:<20}{s['difference']:>12.2e}{s['limit']:>12.2e}" for s in report["proof"]]
+    lines += [f"{s['name']:<20}{s['difference']:>12.2e}{s['limit']:>12.2e}" for s in report["verification"]]
     size = sum(file["bytes"] for file in source["files"].values()) / 1e6
-    lines.append(f"{size:,.0f} MB in {report['seconds']:.1f} s: {size / report['seconds']:,.0f} MB/s, proof included")
+    lines.append(
+        f"{size:,.0f} MB in {report['seconds']:.1f} s: {size / report['seconds']:,.0f} MB/s, verification included"
+    )
     return "\n".join(lines)
 
 
@@ -106,7 +108,7 @@ def model_card(source: SourceCheckpoint, report: dict, measured: str = "") -> st
     resizing = "Preprocessing and tokenizer files are those of the source, where it has them."
     if not source.kind.endswith("Hub folder"):
         resizing = '`preprocessor_config.json` asks for the original\'s own resizing (`"preprocessing": "tf"`).'
-    worst = max(report["proof"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
+    worst = max(report["verification"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
     return f"""---
 library_name: kakao-models
 pipeline_tag: {task}
@@ -130,5 +132,5 @@ Taken: the {"moving averages of the weights" if source.weights == "average" else
 {"; the checkpoint also holds the other" if source.has_averages else ""}. Every tensor on disk, turned back, equals the
 source's to the bit. Run on fixed inputs against an independent forward pass on the source's tensors, the largest difference
 relative to what is allowed is {worst["difference"]:.2g} of {worst["limit"]:.2g}, in {worst["name"]}. `{REPORT}` has every
-stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify_report FOLDER` checks a folder against it.
+stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a folder against it.
 """

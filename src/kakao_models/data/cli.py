@@ -447,7 +447,7 @@ def embed(
     _tell_manifest(output, manifest, as_json)
 
 
-@app.command(no_args_is_help=True)
+@app.command("verify", no_args_is_help=True)
 def verify_manifest(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What shard, download or embed made.")],
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
@@ -457,7 +457,7 @@ def verify_manifest(
 
     [b]Example[/b]
 
-      kakao-models data verify_manifest shards/ --decode
+      kakao-models data verify shards/ --decode
     """
     from kakao_models.inference.progress import Progress
     from kakao_models.samples.manifest import read_manifest, verify_manifest as check

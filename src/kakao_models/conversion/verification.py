@@ -1,4 +1,4 @@
-"""Proof of a conversion: the written model, run by PyTorch, against numpy on the tensors of the source.
+"""Verifies a conversion: PyTorch runs the written model, numpy runs the reference on the tensors of the source.
 
 The two share neither code nor weight table. Every stage is compared, so that a failure names the block. They go side by side,
 and each reads the weights of a stage when it comes to it: neither model is ever in memory.
@@ -45,7 +45,7 @@ class Stage:
         return self.difference <= self.limit < math.inf  # False for NaN
 
 
-class ProofError(ValueError):
+class VerificationError(ValueError):
     """The converted model does not compute what its source computes."""
 
     def __init__(self, stages: list[Stage]):
@@ -58,20 +58,20 @@ class ProofError(ValueError):
         self.stages = stages
 
 
-def prove(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
+def verify(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     """Runs the converted model and the numpy reference on fixed inputs.
 
     Args:
         model: what `load_model` gave.
 
     Raises:
-        ProofError: some stage differs by more than `LIMIT`.
+        VerificationError: some stage differs by more than `LIMIT`.
     """
     compare = {"align": _align_stages, "vit": _vit_stages, "efficientnet": _tower_stages}[source.family]
     with torch.inference_mode():
         stages = compare(source, model)
     if not all(stage.holds for stage in stages):
-        raise ProofError(stages)
+        raise VerificationError(stages)
     return stages
 
 
