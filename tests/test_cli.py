@@ -154,6 +154,8 @@ def test_info_counts_without_loading(command, align, monkeypatch):
 def test_info_of_a_vit_and_of_a_broken_file(command, vit, tmp_path):
     _, out, _ = command("info", vit)
     assert "ViT: image_size 32, patch 8, layers 2, width 32" in out and "classes 7" in out
+    _, out, _ = command("info", tiny.align_classifier_folder(tmp_path / "classifier"))
+    assert "EfficientNet: image_size 32, blocks 5, width 16, classes 7" in out and "embedding      16 wide" in out
     (tmp_path / "config.json").write_text(Path(vit, "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     code, _, err = command("info", tmp_path)

@@ -17,12 +17,6 @@ FRAMEWORKS = {"TF": "tf", "Flax": "flax", "": "torch"}
 LABELS = ["cat", "dog", "a car"]
 
 
-def align_folder(folder: Path) -> str:
-    return tiny.align_folder(
-        folder, config=tiny.align_config(vision_config=tiny.align_vision_config(**tiny.FEW_BLOCKS).to_dict())
-    )
-
-
 def vit_backbone_folder(folder: Path) -> str:
     tiny.vit_folder(folder)
     ViTModel.from_pretrained(folder).save_pretrained(folder)
@@ -30,14 +24,14 @@ def vit_backbone_folder(folder: Path) -> str:
 
 
 def text_tower_folder(folder: Path) -> str:
-    align_folder(folder)
+    tiny.align_folder(folder, config=tiny.short_align_config())
     AlignTextModel.from_pretrained(folder).save_pretrained(folder)
     return str(folder)
 
 
 # class without its framework's prefix → a small checkpoint of it
 FOLDERS = {
-    "AlignModel": align_folder,
+    "AlignModel": partial(tiny.align_folder, config=tiny.short_align_config()),
     "AlignVisionModel": partial(tiny.align_vision_model_folder, **tiny.FEW_BLOCKS),
     "AlignForImageClassification": partial(tiny.align_classifier_folder, **tiny.FEW_BLOCKS),
     "AlignTextModel": text_tower_folder,

@@ -85,6 +85,13 @@ def align_config(**kwargs) -> AlignConfig:
     return AlignConfig(**(sizes | kwargs))
 
 
+def short_align_config(**kwargs) -> AlignConfig:
+    """`align_config` with three blocks and one layer of BERT."""
+    vision = align_config().vision_config.to_dict() | FEW_BLOCKS
+    text = align_config().text_config.to_dict() | {"num_hidden_layers": 1}
+    return align_config(**({"vision_config": vision, "text_config": text} | kwargs))
+
+
 def vit_config(**kwargs) -> ViTConfig:
     """Two layers, 32 wide, patches of 8, seven classes."""
     sizes = {

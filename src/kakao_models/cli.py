@@ -75,9 +75,9 @@ def classify(
     fast_images: FastImagesOption = False,
     batch_size: BatchSizeOption = 32,
 ) -> None:
-    """Say which label fits each image.
+    """Classify images, with labels of your own (zero-shot) or a model's own classes.
 
-    Labels are yours to name, if the model is an ALIGN. A ViT with a classifier has its own: leave them out.
+    An ALIGN needs labels. A classifier (a ViT, or the image tower of an ALIGN, with a head) has its own: leave them out.
 
     [b]Examples[/b]
 

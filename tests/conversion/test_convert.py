@@ -505,6 +505,18 @@ def test_back_appears_when_it_is_verified(tmp_path, monkeypatch):
         convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
 
 
+def test_a_classifier_on_aligns_tower_has_no_original(tmp_path):
+    folder, tower = tiny.align_classifier_folder(tmp_path / "in"), tiny.align_vision_model_folder(tmp_path / "tower")
+    with pytest.raises(ValueError, match="a classifier on ALIGN's image tower, which no original program has"):
+        convert(folder, tmp_path / "out")
+    for source in (folder, tower):
+        with pytest.raises(
+            ValueError, match="model_type is 'align_vision_model', for which there is no original program"
+        ):
+            convert_back(source, tmp_path / "tpu" / "weights")
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "tower"}
+
+
 def test_back_from_a_folder_of_two_minds_is_refused(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
     with pytest.raises(ValueError, match="model_type is 'vit', wanted 'align'"):

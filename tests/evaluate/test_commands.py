@@ -28,6 +28,12 @@ def command(command, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> str:
+    """A classifier on the image tower of an ALIGN."""
+    return tiny.align_classifier_folder(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
 def captioned(tmp_path_factory):
     path = tmp_path_factory.mktemp("captioned") / "dev.parquet"
     images = []
@@ -88,10 +94,12 @@ def test_names_of_classes_from_a_file(command, align, classes_folder, tmp_path):
     assert code == 2 and "has no name for 2 of 3 classes: 'cat', 'dog'" in err
 
 
-def test_knn_and_linear_probe(command, align, classes_folder):
-    train = ("--train", classes_folder, "-d", classes_folder, "--model", align, "--json")
+@pytest.mark.parametrize("name", ["align", "classifier"])
+def test_knn_and_linear_probe(command, name, request, classes_folder):
+    model = request.getfixturevalue(name)
+    train = ("--train", classes_folder, "-d", classes_folder, "--model", model, "--json")
     code, out, _ = command("knn", *train, "-k", 3)
-    rows = Embedder(align).images(sorted(classes_folder.rglob("*.png")))
+    rows = Embedder(model).images(sorted(classes_folder.rglob("*.png")))
     labels = np.repeat(np.arange(3), 4)
     assert code == 0 and json.loads(out)["metrics"]["top1"] == knn_scores(rows, labels, rows, labels, k=3).top1
     code, out, _ = command("linear-probe", *train, "--seeds", 2)

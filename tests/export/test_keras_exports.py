@@ -41,11 +41,13 @@ def test_saved_model_resizes_as_the_original_program(align_tf, tmp_path):
     assert cosines(got["image_features"].numpy(), Embedder(align_tf).images(pictures)).min() > 0.999
 
 
-def test_saved_model_of_a_classifier_holds_its_labels(vit, tmp_path):
-    folder, sheet = exported(vit, tmp_path / "out", to="saved_model", input="uint8")
+@pytest.mark.parametrize("make", [tiny.vit_folder, tiny.align_classifier_folder])
+def test_saved_model_of_a_classifier_holds_its_labels(make, tmp_path):
+    model = make(tmp_path / "model")
+    folder, sheet = exported(model, tmp_path / "out", to="saved_model", input="uint8")
     saved = tf.saved_model.load(str(folder / "1"))
     got = saved.signatures["logits"](images=tf.constant(as_bytes()))["logits"]
-    close(got.numpy(), of_bytes(Embedder(vit), output="logits"))
+    close(got.numpy(), of_bytes(Embedder(model), output="logits"))
     assert (folder / "1/assets/labels.txt").read_text().split() == sheet["labels"]
 
 

@@ -1,6 +1,9 @@
 """JAX's exported programs, beside the embedder (of PyTorch)."""
 
+from functools import partial
+
 import numpy as np
+import pytest
 import tiny
 from exports import TEXTS, as_bytes, close, exported, of_bytes, tokens
 from jax import export as jax_export
@@ -22,7 +25,9 @@ def test_stablehlo(align_tf, tmp_path):
     close(called(folder / "text.stablehlo", *tokens(embedder, "int32").values()), embedder.texts(TEXTS, normalize=True))
 
 
-def test_stablehlo_of_a_classifier(vit, tmp_path):
-    folder, sheet = exported(vit, tmp_path / "out", to="stablehlo", input="uint8", quantize="bfloat16")
-    close(called(folder / "classifier.stablehlo", as_bytes()), of_bytes(Embedder(vit), output="logits"), 0.05)
+@pytest.mark.parametrize("make", [tiny.vit_folder, partial(tiny.align_classifier_folder, **tiny.FEW_BLOCKS)])
+def test_stablehlo_of_a_classifier(make, tmp_path):
+    model = make(tmp_path / "model")
+    folder, sheet = exported(model, tmp_path / "out", to="stablehlo", input="uint8", quantize="bfloat16")
+    close(called(folder / "classifier.stablehlo", as_bytes()), of_bytes(Embedder(model), output="logits"), 0.05)
     assert 0.999 < sheet["functions"]["classifier"]["check"]["cosine"] < 0.9999999

@@ -119,6 +119,14 @@ def test_pt2(align, embedder, tmp_path):
     assert cosines(text(**given)["text_features"].numpy(), embedder.texts(["a cat"])).min() > 0.9999
 
 
+@pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])
+def test_a_classifier_on_aligns_tower(to, tmp_path):
+    model = tiny.align_classifier_folder(tmp_path / "model", **tiny.FEW_BLOCKS)
+    _, sheet = exported(model, tmp_path / "out", to=to, input="uint8")  # which compares it with its source
+    assert sheet["functions"].keys() == {"classifier"} and sheet["functions"]["classifier"]["check"]["cosine"] > 0.99999
+    assert sheet["labels"][:2] == ["cat", "dog"] and sheet["scores"] == "softmax"
+
+
 def test_pt2_of_the_features_of_a_vit(vit, tmp_path):
     folder, _ = exported(vit, tmp_path / "out", to="pt2", what="image", input="uint8", normalize=True)
     run = torch.export.load(folder / "image.pt2").module()

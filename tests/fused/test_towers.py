@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from kakao_models import AlignModel, ViTForImageClassification, ViTModel
+from kakao_models import AlignForImageClassification, AlignModel, AlignVisionModel, ViTForImageClassification, ViTModel
 from kakao_models.fused.packed import PackedConvolution, packed
 from kakao_models.fused.towers import tensors_of, towers
 
@@ -81,6 +81,22 @@ def test_vit(tmp_path, dtype, representation_size):
     assert differ(towers(alone.config, tensors_of(alone))["image"](pixels), features) < TOLERANCE[dtype]
     with pytest.raises(ValueError, match=r"must be \(batch, 3, 32, 32\), got \(2, 3, 40, 40\)"):
         found["image"](torch.zeros(2, 3, 40, 40))
+
+
+@BOTH
+@torch.inference_mode()
+def test_align_classifier(tmp_path, dtype):
+    folder = tiny.align_classifier_folder(tmp_path)
+    model = AlignForImageClassification.from_pretrained(folder, dtype=dtype).eval()
+    found = towers(model.config, tensors_of(model), PIXELS)
+    assert found.keys() == {"image", "classifier"}
+    raw, pixels = bytes_of(tiny.IMAGE_SIZE, dtype)
+    body, logits = model.vision_model(pixels), model(pixels).logits
+    assert differ(found["image"](pixels), body.pooler_output) < TOLERANCE[dtype]
+    assert differ(found["image"].hidden(pixels), body.last_hidden_state) < TOLERANCE[dtype]
+    assert differ(found["classifier"](raw), logits) < TOLERANCE[dtype]
+    alone = AlignVisionModel.from_pretrained(folder, dtype=dtype).eval()
+    assert differ(towers(alone.config, tensors_of(alone))["image"](pixels), body.pooler_output) < TOLERANCE[dtype]
 
 
 @torch.inference_mode()

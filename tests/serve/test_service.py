@@ -141,8 +141,9 @@ def test_classify_is_the_pipeline(client, embedder):
     assert [score["label"] for score in best[0]["scores"]] == [result[0]["label"]]
 
 
-def test_a_classifiers_own_labels(tmp_path):
-    classifier = Embedder(tiny.vit_folder(tmp_path))
+@pytest.mark.parametrize("make", [tiny.vit_folder, tiny.align_classifier_folder])
+def test_a_classifiers_own_labels(make, tmp_path):
+    classifier = Embedder(make(tmp_path))
     with running(classifier) as (client, _, _):
         got = client.post("/v1/classify", json={"input": url(png(5)), "top_k": 3}).json()["data"][0]["scores"]
         wanted = pipeline("image-classification", classifier)(png(5), top_k=3)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -220,6 +221,27 @@ def test_a_classifier_learns_the_folders_of_its_pictures(backbone, tmp_path):
         assert all(torch.equal(x, tower[name]) for name, x in model.vision_model.state_dict().items())
     losses = [line["loss"] for line in read_logs(tmp_path / "out" / "training.jsonl") if "loss" in line]
     assert losses[0] == pytest.approx(1.0986, abs=1e-3)  # log 3: a head of zeros
+
+
+def test_the_command_classifies_with_what_two_steps_of_its_recipe_made(command, tmp_path):
+    data, start = pictures(tmp_path / "data"), tiny.align_folder(tmp_path / "start")
+    settings = {"output": tmp_path / "out", "data": data, "start": start, "batch_size": 12, "chunk_size": 6}
+    settings |= {"epochs": "null", "steps": 2, "warmup": 0, "workers": 0, "evaluate": "{}", "trainer.use_cpu": "true"}
+    changes = [f"{name}={value}" for name, value in settings.items()]
+    code, _, err = command("train", "vit", "--config", "align_classifier", *changes)
+    assert code == 0, err
+    photo = sorted(Path(data).glob("*/*"))[0]
+    code, out, err = command("classify", photo, "--model", tmp_path / "out", "--json")
+    assert code == 0, err
+    scores = {entry["label"]: entry["score"] for entry in json.loads(out)[0]["scores"]}
+    assert scores.keys() == {"bird", "cat", "dog"} and len({round(score, 4) for score in scores.values()}) > 1
+    logits = Embedder(tmp_path / "out", framework="torch").class_logits([photo])[0].astype(np.float64)
+    wanted = dict(zip(["bird", "cat", "dog"], np.exp(logits) / np.exp(logits).sum()))
+    assert scores == pytest.approx(wanted, abs=TOLERANCE["scores"])
+    code, out, err = command(
+        "evaluate", "classify", "--data", data, "--model", tmp_path / "out", "--no-cache", "--json"
+    )
+    assert code == 0 and json.loads(out)["counts"]["classes"] == 3, err
 
 
 def test_how_many_classes_has_to_be_known(tmp_path):

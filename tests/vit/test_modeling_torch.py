@@ -10,7 +10,6 @@ from tolerances import TOLERANCE
 from torch.nn import functional as F
 
 from kakao_models import ViTForImageClassification, ViTModel
-from kakao_models.checkpoint.classification_torch import classification_loss
 from kakao_models.vit import modeling_torch
 from kakao_models.vit.modeling_torch import resize_position_embeddings
 
@@ -259,9 +258,9 @@ def test_losses_golden(name, golden_folder):
         output = model(pixels_of(golden), labels=labels[:, 0])
         losses = {"loss_ce": output.loss}
         model.config.problem_type = "multi_label_classification"
-        losses["loss_bce"] = classification_loss(model, output.logits, several)
+        losses["loss_bce"] = model._loss(output.logits, several)
         # Smoothing belongs to training: of several labels it is in the labels, of a single one in the loss.
-        losses["loss_bce_smooth"] = classification_loss(model, output.logits, several * (1 - 1e-4) + 0.5e-4)
+        losses["loss_bce_smooth"] = model._loss(output.logits, several * (1 - 1e-4) + 0.5e-4)
         losses["loss_ce_smooth"] = F.cross_entropy(output.logits, labels[:, 0], label_smoothing=0.1)
     for key, value in losses.items():
         assert value.item() == pytest.approx(float(recorded[key]), rel=TOLERANCE["vit loss, relative"]), key

@@ -10,11 +10,11 @@ from flax import nnx
 from kakao_models.align.config import AlignVisionConfig
 from kakao_models.align.modeling_flax import FlaxAlignPreTrainedModel, FlaxAlignVisionModel
 from kakao_models.align.weights import align_slots
-from kakao_models.checkpoint.classification_flax import FlaxImageClassifierOutput, classification_loss
+from kakao_models.checkpoint.classification_flax import FlaxImageClassifier, FlaxImageClassifierOutput
 from kakao_models.checkpoint.weightmap import Slot
 
 
-class FlaxAlignForImageClassification(FlaxAlignPreTrainedModel):
+class FlaxAlignForImageClassification(FlaxImageClassifier, FlaxAlignPreTrainedModel):
     """The image tower and a linear head on its pooled output (B, C).
 
     `from_pretrained(folder_of_an_align, num_labels=10, ignore_mismatched_sizes=True)` takes the tower of an ALIGN and
@@ -45,12 +45,12 @@ class FlaxAlignForImageClassification(FlaxAlignPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> tuple | FlaxImageClassifierOutput:
-        """Logits (B, classes) and, with labels, the loss of `classification_loss`."""
+        """Logits (B, classes) and, with labels, the loss of `FlaxImageClassifier`."""
         outputs = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         pooled = outputs.pooler_output  # (B, C)
         logits = pooled if self.classifier is None else self.classifier(pooled)  # (B, classes)
         output = FlaxImageClassifierOutput(
-            loss=None if labels is None else classification_loss(self, logits, jnp.asarray(labels)),
+            loss=None if labels is None else self._loss(logits, jnp.asarray(labels)),
             logits=logits,
             hidden_states=outputs.hidden_states,
         )

@@ -6,15 +6,15 @@ Axes: B batch  C channels  H, W height, width
 from kakao_models.align.config import AlignVisionConfig
 from kakao_models.align.modeling_tf import TFAlignPreTrainedModel, TFAlignVisionModel
 from kakao_models.align.weights import align_slots
-from kakao_models.checkpoint.classification_tf import TFClassifier, TFImageClassifierOutput
+from kakao_models.checkpoint.classification_tf import TFImageClassifier, TFImageClassifierOutput
 from kakao_models.checkpoint.keras import Tensor, dense, image_signatures
 
 
-class TFAlignForImageClassification(TFClassifier, TFAlignPreTrainedModel):
+class TFAlignForImageClassification(TFImageClassifier, TFAlignPreTrainedModel):
     """The image tower and a linear head on its pooled output (B, C).
 
     `from_pretrained(folder_of_an_align, num_labels=10, ignore_mismatched_sizes=True)` takes the tower of an ALIGN and
-    starts a head at zero, where every class has the same probability. `fit` trains as `TFClassifier` says; for a linear
+    starts a head at zero, where every class has the same probability. `fit` trains as `TFImageClassifier` says; for a linear
     probe set `model.vision_model.trainable = False` before `compile`.
     """
 
@@ -42,7 +42,7 @@ class TFAlignForImageClassification(TFClassifier, TFAlignPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFImageClassifierOutput:
-        """Logits (B, classes) and, with labels, the loss of `TFClassifier`."""
+        """Logits (B, classes) and, with labels, the loss of `TFImageClassifier`."""
         outputs = self.vision_model(
             pixel_values, output_hidden_states=output_hidden_states, return_dict=True, training=training
         )

@@ -12,10 +12,10 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from kakao_models.align.config import AlignVisionConfig
 from kakao_models.align.modeling_torch import AlignPreTrainedModel, AlignVisionModel
-from kakao_models.checkpoint.classification_torch import classification_loss
+from kakao_models.checkpoint.classification_torch import ImageClassifier
 
 
-class AlignForImageClassification(AlignPreTrainedModel):
+class AlignForImageClassification(ImageClassifier, AlignPreTrainedModel):
     """The image tower and a linear head on its pooled output (B, C).
 
     `from_pretrained(folder_of_an_align, num_labels=10, ignore_mismatched_sizes=True)` takes the tower of an ALIGN and
@@ -65,11 +65,11 @@ class AlignForImageClassification(AlignPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple | ImageClassifierOutputWithNoAttention:
-        """Logits (B, classes) and, with labels, the loss of `classification_loss`."""
+        """Logits (B, classes) and, with labels, the loss of `ImageClassifier`."""
         outputs = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(outputs.pooler_output)  # (B, classes)
         output = ImageClassifierOutputWithNoAttention(
-            loss=None if labels is None else classification_loss(self, logits, labels, **kwargs),
+            loss=None if labels is None else self._loss(logits, labels, **kwargs),
             logits=logits,
             hidden_states=outputs.hidden_states,
         )

@@ -18,7 +18,7 @@ class TFImageClassifierOutput(ModelOutput):
     attentions: tuple
 
 
-class TFClassifier:
+class TFImageClassifier:
     """Mixin of a Keras model with `num_labels` that returns `TFImageClassifierOutput`: its loss, and `fit` with it.
 
     `compile` without a loss and `fit` on (images, labels) trains with the loss of `call(..., labels=)`; with a Keras loss

@@ -1,33 +1,27 @@
 """What the classifiers of all models in PyTorch have in common: their loss."""
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 
-def classification_loss(
-    model: PreTrainedModel,
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
-    an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
+class ImageClassifier:
+    """Mixin of a `PreTrainedModel` with `num_labels`: its loss."""
 
-    Args:
-        logits: (B, classes).
-        labels: (B,) class numbers, or (B, classes) numbers in [0, 1].
-        num_items_in_batch: labels of all micro-batches of a step, as transformers' Trainer counts them.
-    """
-    config, classes = model.config, model.num_labels
-    several = labels.dtype not in (torch.long, torch.int) or labels.shape[1:].numel() > 1
-    if config.problem_type is None and classes > 1 and several:
-        config.problem_type = "multi_label_classification"
-    if config.problem_type != "multi_label_classification":
-        return model.loss_function(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
-    images = len(logits) if num_items_in_batch is None else num_items_in_batch / classes
-    labels = labels.to(logits.device, logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / images
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None, **kwargs) -> torch.Tensor:
+        """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
+        an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
+
+        Args:
+            logits: (B, classes).
+            labels: (B,) class numbers, or (B, classes) numbers in [0, 1].
+            num_items_in_batch: labels of all micro-batches of a step, as transformers' Trainer counts them.
+        """
+        config, classes = self.config, self.num_labels
+        several = labels.dtype not in (torch.long, torch.int) or labels.shape[1:].numel() > 1
+        if config.problem_type is None and classes > 1 and several:
+            config.problem_type = "multi_label_classification"
+        if config.problem_type != "multi_label_classification":
+            return self.loss_function(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
+        images = len(logits) if num_items_in_batch is None else num_items_in_batch / classes
+        labels = labels.to(logits.device, logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / images

@@ -201,9 +201,13 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
         super()._load(*arguments)
         new = {path: v for path, v in self._variables().items() if isinstance(v.get_value(), jax.ShapeDtypeStruct)}
         if new:  # a head that starts anew
-            fresh = type(self)(self.config, rngs=nnx.Rngs(0))._variables()
-            for path, variable in new.items():
-                variable.set_value(fresh[path][...].astype(variable.dtype))
+
+            def fresh() -> dict[str, jax.Array]:
+                variables = type(self)(self.config, rngs=nnx.Rngs(0))._variables()
+                return {path: variables[path].get_value() for path in new}
+
+            for path, value in jax.jit(fresh)().items():  # compiled, it computes nothing else
+                new[path].set_value(value.astype(new[path].dtype))
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """In training, activations inside a block or layer are computed again in backward instead of being kept."""

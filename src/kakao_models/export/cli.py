@@ -20,7 +20,7 @@ def export(
     what: Annotated[
         str | None,
         typer.Option(
-            help="image, text, both or classifier; by default both towers of an ALIGN, the classifier of a ViT.",
+            help="image, text, both or classifier; by default both towers of an ALIGN, else the classifier.",
             show_default=False,
         ),
     ] = None,

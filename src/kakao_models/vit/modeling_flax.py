@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kakao_models.checkpoint.classification_flax import FlaxImageClassifierOutput, classification_loss
+from kakao_models.checkpoint.classification_flax import FlaxImageClassifier, FlaxImageClassifierOutput
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.flax import (
     ACT2FN,
@@ -275,7 +275,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
-class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
+class FlaxViTForImageClassification(FlaxImageClassifier, FlaxViTPreTrainedModel):
     """The backbone and a linear head, on the pre-logits representation where there is one and else on the class token.
 
     The head may be replaced in fine-tuning: `from_pretrained(path, num_labels=10, ignore_mismatched_sizes=True)` starts
@@ -311,7 +311,7 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         pooled = outputs.last_hidden_state[:, 0] if self.vit.pooler is None else outputs.pooler_output  # (B, D or R)
         logits = pooled if self.classifier is None else self.classifier(pooled)  # (B, classes)
         output = FlaxImageClassifierOutput(
-            loss=None if labels is None else classification_loss(self, logits, jnp.asarray(labels)),
+            loss=None if labels is None else self._loss(logits, jnp.asarray(labels)),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

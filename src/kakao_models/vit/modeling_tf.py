@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kakao_models.checkpoint.classification_tf import TFClassifier, TFImageClassifierOutput
+from kakao_models.checkpoint.classification_tf import TFImageClassifier, TFImageClassifierOutput
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
     Layer,
@@ -281,12 +281,12 @@ class TFViTModel(TFViTPreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
-class TFViTForImageClassification(TFClassifier, TFViTPreTrainedModel):
+class TFViTForImageClassification(TFImageClassifier, TFViTPreTrainedModel):
     """The backbone and a linear head, on the pre-logits representation where there is one and else on the class token.
 
     The head may be replaced in fine-tuning: `from_pretrained(path, num_labels=10, ignore_mismatched_sizes=True)` starts
     a new classifier, and with `representation_size=None` drops the representation in front of it. `fit` trains as
-    `TFClassifier` says.
+    `TFImageClassifier` says.
     """
 
     tensors_replaceable = (r"classifier\.", r"vit\.pooler\.")

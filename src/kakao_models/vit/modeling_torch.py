@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit import modeling_vit as base
 from transformers.utils.generic import can_return_tuple
 
-from kakao_models.checkpoint.classification_torch import classification_loss
+from kakao_models.checkpoint.classification_torch import ImageClassifier
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.vit.config import ViTConfig
@@ -209,7 +209,7 @@ class ViTModel(ViTPreTrainedModel, base.ViTModel):
         self.post_init()
 
 
-class ViTForImageClassification(ViTPreTrainedModel, base.ViTForImageClassification):
+class ViTForImageClassification(ImageClassifier, ViTPreTrainedModel, base.ViTForImageClassification):
     """The backbone and a linear head, on the pre-logits representation where there is one and else on the class token.
 
     The head may be replaced in fine-tuning: `from_pretrained(path, num_labels=10, ignore_mismatched_sizes=True)` starts
@@ -242,7 +242,7 @@ class ViTForImageClassification(ViTPreTrainedModel, base.ViTForImageClassificati
         pooled = outputs.last_hidden_state[:, 0] if self.vit.pooler is None else outputs.pooler_output  # (B, D or R)
         logits = self.classifier(pooled)  # (B, classes)
         return ImageClassifierOutput(
-            loss=None if labels is None else classification_loss(self, logits, labels, **kwargs),
+            loss=None if labels is None else self._loss(logits, labels, **kwargs),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
