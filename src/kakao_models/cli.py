@@ -19,21 +19,15 @@ from kakao_models.train.cli import app as train_app
 from kakao_models.verbs import (
     BUNDLED_MODEL,
     DEFAULT_MODEL,
-    BatchSizeOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FastImagesOption,
-    FrameworkOption,
     JsonOption,
     ModelArgument,
-    ModelOption,
+    ModelOptions,
     RevisionOption,
     check_picture,
     finish,
     given,
     group,
-    open_embedder,
+    model_options,
     prepare,
     tell,
 )
@@ -51,6 +45,7 @@ app.add_typer(train_app, name="train")
 
 
 @app.command(no_args_is_help=True)
+@model_options()
 def classify(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, folders of images, URLs.")],
     labels: Annotated[str | None, typer.Option("--labels", "-l", help="Labels, separated by commas.")] = None,
@@ -66,14 +61,8 @@ def classify(
     picture: Annotated[
         Path | None, typer.Option(help="Also draw the images beside bars of their scores, into this .png or .jpg.")
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    device: DeviceOption = "auto",
-    framework: FrameworkOption = None,
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    fast_images: FastImagesOption = False,
-    batch_size: BatchSizeOption = 32,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Classify images, with labels of your own (zero-shot) or a model's own classes.
 
@@ -88,19 +77,18 @@ def classify(
       kakao-models classify cat.jpg --model kakaobrain/vit-large-patch16-384 --engine auto
     """
     names = _labels(labels, labels_file)
-    if not names and model == DEFAULT_MODEL:
+    if not names and options.model == DEFAULT_MODEL:
         raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
     check_picture(picture)
     sources = _expanded(images)
-    prepare(model, revision)
+    options.prepare()
     from kakao_models import pipeline
     from kakao_models.inference.output import print_scores, say_engine, scores_as_json
     from kakao_models.inference.picture import draw_files
 
     task = "zero-shot-image-classification" if names else "image-classification"
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
-    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-    run = pipeline(task, model, batch_size=batch_size, fast_images=fast_images, **where, **given(defaults))
+    run = pipeline(task, options.model, **options.arguments(), **given(defaults))
     say_engine(run.embedder)
     results = run(sources, top_k=top_k, on_error="ignore", progress=None)
     if as_json:
@@ -115,6 +103,7 @@ def classify(
 
 
 @app.command(no_args_is_help=True)
+@model_options()
 def embed(
     inputs: Annotated[
         list[str] | None,
@@ -129,14 +118,8 @@ def embed(
     ] = None,
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
     as_json: JsonOption = False,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    device: DeviceOption = "auto",
-    framework: FrameworkOption = None,
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    fast_images: FastImagesOption = False,
-    batch_size: BatchSizeOption = 32,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Write embeddings of images or texts, a row each.
 
@@ -157,9 +140,8 @@ def embed(
     from kakao_models.inference.output import check_format, write_embeddings
 
     check_format(output)
-    prepare(model, revision)
-    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-    embedder = open_embedder(model, batch_size=batch_size, fast_images=fast_images, **where)
+    options.prepare()
+    embedder = options.open()
     if sentences:
         names, rows = sentences, embedder.texts(sentences, normalize=normalize)
     else:

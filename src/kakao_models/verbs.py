@@ -3,9 +3,13 @@
 Exit codes: 0 fine, 1 some inputs failed (listed on stderr), 2 nothing could be done (said on stderr), 130 interrupted.
 """
 
+import dataclasses
+import functools
+import inspect
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,6 +91,67 @@ def prepare(model: str, revision: str | None = None) -> None:
 
     fetch(model, "config.json", revision=revision)  # a wrong name is said at once
     quiet()
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model a command runs, and how. The fields are options of the command; see `model_options`."""
+
+    model: ModelOption = DEFAULT_MODEL
+    revision: RevisionOption = None
+    device: DeviceOption = "auto"
+    framework: FrameworkOption = None
+    engine: EngineOption = None
+    dtype: DtypeOption = None
+    batch_size: BatchSizeOption = 32
+    fast_images: FastImagesOption = False
+
+    def prepare(self) -> None:
+        """See `prepare`."""
+        prepare(self.model, self.revision)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `Embedder` beside the model."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
+
+    def open(self):
+        """See `open_embedder`."""
+        return open_embedder(self.model, **self.arguments())
+
+
+def model_options(*omitted: str, **defaults: Any) -> Callable[[Callable], Callable]:
+    """Gives a command that takes `options: ModelOptions` an option for each of its fields, in that place.
+
+    Args:
+        omitted: fields that are no options of this command, and keep their defaults.
+        defaults: other defaults, by the names of fields.
+    """
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(field.name, field.default),
+            annotation=field.type,
+        )
+        for field in dataclasses.fields(ModelOptions)
+        if field.name not in omitted
+    ]
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> Any:
+            chosen = {option.name: arguments.pop(option.name) for option in options}
+            return command(**arguments, options=ModelOptions(**chosen))
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+            parameters += options if parameter.name == "options" else own
+        run.__signature__ = inspect.Signature(parameters)  # which typer reads, with the annotations
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
 
 
 def open_embedder(model: str, **options):

@@ -66,7 +66,7 @@ def test_a_model_object_says_what_it_is(folders):
     assert_close(ours.images(PICTURES), Embedder(folders["vit"]).images(PICTURES))
     with pytest.raises(ValueError, match="framework='torch', but the model is a TFViTModel, of 'tf'"):
         Embedder(model, framework="torch")
-    with pytest.raises(ValueError, match="framework: got 'mxnet', wanted one of torch, tf, flax"):
+    with pytest.raises(ValueError, match="framework: got 'mxnet', expected one of torch, tf, flax"):
         Embedder(folders["align"], framework="mxnet")
 
 

@@ -13,20 +13,13 @@ from kakao_models.files.lines import lines_of
 from kakao_models.lazy import is_installed
 from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.verbs import (
-    DEFAULT_MODEL,
-    BatchSizeOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FrameworkOption,
     JsonOption,
-    ModelOption,
-    RevisionOption,
+    ModelOptions,
     check_file,
     check_picture,
     finish,
     group,
-    prepare,
+    model_options,
     tell,
 )
 
@@ -394,6 +387,7 @@ def download(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def embed(
     source: Annotated[
         str, typer.Argument(help="A table (.parquet, .csv, .jsonl), a folder of images, or a folder of tars.")
@@ -408,14 +402,9 @@ def embed(
     rank: Rank = 0,
     world_size: WorldSize = 1,
     distributor: Distributor = None,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
     as_json: JsonOption = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Embed a table of any size into sharded Parquet; after any interruption the same command goes on.
 
@@ -425,19 +414,17 @@ def embed(
 
       kakao-models data embed coyo/part-00000.parquet -o scores/ --what score
     """
-    prepare(model, revision)
+    options.prepare()
     from kakao_models import Embedder
     from kakao_models.data.embed import Settings, embed_table
     from kakao_models.inference.progress import Progress
     from kakao_models.samples.rows import Rows
 
-    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
+    model, revision = options.model, options.revision
     place = os.path.abspath(model) if os.path.exists(model) else model  # a task may run in another folder
-    load = functools.partial(Embedder, place, batch_size=batch_size, **where)
-    settings, name = (
-        Settings(what, per_shard, output_dtype, normalize, dtype),
-        f"{model}@{revision}" if revision else model,
-    )
+    load = functools.partial(Embedder, place, **options.arguments())
+    settings = Settings(what, per_shard, output_dtype, normalize, options.dtype)
+    name = f"{model}@{revision}" if revision else model
     with Progress("rows", sum(Rows(source).counts) // (1 if distributor else world_size), None) as bar:
         places = {"rank": rank, "world_size": world_size, "distributor": distributor}
         manifest = embed_table(load, source, output, settings, model=name, advance=bar.advance, **places)

@@ -10,15 +10,14 @@ from kakao_models.search.cli import DATABASE, Collection, Token
 from kakao_models.verbs import (
     BUNDLED_MODEL,
     MODEL_PANEL,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FrameworkOption,
+    ModelOptions,
     given,
+    model_options,
     prepare,
 )
 
 
+@model_options("model", "revision", "batch_size", "fast_images")
 def demo(
     model: Annotated[
         list[str] | None,
@@ -39,10 +38,8 @@ def demo(
     only: Annotated[
         bool, typer.Option("--only", help="Visitors can't name further models.", rich_help_panel=MODEL_PANEL)
     ] = False,
-    framework: FrameworkOption = None,
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = "auto",
+    *,
+    options: ModelOptions,
     index: Annotated[
         str | None,
         typer.Option(
@@ -97,9 +94,6 @@ def demo(
         host=host,
         port=port,
         ready=ready,
-        device=device,
-        framework=framework,
-        engine=engine,
-        dtype=dtype,
+        **options.arguments(),
         **given({"vit": vit}),
     )

@@ -6,16 +6,10 @@ from typing import Annotated
 import typer
 
 from kakao_models.verbs import (
-    DEFAULT_MODEL,
-    BatchSizeOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FrameworkOption,
     JsonOption,
-    ModelOption,
-    RevisionOption,
+    ModelOptions,
     group,
+    model_options,
     tell,
 )
 
@@ -48,9 +42,10 @@ app = group("Measure a model: one command per number that papers and cards repor
 
 
 @app.command("zero-shot", no_args_is_help=True)
+@model_options("fast_images")
 def zero_shot(
     data: Data,
-    model: ModelOption = DEFAULT_MODEL,
+    options: ModelOptions,
     classes: Classes = None,
     templates: Templates = "small",
     name: Name = None,
@@ -63,12 +58,6 @@ def zero_shot(
     cache: Cache = None,
     no_cache: NoCache = False,
     max_memory: Memory = 512,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Classify by class names: top-1, top-5, per class. --picture draws the confusion matrix.
 
@@ -77,7 +66,7 @@ def zero_shot(
       kakao-models evaluate zero-shot --data imagenet/val --classes clip --templates clip --name imagenet
     """
     check_output(output, picture)
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
+    run = start(options, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
     from kakao_models.evaluate.pictures import draw_confusion
     from kakao_models.inference.picture import save_picture
@@ -90,9 +79,10 @@ def zero_shot(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def calibration(
     data: Data,
-    model: ModelOption = DEFAULT_MODEL,
+    options: ModelOptions,
     classes: Classes = None,
     templates: Templates = "small",
     bins: Annotated[int, typer.Option(min=1, help="Of confidence.")] = 15,
@@ -106,12 +96,6 @@ def calibration(
     cache: Cache = None,
     no_cache: NoCache = False,
     max_memory: Memory = 512,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Compare zero-shot probabilities with how often they are right. --picture draws the reliability diagram.
 
@@ -120,7 +104,7 @@ def calibration(
       kakao-models evaluate calibration --data cifar10/test.parquet --model align-tiny --picture reliability.png
     """
     check_output(output, picture)
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
+    run = start(options, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
     from kakao_models.evaluate.pictures import draw_reliability
     from kakao_models.inference.picture import save_picture
@@ -133,9 +117,10 @@ def calibration(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def robustness(
     data: Annotated[list[str], typer.Option("--data", "-d", help="NAME=PATH, the usual data first; give several.")],
-    model: ModelOption = DEFAULT_MODEL,
+    options: ModelOptions,
     classes: Classes = None,
     templates: Templates = "small",
     image_column: ImageColumn = None,
@@ -145,12 +130,6 @@ def robustness(
     cache: Cache = None,
     no_cache: NoCache = False,
     max_memory: Memory = 512,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Zero-shot accuracy and calibration on usual and on shifted data, such as ImageNet, -V2, -R and -A.
 
@@ -164,7 +143,7 @@ def robustness(
     pairs = [entry.partition("=") for entry in data]
     if any(not path for _, _, path in pairs):
         raise typer.BadParameter("--data: wanted NAME=PATH")
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
+    run = start(options, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
 
     sets = [read_classes(path, None, image_column, label_column, name, classes) for name, _, path in pairs]
@@ -172,9 +151,10 @@ def robustness(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images", model="kakaobrain/vit-large-patch16-384")
 def classify(
     data: Data,
-    model: ModelOption = "kakaobrain/vit-large-patch16-384",
+    options: ModelOptions,
     class_index: Annotated[
         Path | None,
         typer.Option(exists=True, help="imagenet_class_index.json: which of the model's classes a folder is."),
@@ -190,12 +170,6 @@ def classify(
     as_json: JsonOption = False,
     cache: Cache = None,
     no_cache: NoCache = False,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Measure a model's own classifier: top-1, top-5, ImageNet-ReaL, or mean average precision of many labels.
 
@@ -204,7 +178,7 @@ def classify(
       kakao-models evaluate classify --data imagenet/val --real real.json --name imagenet
     """
     check_output(output, picture)
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, 512)
+    run = start(options, cache, no_cache, 512)
     from kakao_models.evaluate import read_class_index, read_labelled, read_many_labels, tasks
     from kakao_models.evaluate.pictures import draw_confusion
     from kakao_models.inference.picture import save_picture
@@ -224,9 +198,10 @@ def classify(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def retrieval(
     data: Data,
-    model: ModelOption = DEFAULT_MODEL,
+    options: ModelOptions,
     images: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="The folder of the images of Karpathy's .json.")
     ] = None,
@@ -241,12 +216,6 @@ def retrieval(
     cache: Cache = None,
     no_cache: NoCache = False,
     max_memory: Memory = 512,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Captions of images and images of captions: recall at 1, 5, 10, mean and median rank.
 
@@ -255,7 +224,7 @@ def retrieval(
       kakao-models evaluate retrieval --data dataset_coco.json --images coco/val2014 --name coco
     """
     check_output(output)
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
+    run = start(options, cache, no_cache, max_memory)
     from kakao_models.evaluate import read_captioned, tasks
 
     columns = dict(image_column=image_column, caption_column=caption_column)
@@ -264,10 +233,11 @@ def retrieval(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def knn(
     data: Data,
     train: Train,
-    model: ModelOption = DEFAULT_MODEL,
+    options: ModelOptions,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours; more than 1 are weighted.")] = 1,
     name: Name = None,
     split: Split = None,
@@ -279,12 +249,6 @@ def knn(
     cache: Cache = None,
     no_cache: NoCache = False,
     max_memory: Memory = 512,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Labels of the nearest training images.
 
@@ -293,7 +257,7 @@ def knn(
       kakao-models evaluate knn --train imagenet/train --data imagenet/val --name imagenet
     """
     check_output(output)
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
+    run = start(options, cache, no_cache, max_memory)
     from kakao_models.evaluate import read_labelled, tasks
 
     columns = dict(image_column=image_column, label_column=label_column)
@@ -303,10 +267,11 @@ def knn(
 
 
 @app.command("linear-probe", no_args_is_help=True)
+@model_options("fast_images")
 def linear_probe(
     data: Data,
     train: Train,
-    model: ModelOption = DEFAULT_MODEL,
+    options: ModelOptions,
     vtab: Annotated[bool, typer.Option("--vtab", help="VTAB-1k's protocol: 800 + 200 training images.")] = False,
     solver: Annotated[str, typer.Option(help="lbfgs, or sgd for large data.")] = "lbfgs",
     scale: Annotated[str, typer.Option(help="Features: standard, l2 or none.")] = "standard",
@@ -320,12 +285,6 @@ def linear_probe(
     as_json: JsonOption = False,
     cache: Cache = None,
     no_cache: NoCache = False,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """A logistic regression on frozen features, with its confidence interval.
 
@@ -334,7 +293,7 @@ def linear_probe(
       kakao-models evaluate linear-probe --train cifar10/train.parquet --data cifar10/test.parquet --model align-tiny
     """
     check_output(output)
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, 512)
+    run = start(options, cache, no_cache, 512)
     from kakao_models.evaluate import read_labelled, tasks
 
     columns = dict(image_column=image_column, label_column=label_column)
@@ -345,13 +304,14 @@ def linear_probe(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def similarity(
     data: Annotated[
         str, typer.Option("--data", "-d", help="Karpathy's dataset_coco.json.", rich_help_panel=DATA_PANEL)
     ],
     images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The folder of COCO's val2014 images.")],
     ratings: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The folder of sts_test.csv and so on.")],
-    model: ModelOption = DEFAULT_MODEL,
+    options: ModelOptions,
     split: Annotated[str, typer.Option(help="val or test.", rich_help_panel=DATA_PANEL)] = "test",
     positive: Annotated[float, typer.Option(help="Pairs rated so count as right answers in retrieval.")] = 3.0,
     name: Name = "cxc",
@@ -360,12 +320,6 @@ def similarity(
     cache: Cache = None,
     no_cache: NoCache = False,
     max_memory: Memory = 512,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    device: DeviceOption = "auto",
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
 ) -> None:
     """Crisscrossed Captions: correlation with people's ratings (STS, SIS, SITS) and four retrieval tasks.
 
@@ -374,7 +328,7 @@ def similarity(
       kakao-models evaluate similarity --data dataset_coco.json --images coco/val2014 --ratings cxc/data
     """
     check_output(output)
-    run = start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory)
+    run = start(options, cache, no_cache, max_memory)
     from kakao_models.evaluate import read_captioned, read_ratings, tasks
 
     files = {kind: ratings / f"{kind}_{split}.csv" for kind in ("sts", "sis", "sits")}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.verbs import MODEL_PANEL, check_file, check_picture, open_embedder, prepare
+from kakao_models.verbs import MODEL_PANEL, ModelOptions, check_file, check_picture
 
 DATA_PANEL = "Data"
 Cache = Annotated[
@@ -47,16 +47,15 @@ Train = Annotated[str, typer.Option(help="The training data, as --data.", rich_h
 TrainSplit = Annotated[str | None, typer.Option(help="As --split, of --train.", rich_help_panel=DATA_PANEL)]
 
 
-def start(model, revision, framework, device, engine, dtype, batch_size, cache, no_cache, max_memory):
-    prepare(model, revision)
+def start(options: ModelOptions, cache: Path | None, no_cache: bool, max_memory: int):
+    """What every task runs on, with `max_memory` MiB for tiles of similarities."""
+    options.prepare()
     from kakao_models.evaluate.cache import CachedEmbedder
     from kakao_models.evaluate.tasks import TaskRun
 
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = None if no_cache else cache or Path(home, "kakao-models", "embeddings")
-    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-    embedder = open_embedder(model, batch_size=batch_size, **where)
-    return TaskRun(CachedEmbedder(embedder, folder), max_memory=max_memory * 2**20)
+    return TaskRun(CachedEmbedder(options.open(), folder), max_memory=max_memory * 2**20)
 
 
 def read_classes(data, split, image_column, label_column, name, classes):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kakao_models.align.preprocessing import MAX_TOKENS
+from kakao_models.inference.arguments import dtype_name, takes_transformers_arguments
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.inputs import ModelInputs
 from kakao_models.inference.progress import Progress
@@ -30,30 +31,35 @@ class Embedder:
             PyTorch, Keras or Flax (see `TorchEngine`).
         processor: an `AlignProcessor` or a `ViTImageProcessor`, or the name of a checkpoint that has one; by default the
             model's own. `image_processor` and `tokenizer` replace one part of it.
-        framework: what runs the model: "torch", "tf" (Keras on TensorFlow) or "flax"; by default that of a loaded model,
-            or the first of these that is installed. Preprocessing and results are the same.
-        device: "auto" takes the GPU if there is one.
+        framework: what runs the model: "torch" (or "pt"), "tf" (Keras on TensorFlow) or "flax" (or "jax"); by default that
+            of a loaded model, or the first of these that is installed. Preprocessing and results are the same.
+        device: "auto" takes the GPU if there is one; a name such as "cuda:1", the number of a GPU (-1 is the CPU), or a
+            device object of the framework.
         engine: what runs a PyTorch model. By default a checkpoint runs in "torch" with batch norms folded and
             operations fused, which gives the same numbers faster, and a model object as it is, with the weights it has
             at each call. "compile", "openvino" and "onnx" are checked against the plain model, on photographs and
             texts, once on each machine; "auto" takes the fastest that is installed, for each tower. `engine.checks`
             has what was measured. A model object given an engine runs with the weights it has now.
-        dtype: what the model computes in: "float32" (the default), "bfloat16", "float16"; "auto" for the fastest of
-            them whose cosine to float32 stays above 0.9999. Results are always float32.
+        dtype: what the model computes in: "float32" (the default), "bfloat16", "float16", or a dtype of the framework such
+            as `torch.bfloat16`; "auto" for the fastest of them whose cosine to float32 stays above 0.9999. Results are
+            always float32.
         batch_size: images at a time; as many texts of 64 tokens, and more of shorter ones.
-        num_workers: threads that read and preprocess images; by default one per processor core, at most 8.
+        num_workers: threads that read and preprocess images; by default one per CPU core, at most 8.
         image_options: further arguments of `kakao_models.pixels.images.load_image`, such as `max_pixels`.
         fast_images: read JPEGs by simplejpeg, if it is installed, and resize by PyTorch's kernel for bytes, which is
             faster (docs/speed.md has figures). Some pixels differ by 1 or 2 of 255 from PIL's, which is what transformers
             uses and the default. Only where preprocessing is "hf", and the model runs as towers (see `engine`).
         revision, token, subfolder, cache_dir, local_files_only: arguments of `from_pretrained`. `revision` and
             `subfolder` hold for the model's own checkpoint.
+        device_map, torch_dtype, feature_extractor, model_kwargs, use_fast, trust_remote_code: arguments of
+            `transformers.pipeline`; a model runs on one device, and no code of a checkpoint is run.
 
     Raises:
         OSError: no such checkpoint, or one of its files can't be read.
         ValueError: another kind of model, or one that does not go with the processor.
     """
 
+    @takes_transformers_arguments
     def __init__(
         self,
         model,
@@ -63,8 +69,8 @@ class Embedder:
         tokenizer=None,
         framework: str | None = None,
         engine: str | None = None,
-        device: str | int = "auto",
-        dtype: str | None = None,
+        device: Any = "auto",
+        dtype: Any = None,
         batch_size: int = 32,
         num_workers: int | None = None,
         image_options: dict | None = None,
@@ -98,7 +104,7 @@ class Embedder:
             model_type = self.engine.config.model_type
         self.inputs = ModelInputs(model_type, checkpoint, hub, processor, image_processor, tokenizer)
         self.batch_size = _positive("batch_size", batch_size)
-        self.num_workers = _positive("num_workers", num_workers or min(8, os.cpu_count() or 1))
+        self.num_workers = _workers(min(8, os.cpu_count() or 1) if num_workers is None else num_workers)
         self.image_options = dict(image_options or {})
         self.failures: list[Failure] = []
         self.fast_images = fast_images
@@ -108,6 +114,23 @@ class Embedder:
             raise ValueError(
                 f'fast_images=True: {self.name} does not take bytes. It needs a checkpoint in PyTorch, preprocessing="hf"'
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"Embedder({self.name!r}, dim={self.dim}, engine={self.engine.description!r}, device={str(self.device)!r}, "
+            f"dtype={dtype_name(self.dtype)!r})"
+        )
+
+    @property
+    def device(self) -> Any:
+        """Where the model runs, as its framework says it: a `torch.device`, a `jax.Device`, a name of TensorFlow's."""
+        return self.engine.device
+
+    @property
+    def dtype(self) -> Any:
+        """What the model (or its image tower) computes in: a `torch.dtype`, a numpy dtype of JAX, a name of Keras.
+        Embeddings are float32 in any case."""
+        return self.engine.dtype
 
     @property
     def image_processor(self):
@@ -219,6 +242,7 @@ class Embedder:
         progress: bool | None = False,
         image_options: dict | None = None,
         processor_options: dict | None = None,
+        num_workers: int | None = None,
     ) -> Iterator[ImageBatch]:
         """As `images`, in batches as they are done, whatever comes of a batch being forgotten after it is used.
 
@@ -226,22 +250,26 @@ class Embedder:
             output: "features" (n, D); "logits" (n, classes) of a model with a classifier; "hidden", the last hidden
                 state of the image tower.
             image_options, processor_options: further arguments of `load_image` and of the image processor.
+            num_workers: instead of the embedder's own.
         """
         run = self._outputs(output)
         if on_error not in ("report", "ignore", "raise"):
             raise ValueError(f"on_error: got {on_error!r}, wanted 'report', 'ignore' or 'raise'")
         size = self.batch_size if batch_size is None else _positive("batch_size", batch_size)
         prepare = self._preparing(image_options or {}, processor_options or {})
-        return self._run(each_source(sources), prepare, run, normalize, size, on_error, progress)
+        workers = self.num_workers if num_workers is None else _workers(num_workers)
+        return self._run(each_source(sources), prepare, run, normalize, size, workers, on_error, progress)
 
-    def _run(self, sources, prepare, run, normalize, batch_size, on_error, progress) -> Iterator[ImageBatch]:
+    def _run(
+        self, sources, prepare, run, normalize, batch_size, num_workers, on_error, progress
+    ) -> Iterator[ImageBatch]:
         failures = self.failures = []
         done = 0
         batches = stream_batches(
             sources,
             prepare,
             batch_size=batch_size,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             stop_at_failure=on_error == "raise",
         )
         with Progress("images", _length(sources), progress) as bar:
@@ -393,6 +421,12 @@ def _check_unicode(index: int, text: str) -> None:
         raise ValueError(
             f"texts[{index}]: {text!r:.80} is no valid Unicode ({error.reason}). Was it read in the wrong encoding?"
         ) from error
+
+
+def _workers(count: int) -> int:
+    return (
+        1 if count == 0 else _positive("num_workers", count)
+    )  # 0 is transformers' default: no threads beside the caller's
 
 
 def _positive(name: str, value: int) -> int:

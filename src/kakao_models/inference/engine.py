@@ -94,6 +94,16 @@ class Engine:
         return type(self).__name__
 
     @property
+    def device(self) -> Any:
+        """Where the model runs, as its framework says it: a `torch.device`, a `jax.Device`, a name of TensorFlow's."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> Any:
+        """What the model (or its image tower) computes in: a `torch.dtype`, a numpy dtype of JAX, a name of Keras."""
+        raise NotImplementedError
+
+    @property
     def takes_bytes(self) -> bool:
         """Whether pixels may be bytes (B, H, W, C), as `ImageProcessor.pixels` gives them."""
         return False

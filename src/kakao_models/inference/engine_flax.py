@@ -53,6 +53,18 @@ class FlaxEngine(Engine):
     ) -> "FlaxEngine":
         return cls(cls.load_model(name_or_path, _dtype(dtype or "float32"), where), device=device)
 
+    @property
+    def device(self) -> jax.Device:
+        return min(self._weight.devices(), key=lambda device: device.id)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> jax.Array:
+        return next(leaf for leaf in jax.tree.leaves(self._state) if jnp.issubdtype(leaf.dtype, jnp.floating))
+
     def _pooled_width(self) -> int | None:
         pooler = getattr(self.model.backbone(), "pooler", None)
         return None if pooler is None else pooler.dense.out_features

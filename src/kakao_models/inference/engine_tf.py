@@ -56,6 +56,14 @@ class KerasEngine(Engine):
             model = cls.load_model(name_or_path, _dtype(dtype or "float32"), where)
         return cls(model, device=device)
 
+    @property
+    def device(self) -> str:
+        return self._device or ("GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0")
+
+    @property
+    def dtype(self) -> str:
+        return self.model.variable_dtype
+
     def _pooled_width(self) -> int | None:
         pooler = getattr(self.model.backbone(), "pooler", None)
         return None if pooler is None else pooler.dense.units

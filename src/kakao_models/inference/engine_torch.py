@@ -46,6 +46,14 @@ class TorchEngine(Engine):
     def classifies(self) -> bool:
         return hasattr(self.model, "classifier") and self.config.num_labels > 0
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
     def _pooled_width(self) -> int | None:
         pooler = getattr(self.model.base_model, "pooler", None)
         return None if pooler is None else pooler.dense.out_features

@@ -50,7 +50,7 @@ class TowerEngine(Engine):
         pixels: tuple[np.ndarray, np.ndarray] | None = None,
         keep: bool = True,
     ):
-        self.source, self.choices, self.device = source, choices, torch_device(device)
+        self.source, self.choices, self._device = source, choices, torch_device(device)
         self.checks: list[dict] = []  # what the self-check measured, see `inference.selfcheck`
         self._pixels = None if pixels is None else tuple(map(torch.from_numpy, pixels))
         # All that what engines make depends on, and the numbers that they give
@@ -99,6 +99,15 @@ class TowerEngine(Engine):
         return self.source.temperature
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype = self.choices["image"].dtype
+        return torch.float32 if dtype == "mixed" else getattr(torch, dtype)
+
+    @property
     def description(self) -> str:
         return ", ".join(f"{what}: {choice}" for what, choice in self.choices.items())
 
@@ -119,7 +128,7 @@ class TowerEngine(Engine):
             def tower() -> torch.nn.Module:
                 return self._towers[what]
 
-            self._runners[kind] = make_runner(choice.engine, tower, what, arrays, self.device, choice.dtype, folder)
+            self._runners[kind] = make_runner(choice.engine, tower, what, arrays, self._device, choice.dtype, folder)
             if not any(chosen.engine == "torch" for chosen in self.choices.values()):
                 self.__dict__.pop("_towers", None)  # what was made of them has weights of its own
         return self._runners[kind](*arrays)
@@ -144,4 +153,4 @@ class TowerEngine(Engine):
         if pixels.dtype == torch.uint8:
             pixels = pixels.permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return self._towers["image"].to(self.device).hidden(pixels.to(self.device)).float().cpu().numpy()
+            return self._towers["image"].to(self._device).hidden(pixels.to(self._device)).float().cpu().numpy()

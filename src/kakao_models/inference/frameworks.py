@@ -12,21 +12,24 @@ _ENGINES = {
     "flax": ("kakao_models.inference.engine_flax", "FlaxEngine", "flax", "flax"),
 }
 FRAMEWORKS = tuple(_ENGINES)
+_ALIASES = {"pt": "torch", "pytorch": "torch", "tensorflow": "tf", "keras": "tf", "jax": "flax"}
 
 
 def engine_class(framework: str | None, model: Any) -> type:
     """The engine for a model object, or for one that is to be loaded.
 
     Args:
-        framework: "torch", "tf" or "flax"; by default that of the object, or the first of these that is installed.
+        framework: "torch", "tf" or "flax", or as transformers calls it ("pt", "jax"); by default that of the object, or
+            the first of these that is installed.
         model: a model of any of them, or a name or path.
 
     Raises:
         ValueError: no such framework, or a model object of another one.
         ImportError: the framework is not installed; the message says what installs it.
     """
+    framework = _ALIASES.get(framework, framework)
     if framework is not None and framework not in _ENGINES:
-        raise ValueError(f"framework: got {framework!r}, wanted one of {', '.join(_ENGINES)}")
+        raise ValueError(f"framework: got {framework!r}, expected one of {', '.join(_ENGINES)}")
     of_model = _framework_of(model)
     if framework and of_model and framework != of_model:
         raise ValueError(f"framework={framework!r}, but the model is a {type(model).__name__}, of {of_model!r}")

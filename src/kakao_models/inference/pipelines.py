@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kakao_models.inference.arguments import TRANSFORMERS_ARGUMENTS
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.labels import LabelEmbeddings
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
@@ -37,6 +38,20 @@ class ImagePipeline(ABC):
         self.embedder = embedder
         self._defaults = defaults
 
+    def __repr__(self) -> str:
+        defaults = "".join(f", {name}={value!r}" for name, value in self._defaults.items())
+        return f"{type(self).__name__}({self.embedder!r}{defaults})"
+
+    @property
+    def device(self) -> Any:
+        """See `Embedder.device`."""
+        return self.embedder.device
+
+    @property
+    def dtype(self) -> Any:
+        """See `Embedder.dtype`."""
+        return self.embedder.dtype
+
     def __call__(self, inputs: Any = None, *, images: Any = None, **arguments) -> Any:
         """Results for `inputs` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
         inputs = images if inputs is None else inputs
@@ -60,6 +75,7 @@ class ImagePipeline(ABC):
         *,
         timeout: float | None,
         batch_size: int | None,
+        num_workers: int | None,
         on_error: str,
         progress: bool | None,
         processor_options: dict | None = None,
@@ -68,6 +84,7 @@ class ImagePipeline(ABC):
             images,
             output=output,
             batch_size=batch_size,
+            num_workers=num_workers,
             on_error=on_error,
             progress=progress,
             image_options={} if timeout is None else {"timeout": timeout},
@@ -104,6 +121,7 @@ class ZeroShotImageClassification(ImagePipeline):
         top_k: int | None = None,
         timeout: float | None = None,
         batch_size: int | None = None,
+        num_workers: int | None = None,
         on_error: str = "raise",
         progress: bool | None = False,
     ) -> Iterator[list[dict] | None]:
@@ -115,7 +133,7 @@ class ZeroShotImageClassification(ImagePipeline):
             hypothesis_template: the sentence made of a label; of several, the embeddings are averaged.
             top_k: only that many labels.
             timeout: seconds for fetching one URL.
-            batch_size, progress: as of `Embedder.images`.
+            batch_size, num_workers, progress: as of `Embedder`.
             on_error: "raise" stops at an image that can't be read; "report" gives `None` for it, and a warning at the
                 end names all; "ignore" only gives `None`.
         """
@@ -127,7 +145,9 @@ class ZeroShotImageClassification(ImagePipeline):
             logits = self.embedder.logits(image_embeds, label_embeds)
             return [ranked(scores, labels, top_k) for scores in softmax(logits)]
 
-        options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
+        options = dict(
+            timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
+        )
         return self._results(images, "features", finish, **options)
 
 
@@ -143,6 +163,7 @@ class ImageClassification(ImagePipeline):
         function_to_apply: str | None = None,
         timeout: float | None = None,
         batch_size: int | None = None,
+        num_workers: int | None = None,
         on_error: str = "raise",
         progress: bool | None = False,
     ) -> Iterator[list[dict] | None]:
@@ -152,7 +173,7 @@ class ImageClassification(ImagePipeline):
             top_k: how many classes.
             function_to_apply: from logits to scores: "softmax", "sigmoid" or "none"; by default what the
                 configuration's `problem_type` asks for, and without one softmax, or sigmoid of a single class.
-            images, timeout, batch_size, on_error, progress: as of the zero-shot pipeline.
+            images, timeout, batch_size, num_workers, on_error, progress: as of the zero-shot pipeline.
         """
         _check_top_k(top_k)
         config = self.embedder.config
@@ -166,7 +187,9 @@ class ImageClassification(ImagePipeline):
         def finish(logits: np.ndarray) -> list[list[dict]]:
             return [ranked(scores, labels, top_k) for scores in function(logits)]
 
-        options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
+        options = dict(
+            timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
+        )
         return self._results(images, "logits", finish, **options)
 
 
@@ -183,6 +206,7 @@ class ImageFeatureExtraction(ImagePipeline):
         image_processor_kwargs: dict | None = None,
         timeout: float | None = None,
         batch_size: int | None = None,
+        num_workers: int | None = None,
         on_error: str = "raise",
         progress: bool | None = False,
     ) -> Iterator[Any]:
@@ -192,7 +216,7 @@ class ImageFeatureExtraction(ImagePipeline):
             pool: instead the features (1, D), as `Embedder.images` gives them.
             return_tensors: PyTorch tensors instead of lists.
             image_processor_kwargs: further arguments of the image processor.
-            images, timeout, batch_size, on_error, progress: as of the zero-shot pipeline.
+            images, timeout, batch_size, num_workers, on_error, progress: as of the zero-shot pipeline.
         """
 
         def finish(values: np.ndarray) -> list:
@@ -202,7 +226,9 @@ class ImageFeatureExtraction(ImagePipeline):
 
             return list(torch.from_numpy(values[:, None]))
 
-        options = dict(timeout=timeout, batch_size=batch_size, on_error=on_error, progress=progress)
+        options = dict(
+            timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
+        )
         return self._results(
             images, "features" if pool else "hidden", finish, processor_options=image_processor_kwargs, **options
         )
@@ -211,21 +237,38 @@ class ImageFeatureExtraction(ImagePipeline):
 _TASKS = {cls.task: cls for cls in (ZeroShotImageClassification, ImageClassification, ImageFeatureExtraction)}
 
 
-def pipeline(task: str, model: Any, **kwargs) -> ImagePipeline:
+def pipeline(task: str | None = None, model: Any = None, **kwargs) -> ImagePipeline:
     """A pipeline that is called like transformers' of the same name.
 
     Args:
-        task: "zero-shot-image-classification", "image-classification" or "image-feature-extraction".
+        task: "zero-shot-image-classification", "image-classification" or "image-feature-extraction"; by default the first
+            of these that the model can do.
         model: an `Embedder`, or the first argument of one: a Hub id, a folder, a bundled checkpoint, a loaded model.
         kwargs: arguments of `Embedder` (`device`, `dtype`, `batch_size`, `image_processor`, `tokenizer`, `revision`,
-            ...) and defaults for arguments of a call (`candidate_labels`, `top_k`, ...).
+            ...), those of transformers' `pipeline` that `Embedder` takes, and defaults for arguments of a call
+            (`candidate_labels`, `top_k`, ...).
+
+    Raises:
+        ValueError: an unknown task, no model, or an argument of transformers' that can't be taken; the message says what
+            to do instead.
+        TypeError: an argument that nothing here has.
     """
-    if task not in _TASKS:
-        raise ValueError(f"task: got {task!r}, wanted one of {', '.join(_TASKS)}")
+    if task is not None and task not in _TASKS:
+        raise ValueError(f"task: got {task!r}, expected one of {', '.join(_TASKS)}. A checkpoint is passed as model=")
+    if model is None:
+        raise ValueError(
+            "model: pass a checkpoint, such as 'kakaobrain/align-base', or 'align-tiny' inside this package"
+        )
     if not isinstance(model, Embedder):
-        names = inspect.signature(Embedder).parameters
+        names = {*inspect.signature(Embedder).parameters, *TRANSFORMERS_ARGUMENTS}
         model = Embedder(model, **{name: kwargs.pop(name) for name in list(kwargs) if name in names})
-    return _TASKS[task](model, **kwargs)
+    return _TASKS[task or _task_of(model)](model, **kwargs)
+
+
+def _task_of(embedder: Embedder) -> str:
+    if embedder.engine.reads_texts:
+        return ZeroShotImageClassification.task
+    return (ImageClassification if embedder.engine.classifies else ImageFeatureExtraction).task
 
 
 def _in_order(batches: Iterable[ImageBatch], finish: Callable[[np.ndarray], list]) -> Iterator[Any]:

@@ -1,29 +1,21 @@
 """The commands `kakao-models index` and `kakao-models search`: one short function per verb, no logic of its own."""
 
-import functools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kakao_models.verbs import (
-    DEFAULT_MODEL,
     MODEL_PANEL,
-    BatchSizeOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FrameworkOption,
     JsonOption,
-    ModelOption,
-    RevisionOption,
+    ModelOptions,
     check_file,
     finish,
     group,
-    open_embedder,
-    prepare,
+    model_options,
     tell,
 )
 
@@ -72,6 +64,7 @@ DEFAULT_URI, DEFAULT_COLLECTION = "./kakao.db", "images"
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def build(
     sources: Annotated[
         list[str],
@@ -95,13 +88,8 @@ def build(
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = "auto",
-    batch_size: BatchSizeOption = 32,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Embed images or texts into an index; the same command adds what is new, and goes on after an interruption.
 
@@ -116,14 +104,14 @@ def build(
 
       kakao-models index build shards/ coyo.parquet --index http://localhost:19530 --index-type HNSW
     """
-    options = _making(what, index_type, index_params, metric, consistency, shards)
-    embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
+    making = _making(what, index_type, index_params, metric, consistency, shards)
+    options.prepare()
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
     from kakao_models.search.items import count
 
     total = count(sources, what)  # before an index of nothing is made
-    with SearchIndex.open(uri, embedder(), token=token, collection=collection, **options) as index:
+    with SearchIndex.open(uri, options.open(), token=token, collection=collection, **making) as index:
         with Progress(what, total, None) as bar:
             done = index.build(
                 sources,
@@ -138,6 +126,7 @@ def build(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
 def load(
     source: Annotated[
         Path,
@@ -155,13 +144,8 @@ def load(
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = "auto",
-    batch_size: BatchSizeOption = 32,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Put embeddings that are on the disk into an index; the model that made them only says which it is.
 
@@ -173,15 +157,15 @@ def load(
 
       kakao-models index load old-milvus-lite-2.db --index new.db
     """
-    options = _making(what, index_type, index_params, metric, consistency, shards)
-    embedder = _embedder(model, revision, framework, device, engine, dtype, batch_size)
+    making = _making(what, index_type, index_params, metric, consistency, shards)
+    options.prepare()
     from kakao_models.inference.progress import Progress
     from kakao_models.search import SearchIndex
     from kakao_models.search.stored import StoredEmbeddings
 
-    stored, embedder = StoredEmbeddings(source), embedder()
+    stored, embedder = StoredEmbeddings(source), options.open()
     stored.check(embedder)  # before an index is made that its rows don't go into
-    with SearchIndex.open(uri, embedder, token=token, collection=collection, **options) as index:
+    with SearchIndex.open(uri, embedder, token=token, collection=collection, **making) as index:
         with Progress("rows", stored.count, None) as bar:
             loaded = stored.load(index, advance=bar.advance)
         rows = index.count
@@ -243,6 +227,7 @@ def delete(
     tell({"index": uri, "removed": removed, "rows": left}, f"{uri}: {removed:,} removed, {left:,} left", as_json)
 
 
+@model_options("model", "batch_size", "fast_images")
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
     image: Annotated[list[str] | None, typer.Option(help="An image to look for; may be repeated.")] = None,
@@ -289,11 +274,8 @@ def search(
             show_default=False,
         ),
     ] = None,
-    revision: RevisionOption = None,
-    framework: FrameworkOption = None,
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = "auto",
+    *,
+    options: ModelOptions,
 ) -> None:
     """Find images (or texts) by a text, by an image, or by both added and subtracted.
 
@@ -317,9 +299,9 @@ def search(
     from kakao_models.search.results import hits_page, print_hits
 
     with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
-        embedder = index.use(
-            _embedder(model or index.metadata["model"], revision, framework, device, engine, dtype, 32)()
-        )
+        options = replace(options, model=model or index.metadata["model"])
+        options.prepare()
+        embedder = index.use(options.open())
         taken = [*(minus or []), *(minus_image or [])]
         query = compose_query(embedder, text, image, plus=plus or (), minus=taken, weights=weights)
         hits = index.search(query, k, filter=filter)
@@ -348,13 +330,6 @@ def _making(what: str, index_type: str | None, index_params: str | None, metric:
     params = _params("--index-params", index_params)
     new = {"kind": what, "index_type": index_type, "index_params": params, "metric": metric}
     return new | {"consistency": consistency, "shards": shards, "create": True}
-
-
-def _embedder(model: str, revision, framework, device, engine, dtype, batch_size):
-    """A function that loads the model, after what can be said without it has been checked."""
-    prepare(model, revision)
-    where = dict(revision=revision, device=device, framework=framework, engine=engine, dtype=dtype)
-    return functools.partial(open_embedder, model, batch_size=batch_size, **where)
 
 
 def _params(option: str, text: str | None) -> dict:

@@ -10,12 +10,9 @@ import typer
 
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.verbs import (
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FrameworkOption,
     ModelArgument,
-    RevisionOption,
+    ModelOptions,
+    model_options,
     prepare,
 )
 
@@ -23,6 +20,7 @@ _KEY = "KAKAO_MODELS_API_KEY"
 _LIMITS = "Limits"
 
 
+@model_options("model", "batch_size", "fast_images")
 def serve(
     model: ModelArgument,
     host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 all networks.")] = "127.0.0.1",
@@ -62,11 +60,8 @@ def serve(
         typer.Option(min=0, help="Seconds from SIGTERM until new connections are refused.", rich_help_panel=_LIMITS),
     ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,
-    device: DeviceOption = "auto",
-    framework: FrameworkOption = None,
-    engine: EngineOption = None,
-    dtype: DtypeOption = None,
-    revision: RevisionOption = None,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Serve embeddings (as OpenAI's API) and classification over HTTP.
 
@@ -88,7 +83,7 @@ def serve(
         raise ImportError(f"serve needs {error.name}: pip install 'kakao-models[serve]'") from error
     if not os.environ.get(_KEY, "unset").strip() or not (api_key or "unset").strip():
         raise typer.BadParameter(f"the key is empty: set {_KEY} to a secret, or unset it for no key")
-    prepare(model, revision)
+    prepare(model, options.revision)
 
     def ready(url: str) -> None:
         print(f"kakao-models: {url}", file=sys.stderr, flush=True)
@@ -101,9 +96,9 @@ def serve(
         max_inputs=max_inputs, max_labels=max_labels, max_pixels=int(max_megapixels * 1e6), allow_urls=allow_urls
     )
     ended_by = run(
-        model, name=name, host=host, port=port, limits=limits, batch_size=batch_size, max_wait=max_wait / 1000,
+        model, name=name, host=host, port=port, limits=limits, max_wait=max_wait / 1000,
         max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key,
-        device=device, framework=framework, engine=engine, dtype=dtype, revision=revision, ready=ready,
+        ready=ready, **(options.arguments() | {"batch_size": batch_size}),
     )  # fmt: skip
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)
