@@ -15,7 +15,7 @@ from kakao_models.cli import main
 from kakao_models.data.embed import Settings, embed_table
 from kakao_models.data.shard import write_sample_shards
 from kakao_models.samples.manifest import verify_manifest
-from kakao_models.samples.pairs import open_pairs
+from kakao_models.samples.sources import open_source
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_other_sources(embedder, table, tmp_path):
     for path in pictures:
         path.with_suffix(".txt").write_text(f"a {path.stem} cat")
     wanted = embedder.images(pictures)
-    write_sample_shards(open_pairs(tmp_path / "folder"), tmp_path / "tars", per_shard=3)
+    write_sample_shards(open_source(tmp_path / "folder"), tmp_path / "tars", per_shard=3)
     (tmp_path / "t.csv").write_text("path,text\n" + "\n".join(f"folder/{path.name},x" for path in pictures))
     ids = {}
     for source in ("folder", "tars", "t.csv"):

@@ -29,8 +29,8 @@ from kakao_models.data.shard import Options, write_sample_shards
 from kakao_models.data.stats import draw, summarize
 from kakao_models.data.writers import ParquetWriter, StoredSample
 from kakao_models.samples.manifest import clear, read_manifest, verify_manifest
-from kakao_models.samples.pairs import open_pairs
 from kakao_models.samples.rows import Part, Rows
+from kakao_models.samples.sources import open_source
 from kakao_models.samples.tables import connect, is_parquet, new_folder, open_table
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_columns_of_a_table_may_have_any_name(duckdb, tmp_path):
     curate(duckdb, open_table(duckdb, path), parse_flags(flags), tmp_path / "out")
     rows = pq.read_table(tmp_path / "out").sort_by("id").to_pylist()
     assert rows == [row for row in pq.read_table(path).to_pylist() if row["id"] != 1]
-    assert is_parquet(str(path)) and Rows(path).counts == [6]
+    assert is_parquet(str(path)) and Rows(path, needs=("caption",)).counts == [6]
 
 
 def test_equal_digests_of_different_texts_change_nothing(duckdb, tmp_path, monkeypatch):
@@ -165,15 +165,18 @@ def test_rows_of_odd_tables(tmp_path):
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(ValueError, match="two columns 'text'"):
-        Rows(tmp_path / "twice.parquet")
+        Rows(tmp_path / "twice.parquet", needs=("caption",))
     texts = pa.array([b"good", b"\xff bad", None], pa.binary()).view(pa.string())
     write(tmp_path / "t.parquet", text=texts, id=[1.5, None, 2.0])
-    assert Rows(tmp_path / "t.parquet").read(Part(0, 0, 0, 3)) == [
-        {"text": "good", "id": "1.5"}, {"text": "\ufffd bad", "id": None}, {"text": None, "id": "2.0"},
-    ]  # fmt: skip
+    found = Rows(tmp_path / "t.parquet", needs=("caption",)).read(Part(0, 0, 0, 3))
+    assert [(sample.captions, sample.id) for sample in found] == [
+        (("good",), "1.5"),
+        (("\ufffd bad",), None),
+        ((), "2.0"),
+    ]
     pq.write_table(pa.table({"id": range(50), "text": ["x"] * 50}), tmp_path / "g.parquet", row_group_size=7)
-    rows = Rows(tmp_path / "g.parquet")
-    assert [row["id"] for part in rows.parts(9) for row in rows.read(part)] == list(range(50))
+    rows = Rows(tmp_path / "g.parquet", needs=("caption",))
+    assert [row.id for part in rows.parts(9) for row in rows.read(part)] == list(range(50))
 
 
 def test_addresses_and_ids_of_odd_kinds(tmp_path):
@@ -181,9 +184,9 @@ def test_addresses_and_ids_of_odd_kinds(tmp_path):
     outcome = download(path, tmp_path / "out", QUICK)
     rows = pq.read_table(tmp_path / "out/00000.parquet").to_pylist()
     assert outcome.successes == 0 and [(row["id"], row["url"]) for row in rows] == [("0.5", "1"), ("1.5", "2")]
-    write(tmp_path / "u.parquet", url=["http://127.0.0.1:1/"], labels=["cat"])
-    assert list(download(tmp_path / "u.parquet", tmp_path / "two", QUICK).errors) == ["a label is no class number"]
-    with pytest.raises(ValueError, match="no column url"):
+    write(tmp_path / "u.parquet", url=["http://127.0.0.1:1/"], labels=[0.5])
+    assert list(download(tmp_path / "u.parquet", tmp_path / "two", QUICK).errors) == ["label 0.5 is not a class number"]
+    with pytest.raises(ValueError, match="no column of images; there are id"):
         download(write(tmp_path / "n.parquet", id=[1]), tmp_path / "no", QUICK)
     with pytest.raises(ValueError, match="per_shard: got 0"):
         Download(per_shard=0)
@@ -318,7 +321,7 @@ def test_captions_and_labels_that_cannot_be_written(tmp_path):
     ]
     (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
     for form in ("webdataset", "tfrecord", "parquet"):
-        source = open_pairs(tmp_path / "c.json", images=tmp_path / "p")
+        source = open_source(tmp_path / "c.json", images=tmp_path / "p")
         manifest = write_sample_shards(source, tmp_path / form, options=Options(form))
         assert manifest["rows"] == 2 and "surrogates" in manifest["failures"][0]["reason"]
 
@@ -414,7 +417,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from kakao_models.data.curate import curate
 from kakao_models.data.download import Download, download
-from kakao_models.samples.pairs import open_pairs
+from kakao_models.samples.sources import open_source
 from kakao_models.data.recipes import parse_flags
 from kakao_models.data.shard import write_sample_shards
 from kakao_models.samples.tables import connect, open_table
@@ -439,7 +442,7 @@ connection = connect(threads=1)
 table = open_table(connection, folder / "t.parquet")
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 refused(lambda: curate(connection, table, parse_flags(["size:min=0"]), folder / "filtered"))
-refused(lambda: write_sample_shards(open_pairs(folder / "pictures"), folder / "shards"))
+refused(lambda: write_sample_shards(open_source(folder / "pictures"), folder / "shards"))
 refused(lambda: download(folder / "u.parquet", folder / "got", Download(threads=2, allow_private_addresses=True)))
 """
 

@@ -11,7 +11,6 @@ import tiny
 from kakao_models.data.shard import Options, stored, write_sample_shards
 from kakao_models.data.writers import example, record
 from kakao_models.samples.manifest import read_manifest, verify_manifest
-from kakao_models.samples.pairs import open_pairs
 from kakao_models.samples.sources import open_source
 
 
@@ -42,7 +41,7 @@ def read_all(folder):
 @pytest.mark.parametrize("form", ["webdataset", "tfrecord", "parquet"])
 def test_training_reads_what_was_there(photos, tmp_path, form):
     output = tmp_path / "shards"
-    manifest = write_sample_shards(open_pairs(photos), output, options=Options(form), per_shard=5, name="photos")
+    manifest = write_sample_shards(open_source(photos), output, options=Options(form), per_shard=5, name="photos")
     assert manifest["rows"] == 11 and [shard["rows"] for shard in manifest["shards"]] == [4, 5, 2]
     assert [failure["name"] for failure in manifest["failures"]] == [f"{photos.name} 4"]
     assert "decoded" in manifest["failures"][0]["reason"]
@@ -60,7 +59,9 @@ def test_training_reads_what_was_there(photos, tmp_path, form):
 def test_the_same_seed_writes_the_same_bytes(photos, tmp_path):
     folders = {}
     for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1), ("d", None, 1)):
-        write_sample_shards(open_pairs(photos), tmp_path / name, seed=seed, workers=workers, per_shard=5, name="photos")
+        write_sample_shards(
+            open_source(photos), tmp_path / name, seed=seed, workers=workers, per_shard=5, name="photos"
+        )
         folders[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     assert folders["a"] == folders["b"] and len(folders["a"]) == 4
     assert folders["a"]["00000.tar"] != folders["c"]["00000.tar"] != folders["d"]["00000.tar"]
@@ -77,7 +78,7 @@ def test_labels_and_sizes(tmp_path):
             tiny.picture(number, 200, 100).save(tmp_path / "in" / label / f"{number}.png")
     for form in ("webdataset", "tfrecord", "parquet"):
         options = Options(form, image_size=50)
-        manifest = write_sample_shards(open_pairs(tmp_path / "in"), tmp_path / form, options=options)
+        manifest = write_sample_shards(open_source(tmp_path / "in"), tmp_path / form, options=options)
         assert manifest["classes"] == ["cat", "dog"]
         samples = read_all(tmp_path / form)
         assert [sample.labels for sample in samples] == [(0,)] * 3 + [(1,)] * 3
@@ -85,7 +86,7 @@ def test_labels_and_sizes(tmp_path):
 
         assert {load_image(bytes(sample.image)).size for sample in samples} == {(100, 50)}
     write_sample_shards(
-        open_pairs(tmp_path / "webdataset"), tmp_path / "again", per_shard=4
+        open_source(tmp_path / "webdataset"), tmp_path / "again", per_shard=4
     )  # classes are numbers by now
     assert [sample.labels for sample in read_all(tmp_path / "again")] == [(0,)] * 3 + [(1,)] * 3
     data = (tmp_path / "in/cat/0.png").read_bytes()
@@ -96,7 +97,7 @@ def test_json_of_coco_and_of_karpathy(photos, tmp_path):
     images = [{"id": 7, "file_name": "00.jpg"}, {"id": 3, "file_name": "01.png"}, {"id": 9, "file_name": "none.jpg"}]
     notes = [{"image_id": 3, "caption": "x"}, {"image_id": 7, "caption": "y"}, {"image_id": 3, "caption": "z"}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))
-    manifest = write_sample_shards(open_pairs(tmp_path / "coco.json", images=photos), tmp_path / "coco")
+    manifest = write_sample_shards(open_source(tmp_path / "coco.json", images=photos), tmp_path / "coco")
     assert [sample.captions for sample in read_all(tmp_path / "coco")] == [("y",), ("x", "z")]
     assert len(manifest["failures"]) == 1
     entries = [
@@ -104,14 +105,14 @@ def test_json_of_coco_and_of_karpathy(photos, tmp_path):
         for n, split in ((0, "train"), (8, "restval"), (4, "test"))
     ]
     (tmp_path / "flickr.json").write_text(json.dumps({"images": entries, "dataset": "flickr"}))
-    source = open_pairs(tmp_path / "flickr.json", images=photos, split="train,restval")
+    source = open_source(tmp_path / "flickr.json", images=photos, split="train,restval")
     write_sample_shards(source, tmp_path / "flickr", options=Options("tfrecord"))
     assert [sample.captions for sample in read_all(tmp_path / "flickr")] == [("s0", "t"), ("s8", "t")]
-    with pytest.raises(ValueError, match="no images of split dev"):
-        open_pairs(tmp_path / "flickr.json", split="dev")
+    with pytest.raises(ValueError, match="no images of split 'dev'; there are restval, test, train"):
+        open_source(tmp_path / "flickr.json", split="dev")
     (tmp_path / "bad.json").write_text("[1]")
-    with pytest.raises(ValueError, match="wanted an object"):
-        open_pairs(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="expected a list of objects, or an object"):
+        open_source(tmp_path / "bad.json")
 
 
 def test_tensorflow_reads_the_records(tmp_path):
@@ -127,7 +128,7 @@ def test_tensorflow_reads_the_records(tmp_path):
 
 
 def test_verify_finds_what_differs(photos, tmp_path):
-    write_sample_shards(open_pairs(photos), tmp_path / "good", per_shard=4)
+    write_sample_shards(open_source(photos), tmp_path / "good", per_shard=4)
 
     def damaged(change) -> list[str]:
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
@@ -159,9 +160,9 @@ def test_nothing_appears_where_nothing_was_read(tmp_path, photos):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="no sample could be read"):
-        write_sample_shards(open_pairs(tmp_path / "in"), tmp_path / "out")
+        write_sample_shards(open_source(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
     with pytest.raises(FileExistsError):
-        write_sample_shards(open_pairs(photos), tmp_path / "full")
+        write_sample_shards(open_source(photos), tmp_path / "full")

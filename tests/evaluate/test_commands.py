@@ -204,11 +204,11 @@ def test_report(command, tmp_path):
     [
         (("zero-shot", "-d", "{folder}", "-m", "{vit}"), "reads no texts"),
         (("zero-shot", "-d", "{folder}", "-m", "{align}", "--templates", "clp"), "expected small, clip"),
-        (("zero-shot", "-d", "{tmp}/none", "-m", "{align}"), "there is no such folder"),
+        (("zero-shot", "-d", "{tmp}/none", "-m", "{align}"), "there is no such file or folder"),
         (("zero-shot", "-d", "{folder}", "-m", "{align}", "-o", "{tmp}/no/where.json"), "in a folder that exists"),
         (("classify", "-d", "{folder}", "-m", "{align}"), "has no classifier"),
         (("classify", "-d", "{folder}", "-m", "{vit}", "--real", "{real}"), "wanted a name such as ILSVRC2012"),
-        (("retrieval", "-d", "{folder}", "-m", "{align}"), "wanted a parquet file"),
+        (("retrieval", "-d", "{folder}", "-m", "{align}"), "no image has a .txt"),
         (("robustness", "-d", "{folder}", "-m", "{align}"), "NAME=PATH"),
         (("knn", "--train", "{numbers}", "-d", "{folder}", "-m", "{align}"), "has classes that .* does not have"),
         (("zero-shot", "-d", "{numbers}", "-m", "{align}"), "give their names"),

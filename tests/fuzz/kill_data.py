@@ -32,7 +32,7 @@ from kakao_models.data.download import Download, download
 from kakao_models.data.recipes import parse_flags
 from kakao_models.data.shard import Options, write_sample_shards
 from kakao_models.samples.manifest import verify_manifest
-from kakao_models.samples.pairs import open_pairs
+from kakao_models.samples.sources import open_source
 from kakao_models.samples.tables import connect, open_table
 
 URLS = 60
@@ -151,7 +151,7 @@ class Shards(Once):
 
     def run(self, output: Path) -> None:
         write_sample_shards(
-            open_pairs(self.folder / "pictures"), output, options=Options(self.form), per_shard=7, seed=3
+            open_source(self.folder / "pictures"), output, options=Options(self.form), per_shard=7, seed=3
         )
 
     read = staticmethod(contents)

@@ -16,8 +16,8 @@ import tiny
 
 from kakao_models import Embedder
 from kakao_models.data.shard import write_sample_shards
-from kakao_models.data.writers import StoredSample as StoredSample, TarWriter
-from kakao_models.samples.pairs import open_pairs
+from kakao_models.data.writers import StoredSample, TarWriter
+from kakao_models.samples.sources import open_source
 from kakao_models.search import SearchIndex, compose_query, hit_picture
 
 FUZZ = Path(__file__).parents[1] / "fuzz"
@@ -168,7 +168,7 @@ def test_pictures_within_tables_and_tars(embedder, photos, tmp_path):
 
 
 def test_training_shards(embedder, photos, tmp_path):
-    write_sample_shards(open_pairs(photos), tmp_path / "shards", per_shard=4)
+    write_sample_shards(open_source(photos), tmp_path / "shards", per_shard=4)
     with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
         assert index.build(tmp_path / "shards").added == 8
 
@@ -182,14 +182,14 @@ def test_texts(embedder, tmp_path):
         best = index.search("a blue sea", 1)[0]
         assert best.caption == "a blue sea" and best.score > 0.99999
         assert best.id == hashlib.sha256(b"a blue sea").hexdigest()
-        with pytest.raises(ValueError, match="folder of images"):
+        with pytest.raises(ValueError, match="no image has a .txt"):
             index.build(tiny.picture_folder(tmp_path / "p", 1)[0].parent)
 
 
 @pytest.mark.parametrize(
     "make, said",
     [
-        (lambda folder: folder, "this folder is empty"),
+        (lambda folder: folder, "has no samples"),
         (lambda folder: folder / "missing", "there is no such file or folder"),
         (lambda folder: [], "nothing to build"),
     ],

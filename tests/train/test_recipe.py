@@ -248,7 +248,7 @@ def test_how_many_classes_has_to_be_known(tmp_path):
     start = tiny.align_folder(tmp_path / "start")
     file = recipe_file(tmp_path, data=write_parquet(tmp_path / "train.parquet"), start=start, augment={})
     for backbone in ("align", "vit"):
-        with pytest.raises(ValueError, match="classes: say how many, give a file of names, or folders"):
+        with pytest.raises(ValueError, match="classes: the data do not name their classes"):
             run(read_recipe("vit", file, [f"backbone={backbone}"]))
 
 

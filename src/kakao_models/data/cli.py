@@ -13,7 +13,10 @@ from kakao_models.files.lines import lines_of
 from kakao_models.lazy import is_installed
 from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.verbs import (
+    CaptionColumnOption,
+    ImageColumnOption,
     JsonOption,
+    LabelColumnOption,
     ModelOptions,
     check_file,
     check_picture,
@@ -88,7 +91,8 @@ def preview(
         Path | None, typer.Option("--html", dir_okay=False, help="Also write a page with the images.")
     ] = None,
     columns: Annotated[str | None, typer.Option(help="These columns, separated by commas.")] = None,
-    split: Annotated[str, typer.Option(help="Of a data set of the Hub.")] = "train",
+    image_column: ImageColumnOption = None,
+    split: Annotated[str, typer.Option(help="Split of a data set of the Hub.")] = "train",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an image.")] = 10.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,18 +109,20 @@ def preview(
     check_file("--html", page)
     from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
     from kakao_models.files.atomic import write_text
+    from kakao_models.samples.columns import Columns
 
     found, types = first_rows(source, rows, split)
     said = list(map(str, findings(types)))
     if as_json:
         # NaN is no JSON
-        told = [{name: None if value != value else value for name, value in row.items()} for row in found]
+        told = [{name: None if _is_nan(value) else value for name, value in row.items()} for row in found]
         tell({"rows": told, "findings": said}, None, as_json)
     else:
         print_table(found, columns.split(",") if columns else None)
         print(*said, sep="\n", end="\n" if said else "")
     if page:
-        text, lost = contact_sheet(found, source, folder=Path(source).parent, timeout=timeout)
+        place = Path(source) if Path(source).is_dir() else Path(source).parent
+        text, lost = contact_sheet(found, source, columns=Columns(image_column), folder=place, timeout=timeout)
         write_text(page, text)
         print(f"{page}: {len(found) - lost} images, {lost} could not be had", file=sys.stderr)
 
@@ -277,14 +283,15 @@ def label_stats_(
 def shard(
     source: Annotated[
         str,
-        typer.Argument(
-            help="A folder of images, .csv, .parquet, .tar, or .json of COCO's captions or Karpathy's splits."
-        ),
+        typer.Argument(help="A folder of images, a table, shards, or .json of COCO's captions or Karpathy's splits."),
     ],
     output: OutputFolder,
     form: Annotated[str, typer.Option("--format", "-f", help="webdataset, tfrecord or parquet.")] = "webdataset",
     images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The images of a .json.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of Karpathy's .json: train, val, test, restval.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of Karpathy's .json: train, val, test, restval.")] = None,
+    image_column: ImageColumnOption = None,
+    caption_column: CaptionColumnOption = None,
+    label_column: LabelColumnOption = None,
     seed: Annotated[int | None, typer.Option(help="Shuffle with this seed; none: keep the order.")] = None,
     per_shard: PerShard = 10_000,
     image_size: ImageSize = None,
@@ -301,9 +308,10 @@ def shard(
     """
     from kakao_models.data.shard import Options, write_sample_shards
     from kakao_models.inference.progress import Progress
-    from kakao_models.samples.pairs import open_pairs
+    from kakao_models.samples.columns import Columns
+    from kakao_models.samples.sources import open_source
 
-    found = open_pairs(source, images=images, split=split)
+    found = open_source(source, Columns(image_column, caption_column, label_column), images=images, split=split)
     with Progress("rows", sum(found.counts), None) as bar:
         manifest = write_sample_shards(
             found,
@@ -324,6 +332,9 @@ def download(
         str, typer.Argument(help="A table with url, and text where there is any: .parquet, .csv, .jsonl.")
     ],
     output: OutputFolder,
+    image_column: ImageColumnOption = None,
+    caption_column: CaptionColumnOption = None,
+    label_column: LabelColumnOption = None,
     image_size: ImageSize = None,
     min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a smaller side.")] = 0,
     max_aspect: Annotated[float, typer.Option(min=1, help="Refuse images that are longer.")] = float("inf"),
@@ -359,10 +370,10 @@ def download(
     check_picture(picture)
     check_file("--dead", dead)
     from kakao_models.data.deadlinks import dead_links, draw_success
-    from kakao_models.data.download import Download, download as run
+    from kakao_models.data.download import Download, download as run, table_of_addresses
     from kakao_models.inference.picture import save_picture
     from kakao_models.inference.progress import Progress
-    from kakao_models.samples.rows import Rows
+    from kakao_models.samples.columns import Columns
 
     options = Download(
         per_shard=per_shard,
@@ -376,9 +387,10 @@ def download(
         image_size=image_size,
         allow_private_addresses=allow_private_addresses,
     )
-    with Progress("rows", sum(Rows(source).counts) // (1 if distributor else world_size), None) as bar:
+    rows = table_of_addresses(source, Columns(image_column, caption_column, label_column))
+    with Progress("rows", rows.total // (1 if distributor else world_size), None) as bar:
         places = {"rank": rank, "world_size": world_size, "distributor": distributor}
-        outcome = run(source, output, options, workers=workers, advance=bar.advance, **places)
+        outcome = run(rows, output, options, workers=workers, advance=bar.advance, **places)
     if dead:
         dead_links(output, dead)
     if picture:
@@ -396,6 +408,8 @@ def embed(
     what: Annotated[
         str, typer.Option(help="images, texts, or score: the cosine of each image and its text.")
     ] = "images",
+    image_column: ImageColumnOption = None,
+    caption_column: CaptionColumnOption = None,
     output_dtype: Annotated[str, typer.Option(help="float32 or float16: what embeddings are written as.")] = "float32",
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
     per_shard: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 10_000,
@@ -416,8 +430,9 @@ def embed(
     """
     options.prepare()
     from kakao_models import Embedder
-    from kakao_models.data.embed import Settings, embed_table
+    from kakao_models.data.embed import NEEDS, Settings, embed_table
     from kakao_models.inference.progress import Progress
+    from kakao_models.samples.columns import Columns
     from kakao_models.samples.rows import Rows
 
     model, revision = options.model, options.revision
@@ -425,17 +440,18 @@ def embed(
     load = functools.partial(Embedder, place, **options.arguments())
     settings = Settings(what, per_shard, output_dtype, normalize, options.dtype)
     name = f"{model}@{revision}" if revision else model
-    with Progress("rows", sum(Rows(source).counts) // (1 if distributor else world_size), None) as bar:
+    rows = Rows(source, Columns(image_column, caption_column), NEEDS[what])
+    with Progress("rows", rows.total // (1 if distributor else world_size), None) as bar:
         places = {"rank": rank, "world_size": world_size, "distributor": distributor}
-        manifest = embed_table(load, source, output, settings, model=name, advance=bar.advance, **places)
+        manifest = embed_table(load, rows, output, settings, model=name, advance=bar.advance, **places)
     if manifest is None:
         tell({"finished": False}, f"{output}: this rank is done, others aren't", as_json)
         return
     _tell_manifest(output, manifest, as_json)
 
 
-@app.command("verify", no_args_is_help=True)
-def verify_manifest(
+@app.command(no_args_is_help=True)
+def verify(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What shard, download or embed made.")],
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
@@ -447,13 +463,17 @@ def verify_manifest(
       kakao-models data verify shards/ --decode
     """
     from kakao_models.inference.progress import Progress
-    from kakao_models.samples.manifest import read_manifest, verify_manifest as check
+    from kakao_models.samples.manifest import read_manifest, verify_manifest
 
     with Progress("shards", len(read_manifest(folder)["shards"]), None) as bar:
-        wrong = check(folder, decode=decode, advance=bar.advance)
+        wrong = verify_manifest(folder, decode=decode, advance=bar.advance)
     tell(wrong, "\n".join(wrong) or f"{folder}: every file as the manifest says", as_json)
     if wrong:
         raise typer.Exit(1)
+
+
+def _is_nan(value) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _say(step: str) -> None:

@@ -5,13 +5,12 @@ Of each shard there are 00000.tar (the pictures that were had), 00000.parquet (e
 """
 
 import hashlib
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,10 +27,12 @@ from kakao_models.files.atomic import replacing
 from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.images import ImageError, image_size
 from kakao_models.pixels.limits import MAX_PIXELS
+from kakao_models.samples.columns import BY_NAME, URLS, Columns, Sample
 from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_json, write_manifest
 from kakao_models.samples.rows import Part, Rows
 from kakao_models.samples.shards import TarShards
 
+_TRIED = 100  # rows that are looked at to see whether they have addresses
 HASHES = ("sha256", "md5")  # columns that, where they are, say what the bytes must be
 # What another attempt can't change
 _FINAL = ("only http and https", "not a public address", "answered 404", "answered 410", "answered 401", "answered 403")
@@ -94,6 +95,7 @@ def download(
     output: Path,
     options: Download = Download(),
     *,
+    columns: Columns = BY_NAME,
     workers: int = 1,
     rank: int = 0,
     world_size: int = 1,
@@ -103,27 +105,29 @@ def download(
     """Downloads what isn't there yet, and tries again what failed in earlier runs.
 
     Args:
-        source: a table as of `Rows`, with `url`; `text`, `labels` and hashes (`sha256`, `md5`) are used where they are.
+        source: a table as of `Rows`, whose images are addresses, or `table_of_addresses`; captions, labels and hashes
+            (`sha256`, `md5`) are used where they are.
+        columns: as of `Rows`.
         workers: processes, a shard each.
         rank, world_size: every machine of several takes each `world_size`-th shard.
         distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does.
         advance: is told how many rows are done.
 
     Raises:
-        ValueError: no column url, or `output` is of another table.
+        ValueError: no column of addresses, or `output` is of another table.
         FileExistsError: another process is at work with this rank.
         FileNotFoundError: tasks of a cluster wrote where this machine sees nothing.
     """
     check_rank(rank, world_size, distributor)
-    rows, output = Rows(source, ("id", "url", "text", "labels", *HASHES)), Path(output)
+    rows, output = source if isinstance(source, Rows) else table_of_addresses(source, columns), Path(output)
     plan = {"kind": "download", "rows": sum(rows.counts), "per_shard": options.per_shard, "source": rows.fingerprint()}
-    plan |= {"image_size": options.image_size}
+    plan |= {"image_size": options.image_size, **rows.plan}
     begin(output, plan)
     parts = rows.parts(options.per_shard)
     mine = [part for part in parts if part.number % world_size == rank]
     tried = 0
     if distributor:
-        run = partial(download, os.path.abspath(source), output.absolute(), options, workers=workers)
+        run = partial(download, rows.where, output.absolute(), options, columns=rows.columns, workers=workers)
         found = all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance)
         tried = sum(outcome.tried for outcome in found)
     else:
@@ -134,6 +138,28 @@ def download(
                 advance(part.stop - part.start)
     with cleared(output, NAME):
         return _summarize(output, parts, tried)
+
+
+def table_of_addresses(source, columns: Columns = BY_NAME) -> Rows:
+    """Rows whose images are addresses.
+
+    Raises:
+        ValueError: no column holds addresses; it says which columns there are.
+    """
+    rows = Rows(source, replace(columns, prefer=URLS), keep=HASHES)
+    start = [sample for part in rows.parts(_TRIED)[:1] for sample in rows.read(part) if sample.image is not None]
+    column = rows.columns.find(start[0].record).image if start else None
+    if (
+        start
+        and column != columns.image
+        and str(column).lower() not in URLS
+        and not any("://" in str(s.path) for s in start)
+    ):
+        raise ValueError(
+            f"{rows.name}: column {column!r} holds {start[0].path or 'images'!s:.60}, not addresses such as https://...: name "
+            "the column of addresses with --image-column"
+        )
+    return rows
 
 
 def _each(parts: list[Part], shared: tuple, workers: int) -> Iterator[tuple[Part, int]]:
@@ -165,8 +191,6 @@ def _shard(part: Part) -> tuple[Part, int]:
         name.with_suffix(".journal").unlink(missing_ok=True)
         return part, 0
     records = rows.read(part)
-    if records and "url" not in records[0]:
-        raise ValueError(f"{rows.name}: has no column url")
     journal = Journal(name.with_suffix(".journal"))
     try:
         if sound:  # pictures that were had are taken over, those that failed are tried again
@@ -186,7 +210,7 @@ def _may_try(found: dict, options: Download) -> bool:
     return found["status"] != "success" and not found["final"] and found["attempts"] < options.attempts
 
 
-def _fetch_all(journal: Journal, records: list[dict], wanted: list[int], options: Download) -> None:
+def _fetch_all(journal: Journal, records: list[Sample], wanted: list[int], options: Download) -> None:
     before = {row: journal.get(row)[0]["attempts"] for row in set(journal.rows()) & set(wanted)}
     pool, stop = ThreadPoolExecutor(options.threads), Future()
     try:
@@ -207,7 +231,7 @@ def _fetch_all(journal: Journal, records: list[dict], wanted: list[int], options
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _fetch_one(row: int, record: dict, attempts: int, options: Download, stop: Future) -> tuple[dict, bytes]:
+def _fetch_one(row: int, record: Sample, attempts: int, options: Download, stop: Future) -> tuple[dict, bytes]:
     facts = {"row": row, "status": "failed", "final": False, "attempts": attempts, "error": None}
     for again in range(options.retries + 1):
         if again and wait([stop], 0.5 * 2 ** (again - 1)).done:
@@ -231,16 +255,15 @@ def _printable(reason: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in reason[:300])
 
 
-def _got(facts: dict, record: dict, options: Download, stop: Future) -> tuple[dict, bytes]:
-    url = record["url"]
-    if not isinstance(url, str):
+def _got(facts: dict, record: Sample, options: Download, stop: Future) -> tuple[dict, bytes]:
+    if record.error:
+        raise ImageError("row", record.error)
+    if (url := record.path) is None:
         raise ImageError("row", "no address")
-    if not all(isinstance(label, int) for label in _labels(record)):
-        raise ImageError("row", "a label is no class number")
     limits = dict(timeout=options.timeout, max_bytes=options.max_bytes, stop=stop)
     data = fetch_url(url, allow_private_addresses=options.allow_private_addresses, **limits)
     for name in HASHES:
-        wanted = record.get(name)
+        wanted = record.record.get(name)
         if wanted and hashlib.new(name, data, usedforsecurity=False).hexdigest() != str(wanted).lower():
             raise ImageError(url, f"another content than when the table was made ({name} differs)")
     keep = Options("webdataset", options.image_size, max_pixels=options.max_pixels)
@@ -265,27 +288,17 @@ def _stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]
         return stored(data, options)
 
 
-def _url(record: dict) -> str | None:
-    return record["url"] if record["url"] is None else str(record["url"])
-
-
-def _labels(record: dict) -> tuple:
-    labels = record.get("labels")
-    return tuple(labels) if isinstance(labels, list) else () if labels is None else (labels,)
-
-
-def _write(journal: Journal, records: list[dict], name: Path, numbered: bool) -> None:
+def _write(journal: Journal, records: list[Sample], name: Path, numbered: bool) -> None:
     """Tar first, table last: where the table is, the shard is complete."""
     facts = []
     with replacing(name.with_suffix(".tar")) as temporary:
         writer = TarWriter(temporary)
         for row, record in enumerate(records):
             found, data = journal.get(row)
-            facts.append({"row": row, "key": f"{name.name}{row:06d}", "id": record["id"], "url": _url(record), **found})
+            facts.append({"row": row, "key": f"{name.name}{row:06d}", "id": record.id, "url": record.path, **found})
             if found["status"] == "success":
-                captions = (str(record["text"]),) if record.get("text") else ()
-                said = {"id": record["id"], "url": _url(record), "sha256": found["sha256"]}
-                writer.write(StoredSample(facts[-1]["key"], data, found["kind"], captions, _labels(record), said))
+                said = {"id": record.id, "url": record.path, "sha256": found["sha256"]}
+                writer.write(StoredSample(facts[-1]["key"], data, found["kind"], record.captions, record.labels, said))
         writer.close()
         if wrong := _different(temporary, facts):
             raise OSError(f"{name}.tar: what was written reads back differently ({wrong}). Is the disk sound?")

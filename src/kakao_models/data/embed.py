@@ -5,7 +5,6 @@ and the next run makes the others. Each shard is computed by itself, so that its
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,10 +17,11 @@ import pyarrow.parquet as pq
 from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.files.atomic import replacing
 from kakao_models.inference.embedder import l2_normalize
+from kakao_models.samples.columns import BY_NAME, Columns
 from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_manifest
-from kakao_models.samples.rows import IMAGES, TEXTS, Part, Rows, image_of, text_of
+from kakao_models.samples.rows import Part, Rows
 
-CONTENTS = ("images", "texts", "score")
+NEEDS = {"images": ("image",), "texts": ("caption",), "score": ("image", "caption")}
 _AT_ONCE = 1000  # rows whose pictures, as files, are in memory
 
 
@@ -41,8 +41,8 @@ class Settings:
     computed: str | None = None
 
     def __post_init__(self):
-        if self.what not in CONTENTS:
-            raise ValueError(f"what: got {self.what!r}, wanted one of {', '.join(CONTENTS)}")
+        if self.what not in NEEDS:
+            raise ValueError(f"what: got {self.what!r}, expected one of {', '.join(NEEDS)}")
         if self.dtype not in ("float32", "float16"):
             raise ValueError(f"dtype: got {self.dtype!r}, wanted float32 or float16")
         if self.per_shard < 1:
@@ -55,6 +55,7 @@ def embed_table(
     output: Path,
     settings: Settings = Settings(),
     *,
+    columns: Columns = BY_NAME,
     model: str = "",
     rank: int = 0,
     world_size: int = 1,
@@ -69,7 +70,7 @@ def embed_table(
 
     Args:
         embedder: an `Embedder`, or a function that gives one and is called once there is work.
-        source: as of `Rows`.
+        source, columns: as of `Rows`; or `Rows` that have what `needs` names.
         model: what the plan calls the model; a folder of another model or source isn't continued.
         distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does; `embedder` is
             pickled, so it must be a function that gives one.
@@ -82,15 +83,15 @@ def embed_table(
         FileExistsError: it is a folder of something else, or another process is at work with this rank.
     """
     check_rank(rank, world_size, distributor)
-    rows = Rows(source, ("id", *IMAGES, *TEXTS))
+    rows = source if isinstance(source, Rows) else Rows(source, columns, NEEDS[settings.what])
     parts = rows.parts(settings.per_shard)
     output = Path(output)
-    plan = {**asdict(settings), "model": model, "rows": sum(rows.counts), "source": rows.fingerprint()}
+    plan = {**asdict(settings), **rows.plan, "model": model, "rows": sum(rows.counts), "source": rows.fingerprint()}
     begin(output, plan)
     if distributor:
         if not callable(embedder):
             raise ValueError("embedder: got a model, wanted a function that gives one, which each task calls")
-        run = partial(embed_table, embedder, os.path.abspath(source), output.absolute(), settings, model=model)
+        run = partial(embed_table, embedder, rows.where, output.absolute(), settings, columns=rows.columns, model=model)
         all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance, gpu=True)
     else:
         with alone(output, rank):
@@ -120,10 +121,11 @@ def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> tuple[pa.Tab
     """The embeddings of some rows; id and reason of each that has none."""
     records = rows.read(part)
     failures: dict[int, str] = {}
-    images = [image_of(record, rows.folder) for record in records] if settings.what != "texts" else []
-    texts = [text_of(record) for record in records] if settings.what != "images" else []
+    images = [sample.image for sample in records] if settings.what != "texts" else []
+    texts = [next(iter(sample.captions), None) for sample in records] if settings.what != "images" else []
     for name, values in (("text", texts), ("image", images)):
         failures |= {place: f"no {name}" for place, value in enumerate(values) if value is None}
+    failures |= {place: sample.error for place, sample in enumerate(records) if sample.error}
     kept = [place for place in range(len(records)) if place not in failures]
     columns = {}
     if images:
@@ -132,8 +134,8 @@ def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> tuple[pa.Tab
         kept = [place for place in kept if place not in failures]
         columns["images"] = found
     if texts:
-        columns["texts"] = embedder.texts([str(texts[place]) for place in kept], progress=False)
-    ids = pa.array([records[place]["id"] for place in kept], pa.int64() if rows.numbered else pa.string())
+        columns["texts"] = embedder.texts([texts[place] for place in kept], progress=False)
+    ids = pa.array([records[place].id for place in kept], pa.int64() if rows.numbered else pa.string())
     if settings.what == "score":
         cosine = (l2_normalize(columns["images"]) * l2_normalize(columns["texts"])).sum(1)
         table = pa.table({"id": ids, "align_score": pa.array(cosine.astype(np.float32))})
@@ -141,7 +143,7 @@ def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> tuple[pa.Tab
         values = l2_normalize(columns[settings.what]) if settings.normalize else columns[settings.what]
         flat = pa.array(np.ascontiguousarray(values, settings.dtype).reshape(-1))
         table = pa.table({"id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, embedder.dim)})
-    return table, [[str(records[place]["id"]), failures[place]] for place in sorted(failures)]
+    return table, [[str(records[place].id), failures[place]] for place in sorted(failures)]
 
 
 def _images(embedder, sources: list) -> tuple[np.ndarray, dict[int, str]]:

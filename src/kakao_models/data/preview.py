@@ -2,47 +2,51 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import ibis
 from PIL import Image
 
 from kakao_models.pixels.contact_sheet import SIDE, cell, picture_page
 from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
-from kakao_models.samples.coyo import Finding, check_columns
-from kakao_models.samples.tables import connect, is_hub, open_table
+from kakao_models.samples.columns import BY_NAME, Columns, image_of
+from kakao_models.samples.coyo import TYPES, Finding, check_columns
+from kakao_models.samples.paths import is_hub
+from kakao_models.samples.rows import Rows
+from kakao_models.samples.sources import load_hub_dataset
 
 _MAX_BYTES = 64 * 2**20
 _ON_HUB = re.compile(r"((zip|tar|gzip)://[^:]*::)?hf://")  # as `datasets` calls pictures that are files of a data set
 _SHOWN = ("id", "text", "width", "height", "word_count", "clip_similarity_vitb32", "aesthetic_score_laion_v2", "url")
-_IMAGES = ("image", "jpg", "url", "image_path", "file_name", "filepath", "path")
 
 
 def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> tuple[list[dict], dict[str, str]]:
     """The first rows of a source, and the types of its columns; of a data set of the Hub nothing more is downloaded.
 
     Args:
-        source: as of `tables.open_image_table`.
+        source: as of `open_source`.
         split: of a data set of the Hub.
     """
-    if not is_hub(os.fspath(source)):
-        connection = connect()
-        connection.raw_sql("SET preserve_insertion_order = true")  # the first rows are those of the file
-        table = open_table(connection, source).limit(count)
-        return table.to_pyarrow().to_pylist(), {name: str(kind) for name, kind in table.schema().items()}
-    import datasets
-
-    data = datasets.load_dataset(os.fspath(source).removeprefix("hf://"), split=split, streaming=True)
-    for name, feature in (data.features or {}).items():
-        if type(feature).__name__ == "Image":
-            data = data.cast_column(name, datasets.Image(decode=False))
-    rows = list(islice(data, count))
-    return rows, {name: _type(feature) for name, feature in (data.features or {}).items()} or dict.fromkeys(
-        rows[0] if rows else (), "unknown"
-    )
+    if is_hub(os.fspath(source)):
+        data = load_hub_dataset(os.fspath(source), streaming=True, split=split)
+        for name, feature in (data.features or {}).items():
+            if type(feature).__name__ == "Image":
+                data = data.cast_column(name, type(feature)(decode=False))
+        rows = list(islice(data, count))
+        types = {name: _type(feature) for name, feature in (data.features or {}).items()}
+        return rows, types or dict.fromkeys(rows[0] if rows else (), "unknown")
+    table = Rows(source, needs=(), keep=None)
+    parts = [replace(part, stop=min(part.stop, part.start + count)) for part in table.parts(count)[:count]]
+    rows = [dict(sample.record) for part in parts for sample in table.read(part)][:count]
+    if hasattr(table.source, "schemas"):
+        return rows, {name: str(kind) for name, kind in ibis.Schema.from_pyarrow(table.source.schemas[0]).items()}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return rows, {name: TYPES.get(name) or _value_type(row.get(name) for row in rows) for name in names}
 
 
 def findings(types: Mapping[str, str]) -> list[Finding]:
@@ -69,7 +73,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
         width = {"text": 48, "url": 36}.get(name, 14)
         table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=6, max_width=width)
     for row in rows:
-        table.add_row(*(Text(cell(row[name], 200)) for name in shown))  # Text: nothing in the data is markup
+        table.add_row(*(Text(cell(row.get(name), 200)) for name in shown))  # Text: nothing in the data is markup
     console = Console()
     (console if console.is_terminal else Console(width=180)).print(table)
 
@@ -78,6 +82,7 @@ def contact_sheet(
     rows: Sequence[Mapping[str, Any]],
     title: str,
     *,
+    columns: Columns = BY_NAME,
     folder: Path | None = None,
     timeout: float = 10.0,
     workers: int = 16,
@@ -88,27 +93,28 @@ def contact_sheet(
     Pictures are read as `load_image` reads them, made small and put into the page, which loads nothing from elsewhere.
 
     Args:
+        columns: the image's column, where it has another name than usual.
         folder: what relative paths of images are relative to.
         timeout: seconds for a picture.
     """
 
     def read(place: int) -> Image.Image:
-        return _picture(rows[place], folder, timeout, allow_private_addresses)
+        return _picture(rows[place], columns, folder, timeout, allow_private_addresses)
 
     note = f"{len(rows)} rows; {{lost}} pictures could not be had. Pictures belong to their owners."
     return picture_page(rows, title, note, read, workers=workers)
 
 
-def _picture(row: Mapping[str, Any], folder: Path | None, timeout: float, allow_private: bool) -> Image.Image:
-    source = next((row[name] for name in _IMAGES if row.get(name) is not None), None)
-    if isinstance(source, Mapping):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+def _picture(
+    row: Mapping[str, Any], columns: Columns, folder: Path | None, timeout: float, allow_private: bool
+) -> Image.Image:
+    source = row.get("image")
+    on_hub = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
+    source = (
+        _read_on_hub(on_hub) if isinstance(on_hub, str) and _ON_HUB.match(on_hub) else image_of(row, folder, columns)
+    )
     if source is None:
         raise ImageError("row", "has no image")
-    if isinstance(source, str) and _ON_HUB.match(source):
-        source = _read_on_hub(source)
-    if isinstance(source, str) and "://" not in source:
-        source = (folder or Path()) / source
     options = {"timeout": timeout, "max_pixels": MAX_SHOWN_PIXELS, "allow_private_addresses": allow_private}
     return load_image(source, size_hint=(SIDE, SIDE), **options)
 
@@ -121,6 +127,14 @@ def _read_on_hub(path: str) -> bytes:
             return file.read(_MAX_BYTES)
     except Exception as error:  # of the network, of the archive, of the Hub: a page with other pictures is still of use
         raise ImageError(path, f"can't be read ({error})") from error
+
+
+def _value_type(values: Iterable[Any]) -> str:
+    """As Ibis would call the first of some values that is not null."""
+    value = next((value for value in values if value is not None), "")
+    if isinstance(value, list):
+        return f"array<{_value_type(value)}>"
+    return {bool: "boolean", int: "int64", float: "float64", str: "string"}.get(type(value), type(value).__name__)
 
 
 def _type(feature: Any) -> str:

@@ -14,9 +14,11 @@ from kakao_models.data.writers import WRITERS, StoredSample
 from kakao_models.files.atomic import unfinished
 from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.pixels.limits import MAX_PIXELS
+from kakao_models.samples.columns import Sample
 from kakao_models.samples.manifest import entry, write_manifest
-from kakao_models.samples.shards import Sample, SampleSource
+from kakao_models.samples.shards import Source
 
+_HELD = 8  # row groups in memory while samples are read in any order
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
 
 
@@ -35,7 +37,7 @@ class Options:
 
 
 def write_sample_shards(
-    source: SampleSource,
+    source: Source,
     output: Path,
     *,
     options: Options = Options(),
@@ -56,7 +58,7 @@ def write_sample_shards(
         advance: is told how many samples are done.
 
     Returns:
-        the manifest: rows, format, seed, classes (names of folders, whose places are the labels), failures, shards.
+        the manifest: rows, format, seed, classes (their names, whose places are the labels), failures, shards.
 
     Raises:
         FileExistsError: `output` is there.
@@ -69,7 +71,9 @@ def write_sample_shards(
     counts = np.asarray(source.counts, np.int64)
     total = int(counts.sum())
     order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
-    classes = sorted({r["label"] for r in getattr(source, "records", ()) if isinstance(r.get("label"), str)})
+    classes = source.classes or []
+    if seed is not None:
+        source.hold(_HELD)
     shared = (source, np.cumsum([0, *counts]), {label: place for place, label in enumerate(classes)}, options)
     with unfinished(Path(output)) as folder:
         tasks = [(folder, number, order[start : start + per_shard])
@@ -154,6 +158,8 @@ def _write(task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
 
 
 def _content(sample: Sample) -> bytes:
+    if sample.image is None:
+        raise ImageError(sample.key, "no image")
     if isinstance(sample.image, (bytes, bytearray, memoryview)):
         return bytes(sample.image)
     path = os.fspath(sample.image)

@@ -21,7 +21,7 @@ class StoredSample:
     image: bytes
     kind: str  # jpg, png or webp
     captions: tuple[str, ...]
-    labels: tuple[int, ...]
+    labels: tuple[int | str, ...]  # names only in a tar
     facts: dict | None = None  # further JSON, of a tar
 
 
@@ -36,9 +36,11 @@ class TarWriter:
         if sample.captions:
             parts["txt"] = sample.captions[0].encode()
         several = {"captions": list(sample.captions)} if len(sample.captions) > 1 else {}
+        if any(isinstance(label, str) for label in sample.labels):
+            several["labels"] = list(sample.labels)
         if facts := (sample.facts or {}) | several:
             parts["json"] = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
-        if sample.labels:
+        if sample.labels and "labels" not in several:
             parts["cls"] = " ".join(map(str, sample.labels)).encode()
         for kind, data in parts.items():
             member = tarfile.TarInfo(f"{sample.key}.{kind}")  # its time is 0 and its owner nobody

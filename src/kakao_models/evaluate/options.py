@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.verbs import MODEL_PANEL, ModelOptions, check_file, check_picture
+from kakao_models.verbs import DATA_PANEL, MODEL_PANEL, ModelOptions, check_file, check_picture
 
-DATA_PANEL = "Data"
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -24,13 +23,11 @@ Data = Annotated[
     typer.Option(
         "--data",
         "-d",
-        help="A folder of class folders, .parquet, a data set of `datasets`.",
+        help="A folder of class folders, a table, shards, or a data set of `datasets`.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Part of a data set that has several.", rich_help_panel=DATA_PANEL)]
-ImageColumn = Annotated[str | None, typer.Option(help="Of a table; found by name.", rich_help_panel=DATA_PANEL)]
-LabelColumn = Annotated[str | None, typer.Option(help="Of a table; found by name.", rich_help_panel=DATA_PANEL)]
 Name = Annotated[
     str | None, typer.Option(help="What results call the data, such as imagenet.", rich_help_panel=DATA_PANEL)
 ]

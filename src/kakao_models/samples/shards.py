@@ -1,82 +1,128 @@
-"""Samples, and files of them: WebDataset tars, TFRecords, Parquet. Files are read where they are, never as a whole."""
+"""Samples in files: WebDataset tars, TFRecords, Parquet. Files are read where they are, never as a whole."""
 
+import dataclasses
 import json
 import os
 import tarfile
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
+from kakao_models.samples.columns import (
+    BY_NAME,
+    CAPTIONS,
+    CLASS_NAMES,
+    LABELS,
+    NAMES,
+    Columns,
+    Fields,
+    Sample,
+    as_sample,
+    class_names,
+    find_column,
+)
 from kakao_models.samples.tfrecord import index_records, parse_example, read_record
-
-# What the columns of a table, the files of a tar sample or the features of an Example are called.
-IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_path", "file_name", "filepath", "path")
-CAPTIONS = ("captions", "caption", "txt", "text", "sentences", "raw", "title")
-LABELS = ("labels", "label", "cls", "class")
-KEYS = ("__key__", "key", "image_id", "id", "uid")
 
 _BLOCK = 512  # bytes of a tar that a file in it takes at the least
 _OPEN = 32  # files, indices of files or row groups that a process keeps
+_TRIED = 20  # samples that are looked at to see whether a source has what is needed
 
 
-@dataclass(frozen=True)
-class Sample:
-    key: str  # names it in messages
-    image: Any  # whatever `load_image` reads
-    captions: tuple[str, ...]  # may be empty
-    labels: tuple[int | str, ...]  # class numbers, or names of folders; may be empty
+class Source(ABC):
+    """Samples in shards of known sizes; any row of any shard can be read.
 
+    name: what messages call it. files: what it is made of, in the order of the rows. folder: where its relative paths
+    start, None where it has none. counts: rows of each shard. shard_files: the place in `files` of each shard.
+    numbered: whether ids are whole numbers (those of a column, or of the rows); otherwise they are text. own_ids: whether
+    there is a column of them.
+    """
 
-class SampleSource(Protocol):
-    counts: Sequence[int]  # rows of each shard
+    numbered = own_ids = False
+    counts: Sequence[int]
+    shard_files: Sequence[int]
 
-    def read(self, shard: int, row: int) -> Sample:
+    def __init__(self, name: str, files: Sequence[str], folder: Path | None):
+        self.name, self.files, self.folder = name, list(files), folder
+
+    @abstractmethod
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
         """Any row. ValueError or OSError: it cannot be read."""
 
+    def scan(self) -> Iterator[Sample]:
+        """All samples in order, without their images."""
+        for shard, count in enumerate(self.counts):
+            for row in range(count):
+                yield self.read(shard, row, with_image=False)
 
-def as_sample(record: Mapping[str, Any], key: str, folder: Path | None = None) -> Sample:
-    """A sample of a record, whose fields may be called any of `IMAGES`, `CAPTIONS`, `LABELS` and `KEYS`.
+    def hold(self, shards: int) -> None:  # noqa: B027
+        """Says how many shards are read in turns: as many stay in memory where a row costs reading its shard."""
 
-    Args:
-        folder: what relative paths of images are relative to.
+    @cached_property
+    def classes(self) -> list[str] | None:
+        """Names of the classes by number, None where labels are numbers without names.
 
-    Raises:
-        ValueError: there is no image.
-    """
-    image = first_of(record, IMAGES)
-    if isinstance(image, Mapping):  # as `datasets` stores images
-        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-    if image is None:
-        raise ValueError(f"no image: wanted one of {', '.join(IMAGES)}, there are {', '.join(map(str, record))}")
-    if isinstance(image, str) and folder is not None and "://" not in image:
-        image = folder / image
-    captions = first_of(record, CAPTIONS)
-    captions = [] if captions is None else captions if isinstance(captions, (list, tuple, np.ndarray)) else [captions]
-    texts = (text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in captions if text)
-    labels = first_of(record, LABELS)
-    labels = [] if labels is None else labels if isinstance(labels, (list, tuple, np.ndarray)) else [labels]
-    numbers = tuple(label if isinstance(label, str) else int(label) for label in labels)
-    if strange := [number for number in numbers if not isinstance(number, str) and not -(2**63) <= number < 2**63]:
-        raise ValueError(f"a label is {strange[0]:.3g}, which is no class number")
-    name = first_of(record, KEYS)
-    name = name.decode(errors="replace") if isinstance(name, bytes) else name
-    return Sample(
-        key=key if name is None else f"{key} ({name})",
-        image=image,
-        captions=tuple(text.strip() for text in texts if text.strip()),
-        labels=numbers,
-    )
+        They are described by the source, or there is a column of them, or labels are names: then in the order of
+        `class_names`. Where labels are not described, this reads all of them.
+        """
+        if described := self.described():
+            return described
+        names: set[str] = set()
+        numbered: dict[int, str] = {}
+        for sample in self.scan():
+            names.update(label for label in sample.labels if isinstance(label, str))
+            if sample.class_name and len(sample.labels) == 1 and isinstance(sample.labels[0], int):
+                numbered.setdefault(sample.labels[0], sample.class_name)
+        if names:
+            return class_names(names)
+        if not numbered or (count := max(numbered) + 1) > 10**6:
+            return None
+        return [numbered.get(number, str(number)) for number in range(count)]
+
+    def described(self) -> list[str] | None:
+        """Class names that the source itself describes."""
+        return None
+
+    def _reset(self) -> None:  # noqa: B027
+        """Makes what a process has of its own."""
+
+    def __getstate__(self) -> dict:  # to a worker that is spawned rather than forked
+        return {name: value for name, value in self.__dict__.items() if not isinstance(value, Kept)}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _check(self, columns: Columns, needs: Iterable[str], names_of: Callable[[int, int], Iterable[str]]) -> None:
+        """Looks for needed and chosen columns in the first samples, where each sample has fields of its own.
+
+        Raises:
+            ValueError: none of the samples has one of them.
+        """
+        wanted, names = {*needs, *columns.chosen}, {}
+        for shard, count in enumerate(self.counts):
+            for row in range(min(count, _TRIED - len(names))):
+                try:
+                    names |= dict.fromkeys(names_of(shard, row))
+                except (ValueError, OSError):  # broken samples are told when they are read
+                    continue
+            if names:
+                columns.find(names, wanted, self.name)
+                return
 
 
-def first_of(record: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((record[name] for name in names if record.get(name) is not None), None)
+def _manifest_classes(folder: Path) -> list[str] | None:
+    """The classes that the manifest of `data shard` beside its shards lists."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return list(map(str, manifest["classes"])) or None if manifest["kind"] == "shards" else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
-class _Kept:
+class Kept:
     """The last few results of a function of one number; `close` is called on those that fall out."""
 
     def __init__(self, make, close=lambda value: None, most: int = _OPEN):
@@ -92,35 +138,39 @@ class _Kept:
         return self.values[number]
 
 
-class _Shards:
+class _Shards(Source):
     """Files of samples that lie one after another."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike]):
-        self.paths = [Path(path) for path in paths]
-        self.counts = [self._count(path) for path in self.paths]
+    def __init__(self, paths: Sequence[str | os.PathLike], columns: Columns = BY_NAME, needs: Iterable[str] = ()):
+        self.paths, self.columns = [Path(path) for path in paths], columns
+        super().__init__(str(self.paths[0] if len(paths) == 1 else self.paths[0].parent), list(map(str, paths)), None)
+        self.counts, self.shard_files = [self._count(path) for path in self.paths], range(len(self.paths))
         self._reset()
+        self._check(columns, needs, self._names)
 
     def _reset(self) -> None:
-        self._index = _Kept(lambda shard: self._read_index(self.paths[shard]))
-        self._file = _Kept(lambda shard: os.open(self.paths[shard], os.O_RDONLY), os.close)
+        self._index = Kept(lambda shard: self._read_index(self.paths[shard]))
+        self._file = Kept(lambda shard: os.open(self.paths[shard], os.O_RDONLY), os.close)
 
     def _count(self, path: Path) -> int:
         return len(self._read_index(path))
 
-    def __getstate__(self) -> dict:  # to a worker that is spawned rather than forked
-        return {"paths": self.paths, "counts": self.counts}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._reset()
+    def described(self) -> list[str] | None:
+        return _manifest_classes(self.paths[0].parent)
 
 
 class TarShards(_Shards):
-    """WebDataset tars: consecutive files of one name are one sample, what follows the first dot says what they are:
-    `.jpg` (`.png`, `.webp`), `.txt`, `.json` with `caption` or `captions`, `.cls`. img2dataset writes these.
+    """WebDataset tars: files of one name are one sample, what follows the first dot says what they are: `.jpg` (`.png`,
+    ...), `.txt`, `.json` with captions and labels, `.cls`. img2dataset writes these. Hidden files are passed over.
 
     Beside `00000.tar`, the `successes` of img2dataset's `00000_stats.json` spare counting.
+
+    whole: read all files of a sample, and all of its JSON, into `record`.
     """
+
+    def __init__(self, paths, columns: Columns = BY_NAME, needs: Iterable[str] = (), whole: bool = False):
+        self.whole = whole
+        super().__init__(paths, columns, needs)
 
     def _count(self, path: Path) -> int:
         stats, tar = path.with_name(f"{path.stem}_stats.json"), path.stat()
@@ -135,7 +185,8 @@ class TarShards(_Shards):
 
     @staticmethod
     def _read_index(path: Path) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-        samples: list[tuple[str, dict]] = []
+        samples: dict[str, dict] = {}
+        key = ""
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
@@ -143,41 +194,83 @@ class TarShards(_Shards):
                         not member.isfile() or member.issparse()
                     ):  # the size of a sparse file is not what lies in the tar
                         continue
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, kind = name.partition(".")
-                    key = f"{folder}/{stem}" if folder else stem
-                    if not samples or samples[-1][0] != key:
-                        samples.append((key, {}))
-                    samples[-1][1][kind.lower()] = (member.offset_data, member.size)
+                    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+                    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                        continue
+                    stem, _, kind = parts[-1].partition(".")
+                    key = "/".join([*parts[:-1], stem])
+                    if (kind := kind.lower()) in samples.setdefault(key, {}):
+                        raise ValueError(
+                            f"{path}: has two files {member.name}: which of them is the sample's? Pack it again"
+                        )
+                    samples[key][kind] = (member.offset_data, member.size)
         except tarfile.TarError as error:
             if not samples:
-                raise ValueError(f"{path}: no tar file ({error})") from error
-            samples.pop()  # it is cut short, and so may be the last sample
-        return samples
+                raise ValueError(f"{path}: not a tar file ({error})") from error
+            samples.pop(key)  # it is cut short, and so may be the last sample
+        return list(samples.items())
 
-    def read(self, shard: int, row: int) -> Sample:
-        key, data = self._parts(shard, row)
-        record = _object(data.pop("json", b"{}"))
-        record = {name: record[name] for name in ("captions", "caption", "label", "labels") if record.get(name)}
-        if "cls" in data:
-            record["labels"] = [int(number) for number in data.pop("cls").decode().replace(",", " ").split()]
-        return as_sample(record | data, f"{self.paths[shard].name}:{key}")
+    def _names(self, shard: int, row: int) -> list[str]:
+        _, parts = self._entry(shard, row)
+        named = _object(self._bytes(shard, parts["json"])) if "json" in parts else {}
+        return [*parts, *_texts(named, self.columns)]
 
-    def facts(self, shard: int, row: int) -> dict[str, Any]:
-        """What a sample's .json says."""
-        return _object(self._parts(shard, row, ("json",))[1].get("json", b"{}"))
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        key, parts = self._entry(shard, row)
+        json_record = _object(self._bytes(shard, parts["json"])) if "json" in parts else {}
+        texts = _texts(json_record, self.columns)
+        image = _first(parts, self.columns.image, NAMES["image"])
+        caption = _first({**parts, **texts}, self.columns.caption, CAPTIONS)
+        label = _first({**parts, **texts}, self.columns.label, LABELS)
+        named = _first(texts, None, CLASS_NAMES)
+        wanted = {caption, label, *([image] if with_image else ()), *(parts if self.whole else ())} - {"json"}
+        data = {
+            kind: self._bytes(shard, parts[kind]) for kind in parts if kind in wanted and (with_image or kind != image)
+        }
+        record = (json_record if self.whole else texts) | data
+        name = f"{self.paths[shard].name}:{key}"
+        if label in data:
+            record[label] = _class_numbers(data[label])
+        fields = Fields(image, caption, label, None if named == label else named)
+        sample = as_sample(record, name, fields, with_image=with_image)
+        return dataclasses.replace(sample, id=name, group=None, file=f"{key}.{image}" if image else None)
 
-    def _parts(self, shard: int, row: int, kinds: Sequence[str] | None = None) -> tuple[str, dict[str, bytes]]:
+    def _entry(self, shard: int, row: int) -> tuple[str, dict[str, tuple[int, int]]]:
         index = self._index(shard)
         if row >= len(index):
             raise ValueError(f"{self.paths[shard]}: has {len(index)} samples, its _stats.json says more")
-        key, parts = index[row]
-        file = self._file(shard)
-        return key, {
-            kind: os.pread(file, size, offset)
-            for kind, (offset, size) in parts.items()
-            if kinds is None or kind in kinds
-        }
+        return index[row]
+
+    def _bytes(self, shard: int, place: tuple[int, int]) -> bytes:
+        return os.pread(self._file(shard), place[1], place[0])
+
+    def image_bytes(self, name: str, most: int) -> bytes | None:
+        """The image of a sample of the first tar by its key, or by "key:suffix"; None if there is none, or it has more bytes
+        than `most`."""
+        index, (key, _, suffix) = dict(self._index(0)), name.rpartition(":")
+        parts, option = (index[name], None) if name in index else (index.get(key, {}), suffix)
+        image = _first(parts, option, NAMES["image"])
+        return self._bytes(0, parts[image]) if image and parts[image][1] <= most else None
+
+
+def _first(names: Iterable[str], option: str | None, words: Sequence[str]) -> str | None:
+    """As `find_column`, of a sample that may lack what others have."""
+    names = tuple(names)
+    return find_column(names, option, words) if option is None or option.lower() in map(str.lower, names) else None
+
+
+def _texts(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """What a sample's JSON says of captions and labels; an image lies in a file of its own."""
+    words = {*CAPTIONS, *LABELS, *(str(getattr(columns, kind)).lower() for kind in ("caption", "label"))}
+    return {name: value for name, value in record.items() if name.lower() in words and value not in (None, "", [])}
+
+
+def _class_numbers(data: bytes) -> list[int] | bytes:
+    """The numbers in a .cls; a name stays as it is."""
+    try:
+        return [int(number) for number in data.replace(b",", b" ").split()]
+    except ValueError:
+        return data
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -187,68 +280,144 @@ def _object(text: bytes) -> dict[str, Any]:
         ValueError: it is no JSON.
     """
     try:
-        record = json.loads(text)
+        record = json.loads(text.decode("utf-8-sig"))
     except RecursionError as error:
-        raise ValueError("its .json is nested deeper than anybody writes it") from error
+        raise ValueError("its .json is nested too deeply") from error
     return record if isinstance(record, dict) else {}
 
 
 class TFRecordShards(_Shards):
-    """TFRecords of Examples with the features `jpg` and `txt`, as the original read them, or others of `IMAGES` ..."""
+    """TFRecords of Examples with the features `jpg` and `txt`, as the original read them, or others of the known names."""
 
     _read_index = staticmethod(index_records)
 
-    def read(self, shard: int, row: int) -> Sample:
+    def _example(self, shard: int, row: int) -> dict[str, list]:
         start, length = self._index(shard)[row]
         data = read_record(self._file(shard), int(start), int(length), self.paths[shard])
-        example = parse_example(data)
-        single = (*IMAGES, *KEYS)
-        record = {name: value[0] if name in single else value for name, value in example.items() if value}
-        return as_sample(record, f"{self.paths[shard].name}:{row}")
+        return {name: values for name, values in parse_example(data).items() if values}
+
+    def _names(self, shard: int, row: int) -> Iterable[str]:
+        return self._example(shard, row)
+
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        example, columns = self._example(shard, row), self.columns
+        fields = Fields(*(_first(example, getattr(columns, kind), words) for kind, words in NAMES.items()))
+        several = (fields.caption, fields.label)
+        record = {name: values if name in several else values[0] for name, values in example.items()}
+        key = BY_NAME.find(example).key
+        name = f"{self.paths[shard].name}:{row}"
+        sample = as_sample(record, name, dataclasses.replace(fields, key=key), with_image=with_image)
+        return dataclasses.replace(sample, id=name)
 
 
-class ParquetShards:
-    """Row groups of Parquet files. An image is its encoded bytes, or a struct that has them as `bytes`.
+class ParquetShards(Source):
+    """Row groups of Parquet files. An image is its encoded bytes, a struct that has them as `bytes`, a path or an address.
 
     A row costs reading its whole group, so the last few groups stay in memory: see `hold`.
+
+    keep: further columns to read into `record`; None reads all.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike]):
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        columns: Columns = BY_NAME,
+        needs: Iterable[str] = (),
+        keep: Iterable[str] | None = (),
+    ):
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._held = 8
-        self._places, self.counts, self._columns = [], [], {}
-        known = {*IMAGES, *CAPTIONS, *LABELS, *KEYS}
-        for path in map(Path, paths):
-            facts = pq.ParquetFile(path)
-            self._columns[path] = [name for name in facts.schema_arrow.names if name in known]
-            for group in range(facts.num_row_groups):
-                self._places.append((path, group))
-                self.counts.append(facts.metadata.row_group(group).num_rows)
+        paths = [Path(path) for path in paths]
+        super().__init__(str(paths[0] if len(paths) == 1 else paths[0].parent), list(map(str, paths)), paths[0].parent)
+        self._held, self.schemas = 1, []
+        self._places, self.counts, self.shard_files, self._columns, self._fields = [], [], [], [], []
+        self.numbered = True
+        for number, path in enumerate(paths):
+            try:
+                file = pq.ParquetFile(path)
+            except (pa.ArrowException, OSError) as error:  # pyarrow's errors are of both kinds
+                raise ValueError(f"{path} can't be read as Parquet: {error}") from error
+            schema = file.schema_arrow
+            fields = columns.find(schema.names, needs, path)
+            used = [*filter(None, dataclasses.astuple(fields)), *(keep or ())]
+            names = [name for name in schema.names if keep is None or name in used]
+            if twice := next((name for name in names if schema.names.count(name) > 1), None):
+                raise ValueError(f"{path}: has two columns {twice!r}")
+            if fields.id and (not pa.types.is_integer(kind := schema.field(fields.id).type) or kind == pa.uint64()):
+                self.numbered = False
+            self.own_ids = self.own_ids or fields.id is not None
+            self.schemas.append(schema)
+            self._columns.append(names)
+            self._fields.append(fields)
+            for group in range(file.num_row_groups):
+                self._places.append((number, group))
+                self.counts.append(file.metadata.row_group(group).num_rows)
+                self.shard_files.append(number)
         self._reset()
 
+    def described(self) -> list[str] | None:
+        schema, label = self.schemas[0], self._fields[0].label
+        described = (schema.metadata or {}).get(b"huggingface")
+        try:
+            feature = json.loads(described or "{}")["info"]["features"][label]
+            feature = feature[0] if isinstance(feature, list) else feature.get("feature") or feature
+            return list(feature["names"])
+        except (ValueError, KeyError, TypeError, IndexError):
+            return _manifest_classes(self.folder)
+
     def hold(self, shards: int) -> None:
-        """Keeps so many row groups in memory: as many as are read in turns, or each row would cost reading a group."""
         self._held = max(self._held, shards)
         self._reset()
 
     def _reset(self) -> None:
-        self._groups = _Kept(self._read_group, most=self._held)
+        self._groups = Kept(
+            lambda shard: self._read_group(shard, self._columns[self._places[shard][0]]), most=self._held
+        )
 
-    def _read_group(self, shard: int):
+    def _read_group(self, shard: int, names: Sequence[str]):
         import pyarrow.parquet as pq
 
-        path, group = self._places[shard]
-        return pq.ParquetFile(path).read_row_group(group, self._columns[path], use_threads=False)
+        file, group = self._places[shard]
+        table = pq.ParquetFile(self.files[file]).read_row_group(group, names, use_threads=False)
+        return _sound_text(table)
 
-    def read(self, shard: int, row: int) -> Sample:
-        path, group = self._places[shard]
-        record = self._groups(shard).slice(row, 1).to_pylist()[0]
-        return as_sample(record, f"{path.name}:{group}:{row}", path.parent)
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        return self._sample(self._groups(shard).slice(row, 1).to_pylist()[0], shard, row, with_image)
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_groups"}
+    def scan(self) -> Iterator[Sample]:
+        for shard in range(len(self.counts)):
+            file = self._places[shard][0]
+            fields, schema = self._fields[file], self.schemas[file]
+            names = [name for name in dataclasses.astuple(fields) if name and name != fields.image]
+            if fields.image:
+                kind = schema.field(fields.image).type
+                if str(kind).startswith("struct") and kind.get_field_index("path") >= 0:
+                    names.append(f"{fields.image}.path")
+                elif "string" in str(kind):
+                    names.append(fields.image)
+            table = self._read_group(shard, list(dict.fromkeys(names)))
+            count = self.counts[shard]
+            for row, record in enumerate(table.to_pylist() if table.num_columns else [{}] * count):
+                yield self._sample(record, shard, row, False)
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._reset()
+    def _sample(self, record: dict, shard: int, row: int, with_image: bool) -> Sample:
+        file, group = self._places[shard]
+        name = f"{os.path.basename(self.files[file])}:{group}:{row}"
+        folder = Path(self.files[file]).parent
+        return as_sample(record, name, self._fields[file], folder, with_image=with_image)
+
+
+def _sound_text(table):
+    """A table whose text is UTF-8: other bytes, which some writers put into columns of text, are replaced."""
+    import pyarrow as pa
+
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            try:
+                table.column(place).validate(full=True)
+            except pa.ArrowInvalid:
+                raw = table.column(place).cast(pa.large_binary()).to_pylist()
+                text = [None if value is None else value.decode(errors="replace") for value in raw]
+                table = table.set_column(place, field.name, pa.array(text, pa.large_string()))
+    return table

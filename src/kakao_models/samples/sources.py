@@ -1,175 +1,377 @@
-"""Where training samples come from: shards, `datasets`, folders and CSV files, by name.
+"""Samples by the name of what holds them: shards, tables, `datasets`, folders of images, COCO's and Karpathy's JSON.
 
 A source is a list of shards of known sizes, and gives any row of any shard: so one number says where a run is, and any
 process or worker can read any sample.
 """
 
-import csv
-import glob
+import dataclasses
+import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kakao_models.files.lines import lines_of
 from kakao_models.pixels.images import SUFFIXES, list_images
-from kakao_models.samples.shards import (
-    CAPTIONS,
-    IMAGES,
-    LABELS,
-    ParquetShards,
-    Sample,
-    SampleSource,
-    TarShards,
-    TFRecordShards,
-    as_sample,
-    first_of,
-)
-
-_SLICE = 1 << 17  # rows of a shard of a source that has none of its own
+from kakao_models.samples.columns import BY_NAME, Columns, Sample, as_sample, class_names
+from kakao_models.samples.paths import KINDS, METADATA, SAVED, SHARDS, files_in, files_of, is_hub, matches, suffix_of
+from kakao_models.samples.shards import ParquetShards, Source, TarShards, TFRecordShards
+from kakao_models.samples.text import SLICE, TextTable
 
 
-class Records:
+class Records(Source):
     """A map-style `datasets.Dataset`, or any sequence of dicts."""
 
-    def __init__(self, records, folder: Path | None = None, name: str = "row"):
-        features = getattr(records, "features", None) or {}
-        for column, feature in features.items():
+    def __init__(
+        self,
+        records,
+        folder: Path | None = None,
+        name: str = "row",
+        columns: Columns = BY_NAME,
+        needs: Iterable[str] = (),
+        files: Sequence[str] = (),
+    ):
+        super().__init__(name, files or [name], folder)
+        self.features = getattr(records, "features", None) or {}
+        for column, feature in self.features.items():
             if type(feature).__name__ == "Image":  # bytes now, decoding later and where `load_image` does it
                 records = records.cast_column(column, type(feature)(decode=False))
-        self.records, self.folder, self.name = records, folder, name
-        rows = len(records)
-        self.counts = [min(_SLICE, rows - start) for start in range(0, rows, _SLICE)]
+        self.records = records
+        names = list(self.features) or dict.fromkeys(name for record in records for name in record)
+        self.fields = columns.find(names, needs if len(records) else (), name)
+        kind = getattr(self.features.get(self.fields.id), "dtype", "int64")
+        self.numbered = str(kind).startswith("int") if self.features else self.fields.id is None
+        self.own_ids = self.fields.id is not None
+        self.counts = [min(SLICE, len(records) - start) for start in range(0, len(records), SLICE)]
+        self.shard_files = [0] * len(self.counts)
 
-    def read(self, shard: int, row: int) -> Sample:
-        row += shard * _SLICE
-        return as_sample(self.records[row], f"{self.name} {row}", self.folder)
+    def described(self) -> list[str] | None:
+        feature = self.features.get(self.fields.label)
+        inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+        return list(inner.names) if hasattr(inner, "names") else None
 
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        row += shard * SLICE
+        return self._sample(self.records[row], row, with_image)
 
-def from_csv(path: str | os.PathLike) -> Records:
-    """A row for each image, or several rows of one image with a caption each. `.tsv` is separated by tabs."""
-    path = Path(path)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        try:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-        except csv.Error as error:
-            raise ValueError(f"{path}: no table of comma-separated values ({error})") from error
-    merged: dict[str, dict] = {}
-    for row in rows:
-        image, caption = first_of(row, IMAGES), first_of(row, CAPTIONS)
-        record = merged.setdefault(image, {"image": image, "captions": [], "label": first_of(row, LABELS)})
-        record["captions"] += [caption] if caption else []
-    for record in merged.values():
-        if isinstance(record["label"], str) and record["label"].lstrip("-").isdigit():
-            record["label"] = int(record["label"])
-    return Records(list(merged.values()), path.parent, path.name)
+    def scan(self) -> Iterator[Sample]:
+        records, image = self.records, self.fields.image
+        paths = _paths_of_images(records, image) if self.features and image else None
+        if paths is not None:
+            records = records.select_columns([name for name in self.features if name != image])
+            for row, (record, path) in enumerate(zip(records, paths)):
+                yield self._sample({**record, image: {"bytes": None, "path": path}}, row, False)
+            return
+        for row, record in enumerate(records):
+            yield self._sample(record, row, False)
 
-
-def from_folder(folder: str | os.PathLike) -> Records:
-    """Images under a folder: the caption is in a .txt of the same name, a line each; the label is the folder's name."""
-    folder, records = Path(folder), []
-    for path in list_images(folder):
-        text = path.with_suffix(".txt")
-        captions = lines_of(text) if text.is_file() else []
-        label = path.relative_to(folder).parts[0] if path.parent != folder else None
-        records.append({"image": str(path.relative_to(folder)), "captions": captions, "label": label})
-    return Records(records, folder, folder.name)
+    def _sample(self, record: Mapping, row: int, with_image: bool) -> Sample:
+        return as_sample(record, f"{self.name} {row}", self.fields, self.folder, with_image=with_image)
 
 
-class Joined:
-    """Several sources one after another."""
+def _paths_of_images(data, column: str) -> list[str | None] | None:
+    """The paths of images stored by `datasets`, without reading the images; None where that is not possible."""
+    chunks = data.data.column(column).chunks
+    if data._indices is not None or not chunks or not str(chunks[0].type).startswith("struct"):
+        return None
+    if len(data.features) == 1:  # no other column would say how many rows there are
+        return None
+    return [path for chunk in chunks for path in chunk.field("path").to_pylist()]
 
-    def __init__(self, sources: Sequence[SampleSource]):
+
+class ImageFolder(Source):
+    """Images under a folder: captions are in a .txt of the same name, a line each; the label is the folder's name."""
+
+    def __init__(self, folder: str | os.PathLike, needs: Iterable[str] = ()):
+        super().__init__(os.fspath(folder), [os.fspath(folder)], Path(folder))
+        self.paths = [str(path.relative_to(folder)) for path in list_images(folder)]
+        self.counts, self.shard_files = [len(self.paths)] if self.paths else [], [0]
+        if "caption" in needs and self.paths and not any(map(self._text, self.paths)):
+            raise ValueError(f"{folder}: no image has a .txt of the same name beside it, with captions")
+        if "label" in needs and self.paths and not self.classes:
+            raise ValueError(f"{folder}: no folders of classes; each class needs a folder of its own with images")
+
+    @cached_property
+    def classes(self) -> list[str] | None:
+        return class_names(label for path in self.paths for label in _folder_of(path)) or None
+
+    def _text(self, path: str) -> Path | None:
+        text = (self.folder / path).with_suffix(".txt")
+        return text if text.is_file() else None
+
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        path = self.paths[row]
+        text = self._text(path)
+        return Sample(
+            key=f"{self.folder.name} {row}",
+            image=self.folder / path if with_image else None,
+            captions=tuple(lines_of(text)) if text else (),
+            labels=_folder_of(path),
+            id=path,
+            group=path,
+            file=os.path.basename(path),
+        )
+
+
+def _folder_of(path: str) -> tuple[str, ...]:
+    parts = Path(path).parts
+    return parts[:1] if len(parts) > 1 else ()
+
+
+class Joined(Source):
+    """Several sources one after another. Where their classes differ, labels become names."""
+
+    def __init__(self, sources: Sequence[Source], name: str = ""):
         self.sources = list(sources)
+        files = [file for source in self.sources for file in source.files]
+        super().__init__(name or self.sources[0].name, files, self.sources[0].folder)
         self.counts = [count for source in self.sources for count in source.counts]
+        self.numbered = all(source.numbered for source in self.sources)
+        self.own_ids = any(source.own_ids for source in self.sources)
+        before = np.cumsum([0, *(len(source.files) for source in self.sources)])
+        self.shard_files = [
+            int(start) + file for source, start in zip(self.sources, before) for file in source.shard_files
+        ]
         self._first = np.cumsum([0, *(len(source.counts) for source in self.sources)])
 
     def hold(self, shards: int) -> None:
         for source in self.sources:
-            if hasattr(source, "hold"):
-                source.hold(shards)
+            source.hold(shards)
 
-    def read(self, shard: int, row: int) -> Sample:
+    @cached_property
+    def _names(self) -> list[list[str] | None] | None:
+        """The classes of each source, None where they are the same."""
+        names = [source.classes for source in self.sources]
+        return None if all(part == names[0] for part in names) else names
+
+    @cached_property
+    def classes(self) -> list[str] | None:
+        if self._names is None:
+            return self.sources[0].classes
+        if unnamed := [source.name for source, names in zip(self.sources, self._names) if names is None]:
+            raise ValueError(f"{unnamed[0]}: its classes have no names, those of other sources beside it have")
+        return class_names(name for names in self._names for name in names or ())
+
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
         number = int(np.searchsorted(self._first, shard, side="right")) - 1
-        return self.sources[number].read(shard - int(self._first[number]), row)
+        sample = self.sources[number].read(shard - int(self._first[number]), row, with_image)
+        names = self.__dict__.get("_names")  # nothing is read for it unless `classes` was asked for
+        if not names or not names[number]:
+            return sample
+        labels = tuple(label if isinstance(label, str) else names[number][label] for label in sample.labels)
+        return dataclasses.replace(sample, labels=labels)
+
+    def scan(self) -> Iterator[Sample]:
+        names = self._names or [None] * len(self.sources)
+        for source, own in zip(self.sources, names):
+            for sample in source.scan():
+                yield (
+                    sample
+                    if not own
+                    else dataclasses.replace(
+                        sample, labels=tuple(own[x] if isinstance(x, int) else x for x in sample.labels)
+                    )
+                )
 
 
-_SHARDED = {".tar": TarShards, ".tfrecord": TFRecordShards, ".tfrecords": TFRecordShards, ".parquet": ParquetShards}
-
-
-def open_source(where) -> SampleSource:
+def open_source(
+    where: Any,
+    columns: Columns = BY_NAME,
+    needs: Iterable[str] = ("image",),
+    *,
+    split: str | None = None,
+    default_split: str | None = None,
+    images: str | os.PathLike | None = None,
+    keep: Iterable[str] | None = (),
+    merge: bool = True,
+) -> Source:
     """A source by its name, or a list of them.
 
     Args:
-        where: a file `.tar`, `.tfrecord`, `.parquet`, `.csv` or `.tsv`; a pattern of such (`*`, `{000..127}`); a folder
-            of them, or of images; `hf://name`, `hf://name:split` or `hf://name/configuration:split`, a dataset of the
-            Hub; a `datasets.Dataset`; or a list of any of these.
+        where: a file `.tar`, `.tfrecord`, `.parquet`, `.csv`, `.tsv`, `.jsonl` (the last three also as `.gz`); a pattern
+            of such (`*`, `{000..127}`); a folder of them, of images, of images with metadata.csv or metadata.jsonl, or
+            one that `datasets` saved; a `.json` of COCO's captions or of Karpathy's splits; `hf://name`,
+            `hf://name:split` or `hf://name/configuration:split`, a dataset of the Hub; a `datasets.Dataset`; or a list.
+        columns: columns chosen by name; the others are found by their usual names.
+        needs: what there must be: "image", "caption", "label".
+        split: part of a data set of the Hub, of what `datasets` saved, or of Karpathy's files (several with commas).
+        images: folder of the images that a .json names.
+        keep: further columns to read into a sample's `record`; None reads all.
+        merge: rows of a CSV or JSON lines table with the same image are one sample with several captions.
 
     Raises:
-        ValueError: there is nothing, or nothing that is known.
+        ValueError: there is nothing, nothing that is known, or not what is needed; it says what there is.
+        OSError: a data set of the Hub can't be read.
     """
+    options = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
     if isinstance(where, (list, tuple)) and where and not isinstance(where[0], Mapping):
-        sources = [open_source(part) for part in where]
+        sources = [open_source(part, columns, needs, **options) for part in where]
         return sources[0] if len(sources) == 1 else Joined(sources)
-    if hasattr(where, "read") and hasattr(where, "counts"):
+    if isinstance(where, Source):
         return where
-    if not isinstance(where, (str, os.PathLike)):
-        return _not_empty(Records(where), where)
-    name = os.fspath(where)
-    if name.startswith("hf://"):
-        return _not_empty(Records(load_hub_dataset(name), name=name), name)
-    paths = [Path(path) for part in _braces(name) for path in (sorted(glob.glob(part)) or [part])]
-    if len(paths) == 1 and paths[0].is_dir():
-        files = sorted(path for path in paths[0].iterdir() if _kind(path) in _SHARDED)
-        if not files:
-            return _not_empty(from_folder(paths[0]), name)
-        paths = files
-    if absent := [str(path) for path in paths if not path.is_file()]:
-        raise ValueError(f"data: no such file, folder or pattern: {absent[0]}")
-    kinds = {_kind(path) for path in paths}
-    if len(kinds) > 1:
-        raise ValueError(f"data: {name} has files of several kinds ({', '.join(sorted(kinds))}); name one kind")
-    (kind,) = kinds
-    if kind in _SHARDED:
-        return _not_empty(_SHARDED[kind](paths), name)
-    if kind in (".csv", ".tsv"):
-        sources = [from_csv(path) for path in paths]
-        return _not_empty(sources[0] if len(sources) == 1 else Joined(sources), name)
-    raise ValueError(
-        f"data: {name} is of no known kind ({kind or 'no ending'}); wanted {', '.join((*_SHARDED, '.csv', '.tsv'))}, a "
-        "folder of images or hf://name"
-    )
-
-
-def load_hub_dataset(name: str, streaming: bool = False):
-    """`datasets.load_dataset` of "hf://name/configuration:split"; the split is "train" if none is said."""
-    import datasets
-
-    path, _, split = name.removeprefix("hf://").partition(":")
-    parts = path.split("/")
-    configuration = parts[2] if len(parts) > 2 else None
-    return datasets.load_dataset("/".join(parts[:2]), configuration, split=split or "train", streaming=streaming)
-
-
-def _kind(path: Path) -> str:
-    """The suffix that says what a file is: "train.tfrecord-00001-of-00128" is one of TFRecords."""
-    suffix = re.match(r"\.[a-z]+", path.suffix.lower())
-    return suffix.group() if suffix else ""
-
-
-def _braces(name: str) -> list[str]:
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", name)
-    if not found:
-        return [name]
-    first, last = found.groups()
-    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    return [part for number in numbers for part in _braces(name[: found.start()] + number + name[found.end() :])]
-
-
-def _not_empty(source: SampleSource, name) -> SampleSource:
+    if isinstance(where, (str, os.PathLike)):
+        source = _open(os.fspath(where), columns, tuple(needs), **options)
+    else:
+        source = Records(where, columns=columns, needs=needs)
     if not sum(source.counts):
-        hint = f" Images end in {', '.join(SUFFIXES[:6])} ..." if isinstance(source, Records) else ""
-        raise ValueError(f"data: {name!s:.200} has no samples.{hint}")
+        hint = f" Images end in {', '.join(SUFFIXES[:6])} ..." if isinstance(source, ImageFolder) else ""
+        raise ValueError(f"{where!s:.200} has no samples.{hint}")
     return source
+
+
+def _open(name: str, columns: Columns, needs: Sequence[str], *, split, default_split, images, keep, merge) -> Source:
+    if is_hub(name):
+        data = load_hub_dataset(name, split=split or default_split)
+        return Records(data, None, name, columns, needs)
+    paths = matches(name)
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        folder = paths[0]
+        if any(os.path.exists(os.path.join(folder, saved)) for saved in SAVED):
+            return Records(_load_saved(folder, split, default_split), None, name, columns, needs, [folder])
+        metadata = [path for path in (os.path.join(folder, file) for file in METADATA) if os.path.isfile(path)]
+        paths = metadata[:1] or files_in(folder, SHARDS, deep=False)
+        if not paths:
+            folder_of_images = ImageFolder(folder, needs)
+            paths = [] if folder_of_images.paths else files_in(folder, KINDS)
+            if not paths:
+                return _unchosen(folder_of_images, columns, split, images)
+    elif len(paths) > 1 and all(map(os.path.isdir, paths)):
+        options = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
+        return Joined([_open(path, columns, needs, **options) for path in paths], name)
+    paths = files_of(name, KINDS) if not paths else paths
+    found = sorted({suffix_of(path) for path in paths})
+    if len(found) > 1 or found[0] not in KINDS:
+        listed = ", ".join(suffix or "no ending" for suffix in found)
+        raise ValueError(f"{name}: files of {listed}; expected files of one kind, or a folder: {', '.join(KINDS)}")
+    kind = KINDS[found[0]]
+    if found[0] == ".json" and (records := _read_json(paths, split or default_split, split)) is not None:
+        needs = tuple(need for need in needs if need != "caption")
+        folder = Path(images or os.path.dirname(paths[0]))
+        return Records(_placed(records, folder), folder, Path(paths[0]).name, columns, needs, paths)
+    if images or split:
+        raise ValueError(f"{name}: a split, and a folder of images, go with a .json file or a data set of the Hub")
+    if kind == "parquet":
+        return ParquetShards(paths, columns, needs, keep)
+    if kind == "tar":
+        return TarShards(paths, columns, needs, whole=keep is None)
+    if kind == "tfrecord":
+        return TFRecordShards(paths, columns, needs)
+    tables = [TextTable(path, columns, needs, merge) for path in paths]
+    return tables[0] if len(tables) == 1 else Joined(tables, name)
+
+
+def _unchosen(source: ImageFolder, columns: Columns, split, images) -> ImageFolder:
+    if columns.chosen:
+        option = getattr(columns, columns.chosen[0])
+        raise ValueError(f"{source.name}: is a folder of images, and has no column {option!r}")
+    if split or images:
+        raise ValueError(
+            f"{source.name}: a split, and a folder of images, go with a .json file or a data set of the Hub"
+        )
+    return source
+
+
+def load_hub_dataset(name: str, streaming: bool = False, split: str | None = None):
+    """`datasets.load_dataset` of "hf://name/configuration:split"; the split is "train" by default.
+
+    Raises:
+        OSError: there is no such data set, or the Hub can't be reached.
+    """
+    path, _, own = name.removeprefix("hf://").partition(":")
+    parts = path.split("/")
+    options = {"split": own or split or "train"} | ({"streaming": True} if streaming else {})
+    try:
+        return _datasets().load_dataset("/".join(parts[:2]), *parts[2:3], **options)
+    except OSError as error:
+        here = "" if name.startswith("hf://") else "there is no such folder here, and "
+        raise OSError(f"{name}: {here}the Hub has no such data set, or can't be reached ({error})") from error
+
+
+def _load_saved(folder: str, split: str | None, default_split: str | None):
+    data = _datasets().load_from_disk(folder)
+    if not hasattr(data, "keys"):  # not a DatasetDict
+        return data
+    chosen = split or (default_split if default_split in data else next(iter(data)) if len(data) == 1 else "train")
+    if chosen not in data:
+        raise ValueError(f"{folder}: no split {chosen!r}; there are {', '.join(data)} (--split)")
+    return data[chosen]
+
+
+def _datasets():
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ImportError("data sets of the Hub need datasets: pip install datasets") from error
+    return datasets
+
+
+def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> list[dict] | None:
+    """Records of COCO's captions, of Karpathy's splits, or of a list of objects; None of JSON lines."""
+    path = Path(paths[0])
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.pos:  # an object a line
+            return None
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if len(paths) > 1:
+        raise ValueError(f"{path}: one of {len(paths)} .json files; name one, or make them JSON lines (.jsonl)")
+    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+        return content
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(
+            f"{path}: expected a list of objects, or an object with a list `images`, as COCO's and Karpathy's files have"
+        )
+    if asked and "annotations" in content:
+        raise ValueError(f"{path}: COCO's files have no splits, they are one")
+    try:
+        records = _coco(content) if "annotations" in content else _karpathy(content, split)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: neither COCO's captions nor Karpathy's splits: an entry has no {error}, or names an image that is not "
+            "listed"
+        ) from error
+    if not records:
+        known = sorted({str(image.get("split")) for image in content["images"]})
+        raise ValueError(f"{path}: no images of split {split!r}; there are {', '.join(known) or 'none'}")
+    return records
+
+
+def _placed(records: list[dict], folder: Path) -> list[dict]:
+    """Images of Karpathy's files may lie in the folder itself: whichever way the first one is found, the others are."""
+    name = records[0].get("image")
+    if isinstance(name, str) and not (folder / name).is_file() and (folder / os.path.basename(name)).is_file():
+        return [record | {"image": os.path.basename(record["image"])} for record in records]
+    return records
+
+
+def _coco(content: dict) -> list[dict]:
+    captions: dict = {image["id"]: [] for image in content["images"]}
+    marks: dict = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+        marks[annotation["image_id"]].append(annotation.get("id"))
+    return [
+        {"image": image["file_name"], "image_id": image["id"]}
+        | {"captions": captions[image["id"]], "marks": marks[image["id"]]}
+        for image in content["images"]
+    ]
+
+
+def _karpathy(content: dict, split: str | None) -> list[dict]:
+    splits = set(split.split(",")) if split else None
+    return [
+        {
+            "image": os.path.join(image.get("filepath", ""), image["filename"]),
+            "image_id": str(image["filename"]),
+            "captions": [str(sentence["raw"]) for sentence in image["sentences"]],
+            "marks": [sentence.get("sentid") for sentence in image["sentences"]],
+        }
+        for image in content["images"]
+        if splits is None or image["split"] in splits
+    ]

@@ -16,10 +16,10 @@ import ibis.expr.types as ir
 
 from kakao_models.files.atomic import flush, workplace
 from kakao_models.samples.coyo import TYPES
-from kakao_models.samples.manifest import NAME, PLAN
+from kakao_models.samples.paths import TABLES, files_of, is_hub, suffix_of
+from kakao_models.samples.text import separator_of
 
 BACKENDS = ("duckdb", "pyspark")
-_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 
 
 def connect(
@@ -52,39 +52,9 @@ def connect(
     return ibis.pyspark.connect(SparkSession.builder.appName("kakao-models data").getOrCreate())
 
 
-def is_hub(source: str) -> bool:
-    """Whether a source is a data set of the Hub: hf://owner/name, or owner/name where there is no such file."""
-    if source.startswith("hf://"):
-        return True
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not _matches(source) and (
-        Path(source).suffix.lower() not in _FORMATS
-    )  # fmt: skip
-
-
 def is_parquet(source: str) -> bool:
     """Whether a source is local Parquet, of which single columns can be read again and again."""
-    return not is_hub(source) and files_of(source)[0].lower().endswith(".parquet")
-
-
-def files_of(source: str | os.PathLike) -> list[str]:
-    """The files of a local source: a file, a pattern, or a folder of such files; of one kind.
-
-    What `download` and `embed` say of themselves in .json beside their shards is not among them.
-
-    Raises:
-        ValueError: there are none, or they are of several kinds.
-    """
-    paths = _matches(os.fspath(source))
-    if len(paths) == 1 and os.path.isdir(paths[0]):
-        inside = sorted(path for path in Path(paths[0]).rglob("*") if path.suffix.lower() in _FORMATS)
-        inside = [path for path in inside if path.name not in (NAME, PLAN) and not path.name.endswith("_stats.json")]
-        paths = [str(path) for path in inside if not any(part.startswith(("_", ".")) for part in path.parts[-2:])]
-    if not paths:
-        raise ValueError(f"{source}: no such file, folder or pattern of {', '.join(_FORMATS)}")
-    kinds = {Path(path).suffix.lower() for path in paths}
-    if len(kinds) > 1 or not kinds <= set(_FORMATS):
-        raise ValueError(f"{source}: files of {', '.join(sorted(kinds))}; wanted one of {', '.join(_FORMATS)}")
-    return paths
+    return not is_hub(source) and suffix_of(files_of(source)[0]) == ".parquet"
 
 
 def open_table(connection, source: str | os.PathLike) -> ir.Table:
@@ -107,10 +77,10 @@ def open_table(connection, source: str | os.PathLike) -> ir.Table:
 def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
     """The table of files of one kind, with the types they say; columns of CSV files are text."""
     paths = [os.fspath(path) for path in paths]
+    kind = TABLES[suffix_of(paths[0])]
+    separator = separator_of(paths[0]) if kind == "csv" else ","
     if connection.name == "duckdb":
         paths = [glob.escape(path) for path in paths]  # it takes the names of files for patterns
-    kind = _FORMATS[Path(paths[0]).suffix.lower()]
-    separator = "\t" if paths[0].lower().endswith(".tsv") else ","
     if connection.name == "duckdb":
         if kind == "csv":
             options = {"header": True, "all_varchar": True, "delim": separator, "quote": '"', "escape": '"'}
@@ -130,12 +100,12 @@ def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
 def column_names(source: str | os.PathLike) -> list[str]:
     """The columns of a local Parquet or CSV file, without a connection."""
     path = files_of(source)[0]
-    if path.lower().endswith(".parquet"):
+    if suffix_of(path) == ".parquet":
         import pyarrow.parquet as pq
 
         return pq.read_schema(path).names
     with open(path, newline="", encoding="utf-8-sig") as file:
-        return next(csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ","), [])
+        return next(csv.reader(file, delimiter=separator_of(path)), [])
 
 
 def write_parquet(table: ir.Table, folder: Path) -> int:
@@ -228,12 +198,6 @@ def fresh(table: ir.Table, name: str) -> str:
     while name in taken:
         name += "_"
     return name
-
-
-def _matches(source: str) -> list[str]:
-    if glob.has_magic(source) and not os.path.exists(source):
-        return sorted(glob.glob(source))
-    return [source] if os.path.exists(source) else []
 
 
 def _typed(table: ir.Table) -> ir.Table:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kakao_models.samples.columns import BY_NAME, Columns
 from kakao_models.search.collection import INSERT
 from kakao_models.search.items import Item, Items, metadata_digest, plain
 
@@ -85,6 +86,7 @@ def build(
     *,
     sync: bool = False,
     columns: Sequence[str] | None = None,
+    fields: Columns = BY_NAME,
     roots: Sequence[str | os.PathLike] = (),
     batch_size: int | None = None,
     advance: Callable[[int], None] = lambda images: None,
@@ -96,6 +98,7 @@ def build(
         sources: folders of images, tars, tables; for an index of texts, tables and .txt files.
         sync: then remove the rows that no source has. Rows of files that are there and can't be read stay.
         columns: of tables: keep these alone as metadata.
+        fields: the tables' columns of images and captions, where they have other names than usual.
         roots: further folders that tables may name pictures in.
         batch_size: images at a time, by default the embedder's. Embeddings of other batch sizes differ in the last bits.
         advance: is told how many images or texts are done.
@@ -107,7 +110,9 @@ def build(
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     kind = index.metadata["kind"]
     size = (batch_size or embedder.batch_size) * (1 if kind == "images" else _TEXTS)
-    items = Items(paths, kind=kind, columns=columns, roots=roots, size=size, workers=embedder.num_workers)
+    items = Items(
+        paths, kind=kind, columns=columns, fields=fields, roots=roots, size=size, workers=embedder.num_workers
+    )
     writer = _Writer(index, report)
     seen: set[bytes] = set()
     try:

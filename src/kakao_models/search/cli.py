@@ -10,6 +10,8 @@ import typer
 
 from kakao_models.verbs import (
     MODEL_PANEL,
+    CaptionColumnOption,
+    ImageColumnOption,
     JsonOption,
     ModelOptions,
     check_file,
@@ -70,7 +72,7 @@ def build(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Folders of images, WebDataset tars, tables (.parquet, .csv, .jsonl); of texts, tables and .txt files.",
+            help="Folders of images, WebDataset tars, TFRecords, tables (.parquet, .csv, .jsonl); of texts, tables and .txt files.",
         ),
     ],
     uri: NewUri = DEFAULT_URI,
@@ -79,6 +81,8 @@ def build(
     columns: Annotated[
         str | None, typer.Option(help="Of tables, keep these, separated by commas; by default all.")
     ] = None,
+    image_column: ImageColumnOption = None,
+    caption_column: CaptionColumnOption = None,
     root: Roots = None,
     index_type: IndexType = None,
     index_params: IndexParams = None,
@@ -107,16 +111,19 @@ def build(
     making = _making(what, index_type, index_params, metric, consistency, shards)
     options.prepare()
     from kakao_models.inference.progress import Progress
+    from kakao_models.samples.columns import Columns
     from kakao_models.search import SearchIndex
     from kakao_models.search.items import count
 
-    total = count(sources, what)  # before an index of nothing is made
+    fields = Columns(image=image_column, caption=caption_column)
+    total = count(sources, what, fields)  # before an index of nothing is made
     with SearchIndex.open(uri, options.open(), token=token, collection=collection, **making) as index:
         with Progress(what, total, None) as bar:
             done = index.build(
                 sources,
                 sync=sync,
                 columns=columns.split(",") if columns else None,
+                fields=fields,
                 roots=root or (),
                 advance=bar.advance,
             )

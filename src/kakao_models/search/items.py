@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 from kakao_models.files.lines import lines_of
 from kakao_models.pixels.fetch import fetch_url
 from kakao_models.pixels.images import ImageError, image_size
-from kakao_models.samples.rows import IMAGES, TEXTS, Part, Rows, text_of
+from kakao_models.samples.columns import BY_NAME, CAPTIONS, Columns, Sample
+from kakao_models.samples.rows import Part, Rows
+from kakao_models.samples.sources import ImageFolder
 
 MAX_BYTES = 256 * 2**20  # of a picture's file
 _LONGEST = {"path": 8192, "caption": 65_535}  # bytes; the latter is the most that Milvus allows
@@ -53,6 +55,7 @@ class Items:
         sources: folders of images, WebDataset tars, tables (.parquet, .csv, .jsonl), and for texts .txt files.
         kind: "images" or "texts".
         columns: keep these of a table's columns as metadata; None keeps all that can be kept.
+        fields: the columns of images and captions, where they have other names than usual.
         roots: further folders that a table may name pictures in; its own folder is always allowed.
         size: items of a part.
 
@@ -66,75 +69,78 @@ class Items:
         *,
         kind: str = "images",
         columns: Sequence[str] | None = None,
+        fields: Columns = BY_NAME,
         roots: Sequence[str | os.PathLike] = (),
         size: int = 32,
         workers: int = 4,
     ):
         if not sources:
             raise ValueError("nothing to build an index of: name a folder, a table or tars")
-        self.kind, self.columns = kind, None if columns is None else set(columns)
+        self.kind, self.columns, self.fields = kind, None if columns is None else set(columns), fields
         self.roots = [Path(root).resolve() for root in roots]
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kakao-models-read")
-        self._opened = [_open(source, kind) for source in sources]
+        self._opened = [_open(source, kind, fields) for source in sources]
         self.parts = [(rows, part) for rows in self._opened for part in rows.parts(size)]
         self.total = sum(sum(rows.counts) for rows in self._opened)
 
     def read(self, number: int) -> list[Item]:
         """The items of a part; those that can't be read say why."""
         rows, part = self.parts[number]
-        records = list(_records(rows, part))
-        return list(self._pool.map(lambda record: self._item(rows, part, *record), records))
+        places = range(part.start, part.stop)
+        return list(
+            self._pool.map(lambda place, sample: self._item(rows, part, place, sample), places, rows.read(part))
+        )
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _item(self, rows: "Rows | Lines", part: Part, place: int, record: dict | Exception) -> Item:
+    def _item(self, rows: "Rows | Lines", part: Part, place: int, sample: Sample) -> Item:
         name = f"{rows.files[part.file]}{WITHIN}{place}"
-        if isinstance(record, Exception):
-            return Item(name, error=_reason(record))
+        if sample.error:
+            return Item(name, error=sample.error)
         if self.kind == "texts":
-            return self._text(name, record)
-        return self._image(rows, part, name, record)
+            return self._text(name, sample)
+        return self._image(rows, part, name, sample)
 
-    def _text(self, name: str, record: dict) -> Item:
-        text = _caption(record)
-        if not isinstance(text, str) or not text.strip():
+    def _text(self, name: str, sample: Sample) -> Item:
+        text = next(iter(sample.captions), None)
+        if not text:
             return Item(name, error="no text")
         try:
-            return Item(name, text.strip(), self._metadata(record, name, text.strip(), ()))
+            return Item(name, text, self._metadata(sample, name, {}))
         except ValueError as error:
             return Item(name, error=_reason(error))
 
-    def _image(self, rows: "Rows | Lines", part: Part, name: str, record: dict) -> Item:
-        column = next((column for column in IMAGES if record.get(column) is not None), None)
-        value = record.get(column)
-        if isinstance(value, dict):  # as `datasets` stores images
-            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    def _image(self, rows: "Rows | Lines", part: Part, name: str, sample: Sample) -> Item:
+        file, value = rows.files[part.file], sample.image
+        container = file if "://" in file else os.path.abspath(file)
+        is_folder = isinstance(rows.source, ImageFolder)
         if value is None:
             return Item(name, error="no image")
-        path = name
-        if isinstance(value, str) and "://" in value:
-            path, value = value, None
-        elif isinstance(value, str):
-            path, value = os.path.abspath(rows.folder / value), None
+        if isinstance(value, str):  # an address
+            path = value
+        elif isinstance(value, os.PathLike):
+            path = os.path.abspath(value)
             try:
-                error = None if rows.pictures else self._outside(rows.folder, path)
+                error = None if is_folder else self._outside(Path(file).parent, path)
             except (ValueError, OSError, RuntimeError) as wrong:  # a zero byte, a loop of links
                 error = _reason(wrong)
             if error:
                 return Item(path, error=error)
-        elif rows.tars:
-            path = f"{os.path.abspath(rows.files[part.file])}{WITHIN}{record['__key__'].partition(':')[2]}"
         else:
-            path = os.path.abspath(rows.files[part.file]) + name[len(rows.files[part.file]) :]
+            inside = (
+                sample.id.partition(":")[2] if container.lower().endswith(".tar") else name[len(file) + len(WITHIN) :]
+            )
+            path = f"{container}{WITHIN}{inside}" + (f":{self.fields.image}" if self.fields.image else "")
         try:
-            content = bytes(value) if value is not None else _content(path)
+            content = _content(path) if isinstance(value, (str, os.PathLike)) else bytes(value)
             width, height = image_size(content)
-            unused = (column, "__key__", "id" if rows.pictures else column)  # of a folder, the id is in the path
-            facts = self._metadata(record, path, _caption(record), unused)
+            metadata = self._metadata(
+                sample, path, {} if is_folder else {"id": sample.id}
+            )  # of a folder, it is in the path
         except (ValueError, OSError) as error:
             return Item(path, error=_reason(error))
-        return Item(path, content, {"width": width, "height": height, "bytes": len(content)} | facts)
+        return Item(path, content, {"width": width, "height": height, "bytes": len(content)} | metadata)
 
     def _outside(self, folder: Path, path: str) -> str | None:
         """What is wrong with a picture that lies neither in its table's folder nor in one of `roots`."""
@@ -142,11 +148,14 @@ class Items:
             return None
         return f"leads out of {folder}: allow its folder by --root"
 
-    def _metadata(self, record: dict, path: str, text: Any, used: Sequence[str]) -> dict[str, Any]:
-        caption = "" if text is None else str(text)
+    def _metadata(self, sample: Sample, path: str, known: dict[str, Any]) -> dict[str, Any]:
+        caption, image = (
+            next(iter(sample.captions), ""),
+            self.fields.find(sample.record).image if sample.record else None,
+        )
         found = {"path": _fitting(path, "path", cut=False), "caption": _fitting(caption, "caption", cut=True)}
-        for name, value in record.items():
-            if name in used or (name in TEXTS and str(value) == caption) or name == "embedding":
+        for name, value in (known | dict(sample.record)).items():
+            if name in (image, "__key__", "embedding") or (name.lower() in CAPTIONS and str(value).strip() == caption):
                 continue
             if self.columns is not None and name not in self.columns:
                 continue
@@ -159,18 +168,18 @@ class Items:
         return found
 
 
-def count(sources: Sequence[str | os.PathLike], kind: str) -> int:
+def count(sources: Sequence[str | os.PathLike], kind: str, fields: Columns = BY_NAME) -> int:
     """How many images or texts there are in sources, readable or not."""
-    return sum(sum(_open(source, kind).counts) for source in sources)
+    return sum(sum(_open(source, kind, fields).counts) for source in sources)
 
 
 class Lines:
     """The lines of a text file, as `Rows` would give them."""
 
-    tars = pictures = False
+    source = None
 
     def __init__(self, path: str | os.PathLike):
-        self.files, self.folder = [os.fspath(path)], Path(path).parent
+        self.files = [os.fspath(path)]
         self._lines = lines_of(path)
         if not self._lines:
             raise ValueError(f"{path}: there are no lines")
@@ -180,8 +189,8 @@ class Lines:
         total = self.counts[0]
         return [Part(n, 0, start, min(start + size, total)) for n, start in enumerate(range(0, total, size))]
 
-    def read(self, part: Part) -> list[dict[str, Any]]:
-        return [{"text": line} for line in self._lines[part.start : part.stop]]
+    def read(self, part: Part) -> list[Sample]:
+        return [Sample(line, None, (line,)) for line in self._lines[part.start : part.stop]]
 
 
 def metadata_digest(metadata: dict[str, Any]) -> str:
@@ -210,12 +219,6 @@ def plain(value: Any) -> Any:
     return None
 
 
-def _caption(record: dict) -> Any:
-    """The text of a record, or the first of its captions, as shards for training have them."""
-    several = record.get("captions")
-    return text_of(record) or (several[0] if isinstance(several, list) and several else None)
-
-
 def _whole(value: Any) -> int | None:
     try:
         return int(value) if 0 <= int(value) < 2**31 else None
@@ -223,33 +226,10 @@ def _whole(value: Any) -> int | None:
         return None
 
 
-def _open(source: str | os.PathLike, kind: str) -> "Rows | Lines":
+def _open(source: str | os.PathLike, kind: str, fields: Columns) -> "Rows | Lines":
     if kind == "texts" and os.fspath(source).lower().endswith(".txt"):
         return Lines(source)
-    if os.path.isdir(source) and not any(os.scandir(source)):
-        raise ValueError(f"{source}: this folder is empty")
-    if not os.path.exists(source) and not set("*?[{") & set(os.fspath(source)):
-        raise ValueError(f"{source}: there is no such file or folder")
-    try:
-        rows = Rows(source)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{source}: reading tables needs {error.name}: pip install 'kakao-models[data]'") from error
-    if kind == "texts" and rows.pictures:
-        raise ValueError(f"{source}: is a folder of images; texts come of a table or of .txt files")
-    return rows
-
-
-def _records(rows: "Rows | Lines", part: Part) -> Iterator[tuple[int, dict | Exception]]:
-    """(row in its file, record) of each row of a part; one by one where a row of them can't be read."""
-    try:
-        yield from enumerate(rows.read(part), part.start)
-        return
-    except (ValueError, OSError) as error:
-        if part.stop - part.start == 1:
-            yield part.start, error
-            return
-    for place in range(part.start, part.stop):
-        yield from _records(rows, Part(part.number, part.file, place, place + 1))
+    return Rows(source, fields, ("image" if kind == "images" else "caption",), keep=None)
 
 
 def _content(source: str) -> bytes:

@@ -75,54 +75,45 @@ def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:
 def _inside(container: str, name: str, path: str) -> bytes:
     try:
         if container.endswith(".tar"):
-            members = _members(container, os.stat(container).st_mtime_ns)
-            if name not in members:
-                raise ImageError(path, "is not in this tar any more")
-            start, size = members[name]
-            if size > MAX_BYTES:
-                raise ImageError(path, f"has {size:,} bytes, more than {MAX_BYTES:,}")
-            with open(container, "rb") as file:
-                file.seek(start)
-                return file.read(size)
+            data = _tar(container, os.stat(container).st_mtime_ns).image_bytes(name, MAX_BYTES)
+            if data is None:
+                raise ImageError(path, f"is not in this tar any more, or has more than {MAX_BYTES:,} bytes")
+            return data
         return _cell(container, name, path)
     except (OSError, tarfile.TarError) as error:
         raise ImageError(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 @lru_cache(maxsize=32)
-def _members(container: str, changed: int) -> dict[str, tuple[int, int]]:
-    """Where the picture of each sample lies in a tar."""
-    from kakao_models.samples.shards import IMAGES, TarShards
+def _tar(container: str, changed: int) -> Any:
+    from kakao_models.samples.shards import TarShards
 
-    found = {}
-    for key, parts in TarShards._read_index(Path(container)):
-        place = next((parts[kind] for kind in IMAGES if kind in parts), None)
-        if place is not None:
-            found.setdefault(key, place)
-    return found
+    return TarShards([container])
 
 
-def _cell(container: str, row: str, path: str) -> bytes:
-    from kakao_models.samples.rows import Part, image_of
+def _cell(container: str, name: str, path: str) -> bytes:
+    from kakao_models.samples.rows import Part
 
+    row, _, column = name.partition(":")
     if not row.isdecimal():
         raise ImageError(path, "names no row of a table")
     try:
-        rows = _table(container, os.stat(container).st_mtime_ns)
+        rows = _table(container, column, os.stat(container).st_mtime_ns)
         if int(row) >= rows.counts[0]:
             raise ImageError(path, f"is not in this table any more: it has {rows.counts[0]} rows")
-        value = image_of(rows.read(Part(0, 0, int(row), int(row) + 1))[0], rows.folder)
+        (sample,) = rows.read(Part(0, 0, int(row), int(row) + 1))
     except ImageError:
         raise
     except ValueError as error:
         raise ImageError(path, str(error)) from error
-    if not isinstance(value, bytes):
+    if not isinstance(sample.image, bytes):
         raise ImageError(path, "the row holds no picture")
-    return value
+    return sample.image
 
 
 @lru_cache(maxsize=8)
-def _table(container: str, changed: int) -> Any:
-    from kakao_models.samples.rows import IMAGES, Rows
+def _table(container: str, column: str, changed: int) -> Any:
+    from kakao_models.samples.columns import Columns
+    from kakao_models.samples.rows import Rows
 
-    return Rows(container, IMAGES)
+    return Rows(container, Columns(image=column or None))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from kakao_models.samples.shards import SampleSource, as_sample
+from kakao_models.samples.columns import BY_NAME, Columns, as_sample
+from kakao_models.samples.shards import Source
 from kakao_models.train.gradcache import ghost_chunks
 from kakao_models.train.transform import DataError, SampleTransform
 
@@ -60,11 +61,10 @@ class Order:
 class TrainData(Dataset):
     """Samples of a source by (epoch, position). A broken one is replaced by another, drawn at random, and counted."""
 
-    def __init__(self, source: SampleSource, prepare: SampleTransform, seed: int = 0, window: int = 16):
+    def __init__(self, source: Source, prepare: SampleTransform, seed: int = 0, window: int = 16):
         self.source, self.prepare, self.seed = source, prepare, seed
         self.order = Order(source.counts, seed, window)
-        if hasattr(source, "hold"):
-            source.hold(window + 1)  # those of a window, and one that a broken sample's replacement comes from
+        source.hold(window + 1)  # those of a window, and one that a broken sample's replacement comes from
 
     def __len__(self) -> int:
         return len(self.order)
@@ -98,13 +98,23 @@ class StreamData(IterableDataset):
     """
 
     def __init__(
-        self, dataset, prepare: SampleTransform, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
+        self,
+        dataset,
+        prepare: SampleTransform,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        columns: Columns = BY_NAME,
+        needs: Sequence[str] = ("image",),
     ):
         from datasets.distributed import split_dataset_by_node
 
         shuffled = dataset.shuffle(seed=seed, buffer_size=10_000)
         self.dataset = split_dataset_by_node(shuffled, rank=rank, world_size=world)  # which also splits among workers
         self.prepare, self.batch_size, self.rank, self.seed = prepare, batch_size, rank, seed
+        names = list(dataset.features or next(iter(dataset), {}))
+        self.fields = columns.find(names, needs, "data")
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
@@ -117,7 +127,7 @@ class StreamData(IterableDataset):
                 random = np.random.default_rng([self.seed, epoch, self.rank, number, row])
                 key = f"row {row} of worker {number} of process {self.rank}"
                 try:
-                    sample = as_sample(record, key)
+                    sample = as_sample(record, key, self.fields)
                     key = sample.key
                     items.append(self.prepare(sample, random))
                 except DataError:

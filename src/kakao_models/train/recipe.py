@@ -22,7 +22,8 @@ class Recipe:
     """What all recipes have.
 
     about: what it trains, in how many hours, on what hardware, and the metric it should reach.
-    data: as of `open_source`; with `streaming`, a `hf://` name.
+    data: as of `open_source`; with `streaming`, a `hf://` name. columns: `image`, `caption` and `label`, the names of the
+    data's columns; those left out are found by their usual names.
     start: checkpoint to go on from, a folder or Hub id; without it, weights are random.
     model: fields of the configuration.
     batch_size: of all processes together. chunk_size: samples of a process that are in memory at a time.
@@ -38,6 +39,7 @@ class Recipe:
     about: str
     output: str
     data: Any
+    columns: dict = field(default_factory=dict)
     streaming: bool = False
     start: str | None = None
     model: dict = field(default_factory=dict)
@@ -109,7 +111,7 @@ class ViTRecipe(Recipe):
     """Training of a classifier.
 
     backbone: "vit", or "align" for the image tower of the ALIGN `start`. size: "ti", "s", "b" or "l".
-    classes: how many, or a file with a name for each, a line each; left out, the names of the data's folders.
+    classes: how many, or a file with a name for each, a line each; left out, those that the data name.
     multi_label: several labels an image, each a sigmoid of its own.
     image_size: another one than that of `start` resizes the position embeddings.
     new_head: drop the classifier (and representation) of `start`, and begin with one of zeros.

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,9 @@ from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor, read_tokenizer
 from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
 from kakao_models.files.lines import lines_of
-from kakao_models.samples.sources import Joined, Records, load_hub_dataset, open_source
+from kakao_models.samples.columns import NAMES, Columns
+from kakao_models.samples.shards import Source
+from kakao_models.samples.sources import load_hub_dataset, open_source
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
 from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
@@ -52,10 +54,14 @@ def build_trainer(
     elif isinstance(recipe, AlignRecipe):
         _look_for("tokenizer", recipe.tokenizer, "tokenizer_config.json")
     set_seed(recipe.seed)  # for weights that are random
-    build = _align if isinstance(recipe, AlignRecipe) else _vit
-    model, processor, prepare, default = build(recipe, transform_class)
+    if isinstance(recipe, AlignRecipe):
+        model, processor, prepare, default = _align(recipe, transform_class)
+        data = _data(recipe, _open(recipe), prepare, arguments)
+    else:
+        source = _open(recipe)
+        model, processor, prepare, default = _vit(recipe, transform_class, _class_names(recipe, source))
+        data = _data(recipe, source, prepare, arguments)
     callbacks = [JsonLines(), ProgressBar(), Curves()]
-    data = _data(recipe, prepare, arguments)
     return (trainer_class or default)(model, arguments, data, processor, evaluations, callbacks)
 
 
@@ -181,11 +187,12 @@ def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform])
     return model, processor, prepare, AlignTrainer
 
 
-def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform]):
-    labels = _class_names(recipe)
+def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], labels: Sequence[str]):
     number = len(labels) if labels else recipe.classes
     if not number:
-        raise ValueError("recipe: classes: say how many, give a file of names, or folders named by class as data")
+        raise ValueError(
+            "recipe: classes: the data do not name their classes; give a number of classes, or a file of names"
+        )
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": number}
     kind = {"problem_type": "multi_label_classification" if recipe.multi_label else "single_label_classification"}
     if recipe.backbone == "align":
@@ -218,15 +225,12 @@ def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform]):
     return model, processor, prepare, ViTTrainer
 
 
-def _class_names(recipe: ViTRecipe) -> tuple[str, ...]:
+def _class_names(recipe: ViTRecipe, source: Source | None) -> Sequence[str]:
+    """Names of the classes, empty where there is only a number of them: a file's, or those of the data."""
     if isinstance(recipe.classes, str):
-        return tuple(lines_of(recipe.classes))
-    if recipe.classes is not None or recipe.streaming:
-        return ()
-    source = open_source(recipe.data)
-    parts = source.sources if isinstance(source, Joined) else [source]
-    labels = {row.get("label") for part in parts if isinstance(part, Records) for row in part.records}
-    return tuple(sorted(label for label in labels if isinstance(label, str)))
+        return lines_of(recipe.classes)
+    names = (source.classes if source and (recipe.classes is None or source.described()) else None) or ()
+    return names if recipe.classes in (None, len(names)) else ()
 
 
 def _augmentation(recipe: Recipe, kind: str, antialias: bool, size: int) -> Augmentation:
@@ -243,12 +247,27 @@ def _filled(cls, what: str, settings: Mapping):
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
-def _data(recipe: Recipe, prepare: SampleTransform, arguments: TrainArguments) -> TrainData | StreamData:
-    if not recipe.streaming:
-        return TrainData(open_source(recipe.data), prepare, recipe.seed, recipe.shuffle_window)
+def _open(recipe: Recipe) -> Source | None:
+    """The data of a recipe; None of a stream."""
+    return None if recipe.streaming else open_source(recipe.data, *_columns(recipe))
+
+
+def _columns(recipe: Recipe) -> tuple[Columns, tuple[str, str]]:
+    """The columns that a recipe chooses, and those that it needs."""
+    check_keys("recipe: columns", recipe.columns, NAMES)
+    several = isinstance(recipe, ViTRecipe) and recipe.multi_label
+    needs = ("image", "caption" if isinstance(recipe, AlignRecipe) else "label")
+    return Columns(**recipe.columns, prefer=("labels",) if several else ()), needs
+
+
+def _data(
+    recipe: Recipe, source: Source | None, prepare: SampleTransform, arguments: TrainArguments
+) -> TrainData | StreamData:
+    if source is not None:
+        return TrainData(source, prepare, recipe.seed, recipe.shuffle_window)
     stream = load_hub_dataset(recipe.data, streaming=True)
-    share = arguments.per_device_train_batch_size
-    return StreamData(stream, prepare, share, arguments.process_index, arguments.world_size, recipe.seed)
+    share, place = arguments.per_device_train_batch_size, (arguments.process_index, arguments.world_size)
+    return StreamData(stream, prepare, share, *place, recipe.seed, *_columns(recipe))
 
 
 def _merged(values: dict, changes: Mapping) -> dict:

@@ -10,7 +10,7 @@ import torch
 
 from kakao_models.align.preprocessing import MAX_TOKENS
 from kakao_models.pixels.images import load_image, load_pixels
-from kakao_models.samples.shards import Sample
+from kakao_models.samples.columns import Sample
 from kakao_models.train.augment import Augmentation, affine_of
 
 
@@ -56,6 +56,8 @@ class SampleTransform:
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> dict:
         target = self.target(sample, random)
+        if sample.image is None:
+            raise ValueError("no image")
         load = load_pixels if self.augment.arrays else load_image
         picture = load(sample.image, size_hint=self.augment.decode_size)
         scale, offset = (x[:, None, None] for x in self.affine)  # (3, 1, 1)
@@ -81,13 +83,16 @@ class SampleTransform:
             return sample.captions[int(random.integers(len(sample.captions)))]
         labels = [self._number(sample, label) for label in sample.labels]
         if not self.multi_label and len(labels) != 1:
-            raise ValueError(f"wanted one label, there are {len(labels)}")
+            raise ValueError(f"expected one label, got {len(labels)}")
         return labels
 
     def _number(self, sample: Sample, label: int | str) -> int:
         number = self._numbers.get(label) if isinstance(label, str) else label
         if number is None:
-            raise DataError(f"{sample.key}: label {label!r} is no name of a class; there are {', '.join(self.names)}")
+            there = f"there are {', '.join(self.names)}" if self.names else (
+                "the recipe has a number of classes and no names: leave classes out, or name a file with a class a line"
+            )  # fmt: skip
+            raise DataError(f"{sample.key}: label {label!r} is not the name of a class; {there}")
         if not 0 <= number < self.classes:
             raise DataError(
                 f"{sample.key}: label {number} is out of range, the model has classes 0..{self.classes - 1}"

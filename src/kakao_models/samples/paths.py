@@ -1,0 +1,94 @@
+"""Which files a source is made of: by a name, a pattern or a folder; and what kind of files they are."""
+
+import glob
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+# suffix -> kind
+TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+SHARDS = {".tar": "tar", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord", ".parquet": "parquet"}
+KINDS = TABLES | SHARDS
+SAVED = ("dataset_info.json", "dataset_dict.json")  # files that datasets.save_to_disk writes
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an ImageFolder of `datasets`
+_OURS = ("manifest.json", "plan.json")  # what `shard`, `download` and `embed` say of themselves
+
+
+class NoSuchSource(FileNotFoundError, ValueError):
+    """There is no such file, folder or pattern."""
+
+
+def suffix_of(path: str | os.PathLike) -> str:
+    """The suffix by which a file is known, in lower case: `.csv` of "A.CSV" and "a.csv.gz", `.tfrecord` of
+    "train.tfrecord-00001-of-00128"."""
+    name = os.fspath(path).lower()
+    inner = os.path.splitext(name.removesuffix(".gz"))[1]
+    if name.endswith(".gz") and TABLES.get(inner) not in ("csv", "json"):
+        return f"{inner}.gz"
+    match = re.match(r"\.[a-z]+", inner)
+    return match.group() if match else ""
+
+
+def kind_of(path: str | os.PathLike) -> str | None:
+    return KINDS.get(suffix_of(path))
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source is a data set of the Hub: hf://owner/name, or owner/name where there is no such file."""
+    if source.startswith("hf://"):
+        return True
+    return source.count("/") == 1 and all(source.split("/")) and not source.startswith((".", "~")) and not (
+        matches(source) or kind_of(source) or re.search(r"[*?\[\]{}\\]", source)
+    )  # fmt: skip
+
+
+def matches(source: str | os.PathLike) -> list[str]:
+    """The files and folders of a name or pattern (`*`, `{000..127}`), sorted."""
+    name = os.fspath(source)
+    if os.path.exists(name):
+        return [name]
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", name)
+    if not found:
+        return sorted(glob.glob(name)) if glob.has_magic(name) else []
+    first, last = found.groups()
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    parts = [name[: found.start()] + number + name[found.end() :] for number in numbers]
+    if absent := next((part for part in parts if not matches(part)), None):
+        raise NoSuchSource(f"{source}: there is no such file: {absent}")
+    return [path for part in parts for path in matches(part)]
+
+
+def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES)) -> list[str]:
+    """The files of a local source: a file, a pattern, or a folder of such files; all of one kind.
+
+    Hidden files and what `shard`, `download` and `embed` keep beside their shards are not among them; so a folder of
+    .tar with .parquet and _stats.json of the same name, as img2dataset writes it, is one of tars.
+
+    Raises:
+        ValueError: there are none, or they are of several kinds.
+    """
+    paths = matches(source)
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        paths = files_in(paths[0], suffixes)
+    if not paths and not os.path.isdir(source):
+        raise NoSuchSource(f"{source}: there is no such file or folder")
+    if not paths:
+        raise ValueError(f"{source}: this folder has no files of {', '.join(suffixes)}")
+    found = sorted({suffix_of(path) for path in paths})
+    if len(found) > 1 or not set(found) <= set(suffixes):
+        listed = ", ".join(suffix or "no ending" for suffix in found)
+        raise ValueError(f"{source}: files of {listed}; expected one of {', '.join(suffixes)}")
+    return paths
+
+
+def files_in(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True) -> list[str]:
+    """The files in a folder, and with `deep` under it, that have one of these suffixes."""
+    root, found = Path(folder), []
+    for path in sorted(root.rglob("*") if deep else root.iterdir()):
+        hidden = any(part.startswith(("_", ".")) for part in path.relative_to(root).parts)
+        own = path.name in (*_OURS, *SAVED) or path.name.endswith("_stats.json")
+        if not hidden and not own and suffix_of(path) in suffixes and path.is_file():
+            found.append(path)
+    tars = {path.with_suffix("") for path in found if suffix_of(path) == ".tar"}
+    return [str(path) for path in found if suffix_of(path) == ".tar" or path.with_suffix("") not in tars]

@@ -1,0 +1,227 @@
+"""Tables of text: CSV, TSV and JSON lines, read at any row without holding them in memory."""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from kakao_models.samples.columns import BY_NAME, CAPTIONS, IMAGES, LABELS, Columns, Sample, as_sample
+from kakao_models.samples.coyo import TYPES
+from kakao_models.samples.paths import kind_of, suffix_of
+from kakao_models.samples.shards import Kept, Source
+
+SLICE = 1 << 17  # rows of a shard of a source that has none of its own
+_SEPARATORS = (",", ";", "\t", "|")
+_WHOLE = re.compile(r"-?\d+(\.0+)?")  # a class number; with zeros, as pandas writes columns with gaps
+_CASTS = {"int64": int, "float64": float}
+
+
+class TextTable(Source):
+    """CSV, TSV and JSON lines. A file is read once when it is opened; then its rows are read where they lie.
+
+    Cells of CSV are text: those of COYO's columns get their published types, ids and labels are whole numbers where all
+    of a table's are.
+
+    Args:
+        merge: rows with the same image are one sample with all their captions.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, columns: Columns = BY_NAME, needs: Iterable[str] = (), merge: bool = False
+    ):
+        self.path = Path(path)
+        super().__init__(os.fspath(path), [os.fspath(path)], self.path.parent)
+        self._is_csv = kind_of(path) == "csv"
+        self._reset()
+        with open(self._file(0), "rb", closefd=False) as file:
+            self._scan(file, columns, needs, merge)
+        self.counts = [min(SLICE, self._rows - start) for start in range(0, self._rows, SLICE)]
+        self.shard_files = [0] * len(self.counts)
+
+    @property
+    def _rows(self) -> int:
+        return len(self._starts if self._groups is None else self._groups[0]) - 1
+
+    def _scan(self, file: BinaryIO, columns: Columns, needs: Iterable[str], merge: bool) -> None:
+        """Finds where each row begins, and what has to be known of all rows before one is read."""
+        if self._is_csv:
+            self._read_head(file, columns if needs else None)
+        else:
+            self.names = dict.fromkeys(name for _, record in self._json_rows(file) for name in record)
+            file.seek(0)
+        self.fields = columns.find(self.names, needs, self.path)
+        starts, ids, labels, places = [], True, True, defaultdict(list)
+        for start, record in self._csv_rows(file) if self._is_csv else self._json_rows(file):
+            if merge:
+                image = record.get(self.fields.image)
+                places[image if isinstance(image, str) else len(starts)].append(len(starts))
+            starts.append(start)
+            ids = ids and bool(_WHOLE.fullmatch(str(record.get(self.fields.id) or 0)))
+            labels = labels and self._is_csv and bool(_WHOLE.fullmatch(record.get(self.fields.label) or "0"))
+        self._starts = np.array([*starts, os.fstat(file.fileno()).st_size], np.int64)
+        self.numbered, self.own_ids = ids, self.fields.id is not None
+        self._casts = {name: _CASTS[TYPES[name]] for name in self.names if TYPES.get(name) in _CASTS}
+        if labels and self.fields.label:
+            self._casts[self.fields.label] = int
+        if ids and self.fields.id:
+            self._casts[self.fields.id] = int
+        self._groups = None
+        if len(places) < len(starts) and merge:  # the rows of image i are rows[ends[i]:ends[i + 1]]
+            ends = np.cumsum([0, *map(len, places.values())])
+            self._groups = ends, np.fromiter((row for rows in places.values() for row in rows), np.int64)
+
+    def _read_head(self, file: BinaryIO, columns: Columns | None) -> None:
+        self._head = file.readline()
+        head = self._decoded(self._head, 1)
+        self._separator = _separator(head, self.path, columns or Columns())
+        with self._told(1):
+            names = [name.strip() for name in next(csv.reader([head], delimiter=self._separator, strict=True), [])]
+        self.names = dict.fromkeys(names)
+        if len(self.names) < len(names):
+            raise ValueError(f"{self.path}: has two columns {next(x for x in names if names.count(x) > 1)!r}")
+        if columns and names and not _known(names, columns):
+            raise ValueError(
+                f"{self.path}: no known column among {', '.join(map(repr, names))}. Is the first line a row? A table begins "
+                "with a line of names, such as image,caption; other names are chosen with --image-column, --caption-column "
+                "and --label-column (in a recipe, columns)"
+            )
+
+    def _csv_rows(self, file: BinaryIO) -> Iterator[tuple[int, dict]]:
+        position, number = len(self._head), 1
+
+        def lines() -> Iterator[str]:
+            nonlocal position, number
+            for line in file:
+                position, number = position + len(line), number + 1
+                yield self._decoded(line, number)
+
+        rows = csv.reader(lines(), delimiter=self._separator, strict=True)
+        while True:
+            start, line = position, number + 1
+            with self._told(line):
+                row = next(rows, None)
+            if row is None:
+                return
+            if row:
+                yield start, self._record(row, line)
+
+    @contextlib.contextmanager
+    def _told(self, line: int) -> Iterator[None]:
+        try:
+            yield
+        except csv.Error as error:
+            raise ValueError(
+                f"{self.path}: line {line} is badly quoted ({error}). A value with a separator, a quote or a line break in it "
+                'needs quotes around it, and a quote within is written twice: ""'
+            ) from error
+
+    def _record(self, row: list[str], line: int) -> dict[str, str | None]:
+        if len(row) > len(self.names) and any(row[len(self.names) :]):
+            raise ValueError(
+                f"{self.path}: line {line} has {len(row)} values, its columns are {', '.join(self.names)}. A value with "
+                f"{self._separator!r} in it needs quotes around it"
+            )
+        return dict(zip(self.names, (*(cell or None for cell in row), *[None] * len(self.names))))
+
+    def _json_rows(self, file: BinaryIO) -> Iterator[tuple[int, dict]]:
+        position = 0
+        for number, line in enumerate(file, 1):
+            start, position = position, position + len(line)
+            if line.strip():
+                yield start, self._object(line, number)
+
+    def _object(self, line: bytes, number: int) -> dict:
+        try:
+            record = json.loads(self._decoded(line, number))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: line {number} is not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{self.path}: line {number} is {type(record).__name__}, expected a JSON object")
+        return record
+
+    def _decoded(self, line: bytes, number: int) -> str:
+        try:
+            return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path}: line {number} is not UTF-8 text ({error.reason} at byte {error.start}). Save the file as UTF-8"
+            ) from error
+
+    def _row(self, row: int) -> dict[str, Any]:
+        start, end = self._starts[row : row + 2].tolist()
+        data = os.pread(self._file(0), end - start, start)
+        if not self._is_csv:
+            record = self._object(data, 2 if start else 1)
+        else:
+            lines = io.StringIO(self._decoded(data, 2), newline="")
+            record = self._record(next(csv.reader(lines, delimiter=self._separator, strict=True)), row)
+        for name, cast in self._casts.items():
+            if isinstance(value := record.get(name), str):
+                try:
+                    record[name] = cast(float(value)) if cast is int and "." in value else cast(value)
+                except ValueError:
+                    record[name] = value if name == self.fields.label else None
+        return record
+
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        row += shard * SLICE
+        if self._groups is None:
+            return self._sample(row, row, with_image)
+        ends, rows = self._groups
+        samples = [self._sample(int(place), row, with_image) for place in rows[ends[row] : ends[row + 1]]]
+        captions = tuple(text for sample in samples for text in sample.captions)
+        labels = next((sample.labels for sample in samples if sample.labels), ())
+        return samples[0].__class__(**vars(samples[0]) | {"captions": captions, "labels": labels})
+
+    def _sample(self, place: int, row: int, with_image: bool) -> Sample:
+        return as_sample(self._row(place), f"{self.path.name} {row}", self.fields, self.folder, with_image=with_image)
+
+    def _reset(self) -> None:
+        self._file = Kept(self._open, lambda file: os.close(file))
+
+    def _open(self, number: int) -> int:
+        if not self.path.name.lower().endswith(".gz"):
+            return os.open(self.path, os.O_RDONLY)
+        with gzip.open(self.path) as packed, tempfile.TemporaryFile() as file:
+            try:
+                shutil.copyfileobj(packed, file)
+            except (OSError, EOFError) as error:
+                raise ValueError(f"{self.path}: not a sound .gz file ({error})") from error
+            file.flush()
+            return os.dup(file.fileno())
+
+
+def _known(names: Iterable[str], columns: Columns) -> int:
+    chosen = [getattr(columns, kind).lower() for kind in columns.chosen]
+    return sum(name.strip().lower() in (*IMAGES, *CAPTIONS, *LABELS, *chosen) for name in names)
+
+
+def _separator(head: str, path: Path, columns: Columns = BY_NAME) -> str:
+    """The separator by which a first line has most known names, or most names at all."""
+    usual = "\t" if suffix_of(path) == ".tsv" else ","
+
+    def score(separator: str) -> tuple:
+        try:
+            (names,) = csv.reader([head], delimiter=separator, strict=True)
+        except (csv.Error, ValueError):
+            return (-1,)
+        return _known(names, columns), separator == usual and len(names) > 1, len(names), separator == usual
+
+    return max(_SEPARATORS, key=score)
+
+
+def separator_of(path: str | os.PathLike) -> str:
+    """The separator of a CSV or TSV file: a comma, a semicolon, a tab or a bar."""
+    with gzip.open(path) if os.fspath(path).lower().endswith(".gz") else open(path, "rb") as file:
+        return _separator(file.readline(2**20).decode("utf-8-sig", errors="replace"), Path(path))
