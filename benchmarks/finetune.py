@@ -63,7 +63,7 @@ def main() -> None:
     def ours(folder: Path) -> None:
         model = AlignModel.from_pretrained(args.start)
         settings = TrainArguments(str(folder), optimizer="adamw", schedule="linear", **common)
-        trainer = AlignTrainer(model, settings, data)
+        trainer = AlignTrainer(model, settings, train_dataset=data)
         trainer.train()
         trainer.save_final(folder)
 

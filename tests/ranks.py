@@ -74,6 +74,21 @@ def align_run(rank: int, world: int, folder: str, options: dict) -> dict:
     return {"weights": trainer.model.state_dict(), "loss": result.training_loss, "seed": torch.initial_seed()}
 
 
+def plain_align_run(rank: int, world: int, folder: str, batch: int, options: dict) -> dict:
+    """Weights after a run with transformers' own arguments, and predictions for ten samples."""
+    import training
+    from transformers import TrainingArguments
+
+    made = training.align_trainer(Path(folder))
+    arguments = TrainingArguments(folder, use_cpu=True, per_device_train_batch_size=batch, **options)
+    data, rows = training.records(16), training.records(10)
+    trainer = training.AlignTrainer(made.model, arguments, train_dataset=data, processing_class=made.processing_class)
+    trainer.train()
+    weights = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    result = trainer.predict(rows)
+    return {"weights": weights, "rows": result.label_ids, "images": torch.from_numpy(result.predictions[0])}
+
+
 def sharded_step(rank: int, world: int, folder: str) -> dict:
     """What `align_step` gives, of parameters that FSDP2 has sharded as docs/scaling.md says."""
     import training

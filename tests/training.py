@@ -33,16 +33,20 @@ def records(count: int = 32) -> list[dict]:
     ]
 
 
+def align_processor() -> AlignProcessor:
+    return AlignProcessor(AlignImageProcessor(size=36, crop_size=32), tiny.tokenizer())
+
+
 def align_trainer(output: Path, dropout: float = 0.0, count: int = 32, data=None, **options) -> AlignTrainer:
     torch.manual_seed(0)
     config = tiny.align_config(temperature_init_value=0.1)
     config.vision_config.virtual_batch_size, config.vision_config.drop_connect_rate = GHOST, dropout
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = dropout
     model = tiny.fill(AlignModel(config))
-    processor = AlignProcessor(AlignImageProcessor(size=36, crop_size=32), tiny.tokenizer())
+    processor = align_processor()
     prepare = SampleTransform(RandomCrop(36, 32), processor.image_processor, tokenizer=processor.tokenizer)
     data = TrainData(Records(records(count)) if data is None else data, prepare, seed=3)
-    return AlignTrainer(model, arguments(output, **options), data, processor)
+    return AlignTrainer(model, arguments(output, **options), train_dataset=data, processing_class=processor)
 
 
 def align_step(model: AlignModel, batch: dict, world: int = 1) -> dict:
@@ -64,7 +68,8 @@ def vit_trainer(output: Path, **options) -> ViTTrainer:
     model = tiny.fill(ViTForImageClassification(tiny.vit_config()))
     processor = ViTImageProcessor(size=32)
     data = TrainData(Records(records()), SampleTransform(RandomCrop(36, 32), processor, classes=7), seed=3)
-    return ViTTrainer(model, arguments(output, **{"optimizer": "sgd", **options}), data, processor)
+    settings = arguments(output, **{"optimizer": "sgd", **options})
+    return ViTTrainer(model, settings, train_dataset=data, processing_class=processor)
 
 
 def arguments(output: Path, **options) -> TrainArguments:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile
 from tolerances import TOLERANCE
 
-from kakao_models.pixels import fetch_url as fetch_module, images
+from kakao_models.pixels import fetch as fetch_module, images
 from kakao_models.pixels.fetch import FetchError, fetch_url, is_public
 from kakao_models.pixels.images import ImageError, list_images, load_image
 

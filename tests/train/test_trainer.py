@@ -1,18 +1,32 @@
 """Whole runs: chunks, processes and interruptions change nothing; what goes wrong is said."""
 
+import fnmatch
+import importlib.machinery
+import inspect
 import json
+import re
 import shutil
+import sys
+import types
+from pathlib import Path
 
 import datasets
 import pytest
 import ranks
+import tiny
 import torch
 import training
+import transformers
 from tolerances import TOLERANCE
 from torch.nn import functional as F
+from transformers.trainer_utils import HPSearchBackend
 
+from kakao_models import AlignForImageClassification, AlignModel, ViTForImageClassification, ViTImageProcessor
+from kakao_models.align.modeling_torch import contrastive_loss
+from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.data import StreamData
-from kakao_models.train.trainer import AlignTrainer, rest_frozen
+from kakao_models.train.freezing import freeze, rest_frozen
+from kakao_models.train.trainer import AlignTrainer, ViTTrainer
 from kakao_models.train.transform import DataError, SampleTransform
 
 
@@ -142,11 +156,11 @@ def test_a_torn_checkpoint_is_never_loaded(tmp_path):
     trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]  # older ones are gone
     # what a process leaves that is killed while it writes the next
-    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / ".unfinished" / "checkpoint-3")
-    (tmp_path / ".unfinished" / "checkpoint-3" / "model.safetensors").write_bytes(b"torn")
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "_unfinished" / "checkpoint-3")
+    (tmp_path / "_unfinished" / "checkpoint-3" / "model.safetensors").write_bytes(b"torn")
     again = training.align_trainer(tmp_path, **(options | {"max_steps": 3}))
     again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == 3 and not (tmp_path / ".unfinished").exists()
+    assert again.state.global_step == 3 and not (tmp_path / "_unfinished").exists()
 
 
 def test_the_moving_average_is_evaluated_and_saved(tmp_path):
@@ -273,7 +287,7 @@ def test_broken_samples_are_written_down(tmp_path):
     "options, message",
     [
         ({"per_device_train_batch_size": 18, "chunk_size": 8}, "both must be multiples .* Try 16 in chunks of 8"),
-        ({"optimizer": "adamax"}, "optimizer: got 'adamax', wanted one of lamb, adamw, sgd"),
+        ({"optimizer": "adamax"}, "optimizer: got 'adamax', expected one of lamb, adamw, sgd"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, message, tmp_path):
@@ -359,7 +373,7 @@ def test_a_loss_of_ones_own_sees_the_batch_in_its_order_with_chunks_too(tmp_path
         plain = training.align_trainer(tmp_path, **options)
         prepare = plain.train_dataset.prepare
         plain.train_dataset.prepare = Ranked(prepare.augment, prepare.image_processor, prepare.tokenizer)
-        trainer = Weighted(plain.model, plain.args, plain.train_dataset, plain.processing_class)
+        trainer = Weighted(plain.model, plain.args, train_dataset=plain.train_dataset)
         trainer.train()
         found.append(weights(trainer))
     close(*found, TOLERANCE["runs float32"])
@@ -379,3 +393,361 @@ def test_what_training_asks_of_the_tokenizer_is_not_saved_with_it(tmp_path):
     trainer.save_final(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
     assert saved["truncation"] is None and saved["padding"] is None
+
+
+# called like transformers' Trainer
+
+
+def plain(folder, **options) -> transformers.TrainingArguments:
+    sizes = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "max_steps": 2, "learning_rate": 0.05}
+    quiet = {"save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True, "optim": "sgd"}
+    return transformers.TrainingArguments(str(folder), **(sizes | quiet | options))
+
+
+def align_model() -> AlignModel:
+    return training.align_trainer(Path("unused"), count=16).model
+
+
+def vit_model(**config) -> ViTForImageClassification:
+    return tiny.fill(ViTForImageClassification(tiny.vit_config(**config)))
+
+
+def classifier(**config) -> AlignForImageClassification:
+    vision = tiny.align_config().vision_config
+    vision.num_labels, vision.drop_connect_rate = 7, 0.0
+    for name, value in config.items():
+        setattr(vision, name, value)
+    return tiny.fill(AlignForImageClassification(vision))
+
+
+ROWS = [{"image": r["image"], "caption": r["captions"][0], "label": r["label"]} for r in training.records(16)]
+IMAGES = ViTImageProcessor(size=32)
+
+
+def prepared(processor, **targets) -> list[dict]:
+    """Inputs of a model for `ROWS`, as a user of transformers makes them."""
+    pixels = processor(images=[row["image"] for row in ROWS], return_tensors="pt")["pixel_values"]
+    return [{"pixel_values": x, **{name: y[i] for name, y in targets.items()}} for i, x in enumerate(pixels)]
+
+
+def accuracy(prediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def test_arguments_are_those_of_transformers_in_their_order():
+    theirs = list(inspect.signature(transformers.Trainer.__init__).parameters)
+    for cls in (AlignTrainer, ViTTrainer):
+        ours = inspect.signature(cls.__init__).parameters
+        assert [name for name, p in ours.items() if p.kind is not p.KEYWORD_ONLY] == theirs
+
+
+@pytest.mark.parametrize("options", [{}, {"optim": "adamw_torch", "lr_scheduler_type": "cosine", "weight_decay": 0.1}])
+def test_with_plain_arguments_and_prepared_data_it_is_transformers_trainer(options, tmp_path):
+    labels, options = torch.arange(16) % 7, options | {"gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    for make in (vit_model, classifier):
+        data, runs = prepared(IMAGES, labels=labels), []
+        for cls in (transformers.Trainer, ViTTrainer):
+            arguments = plain(tmp_path, max_steps=-1, per_device_train_batch_size=3, **options)
+            trainer = cls(make(), arguments, train_dataset=data, eval_dataset=data, compute_metrics=accuracy)
+            result = trainer.train()
+            metrics = {n: v for n, v in trainer.evaluate().items() if n in ("eval_loss", "eval_accuracy", "epoch")}
+            runs.append((weights(trainer), result.training_loss, result.global_step, metrics))
+        close(runs[1][0], runs[0][0], 0)
+        assert runs[0][1:] == runs[1][1:]
+
+
+def test_an_aligns_step_is_that_of_transformers_trainer(tmp_path):
+    """Where one batch holds all samples, both compare the same pairs; transformers' is told so by `return_loss`."""
+    processor = training.align_processor()
+    tokens = processor(text=[row["caption"] for row in ROWS], return_tensors="pt", padding="max_length")
+    data, runs = prepared(processor, **tokens), []
+    for cls, extra in ((transformers.Trainer, {"return_loss": True}), (AlignTrainer, {})):
+
+        def collate(items, extra=extra):
+            return transformers.default_data_collator(items) | extra
+
+        sizes = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 16}
+        trainer = cls(align_model(), plain(tmp_path, remove_unused_columns=False, **sizes), collate, data, data)
+        result = trainer.train()
+        runs.append((weights(trainer), result.training_loss, trainer.evaluate()["eval_loss"]))
+    close(runs[1][0], runs[0][0], TOLERANCE["runs float32"])
+    assert runs[1][1:] == pytest.approx(runs[0][1:], abs=1e-5)
+
+
+def test_accumulated_gradients_are_chunks_of_prepared_data_too_and_arguments_stay(tmp_path):
+    processor = training.align_processor()
+    tokens = processor(text=[row["caption"] for row in ROWS], return_tensors="pt", padding="max_length")
+    data, arguments = prepared(processor, **tokens), plain(tmp_path)
+    parts = plain(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    whole, chunked = (AlignTrainer(align_model(), args, train_dataset=data[:15]) for args in (arguments, parts))
+    whole.train(), chunked.train()
+    assert chunked.state.epoch == 2  # the 7 of 15 samples that fill no batch are left out
+    close(weights(chunked), weights(whole), TOLERANCE["runs float32"])
+    assert (parts.per_device_train_batch_size, parts.gradient_accumulation_steps) == (4, 2)
+    assert chunked.args is parts and not parts.dataloader_drop_last
+    with pytest.raises(DataError, match="7 samples are fewer than a batch of 8"):
+        AlignTrainer(align_model(), arguments, train_dataset=data[:7]).train()
+    with pytest.raises(ValueError, match="a batch has pixel_values, but no input_ids"):
+        AlignTrainer(align_model(), arguments, train_dataset=prepared(processor)).train()
+
+
+def test_without_arguments_it_has_transformers_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = ViTTrainer(vit_model(), train_dataset=ROWS, processing_class=IMAGES)
+    assert trainer.args.output_dir == "tmp_trainer" and trainer.args.per_device_train_batch_size == 8
+    with pytest.raises(RuntimeError, match="requires either a `model` or `model_init`"):
+        AlignTrainer()
+
+
+def test_predictions_of_an_align_are_embeddings_and_their_rows(tmp_path):
+    processor, model = training.align_processor(), align_model().eval()
+    seen = {}
+
+    def metrics(prediction):
+        seen["rows"] = prediction.label_ids
+        return {"mean": float(prediction.predictions.mean())}
+
+    trainer = AlignTrainer(
+        model, plain(tmp_path), eval_dataset=ROWS[:11], processing_class=processor, compute_metrics=metrics,
+        preprocess_logits_for_metrics=lambda embeds, rows: embeds[0] * 0 + rows[:, None],
+    )  # fmt: skip
+    assert trainer.evaluate()["eval_mean"] == 5.0 and seen["rows"].tolist() == list(range(11))
+    result = AlignTrainer(model, plain(tmp_path), processing_class=processor).predict(ROWS[:11])
+    inputs = processor([row["image"] for row in ROWS[:11]], [row["caption"] for row in ROWS[:11]], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    for ours, expected in zip(result.predictions, (output.image_embeds, output.text_embeds)):
+        torch.testing.assert_close(torch.from_numpy(ours), expected, rtol=0, atol=1e-6)
+    losses = [model(**{n: x[part] for n, x in inputs.items()}, return_loss=True).loss.item() * size
+              for part, size in ((slice(0, 8), 8), (slice(8, 11), 8))]  # fmt: skip
+    assert result.metrics["test_loss"] == pytest.approx((losses[0] + losses[1] * 3 / 8) / 11, abs=1e-5)
+
+
+def test_predictions_of_a_classifier_need_no_labels(tmp_path):
+    model = vit_model()
+    trainer = ViTTrainer(model, plain(tmp_path), processing_class=IMAGES, compute_metrics=accuracy)
+    result = trainer.predict([{"image": row["image"]} for row in ROWS])
+    with torch.no_grad():
+        expected = model(IMAGES(images=[row["image"] for row in ROWS], return_tensors="pt")["pixel_values"]).logits
+    torch.testing.assert_close(torch.from_numpy(result.predictions), expected, rtol=0, atol=1e-6)
+    assert result.label_ids is None and "test_accuracy" not in result.metrics
+    assert "test_accuracy" in trainer.predict(ROWS).metrics
+
+
+def test_several_evaluation_sets_and_evaluations_are_all_reported(tmp_path):
+    sets = {"one": ROWS[:4], "other": ROWS[4:]}
+    trainer = ViTTrainer(
+        vit_model(), plain(tmp_path, eval_strategy="steps", eval_steps=2), train_dataset=ROWS, eval_dataset=sets,
+        processing_class=IMAGES, compute_metrics=accuracy, evaluations={"mine": lambda model, processor: {"score": 1}},
+    )  # fmt: skip
+    trainer.train()
+    logged = {name for log in trainer.state.log_history for name in log}
+    expected = {"eval_one_loss", "eval_one_accuracy", "eval_other_loss", "eval_other_accuracy", "eval_mine/score"}
+    assert expected <= logged and expected <= trainer.evaluate().keys()
+    assert trainer.evaluate(ROWS[:4])["eval_loss"] == pytest.approx(trainer.evaluate("one")["eval_loss"])
+    with pytest.raises(ValueError, match="evaluation requires an eval_dataset"):
+        ViTTrainer(vit_model(), plain(tmp_path)).evaluate()
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_checkpoint_is_loaded_with_all_of_its_weights(ema, tmp_path):
+    """transformers passes over the keys of a ViT's file that have other names in memory."""
+    rate = {"learning_rate": 1.0, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    arguments = training.arguments(tmp_path, ema_decay=ema, max_steps=3, **rate, **best)
+    arguments.per_device_train_batch_size = 8
+    trainer = ViTTrainer(vit_model(), arguments, train_dataset=ROWS, eval_dataset=ROWS, processing_class=IMAGES)
+    trainer.train()
+    logged = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(logged), abs=1e-6) and max(logged) != logged[-1]
+    trainer.save_model(str(tmp_path / "best"))
+    saved = ViTForImageClassification.from_pretrained(tmp_path / "best")
+    again = ViTTrainer(saved, plain(tmp_path), eval_dataset=ROWS, processing_class=IMAGES)
+    assert again.evaluate()["eval_loss"] == pytest.approx(max(logged), abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [vit_model, classifier])
+def test_a_resumed_classifier_has_all_weights_of_its_checkpoint(make, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.5}
+
+    def trainer():
+        arguments = plain(tmp_path, **options)
+        return ViTTrainer(make(), arguments, train_dataset=ROWS, processing_class=training.align_processor())
+
+    straight = trainer()
+    straight.train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    again = trainer()
+    again.train(resume_from_checkpoint=True)
+    close(weights(again), weights(straight), 0)
+    with pytest.raises(ValueError, match="Can't find a valid checkpoint at nowhere"):
+        trainer().train(resume_from_checkpoint="nowhere")
+
+
+def test_a_search_over_hyperparameters_has_a_model_and_chunks_of_its_own_in_each_trial(tmp_path, monkeypatch):
+    trials = [{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+              {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+              {"learning_rate": 0.0}]  # fmt: skip
+    seen = []
+
+    class Backend:
+        ensure_available = staticmethod(lambda: None)
+        default_hp_space = None
+
+        @staticmethod
+        def run(trainer, n_trials, direction, **options):
+            for number, params in enumerate(trials):
+                trainer.train(trial=types.SimpleNamespace(number=number, params=params))
+                seen.append((len(trainer.chunks), trainer.objective, weights(trainer), trainer.ema.model))
+            return seen
+
+    optuna = types.ModuleType("optuna")  # imported where results are reported
+    optuna.__spec__ = importlib.machinery.ModuleSpec("optuna", None)
+    optuna.trial = types.SimpleNamespace(BaseTrial=types.SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+    monkeypatch.setitem(transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.OPTUNA, Backend)
+    options = {"eval_strategy": "epoch", "num_train_epochs": 1, "max_steps": -1, "ema_decay": 0.5}
+    arguments = training.arguments(tmp_path, freeze=["text_model"], **options)
+    trainer = AlignTrainer(
+        args=arguments, model_init=align_model, train_dataset=ROWS, eval_dataset=ROWS,
+        processing_class=training.align_processor(),
+    )  # fmt: skip
+    trainer.hyperparameter_search(lambda trial: trial.params, backend="optuna")
+    assert [chunks for chunks, *_ in seen] == [1, 2, 2]
+    close(seen[1][2], seen[0][2], TOLERANCE["runs float32"])
+    assert seen[0][1] == pytest.approx(seen[1][1], abs=1e-4) and seen[2][1] != pytest.approx(seen[1][1], abs=1e-4)
+    assert len({id(model) for *_, model in seen}) == 3 and seen[2][3] is trainer.model
+    untrained = align_model().state_dict()
+    assert all(torch.equal(seen[0][2][n], x) for n, x in untrained.items() if n.startswith("text_model"))
+
+
+def test_a_loss_function_sees_all_samples_with_chunks_too(tmp_path):
+    def loss(output, labels, num_items_in_batch=None):
+        assert labels is None and output.logits_per_image.shape == (8, 8)
+        return contrastive_loss(output.logits_per_image, 0.1)
+
+    runs, parts = [], {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    for options, function in (({}, None), ({}, loss), (parts, loss)):
+        trainer = AlignTrainer(
+            align_model(), plain(tmp_path, **options), train_dataset=ROWS, eval_dataset=ROWS,
+            processing_class=training.align_processor(), compute_loss_func=function,
+        )  # fmt: skip
+        trainer.train()
+        runs.append((weights(trainer), trainer.evaluate()["eval_loss"]))
+    for found, value in runs[1:]:
+        close(found, runs[0][0], TOLERANCE["runs float32"])
+        assert value == pytest.approx(runs[0][1], abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [vit_model, classifier])
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_losses_that_are_means_are_the_same_in_micro_batches(make, problem, tmp_path):
+    labels, runs = torch.rand(16, 7, generator=torch.Generator().manual_seed(0)), []
+    data = prepared(IMAGES, labels=labels.round() if problem.startswith("multi") else labels)
+    for options in ({"per_device_train_batch_size": 16}, {"gradient_accumulation_steps": 2}):
+        model = make(problem_type=problem)
+        freeze(model, ["vision_model"] if make is classifier else [])  # batch norms see micro-batches
+        arguments = TrainArguments(**plain(tmp_path, optim="adamw_torch_fused").to_dict() | options | {
+            "optimizer": "sgd", "freeze": ["vision_model"] if make is classifier else [], "optim_args": None,
+        })  # fmt: skip
+        trainer = ViTTrainer(model, arguments, train_dataset=data)
+        runs.append((trainer.train().training_loss, weights(trainer)))
+    assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-5)
+    close(runs[1][1], runs[0][1], TOLERANCE["runs float32"])
+
+
+def test_optimizers_may_be_passed(tmp_path):
+    model = vit_model()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    data = {"train_dataset": ROWS, "processing_class": IMAGES}
+    passed = ViTTrainer(model, training.arguments(tmp_path), optimizers=(optimizer, schedule), **data)
+    assert passed.create_optimizer() is optimizer and passed.create_scheduler(3) is schedule
+    kind = torch.optim.Adagrad, {"lr": 0.1}
+    assert isinstance(
+        ViTTrainer(vit_model(), training.arguments(tmp_path), optimizer_cls_and_kwargs=kind, **data).create_optimizer(),
+        torch.optim.Adagrad,
+    )
+    mixed = training.arguments(tmp_path, optimizer=None, optim="adamw_torch", lr_scheduler_type="cosine", ema_decay=0.9)
+    trainer = ViTTrainer(vit_model(), mixed, **data)
+    assert type(trainer.create_optimizer()) is torch.optim.AdamW and trainer.ema is not None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"optim": "adafactor"}, "optim: got 'adafactor', but optimizer='sgd' and schedule replace it"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type: got 'cosine', .*or set optimizer=None"),
+        ({"optimizer": None, "schedule": "cosine"}, "schedule needs an optimizer of this package"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: a smaller batch has fewer negatives.*chunk_size"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: .* is model.config.label_smoothing"),
+    ],
+)
+def test_what_align_cannot_do_is_one_sentence(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        training.align_trainer(tmp_path, **options)
+
+
+def test_a_classifier_has_no_temperature_and_no_chunks(tmp_path):
+    with pytest.raises(ValueError, match="temperature_range is for an AlignModel"):
+        training.vit_trainer(tmp_path, temperature_range=[0.1, 1.0])
+    with pytest.raises(ValueError, match="chunk_size is for ALIGN's loss"):
+        training.vit_trainer(tmp_path, chunk_size=4)
+
+
+def test_an_upload_has_complete_checkpoints_and_nothing_unfinished(tmp_path, monkeypatch):
+    uploads = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            return types.SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, folder_path, path_in_repo=None, ignore_patterns=(), **options):
+            files = {str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()}
+            ignored = {name for name in files for pattern in ignore_patterns if fnmatch.fnmatch(name, pattern)}
+            uploads.append((path_in_repo, files - ignored))
+            return types.SimpleNamespace(done=lambda: True, result=lambda: None)
+
+    monkeypatch.setattr(transformers.trainer, "hf_api", Api)
+    hub = {"push_to_hub": True, "hub_model_id": "me/vit", "hub_strategy": "all_checkpoints", "save_steps": 1}
+    arguments = plain(tmp_path, save_strategy="steps", **hub)
+    (tmp_path / "_unfinished" / "checkpoint-9").mkdir(parents=True)
+    (tmp_path / "_unfinished" / "checkpoint-9" / "optimizer.pt").write_bytes(b"torn")
+    ViTTrainer(vit_model(), arguments, train_dataset=ROWS, processing_class=IMAGES).train()
+    model = {"config.json", "model.safetensors", "preprocessor_config.json", "training_args.bin"}
+    state = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert uploads == [
+        (None, model), ("checkpoint-1", model | state), (None, model), ("checkpoint-2", model | state)
+    ]  # fmt: skip
+
+
+def test_two_processes_evaluate_and_train_with_plain_arguments_as_one(tmp_path):
+    options = {"per_device_eval_batch_size": 3, "max_grad_norm": 0.0, "learning_rate": 1e-3}
+    options |= {"optim": "sgd", "max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+    results = ranks.run(ranks.plain_align_run, 2, tmp_path / "ranks", str(tmp_path), 4, options)
+    alone = ranks.plain_align_run(0, 1, str(tmp_path), 8, options)
+    for result in results:
+        close(result["weights"], alone["weights"], TOLERANCE["runs float32"])
+        assert result["rows"].tolist() == list(range(10))
+        torch.testing.assert_close(result["images"], alone["images"], rtol=0, atol=1e-5)
+
+
+def test_the_python_of_the_documentation_runs(tmp_path, monkeypatch):
+    """docs/train.md, with small data and a small ViT in the place of the released one."""
+    page = Path(__file__).parents[2].joinpath("docs/train.md").read_text(encoding="utf-8")
+    section = page.split("## From Python, like transformers' Trainer")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "dev"):
+        for path in tiny.picture_folder(Path("photos", part), 8):
+            path.with_suffix(".txt").write_text(f"photo {path.stem}", encoding="utf-8")
+    tiny.picture_folder(Path("pets"), 3)
+    for number in (1, 2):
+        Path("pets", f"00{number}.png").rename(f"pets/{number}.png")
+    tiny.vit_folder(Path("kakaobrain/vit-large-patch16-384"))
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = [{} for _ in blocks]
+    for block, values in zip(blocks, names):
+        exec(block, values)
+    assert len(blocks) == 3 and {"eval_r1"} <= names[0]["trainer"].evaluate().keys()
+    assert AlignModel.from_pretrained("align-photos") is not None
+    assert names[1]["logits"].shape == (1, 2)

@@ -1,5 +1,7 @@
 """What the classifiers of all models in PyTorch have in common: their loss."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -7,7 +9,9 @@ from torch.nn import functional as F
 class ImageClassifier:
     """Mixin of a `PreTrainedModel` with `num_labels`: its loss."""
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None, **kwargs) -> torch.Tensor:
+    def _loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
         """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
         an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
 
@@ -21,7 +25,9 @@ class ImageClassifier:
         if config.problem_type is None and classes > 1 and several:
             config.problem_type = "multi_label_classification"
         if config.problem_type != "multi_label_classification":
-            return self.loss_function(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
+            loss = self.loss_function(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
+            means = config.problem_type == "regression" and num_items_in_batch is not None  # it leaves the count out
+            return loss * labels.numel() / num_items_in_batch if means else loss
         images = len(logits) if num_items_in_batch is None else num_items_in_batch / classes
         labels = labels.to(logits.device, logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / images

@@ -76,7 +76,7 @@ def _train(kind: str, config: str, changes: list[str], resume: bool, show: bool,
         raise ValueError(str(error)) from error  # which the command says without a traceback
     except ValueError as error:
         # from a worker, whose traceback comes before its message
-        raise ValueError(str(error).rpartition("DataError: ")[2].strip()) from error
+        raise ValueError(str(error).rpartition(".DataError: ")[2].strip()) from error
     if os.environ.get("RANK", "0") == "0":  # once, of several processes
         lines = [f"{recipe.output}: trained", *(f"{name:<40} {value:.4g}" for name, value in metrics.items())]
         tell({"output": recipe.output, "metrics": metrics}, "\n".join(lines), as_json)

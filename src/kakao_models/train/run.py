@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from kakao_models.align.classification_torch import AlignForImageClassification
@@ -62,7 +63,16 @@ def build_trainer(
         model, processor, prepare, default = _vit(recipe, transform_class, _class_names(recipe, source))
         data = _data(recipe, source, prepare, arguments)
     callbacks = [JsonLines(), ProgressBar(), Curves()]
-    return (trainer_class or default)(model, arguments, data, processor, evaluations, callbacks)
+    trainer = (trainer_class or default)(
+        model,
+        arguments,
+        train_dataset=data,
+        processing_class=processor,
+        callbacks=callbacks,
+        evaluations=evaluations,
+    )
+    trainer.remove_callback(PrinterCallback)  # `ProgressBar` prints the logs
+    return trainer
 
 
 def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) -> dict[str, float]:

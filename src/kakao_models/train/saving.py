@@ -14,15 +14,16 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
+from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.train.optim import MovingAverage
 
 EMA_FILE = "ema.safetensors"
-_STAGING = ".unfinished"
+_STAGING = "_unfinished"  # an upload of the folder leaves out names that begin so
 
 
 class AtomicCheckpoints(Trainer):
     """transformers' `Trainer` with checkpoints that get their name once they are on the disk, and hold the moving
-    average too. What a killed process leaves of one is in `.unfinished`, where nobody looks for a checkpoint.
+    average too. What a killed process leaves of one is in `_unfinished`, where nobody looks for a checkpoint.
     """
 
     ema: MovingAverage | None = None
@@ -60,11 +61,27 @@ class AtomicCheckpoints(Trainer):
         os.replace(unfinished / name, folder / name)
         _flush(folder)
         shutil.rmtree(unfinished)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder / name))
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """transformers calls this while a checkpoint is unfinished; `_save_checkpoint` uploads it when it is complete."""
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with _readable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if (
+                self.is_fsdp_enabled
+                or not isinstance(self.model, BijectiveLoading)
+                or not os.path.isdir(resume_from_checkpoint)
+            ):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:  # transformers skips keys that are other names in memory, which are most of ViT's
+                saved = type(self.model).from_pretrained(resume_from_checkpoint, config=self.model.config)
+                self.model.load_state_dict(saved.state_dict())
             if self.ema:
                 self.ema.load_state_dict(load_file(Path(resume_from_checkpoint, EMA_FILE)))
 
@@ -76,10 +93,15 @@ class AtomicCheckpoints(Trainer):
         with _readable(checkpoint):
             super()._load_rng_state(checkpoint)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model as it was evaluated: its moving average, where there is one. Checkpoints hold both."""
+        average = self.ema and not self._staging
+        with self.ema.applied() if average else contextlib.nullcontext():
+            super().save_model(output_dir, _internal_call)
+
     def save_final(self, folder: str | os.PathLike) -> None:
-        """Writes the model as it was evaluated: its moving average, where there is one."""
-        with self.ema.applied() if self.ema else contextlib.nullcontext():
-            self.save_model(str(folder), _internal_call=True)
+        """`save_model` without an upload."""
+        self.save_model(str(folder), _internal_call=True)
 
 
 @contextlib.contextmanager

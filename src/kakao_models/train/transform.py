@@ -23,7 +23,7 @@ class SampleTransform:
     """A sample → what a batch is made of. Pictures as the model's image processor normalises them.
 
     Args:
-        augment: cuts and resizes a picture.
+        augment: crops and resizes an image; None prepares it as `image_processor` does, for evaluation.
         image_processor: gives the range of `pixel_values`.
         tokenizer: of captions; None for a model of images alone, whose samples need labels.
         max_tokens: captions are cut there.
@@ -33,7 +33,7 @@ class SampleTransform:
         pad_to: "longest" pads to the longest caption of a batch, "max_tokens" always to that (for torch.compile).
     """
 
-    augment: Augmentation
+    augment: Augmentation | None
     image_processor: Callable
     tokenizer: Callable | None = None
     max_tokens: int = MAX_TOKENS
@@ -56,19 +56,21 @@ class SampleTransform:
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> dict:
         target = self.target(sample, random)
+        return {"pixel_values": self.pixels(sample, random), "target": target, "key": sample.key}
+
+    def pixels(self, sample: Sample, random: np.random.Generator) -> torch.Tensor:
+        """The model's input for an image, float32 (3, H, W)."""
         if sample.image is None:
             raise ValueError("no image")
+        if self.augment is None:
+            return torch.as_tensor(self.image_processor(images=sample.image)["pixel_values"][0])
         load = load_pixels if self.augment.arrays else load_image
         picture = load(sample.image, size_hint=self.augment.decode_size)
         scale, offset = (x[:, None, None] for x in self.affine)  # (3, 1, 1)
         pixels = np.ascontiguousarray(self.augment(picture, random).transpose(2, 0, 1))  # (3, H, W)
         pixels *= scale  # eight times as fast as on (H, W, 3), whose innermost loop is three numbers long
         pixels += offset
-        return {
-            "pixel_values": torch.from_numpy(pixels),
-            "target": target,
-            "key": sample.key,
-        }
+        return torch.from_numpy(pixels)
 
     def target(self, sample: Sample, random: np.random.Generator) -> Any:
         """What `collate` finds as "target": one of the captions, or the numbers of the labels. With other targets
