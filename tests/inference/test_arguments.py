@@ -1,6 +1,7 @@
 """What users of `transformers.pipeline` pass, argument by argument."""
 
 import inspect
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,22 @@ def test_a_missing_model_and_an_unknown_argument(align):
         pipeline("image-classification")
     with pytest.raises(TypeError, match="unexpected keyword argument 'devise'"):
         Embedder(align, devise="cpu")
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf"])
+def test_a_cache_folder_without_a_network(align, tmp_path, framework):
+    snapshot = tmp_path / "models--owner--tiny/snapshots/abc"
+    shutil.copytree(align, snapshot)
+    (tmp_path / "models--owner--tiny/refs").mkdir()
+    (tmp_path / "models--owner--tiny/refs/main").write_text("abc")
+    where = {"model_kwargs": {"cache_dir": tmp_path}, "local_files_only": True, "framework": framework}
+    run = pipeline(model="owner/tiny", **where)
+    assert [entry["label"] for entry in run(PICTURE, LABELS)] == [
+        entry["label"] for entry in pipeline(model=align)(PICTURE, LABELS)
+    ]
+    assert type(run.embedder.image_processor).__name__ == "AlignImageProcessor" and len(run.embedder.tokenizer) > 50
+    with pytest.raises(OSError, match="owner/other"):
+        pipeline(model="owner/other", **where)
 
 
 def test_what_it_is_can_be_read(align, vit):
