@@ -97,7 +97,7 @@ def robustness(run: TaskRun, sets: Sequence[tuple[Labelled, Sequence[str]]], tem
 def classify(
     run: TaskRun, data: Labelled, *, columns: Sequence[int] | None = None, real: Path | None = None
 ) -> tuple[Result, Classification]:
-    """A ViT's own classes.
+    """Accuracy of a model's own classes.
 
     Args:
         columns: as of `classification_scores`.

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kakao_models.align.modeling_flax import FlaxAlignModel
 from kakao_models.checkpoint.flax import FlaxLoading
 from kakao_models.inference.engine import Engine
 from kakao_models.inference.padding import pad_rows, padded_length, padded_size
@@ -100,7 +99,7 @@ class FlaxEngine(Engine):
 
 
 def _features(model, pixels):
-    if isinstance(model, FlaxAlignModel):
+    if hasattr(model, "get_image_features"):
         return model.get_image_features(pixels, return_dict=True).pooler_output
     output = model.backbone()(pixels, return_dict=True)
     return output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
