@@ -22,6 +22,26 @@ def vit(tmp_path_factory) -> str:
 
 
 @pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on this machine, which huggingface_hub and transformers take for the Hub in this process. There are no token, an
+    empty cache, and no waiting between attempts."""
+    import hub_server
+    from huggingface_hub import constants, file_download
+
+    with hub_server.HubServer() as server:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+        yield server
+
+
+@pytest.fixture
 def command(capsys):
     """Runs `kakao-models` in this process: exit code, stdout, stderr."""
     from kakao_models.cli import main

@@ -13,6 +13,7 @@ from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.export.cli import export
 from kakao_models.files.lines import lines_of
+from kakao_models.files.sizes import parse_bytes
 from kakao_models.search.cli import app as index_app, search
 from kakao_models.serve.cli import serve
 from kakao_models.train.cli import app as train_app
@@ -172,8 +173,8 @@ def info(
     """
     from kakao_models.conversion.info import as_text, describe_checkpoint
 
-    prepare(model, revision)
-    facts = describe_checkpoint(model, revision=revision)
+    where = prepare(model, revision)
+    facts = describe_checkpoint(model, **where)
     tell(facts, as_text(facts), as_json)
 
 
@@ -182,8 +183,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A TensorFlow checkpoint (prefix, .index file or folder), a Hub folder of older transformers, "
-            "Google's ViT .npz or Keras' EfficientNet .h5."
+            help="A TensorFlow checkpoint (prefix, .index file or folder), a Hub id or folder in any format of "
+            "transformers, Google's ViT .npz or Keras' EfficientNet .h5."
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The folder to make (with --to tpu: the checkpoint's prefix).")],
@@ -191,6 +192,7 @@ def convert(
         str, typer.Option(help="hub, or tpu for the way back: SOURCE is then a Hub folder.", show_default=True)
     ] = "hub",
     family: Annotated[str | None, typer.Option(help="align, vit or efficientnet: refuse anything else.")] = None,
+    revision: RevisionOption = None,
     weights: Annotated[
         str | None, typer.Option(help="raw or average; by default moving averages where there are any.")
     ] = None,
@@ -231,6 +233,8 @@ def convert(
 
       kakao-models convert coyo-align-b7-base/ align-base/ --tokenizer bert-base-uncased
 
+      kakao-models convert kakaobrain/align-base align-base/
+
       kakao-models convert vit/ckpt-20000 vit-large-patch16-512/ --weights average --labels-file imagenet.txt
 
       kakao-models convert align-base/ original/model-weights --to tpu
@@ -252,7 +256,7 @@ def convert(
             raise typer.BadParameter(
                 "--to tpu takes --key-layout and --family: the other options are of the way to the Hub"
             )
-        stages = conversion.convert_back(source, output, family=family, key_layout=key_layout)
+        stages = conversion.convert_back(source, output, family=family, revision=revision, key_layout=key_layout)
         verified = {"output": str(output), "verification": [vars(stage) for stage in stages]}
         tell(verified, f"{output}: a checkpoint for the original implementation, verified", as_json)
         return
@@ -265,9 +269,10 @@ def convert(
             source,
             output,
             family=family,
+            revision=revision,
             weights=weights,
             tokenizer=tokenizer,
-            max_shard_size=_bytes(max_shard_size),
+            max_shard_size=parse_bytes(max_shard_size, "--max-shard-size"),
             reference=reference,
             labels=lines_of(labels_file) if labels_file else None,  # two classes may share a name
             evaluation=evaluation or (),
@@ -320,13 +325,8 @@ app.command()(demo)
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits. Errors that a user can do something about come as one message, without a traceback."""
-    from kakao_models.checkpoint.hub import HubUnreachable
-
     try:
         app(arguments, prog_name="kakao-models")
-    except HubUnreachable as error:
-        hint = f"--model {BUNDLED_MODEL} (or kakao-models info {BUNDLED_MODEL})"
-        _give_up(f"{error}\nWithout a network, use the small model inside this package: {hint}")
     except (OSError, ValueError, ImportError, csv.Error) as error:
         _give_up(str(error))
     except RecursionError as error:
@@ -345,14 +345,6 @@ def _give_up(message: str) -> None:
 def _labels(labels: str | None, file: Path | None) -> list[str]:
     names = [name.strip() for name in (labels or "").split(",")] + (lines_of(file) if file else [])
     return list(dict.fromkeys(filter(None, names)))
-
-
-def _bytes(size: str) -> int:
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, unit = size[:-2], size[-2:].upper()
-    if unit not in units or not number.isdigit() or number == "0":
-        raise typer.BadParameter(f"--max-shard-size {size}: wanted a number of KB, MB or GB, such as 5GB")
-    return int(number) * units[unit]
 
 
 def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,20 +85,25 @@ LabelColumnOption = Annotated[str | None, typer.Option("--label-column", **_COLU
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def prepare(model: str, revision: str | None = None) -> None:
-    """What has to come before the import of a framework, which takes seconds.
+def prepare(model: str, revision: str | None = None) -> dict[str, Any]:
+    """Checks a model's name before a framework is imported, which takes seconds.
+
+    Returns:
+        Where it is, with the commit that `revision` is now: arguments of `Embedder` and `from_pretrained`.
 
     Raises:
         OSError: there is no such model.
     """
-    from kakao_models.checkpoint.hub import fetch
+    from kakao_models.checkpoint.hub import fetch, pin
     from kakao_models.inference.progress import quiet
 
-    fetch(model, "config.json", revision=revision)  # a wrong name is said at once
+    where = pin(model, revision=revision)
+    fetch(model, "config.json", **where)
     quiet()
+    return where
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelOptions:
     """Which model a command runs, and how. The fields are options of the command; see `model_options`."""
 
@@ -110,14 +115,17 @@ class ModelOptions:
     dtype: DtypeOption = None
     batch_size: BatchSizeOption = 32
     fast_images: FastImagesOption = False
+    where: dict[str, Any] = field(default_factory=dict, init=False)
 
     def prepare(self) -> None:
-        """See `prepare`."""
-        prepare(self.model, self.revision)
+        """See `prepare`; `arguments` then have the commit that was found."""
+        self.where = prepare(self.model, self.revision)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Embedder` beside the model."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
+        options = {option.name: getattr(self, option.name) for option in dataclasses.fields(self) if option.init}
+        del options["model"]
+        return options | self.where
 
     def open(self):
         """See `open_embedder`."""
@@ -133,13 +141,13 @@ def model_options(*omitted: str, **defaults: Any) -> Callable[[Callable], Callab
     """
     options = [
         inspect.Parameter(
-            field.name,
+            option.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=defaults.get(field.name, field.default),
-            annotation=field.type,
+            default=defaults.get(option.name, option.default),
+            annotation=option.type,
         )
-        for field in dataclasses.fields(ModelOptions)
-        if field.name not in omitted
+        for option in dataclasses.fields(ModelOptions)
+        if option.init and option.name not in omitted
     ]
 
     def decorate(command: Callable) -> Callable:

@@ -417,7 +417,7 @@ def test_a_source_of_wider_numbers_is_refused(tmp_path):
     tensors = {key: checkpoint.read(key) for key in checkpoint.entries if key != "_CHECKPOINTABLE_OBJECT_GRAPH"}
     key = "backbone/class_emb/.ATTRIBUTES/VARIABLE_VALUE"
     write_checkpoint(tmp_path / "wide", tensors | {key: tensors[key].astype(np.float64)})
-    with pytest.raises(ValueError, match="backbone/class_emb is float64, wanted float32"):
+    with pytest.raises(ValueError, match="backbone/class_emb is float64, expected float32"):
         convert(tmp_path / "wide", tmp_path / "out", **HEADS)
     assert not (tmp_path / "out").exists()
 

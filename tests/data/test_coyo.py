@@ -203,6 +203,7 @@ def test_a_data_set_of_the_hub_is_read_where_it_is(tmp_path, monkeypatch, duckdb
     frame = random_table(0, 30)
     write_table(frame, folder / "part-0.parquet")
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", System)
+    monkeypatch.setattr("kakao_models.samples.tables.pin_data_set", lambda name: None)
     assert open_table(duckdb, "kakaobrain/coyo-700m").count().execute() == 30
 
 
@@ -217,6 +218,7 @@ def test_a_preview_of_a_data_set_of_the_hub_streams(form, tmp_path, monkeypatch)
         return read(str(tmp_path / "hub" / name), cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", resolved)
+    monkeypatch.setattr("kakao_models.data.preview.pin_data_set", lambda name: "c" * 40)
     folder = tmp_path / "hub/kakaobrain/coyo-labeled/data"
     folder.mkdir(parents=True)
     lists = {"labels": [1, 2], "label_probs": [0.5, 0.25]}
@@ -228,7 +230,9 @@ def test_a_preview_of_a_data_set_of_the_hub_streams(form, tmp_path, monkeypatch)
         (folder / "train-00000-of-00002.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / f"train-00001-of-00002.{form}").write_bytes(b"nothing that can be read")
     found, types = first_rows("hf://kakaobrain/coyo-labeled", 5)
-    assert found == rows[:5] and asked == [("kakaobrain/coyo-labeled", {"split": "train", "streaming": True})]
+    assert found == rows[:5] and asked == [
+        ("kakaobrain/coyo-labeled", {"split": "train", "streaming": True, "revision": "c" * 40})
+    ]
     numbers = dict.fromkeys(("id", "width", "height"), "int64")
     assert types == numbers | {"url": "string", "labels": "array<int64>", "label_probs": "array<float64>"}
     assert [str(finding) for finding in findings(types)] == ["imagehash: missing (COYO-Labeled-300M has it)"]
@@ -240,6 +244,7 @@ def test_pictures_within_a_data_set_of_the_hub_stay_bytes(tmp_path, monkeypatch)
     datasets = pytest.importorskip("datasets")
     read = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: read(str(tmp_path / name), **options))
+    monkeypatch.setattr("kakao_models.data.preview.pin_data_set", lambda name: None)
     pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in tiny.picture_folder(tmp_path / "p", 3)]
     pictures[1] = {"bytes": b"no picture", "path": "x.png"}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})

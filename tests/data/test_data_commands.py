@@ -19,6 +19,40 @@ def table(tmp_path_factory):
     return write_table(random_table(0, 200), tmp_path_factory.mktemp("table") / "t.parquet")
 
 
+def test_data_sets_on_the_hub(command, hub, table, tmp_path, monkeypatch):
+    """hf://owner/name is asked for once, and read at that commit."""
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    hub.commit("datasets/someone/pairs", {"data/train-00000-of-00001.parquet": table.read_bytes()})
+    code, out, err = command("filter", "hf://someone/pairs", "-f", "size", "-o", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["rows"] == 200 and hub.count(r"GET /api/datasets/someone/pairs\?expand=sha") == 1
+    code, out, err = command("preview", "hf://someone/pairs", "--json")
+    assert code == 0, err
+    assert hub.count("/resolve/main/") == 0
+
+
+@pytest.mark.parametrize("words", [["preview"], ["filter", "-f", "size"], ["stats"]])
+@pytest.mark.parametrize(
+    "name, failing, message",
+    [
+        ("hf://someone/absent", {}, "the Hub shows no such repository (401: Invalid username or password.)"),
+        ("someone/absent", {}, "someone/absent: there is no such folder here, and the Hub shows no such repository"),
+        ("hf://someone/pairs", dict(status=503), "someone/pairs: the Hub answered 503, try again later"),
+        ("absent/", {}, "absent/: there is no such file or folder"),
+        ("./absent/table", {}, "./absent/table: there is no such file or folder"),
+    ],
+)
+def test_data_that_is_not_there_has_one_cause(words, name, failing, message, command, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub.commit("datasets/someone/pairs", {"train.parquet": b""})
+    if failing:
+        hub.fail(".", **failing)
+    verb, *options = words
+    code, out, err = command(verb, name, *options)
+    assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
+    assert hub.count(".") <= 2
+
+
 def test_filter(command, table, tmp_path):
     (tmp_path / "r.yaml").write_text("- size: {min: 201}\n")
     code, out, err = command(

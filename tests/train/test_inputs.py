@@ -136,7 +136,11 @@ NO_IMAGE = "train_dataset: row: no column of images; there are (caption|label): 
         (ViTTrainer, [{"label": 0}] * 8, NO_IMAGE),
         (ViTTrainer, [{"image": r["image"]} for r in ROWS], "can be used. row 0: expected one label, got 0"),
         (ViTTrainer, [r | {"label": r["label"] + 1} for r in ROWS], "row 6: label 7 is out of range, .* classes 0..6"),
-        (ViTTrainer, [r | {"label": "fish"} for r in ROWS], "label 'fish' is not the name of a class; there are cat, dog"),
+        (
+            ViTTrainer,
+            [r | {"label": "fish"} for r in ROWS],
+            "label 'fish' is not the name of a class; there are cat, dog",
+        ),
         (ViTTrainer, Items([(r["image"], 0) for r in ROWS]), "items are tuple, expected dicts: .*pass a data_collator"),
         (ViTTrainer, {"train": ROWS}, r"train_dataset: got several datasets \(train\): choose one"),
         (ViTTrainer, "nowhere.parquet", "train_dataset: nowhere.parquet: there is no such file or folder"),

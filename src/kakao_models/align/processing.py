@@ -1,5 +1,6 @@
 """Processors of ALIGN: pictures and texts in, what the model takes out."""
 
+from contextlib import suppress
 from typing import ClassVar
 
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
@@ -7,7 +8,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from kakao_models.align.preprocessing import MAX_TOKENS, AlignPreprocessing
-from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.hub import TOKENIZER_FILES, MissingFile, fetch, fetch_all, hub_arguments, pin, resolve
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.pixels.tensors import as_tensors
 
@@ -31,8 +32,12 @@ def read_tokenizer(name_or_path, **where):
     Raises:
         OSError, ValueError: there is none, or its files are damaged.
     """
+    pinned = pin(name_or_path, **where)
+    source, where = fetch_all(name_or_path, TOKENIZER_FILES, **pinned)
+    with suppress(MissingFile):  # of a model, it names the class of a tokenizer that does not
+        fetch(name_or_path, "config.json", **pinned)
     try:
-        return AutoTokenizer.from_pretrained(resolve(name_or_path), trust_remote_code=False, **where)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
     except (OSError, ValueError, ImportError):
         raise
     except Exception as error:  # tokenizers raises Exception itself, transformers whatever a wrong type leads to
@@ -61,9 +66,8 @@ class AlignProcessor(ProcessorMixin):
         """From the Hub or a folder: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision` and
         `subfolder` as everywhere; other arguments are fields of the image processor."""
         source = resolve(pretrained_model_name_or_path)
-        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        where = {name: kwargs[name] for name in hub if name in kwargs}
-        image_processor = AlignImageProcessor.from_pretrained(source, **kwargs)
+        where = pin(source, **hub_arguments(kwargs))
+        image_processor = AlignImageProcessor.from_pretrained(source, **(kwargs | where))
         return cls(image_processor, read_tokenizer(source, **where))
 
     def __call__(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.hub import fetch_all, hub_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,10 @@ class StrictConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
         """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
-        return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
+        if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
+            return super().from_pretrained(source, **kwargs)
+        source, where = fetch_all(source, ["config.json"], **hub_arguments(kwargs))
+        return super().from_pretrained(source, **(kwargs | where))
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> "StrictConfig":

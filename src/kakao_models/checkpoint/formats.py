@@ -1,86 +1,41 @@
-"""The formats of weights in Hub folders, each as key → shape and how to read the tensor.
+"""The formats of weights of checkpoints, each as key → shape and how to read the tensor, in numpy.
 
-Keys are parted by dots and otherwise as in the file. Tensors come in float32; narrower ones are widened.
+Keys are parted by dots and otherwise as in the file; dtypes are those of the file.
 """
 
 import math
 import mmap
-import zipfile
-import zlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from kakao_models.checkpoint.tensors import TensorEntry, float32
+from kakao_models.checkpoint.hub import MissingFile, NotCached, fetch, shards_of
+from kakao_models.checkpoint.pickles import read_pickle
+from kakao_models.checkpoint.tensors import TensorEntry
 from kakao_models.files.mapped import MappedFile
 
 
 def read_safetensors(file: Path) -> dict[str, TensorEntry]:
     """Of transformers since 2023."""
     try:
-        tensors = safe_open(file, "pt")  # not "np", which knows no bfloat16
+        tensors = safe_open(file, "np")
         keys = list(tensors.keys())
         shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
     except SafetensorError as error:
         raise ValueError(f"{file} can't be read: {error}. Is the download complete?") from error
     mapped = MappedFile(file)
-    return {
-        key: (shapes[key], partial(_from_torch, partial(tensors.get_tensor, key), f"{file}: {key}", mapped))
-        for key in keys
-    }
 
+    def read(key: str) -> np.ndarray:
+        array = tensors.get_tensor(key)
+        mapped.looked_at(array.nbytes)
+        return array
 
-def read_pickle(file: Path) -> dict[str, TensorEntry]:
-    """`torch.save` of a state dict: only tensors are unpickled, anything else is refused and not run."""
-    import torch
-
-    with open(file, "rb") as stream:
-        zipped = stream.read(2) == b"PK"  # what torch wrote before 1.6 is no zip
-    if zipped:
-        _check_sums(file)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped or None)
-    except Exception as error:  # whatever a pickle that somebody else made leads to
-        said = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{file} is no state dict of tensors alone, or damaged; nothing else is unpickled. {said}"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{file} holds a {type(state).__name__}, wanted a state dict")
-    for key, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise ValueError(f"{file}: {key} is no dense tensor, but {type(tensor).__name__}")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{file}: {key} claims {tuple(tensor.shape)}, more than the file holds of it")
-    mapped = MappedFile(file)
-    return {
-        key: (tuple(tensor.shape), partial(_from_torch, lambda tensor=tensor: tensor, f"{file}: {key}", mapped))
-        for key, tensor in state.items()
-    }
-
-
-def _check_sums(file: Path) -> None:
-    """The zip's checksums, which torch does not look at when it maps a file into memory."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} can't be read: {error}. Is the download complete?") from error
-    if damaged:
-        raise ValueError(f"{file}: the bytes of {damaged} are not those that were written; the file is damaged")
-
-
-def _from_torch(read: Callable, name: str, mapped: MappedFile) -> np.ndarray:
-    import torch
-
-    tensor = read()
-    mapped.looked_at(tensor.nbytes)
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"{name} is {tensor.dtype}, wanted float32, float16 or bfloat16")
-    return tensor.float().numpy()
+    return {key: (shapes[key], partial(read, key)) for key in keys}
 
 
 def read_h5(file: Path) -> dict[str, TensorEntry]:
@@ -132,6 +87,56 @@ def read_msgpack(file: Path) -> dict[str, TensorEntry]:
 
 
 def _from_bytes(data: bytes, start: int, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
-    if dtype == b"bfloat16":  # the upper half of a float32
-        return (np.frombuffer(data, "<u2", offset=start).astype("<u4") << 16).view(np.float32).reshape(shape)
-    return float32(np.frombuffer(data, dtype.decode(), offset=start).reshape(shape), "array")
+    kind = ml_dtypes.bfloat16 if dtype == b"bfloat16" else dtype.decode()
+    return np.frombuffer(data, kind, offset=start).reshape(shape)
+
+
+# In the order of preference, if a checkpoint has several
+WEIGHT_FILES: dict[str, Callable[[Path], dict[str, TensorEntry]]] = {
+    "model.safetensors": read_safetensors,
+    "pytorch_model.bin": read_pickle,
+    "tf_model.h5": read_h5,
+    "flax_model.msgpack": read_msgpack,
+}
+
+
+def find_weights(
+    name_or_path: str | os.PathLike, names: Sequence[str] = tuple(WEIGHT_FILES), **where
+) -> tuple[str, list[Path]]:
+    """The format of a checkpoint's weights, of those in `names`, and its file or the shards that its index names.
+
+    Args:
+        where: arguments of `fetch`, which downloads them.
+
+    Raises:
+        MissingFile: there are none; of a shard that an index names, `OSError` says so.
+    """
+    first: MissingFile | None = None
+    for name in names:
+        try:
+            return name, [fetch(name_or_path, name, **where)]
+        except MissingFile as error:
+            first = first or error
+        try:
+            index = fetch(name_or_path, f"{name}.index.json", **where)
+        except MissingFile:
+            continue
+        return name, [fetch(name_or_path, shard, **where) for shard in shards_of(index)]
+    if isinstance(first, NotCached):
+        raise first
+    raise MissingFile(f"{name_or_path} has no weights: expected {', '.join(names)}, or an index of shards")
+
+
+def read_weights(name_or_path: str | os.PathLike, format: str, files: Sequence[Path]) -> dict[str, TensorEntry]:
+    """The tensors of the files that `find_weights` gives.
+
+    Raises:
+        ValueError: a damaged file, or a tensor that is in two of them.
+    """
+    stored: dict[str, TensorEntry] = {}
+    for file in files:
+        tensors = WEIGHT_FILES[format](file)
+        if twice := tensors.keys() & stored.keys():
+            raise ValueError(f"{file}: {min(twice)} is in another file of {name_or_path} too")
+        stored |= tensors
+    return stored

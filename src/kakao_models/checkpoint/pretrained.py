@@ -14,26 +14,21 @@ from typing import Any, ClassVar, Self
 
 import ml_dtypes  # noqa: F401  gives numpy the type bfloat16
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve, shards_of
-from kakao_models.checkpoint.shards import COUNTER, INDEX, WEIGHTS, split, write_index, write_safetensors
-from kakao_models.checkpoint.tensors import misfit, outside
+from kakao_models.checkpoint.formats import find_weights, read_weights
+from kakao_models.checkpoint.hub import pin
+from kakao_models.checkpoint.shards import split, write_index, write_safetensors
+from kakao_models.checkpoint.tensors import UNUSED, TensorEntry, misfit, outside
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute
+from kakao_models.files.sizes import parse_bytes
 
-_OLDER = ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin.index.json")
-# What is no weight: batch norm's counter, and tables of numbers that some releases of transformers stored
-_BUFFERS = (COUNTER, "embeddings.position_ids", "embeddings.token_type_ids")
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-# Arguments that say where a checkpoint is, as in transformers
-HUB = ("revision", "token", "subfolder", "cache_dir", "force_download", "local_files_only")
+_FORMATS = ("model.safetensors", "pytorch_model.bin")  # the others name and turn their tensors otherwise
 # Types of variables; in Keras also a policy, such as "mixed_bfloat16"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-TensorPlaces = Mapping[str, tuple[Path, tuple[int, ...]]]  # key → the file that holds it, its shape there
+StoredTensors = Mapping[str, TensorEntry]  # by key: shape, and the function that reads the tensor
 
 
 class PretrainedLoading:
@@ -78,7 +73,7 @@ class PretrainedLoading:
         raise NotImplementedError
 
     @classmethod
-    def _options_of(cls, config: PreTrainedConfig, stored: TensorPlaces, options: dict) -> dict:
+    def _options_of(cls, config: PreTrainedConfig, stored: StoredTensors, options: dict) -> dict:
         """The arguments of `_build`, where the file has a say in them."""
         return options
 
@@ -116,21 +111,19 @@ class PretrainedLoading:
             OSError: no such checkpoint, no network, or a file that can't be read.
             TypeError: an argument that neither this, nor the configuration, nor the constructor has.
         """
-        where = dict(
-            revision=revision, token=token, subfolder=subfolder, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only,
+        where = pin(
+            name_or_path, revision=revision, token=token, subfolder=subfolder, cache_dir=cache_dir,
+            force_download=force_download, local_files_only=local_files_only,
         )  # fmt: skip
         config, options = cls._configure(name_or_path, where, config, overrides)
         _check_options(cls, options)
         stored = _stored(name_or_path, where)
         prefix = cls.key_prefix
         if prefix and not any(key.startswith(prefix) for key in stored):
-            stored = {prefix + key: place for key, place in stored.items()}  # the base model was saved alone
-        else:
-            prefix = ""
+            stored = {prefix + key: entry for key, entry in stored.items()}  # the base model was saved alone
         options = cls._options_of(config, stored, options)
         model = cls._build(config, _dtype(dtype, config), **options)
-        model._load(stored, prefix, name_or_path, ignore_mismatched_sizes)
+        model._load(stored, name_or_path, ignore_mismatched_sizes)
         return model
 
     @classmethod
@@ -142,11 +135,9 @@ class PretrainedLoading:
             for name in [name for name in overrides if hasattr(config, name)]:
                 setattr(config, name, overrides.pop(name))
             return config, overrides
-        fetch(name_or_path, "config.json", **where)  # what is wrong with the name is said in our words
-        where = {key: value for key, value in where.items() if value is not None}
         return cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
 
-    def _load(self, stored: TensorPlaces, added: str, source, may_replace: bool) -> None:
+    def _load(self, stored: StoredTensors, source, may_replace: bool) -> None:
         slots, variables = self._slots(), self._variables()
         if unnamed := variables.keys() ^ {slot.local_key for slot in slots}:
             raise ValueError(f"{type(self).__name__}: the weight table and the variables differ: {sorted(unnamed)}")
@@ -155,22 +146,20 @@ class PretrainedLoading:
         problems = {key: f"missing {key}" for key in outside(wanted.keys() - stored.keys(), replaceable)}
         unknown = outside(stored.keys() - wanted.keys(), self.tensors_elsewhere + replaceable)
         problems |= {key: f"unknown {key}" for key in unknown}
-        by_file: dict[Path, list[Slot]] = {}
+        fitting = []
         for key in sorted(wanted.keys() & stored.keys()):
-            slot, (file, shape) = wanted[key], stored[key]
+            slot, (shape, _) = wanted[key], stored[key]
             fits = _shape(tuple(variables[slot.local_key].shape), slot.local_axes, slot.axes)
             if shape == fits:
-                by_file.setdefault(file, []).append(slot)
+                fitting.append(slot)
             elif outside([key], replaceable):
                 problems[key] = f"{key}: the file has {shape}, the model wants {fits}"
         if problems:
             raise ValueError(misfit(source, type(self), problems))
-        for file, slots in by_file.items():
-            with safe_open(file, "np") as tensors:
-                for slot in slots:
-                    variable = variables[slot.local_key]
-                    array = permute(tensors.get_tensor(slot.key.removeprefix(added)), slot.axes, slot.local_axes)
-                    self._fill(variable, np.asarray(array, _numpy_type(variable.dtype)))
+        for slot in fitting:
+            variable = variables[slot.local_key]
+            array = permute(stored[slot.key][1](), slot.axes, slot.local_axes)
+            self._fill(variable, np.asarray(array, _numpy_type(variable.dtype)))
 
     # --- saving
 
@@ -207,7 +196,7 @@ class PretrainedLoading:
         config = self.config_class.from_dict(self.config.to_dict())
         config.architectures = [re.sub("^(TF|Flax)", "", type(self).__name__)]
         config.dtype = types.pop() if len(types) == 1 else "float32"
-        _write(folder, tensors, _bytes(max_shard_size))
+        _write(folder, tensors, parse_bytes(max_shard_size, "max_shard_size"))
         config.save_pretrained(folder)
         if push_to_hub:
             upload(folder, repo_id or folder.resolve().name, **upload_options)
@@ -239,41 +228,19 @@ def _check_options(cls: type, options: dict) -> None:
     )
 
 
-def _stored(name_or_path, where: dict) -> TensorPlaces:
-    """The tensors of a checkpoint's safetensors files, without what is no weight."""
+def _stored(name_or_path, where: dict) -> StoredTensors:
+    """The tensors of a checkpoint's files, without those that no model loads."""
+    format, files = find_weights(name_or_path, **where)
+    if format not in _FORMATS:
+        raise OSError(
+            f"{name_or_path} has no {' or '.join(_FORMATS)} but {files[0].name}. Convert it once: "
+            f"kakao-models convert {name_or_path} NEW_FOLDER"
+        )
     try:
-        files = [fetch(name_or_path, WEIGHTS, **where)]
-    except HubUnreachable as error:  # of a checkpoint in several files the cache has no such one
-        files = _shards(name_or_path, where | {"local_files_only": True, "force_download": False}, error)
-    except OSError as error:
-        files = _shards(name_or_path, where, error)
-    stored = {}
-    for file in files:
-        try:
-            with safe_open(file, "np") as tensors:
-                shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
-        except SafetensorError as error:
-            raise OSError(
-                f"{name_or_path}: the weights are no readable safetensors file ({error}). Is the download complete?"
-            ) from error
-        if twice := shapes.keys() & stored.keys():
-            raise ValueError(f"{file}: {sorted(twice)[0]} is in another file of {name_or_path} too")
-        stored |= {key: (file, shape) for key, shape in shapes.items() if not key.endswith(_BUFFERS)}
-    return stored
-
-
-def _shards(name_or_path, where: dict, error: OSError) -> list[Path]:
-    try:
-        index = fetch(name_or_path, INDEX, **where)
-    except OSError:
-        folder = Path(resolve(name_or_path), where["subfolder"])
-        if older := [name for name in _OLDER if (folder / name).is_file()]:
-            raise OSError(
-                f"{name_or_path} has no {WEIGHTS} but {older[0]}. Convert it once: "
-                f"kakao-models convert {name_or_path} NEW_FOLDER"
-            ) from None
-        raise error from None
-    return [fetch(name_or_path, name, **where) for name in shards_of(index)]
+        stored = read_weights(name_or_path, format, files)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    return {key: entry for key, entry in stored.items() if not key.endswith(UNUSED)}
 
 
 def _shape(shape: tuple[int, ...], axes: str, wanted: str) -> tuple[int, ...]:
@@ -306,12 +273,3 @@ def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:
     if name.removeprefix("mixed_") not in _DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, wanted one of {', '.join(map(repr, _DTYPES))}")
     return name
-
-
-def _bytes(size: int | str) -> int:
-    if isinstance(size, int):
-        return size
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", size.strip().upper())
-    if not match:
-        raise ValueError(f"max_shard_size: got {size!r}, wanted a number of bytes or text such as '5GB'")
-    return math.floor(float(match[1]) * _UNITS[match[2]])

@@ -18,11 +18,10 @@ from kakao_models.files.mapped import MappedFile
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-COUNTER = "num_batches_tracked"  # PyTorch's batch norm counts its steps; no other framework, and no result, knows of it
 
 # numpy's name → that of the format, https://github.com/huggingface/safetensors#format
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
-_DTYPES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)} | {
+DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+DTYPE_NAMES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)} | {
     f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)
 }
 
@@ -59,8 +58,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
     lazy = isinstance(arrays, LazyTensors)
     kinds = {key: ("float32", arrays.shape(key)) if lazy else (array_kind(arrays[key])) for key in arrays}
     for key, (dtype, _) in kinds.items():
-        if dtype not in _DTYPES:
-            raise ValueError(f"{key}: dtype {dtype}, wanted one of {', '.join(_DTYPES)}")
+        if dtype not in DTYPE_NAMES:
+            raise ValueError(f"{key}: dtype {dtype}, wanted one of {', '.join(DTYPE_NAMES)}")
     keys = sorted(kinds, key=lambda key: (-_width(kinds[key][0]), key))  # widest first keeps every tensor aligned
     unfinished = path.with_name(path.name + ".unfinished")
     written, whole = Written(), hashlib.sha256()
@@ -110,7 +109,7 @@ def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     entries, end = {"__metadata__": {"format": "pt"}}, 0
     for key, (dtype, shape) in kinds.items():
         start, end = end, end + _width(dtype) * math.prod(shape)
-        entries[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        entries[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

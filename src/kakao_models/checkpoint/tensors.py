@@ -4,7 +4,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+
+# What PyTorch models store and no model loads: batch norm's counter, and tables of numbers of older transformers
+COUNTER = "num_batches_tracked"
+UNUSED = (COUNTER, "embeddings.position_ids", "embeddings.token_type_ids")
+# What is stored and not trained
+BUFFERS = (*UNUSED, "running_mean", "running_var")
 
 TensorEntry = tuple[tuple[int, ...], Callable[[], np.ndarray]]  # shape, function that reads the tensor
 
@@ -40,10 +47,10 @@ def float32(array: np.ndarray, name: str) -> np.ndarray:
     """`array` in float32, if no digit is lost by that.
 
     Raises:
-        ValueError: another dtype than float32 and float16.
+        ValueError: another dtype than float32, float16 and bfloat16.
     """
-    if array.dtype not in (np.float32, np.float16):
-        raise ValueError(f"{name} is {array.dtype}, wanted float32 (or float16, which float32 holds exactly)")
+    if array.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
+        raise ValueError(f"{name} is {array.dtype}, expected float32, or float16 or bfloat16, which it holds exactly")
     return array.astype(np.float32, copy=False)
 
 

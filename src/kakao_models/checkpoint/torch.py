@@ -2,16 +2,16 @@
 
 import contextlib
 import logging
-import os
-from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 
-from kakao_models.checkpoint.hub import resolve, shards_of
+from kakao_models.checkpoint.formats import find_weights
+from kakao_models.checkpoint.hub import cached_only, hub_arguments, pin, resolve
 from kakao_models.checkpoint.tensors import misfit, outside
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_OTHER_FILES = {"variant", "use_safetensors", "gguf_file", "state_dict"}  # arguments by which transformers reads others
 _MOST_MISSING = 2**28  # numbers, a gigabyte; of what may be missing, a head of 21,841 classes has 22 million
 
 
@@ -38,12 +38,13 @@ class BijectiveLoading:
         """
         source = pretrained_model_name_or_path  # None: the weights are in `state_dict`
         if source is not None:
-            source = resolve(source)
-            folder = Path(source, kwargs.get("subfolder") or "")
-            places = [folder / name for file in _FILES for name in (file, f"{file}.index.json")]
-            first = next(filter(os.path.isfile, places), None)  # the one that transformers reads
-            if first is not None and first.suffix == ".json":
-                shards_of(first)  # it takes whatever an index names
+            where = pin(source, **hub_arguments(kwargs))
+            if not any(kwargs.get(name) is not None for name in _OTHER_FILES):
+                if kwargs.get("config") is None:  # what is wrong with it is said before weights are downloaded
+                    cls.config_class.from_pretrained(source, **where)
+                find_weights(source, _FILES, **where)
+                where = cached_only(where)
+            source, kwargs = resolve(source), kwargs | where
         if isinstance(kwargs.get("config"), PreTrainedConfig):
             kwargs["config"] = cls.config_class.from_config(kwargs["config"])
         with_info = kwargs.pop("output_loading_info", False)

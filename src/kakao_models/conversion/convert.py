@@ -14,15 +14,15 @@ import google_crc32c
 import numpy as np
 
 import kakao_models
-from kakao_models.checkpoint import hub
 from kakao_models.checkpoint.formats import read_safetensors
+from kakao_models.checkpoint.hub import described_by, read_config
 from kakao_models.checkpoint.kinds import kind_of
-from kakao_models.checkpoint.shards import COUNTER, Written, bytes_of, read_tensors, write_shards
-from kakao_models.checkpoint.tensors import LazyTensors, check_keys, float32
+from kakao_models.checkpoint.shards import Written, bytes_of, read_tensors, write_shards
+from kakao_models.checkpoint.tensors import BUFFERS, COUNTER, LazyTensors, check_keys, float32
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.conversion import recorded, verification
-from kakao_models.conversion.info import BUFFERS
-from kakao_models.conversion.read import read_source
+from kakao_models.conversion.folder import download
+from kakao_models.conversion.read import located, read_source
 from kakao_models.conversion.report import REPORT, model_card, versions
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import SUFFIX, write_checkpoint
@@ -39,6 +39,7 @@ def convert(
     output: str | Path,
     *,
     family: str | None = None,
+    revision: str | None = None,
     weights: str | None = None,
     tokenizer: str | None = None,
     max_shard_size: int = 5 * 10**9,
@@ -51,7 +52,8 @@ def convert(
     """Converts a checkpoint; `output` appears complete and verified, or not at all.
 
     Args:
-        source: any of the sources that `read_source` knows.
+        source: any of the sources that `read_source` knows, or a checkpoint on the Hub.
+        revision: branch, tag or commit of a checkpoint on the Hub.
         output: folder to make; must not exist, or be empty.
         family: "align", "vit" or "efficientnet" refuses the others; by default whichever it is.
         weights: "raw" or "average" (default: average where there is one).
@@ -71,7 +73,7 @@ def convert(
         ValueError: a broken or unknown checkpoint; `VerificationError` if the result does not compute what the source does.
         OSError: `output` is there already, or can't be written.
     """
-    read = read_source(source, weights=weights, wanted=family, **overrides)
+    read = read_source(located(source, revision=revision), weights=weights, wanted=family, **overrides)
     if labels is not None:
         _name_classes(read, labels)
     if tokenizer is not None and read.family != "align":
@@ -248,14 +250,20 @@ def _check_functions(config, folder: Path) -> None:
 
 
 def convert_back(
-    folder: str | Path, prefix: str | Path, *, family: str | None = None, key_layout: str = "model"
+    folder: str | Path,
+    prefix: str | Path,
+    *,
+    family: str | None = None,
+    revision: str | None = None,
+    key_layout: str = "model",
 ) -> list[verification.Stage]:
     """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
 
     The checkpoint is read and verified against the folder, as `convert` does it, before it appears under its name.
 
     Args:
-        folder: config.json and safetensors files of an ALIGN or a ViT.
+        folder: config.json and safetensors files of an ALIGN or a ViT; or the name of one on the Hub.
+        revision: branch, tag or commit of that.
         prefix: the checkpoint's path without suffix, such as `out/model-weights`; its folder is made.
         family: "align" or "vit" refuses the other.
         key_layout: of a ViT's keys, see `TPU_KEY_LAYOUTS`: "model" for `model.load_weights`, "manager" for
@@ -272,8 +280,8 @@ def convert_back(
     from kakao_models.align.weights import align_tpu_slots
     from kakao_models.vit.weights import vit_tpu_slots
 
-    folder, prefix = Path(hub.resolve(folder)), Path(prefix)
-    found = hub.read_config(folder / "config.json").get("model_type")
+    folder, prefix = download(folder, revision=revision), Path(prefix)
+    found = read_config(folder / "config.json").get("model_type")
     config_class = getattr(kakao_models, kind_of(found, folder).config)
     if family not in (None, found):
         raise ValueError(f"{folder}: model_type is {found!r}, wanted {family!r}")
@@ -281,7 +289,7 @@ def convert_back(
         raise ValueError(
             f"{folder}: model_type is {found!r}, for which there is no original program: only an ALIGN or a ViT goes back"
         )
-    with hub.described_by(folder / "config.json"):
+    with described_by(folder / "config.json"):
         config = config_class.from_pretrained(folder)
     _check_functions(config, folder)
     slots = align_tpu_slots(config) if found == "align" else vit_tpu_slots(config, key_layout)
@@ -295,7 +303,7 @@ def convert_back(
     check_keys([slot.key for slot in slots], tensors, folder)
 
     def original(slot) -> np.ndarray:
-        return permute(tensors[slot.key], slot.axes, slot.local_axes)
+        return permute(float32(tensors[slot.key], slot.key), slot.axes, slot.local_axes)
 
     model = verification.load_model(found, folder)  # compares every shape with config.json
     shown = {"num_attention_heads": (config.text_config if found == "align" else config).num_attention_heads}

@@ -1,11 +1,12 @@
 """A Hub folder of older transformers: ALIGN or ViT in any format of weights it had. Its tensors become those of
 `model.safetensors`, and are presented under the keys of the original programs, so that everything after is the same.
 
-The folder's config.json stays what it says. Nothing of a file is run: pickles only as torch's `weights_only` loads them.
+The folder's config.json stays what it says. Nothing of a file is run.
 """
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,21 +16,24 @@ import yaml
 import kakao_models
 from kakao_models.align.config import AlignConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
-from kakao_models.checkpoint import formats as formats
-from kakao_models.checkpoint.hub import described_by, read_config, shards_of
+from kakao_models.checkpoint.formats import find_weights, read_weights
+from kakao_models.checkpoint.hub import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    MissingFile,
+    described_by,
+    fetch,
+    pin,
+    read_config,
+)
 from kakao_models.checkpoint.kinds import kind_of, whole_keys
-from kakao_models.checkpoint.shards import COUNTER
-from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys
+from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, check_keys, float32
 from kakao_models.checkpoint.weightmap import Slot, permute
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 
-# Files that go beside the converted weights as they are
-_TOKENIZER = "tokenizer.json tokenizer_config.json vocab.txt special_tokens_map.json added_tokens.json".split()
-_PROCESSOR = "preprocessor_config.json processor_config.json".split()
-# What is no weight: batch norm's counter, and tables of numbers that some releases stored
-_BUFFERS = (COUNTER, "embeddings.position_ids", "embeddings.token_type_ids")
+CARD = "README.md"
 
 # How a leaf and its axes in model.safetensors are in TensorFlow and Flax files. The modules' names are the same.
 _KERAS = {
@@ -43,12 +47,22 @@ _FLAX = {
     ("weight", "OIHW"): ("kernel", "HWIO"),
     ("weight", "D"): ("scale", "D"),
 }
-_WEIGHT_FILES = {  # in the order of preference, if there are several
-    "model.safetensors": (formats.read_safetensors, {}),
-    "pytorch_model.bin": (formats.read_pickle, {}),
-    "tf_model.h5": (formats.read_h5, _KERAS),
-    "flax_model.msgpack": (formats.read_msgpack, _FLAX),
-}
+_DIALECTS = {"tf_model.h5": _KERAS, "flax_model.msgpack": _FLAX}
+
+
+def download(name_or_path: str | Path, **where) -> Path:
+    """The folder of a checkpoint; of one on the Hub, where all its files are downloaded to that a conversion reads.
+
+    Raises:
+        OSError: no such checkpoint, or the Hub does not give it.
+    """
+    where = pin(name_or_path, **where)
+    folder = fetch(name_or_path, "config.json", **where).parent
+    find_weights(name_or_path, **where)
+    for filename in (*TOKENIZER_FILES, *PROCESSOR_FILES, CARD):
+        with suppress(MissingFile):
+            fetch(name_or_path, filename, **where)
+    return folder
 
 
 def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
@@ -63,15 +77,9 @@ def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
     """
     model_type = read_config(folder / "config.json").get("model_type")
     config_class = getattr(kakao_models, kind_of(model_type, folder).config)
-    name, files = _weights(folder)
-    read, dialect = _WEIGHT_FILES[name]
-    stored = {}
-    for file in files:
-        for key, entry in read(file).items():
-            if key in stored:
-                raise ValueError(f"{file}: {key} is in another file of {folder} too")
-            stored[key] = entry
-    buffers = [key for key in stored if key.endswith(_BUFFERS)]
+    name, files = find_weights(folder)
+    stored, dialect = read_weights(folder, name, files), _DIALECTS.get(name, {})
+    buffers = [key for key in stored if key.endswith(UNUSED)]
     weights = {key: (key, entry) for key, entry in stored.items() if key not in buffers}
     with described_by(folder / "config.json"):
         config = config_class.from_pretrained(folder)
@@ -99,9 +107,9 @@ def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
         kind=f"{name} of a Hub folder",
         names={ours: key for ours, (_, key, _, _) in found.items()},
         write_processor=partial(
-            _copy, [folder / name for name in _TOKENIZER + _PROCESSOR if (folder / name).is_file()]
+            _copy, [folder / name for name in TOKENIZER_FILES + PROCESSOR_FILES if (folder / name).is_file()]
         ),
-        license=_license(folder / "README.md"),
+        license=_license(folder / CARD),
     )
 
 
@@ -115,25 +123,6 @@ def _license(card: Path) -> str:
         return ""
     kept = {name: said[name] for name in ("license", "license_name", "license_link") if isinstance(said.get(name), str)}
     return yaml.safe_dump(kept, sort_keys=False) if kept else ""
-
-
-def _weights(folder: Path) -> tuple[str, list[Path]]:
-    """The format, and its file or the shards that its index names."""
-    for name in _WEIGHT_FILES:
-        if (folder / name).is_file():
-            return name, [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = shards_of(index)
-            for shard in shards:
-                if not (folder / shard).is_file():
-                    raise ValueError(
-                        f"{index} names {shard!r}, which is no file of this folder. Is the download complete?"
-                    )
-            return name, [folder / shard for shard in shards]
-    raise ValueError(
-        f"{folder} has a config.json and no weights: wanted {', '.join(_WEIGHT_FILES)}, or an index of shards"
-    )
 
 
 def _align(config: AlignConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], None]:
@@ -183,7 +172,7 @@ def _original(slot: Slot, key: str, axes: str, entry: TensorEntry) -> TensorEntr
         shape = permute(np.broadcast_to(np.float32(0), shape), axes, slot.local_axes).shape
     except ValueError as error:
         raise ValueError(f"{key}: {error}. Is this another model or size?") from None
-    return shape, lambda: permute(read(), axes, slot.local_axes)
+    return shape, lambda: permute(float32(read(), key), axes, slot.local_axes)
 
 
 def _compare(config: AlignConfig | AlignVisionConfig | ViTConfig, overrides: Mapping, folder: Path) -> None:

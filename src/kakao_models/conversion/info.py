@@ -3,49 +3,72 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from kakao_models.checkpoint.hub import described_by, fetch, read_config
+from kakao_models.checkpoint.formats import WEIGHT_FILES, find_weights, read_weights
+from kakao_models.checkpoint.hub import (
+    PROCESSOR_FILES,
+    MissingFile,
+    asking,
+    cached_only,
+    described_by,
+    fetch,
+    pin,
+    read_config,
+    resolve,
+)  # fmt: skip
 from kakao_models.checkpoint.kinds import kind_of
+from kakao_models.checkpoint.pickles import PickledTensor, pickled_tensors
+from kakao_models.checkpoint.shards import DTYPE_NAMES
+from kakao_models.checkpoint.tensors import BUFFERS
 from kakao_models.files.atomic import sha256_of
 from kakao_models.inference.light_processors import preprocessing_class
 
-# What is stored and no parameter
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids")
+_UNKNOWN = "unknown"  # the dtype of a tensor whose file says it nowhere but beside the values
 
 
-def describe_checkpoint(
-    name_or_path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
-) -> dict:
+def describe_checkpoint(name_or_path: str | os.PathLike, **where) -> dict:
     """Facts about a checkpoint, ready for JSON.
 
     Keys: name, folder (or None: then files were looked at on the Hub), model_type, dim, towers (image, text:
     kind, size, parameters, ...), parameters, preprocessing, files (name, bytes, sha256), tensors (name → dtype, shape).
+    Parameters are None of weights that would have to be downloaded to count them.
+
+    Args:
+        where: arguments of `fetch`.
 
     Raises:
         OSError: no such checkpoint.
         ValueError: another kind of model, or a broken file.
     """
-    file = fetch(name_or_path, "config.json", revision=revision, token=token)
+    where = pin(name_or_path, **where)
+    file = fetch(name_or_path, "config.json", **where)
     folder, config = file.parent, read_config(file)
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or os.path.isdir(name_or_path):
-        files, tensors = _local_files(folder)
-    else:
-        files, tensors = _hub_files(os.fspath(name_or_path), revision, token)
-        folder = None
+    try:
+        files, tensors = _local_files(name_or_path, cached_only(where))
+    except MissingFile:
+        if os.path.isdir(resolve(name_or_path)) or where.get("local_files_only"):
+            files, tensors = [], {}
+        else:
+            files, tensors = _hub_files(os.fspath(name_or_path), where)
+            folder = None
     parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(BUFFERS)}
     model_type = config.get("model_type")
     kind_of(model_type, name_or_path)  # another kind of model is an error
     with described_by(file):
         towers = _TOWERS[model_type](config, parameters)
+    if not tensors:
+        for tower in towers["towers"].values():
+            tower["parameters"] = None
     return {
         "name": os.fspath(name_or_path),
         "folder": folder and str(folder),
         "model_type": model_type,
         **towers,
-        "parameters": sum(parameters.values()),
-        "preprocessing": _preprocessing(name_or_path, revision, token),
+        "parameters": sum(parameters.values()) if tensors else None,
+        "preprocessing": _preprocessing(name_or_path, where),
         "files": files,
         "tensors": tensors,
     }
@@ -63,7 +86,7 @@ def as_text(info: dict) -> str:
         lines.append(f"  {name + ' tower':<14} {kind}: {details}; {_millions(tower['parameters'])}")
     lines.append(f"  preprocessing  {_in_words(info['model_type'], info['preprocessing'])}")
     dtypes = sorted({tensor["dtype"] for tensor in info["tensors"].values()})
-    lines.append(f"  tensors        {len(info['tensors'])}, {', '.join(dtypes) or 'none in safetensors files'}")
+    lines.append(f"  tensors        {', '.join([str(len(info['tensors'])), *dtypes]) if dtypes else 'no weights here'}")
     for file in info["files"]:
         lines.append(f"  {file['name']}: {file['bytes']:,} bytes, sha256 {file['sha256']}")
     if info["folder"]:
@@ -150,12 +173,12 @@ def _count(parameters: dict[str, int], prefixes: tuple[str, ...]) -> int:
     return sum(size for key, size in parameters.items() if key.startswith(prefixes))
 
 
-def _preprocessing(name_or_path, revision, token) -> dict:
+def _preprocessing(name_or_path, where: Mapping) -> dict:
     """The image processor's file; transformers 5 also writes it as a part of the processor's."""
-    for filename in ("preprocessor_config.json", "processor_config.json"):
+    for filename in PROCESSOR_FILES:
         try:
-            file = fetch(name_or_path, filename, revision=revision, token=token)
-        except OSError:
+            file = fetch(name_or_path, filename, **where)
+        except MissingFile:
             continue
         values = read_config(file)
         return values if filename.startswith("pre") else values.get("image_processor", {})
@@ -171,13 +194,25 @@ def _in_words(model_type: str, values: dict) -> str:
         return f"unreadable ({error})"
 
 
-def _local_files(folder: Path) -> tuple[list[dict], dict[str, dict]]:
-    files, tensors = [], {}
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
-        if path.suffix == ".safetensors":
-            tensors |= _header(path)
+def _local_files(name_or_path, where: Mapping) -> tuple[list[dict], dict[str, dict]]:
+    format, paths = find_weights(name_or_path, **where)
+    files = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
+    if format == "model.safetensors":
+        return files, {key: tensor for path in paths for key, tensor in _header(path).items()}
+    if format != "pytorch_model.bin":
+        entries = read_weights(name_or_path, format, paths)
+        return files, {key: {"dtype": _UNKNOWN, "shape": list(shape)} for key, (shape, _) in entries.items()}
+    tensors = {}
+    for path in paths:
+        with open(path, "rb") as stream:
+            tensors |= _of_pickle(pickled_tensors(stream, str(path))[0])
     return files, tensors
+
+
+def _of_pickle(tensors: Mapping[str, PickledTensor]) -> dict[str, dict]:
+    return {
+        key: {"dtype": DTYPE_NAMES[tensor.dtype.name], "shape": list(tensor.shape)} for key, tensor in tensors.items()
+    }
 
 
 def _header(path: Path) -> dict[str, dict]:
@@ -200,27 +235,35 @@ def _header(path: Path) -> dict[str, dict]:
     return described
 
 
-def _hub_files(repo: str, revision: str | None, token: str | bool | None) -> tuple[list[dict], dict[str, dict]]:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import NotASafetensorsRepoError
+def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:
+    """What is on the Hub, by the headers of the files: only these are read."""
+    from huggingface_hub import HfApi, HfFileSystem
 
-    api = HfApi(token=token)
-    siblings = api.model_info(repo, revision=revision, files_metadata=True).siblings
-    files = [
-        {"name": file.rfilename, "bytes": file.size, "sha256": file.lfs.sha256 if file.lfs else None}
-        for file in siblings
-        if file.rfilename.endswith((".safetensors", ".bin"))
-    ]
-    try:
-        shards = api.get_safetensors_metadata(repo, revision=revision).files_metadata.values()
-    except NotASafetensorsRepoError:
-        return files, {}
-    return files, {
-        name: {"dtype": tensor.dtype, "shape": tensor.shape}
-        for shard in shards
-        for name, tensor in shard.tensors.items()
-    }
+    revision, token, folder = where["revision"], where.get("token"), where.get("subfolder", "")
+    api, tensors = HfApi(token=token), {}
+    with asking(repo, where, revision=revision):
+        siblings = api.model_info(repo, revision=revision, files_metadata=True).siblings
+        sizes = {Path(file.rfilename): file for file in siblings if Path(file.rfilename).parent == Path(folder)}
+        format = next(
+            (name for name in WEIGHT_FILES if {name, f"{name}.index.json"} & {path.name for path in sizes}), ""
+        )
+        files = [path for path in sizes if path.suffix == Path(format).suffix]
+        if format == "model.safetensors":
+            for path in files:
+                header = api.parse_safetensors_file_metadata(repo, path.as_posix(), revision=revision).tensors
+                tensors |= {key: {"dtype": tensor.dtype, "shape": tensor.shape} for key, tensor in header.items()}
+        elif format == "pytorch_model.bin":
+            system = HfFileSystem(token=token)
+            for path in files:
+                with system.open(f"{repo}@{revision}/{path.as_posix()}") as stream:
+                    tensors |= _of_pickle(pickled_tensors(stream, f"{repo}: {path.name}")[0])
+    about = [sizes[path] for path in files]
+    return [
+        {"name": file.rfilename, "bytes": file.size, "sha256": file.lfs.sha256 if file.lfs else None} for file in about
+    ], tensors
 
 
-def _millions(count: int) -> str:
+def _millions(count: int | None) -> str:
+    if count is None:
+        return "parameters not counted"
     return f"{count / 1e6:.1f} M parameters" if count >= 1e6 else f"{count:,} parameters"

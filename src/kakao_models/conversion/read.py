@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.tensors import LazyTensors
-from kakao_models.conversion.folder import read_folder
+from kakao_models.conversion.folder import download, read_folder
 from kakao_models.conversion.google import read_npz
 from kakao_models.conversion.recognize import align_config, family_of, vit_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
@@ -44,6 +44,16 @@ def read_source(
     if wanted not in (None, source.family):
         raise ValueError(f"{path} holds a model of family {source.family!r}, wanted {wanted!r}")
     return source
+
+
+def located(source: str | os.PathLike, **where) -> str | os.PathLike:
+    """`source`, if it is a path; of a checkpoint on the Hub, or inside this package, its folder.
+
+    Raises:
+        OSError: there is neither such a path nor such a checkpoint.
+    """
+    there = os.path.exists(source) or os.path.exists(f"{os.fspath(source)}.index")
+    return source if there else download(source, **where)
 
 
 def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:

@@ -61,11 +61,11 @@ def export(
     from kakao_models.checkpoint.hub import called
     from kakao_models.export.exporter import export as write, summary
 
-    prepare(model, revision)
+    where = prepare(model, revision)
     output = output or Path(f"{called(model).rpartition('/')[2]}-{to}")
     with contextlib.redirect_stdout(sys.stderr):  # where converters print
         sheet = write(
             model, output, to=to, what=what, input=input, normalize=normalize, quantize=quantize,
-            min_cosine=min_cosine, force=force, revision=revision,
+            min_cosine=min_cosine, force=force, **where,
         )  # fmt: skip
     tell(sheet, summary(sheet, output), as_json)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kakao_models import __version__
-from kakao_models.checkpoint.hub import called, fetch, resolve
+from kakao_models.checkpoint.hub import called, fetch, pin
 from kakao_models.export.contract import IMAGE_INPUTS, PARTS, contract
 from kakao_models.export.samples import compare
 from kakao_models.files.atomic import sha256_of, unfinished
@@ -55,9 +55,8 @@ def export(
     quantize: str | None = None,
     min_cosine: float | None = None,
     force: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
     progress: bool | None = None,
+    **where,
 ) -> dict[str, Any]:
     """Writes the folder `output`: a model of the format `to`, export.json and the tokenizer. It appears complete or not.
 
@@ -74,6 +73,7 @@ def export(
         min_cosine: refuse an export any row of whose output has a smaller cosine to the source's; by default
             `LEAST_COSINE`.
         force: write it all the same.
+        where: arguments of `checkpoint.hub.fetch`, such as `revision`.
 
     Returns:
         The content of export.json; `check` of a function is what `compare` found.
@@ -86,7 +86,7 @@ def export(
     form = _checked(to, what, input, quantize)
     writer = _module(form, to)
     output = Path(output)
-    where = {name: value for name, value in (("revision", revision), ("token", token)) if value}
+    where = pin(model, **where)
     with unfinished(output) as folder, Progress(f"export to {to}", None, progress) as bar:
         embedder = _plain(os.fspath(model), where)
         facts = _facts(embedder, where, to, form, quantize, input, normalize)
@@ -241,9 +241,7 @@ def _version(package: str) -> str | None:
 
 
 def _source_hashes(name: str, where: dict) -> dict[str, str]:
-    folder = Path(resolve(name))
-    if not folder.is_dir():
-        folder = fetch(name, "config.json", **where).parent  # the Hub's cache, where the weights lie beside it
+    folder = fetch(name, "config.json", **where).parent  # in the Hub's cache the weights lie beside it, too
     return {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kakao_models.align.preprocessing import MAX_TOKENS
+from kakao_models.checkpoint.hub import pin
 from kakao_models.inference.arguments import dtype_name, takes_transformers_arguments
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.inputs import ModelInputs
@@ -49,8 +50,8 @@ class Embedder:
         fast_images: read JPEGs by simplejpeg, if it is installed, and resize by PyTorch's kernel for bytes, which is
             faster (docs/speed.md has figures). Some pixels differ by 1 or 2 of 255 from PIL's, which is what transformers
             uses and the default. Only where preprocessing is "hf", and the model runs as towers (see `engine`).
-        revision, token, subfolder, cache_dir, local_files_only: arguments of `from_pretrained`. `revision` and
-            `subfolder` hold for the model's own checkpoint.
+        revision, token, subfolder, cache_dir, force_download, local_files_only: arguments of `from_pretrained`. `revision`
+            and `subfolder` hold for the model's own checkpoint.
         device_map, torch_dtype, feature_extractor, model_kwargs, use_fast, trust_remote_code: arguments of
             `transformers.pipeline`; a model runs on one device, and no code of a checkpoint is run.
 
@@ -79,13 +80,17 @@ class Embedder:
         token: str | bool | None = None,
         subfolder: str = "",
         cache_dir: str | os.PathLike | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
     ):
-        places = dict(
-            revision=revision, token=token, subfolder=subfolder, cache_dir=cache_dir, local_files_only=local_files_only
-        )
-        hub = {name: value for name, value in places.items() if value}
+        where = dict(
+            revision=revision, token=token, subfolder=subfolder, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only,
+        )  # fmt: skip
         loaded = not isinstance(model, (str, os.PathLike))
+        if not loaded:
+            where = pin(model, **where)  # one commit for model, image processor and tokenizer
+        hub = {name: value for name, value in where.items() if value}
         checkpoint = getattr(model, "name_or_path", None) or None if loaded else os.fspath(model)
         self.name = checkpoint or type(model).__name__
         kind = engine_class(framework, model)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from kakao_models.align.blocks import output_channels
-from kakao_models.checkpoint.hub import described_by, fetch, read_config
+from kakao_models.checkpoint.hub import described_by, fetch, pin, read_config
 from kakao_models.checkpoint.kinds import MODEL_KINDS, kind_of, model_class_name
 
 # model_type → D, by the configuration (or its fields) and the width of the pooler's layer, None where there is none
@@ -54,7 +54,8 @@ class Engine:
             OSError: no such checkpoint, or a file of it can't be read.
             ValueError: a checkpoint of another kind of model.
         """
-        config_file = fetch(name_or_path, "config.json", **{name: value for name, value in where.items() if value})
+        where = pin(name_or_path, **where)
+        config_file = fetch(name_or_path, "config.json", **where)
         with described_by(config_file):
             name = cls.prefix + model_class_name(read_config(config_file), name_or_path)
             model_class = getattr(importlib.import_module("kakao_models"), name)

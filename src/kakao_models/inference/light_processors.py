@@ -4,10 +4,9 @@ all the rest. Where a checkpoint is in any way unusual these give None, and the 
 
 import importlib
 import json
-import os
 from typing import Any
 
-from kakao_models.checkpoint.hub import fetch, resolve
+from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch
 from kakao_models.checkpoint.kinds import MODEL_KINDS
 from kakao_models.pixels.preprocessing import Preprocessing
 
@@ -30,16 +29,13 @@ def preprocessing_class(model_type: str) -> type[Preprocessing]:
 def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing | None:
     """By the image processor's file, or by its part of the processor's, which comes first where a folder has both."""
     preprocessing = preprocessing_class(model_type)
-    files = ["processor_config.json", "preprocessor_config.json"]
-    if not os.path.isdir(resolve(name)):
-        files.reverse()  # on the Hub a file that is not there costs a request at every start
-    for filename in files:
+    for filename in reversed(PROCESSOR_FILES):
         try:
             values = json.loads(fetch(name, filename, **where).read_text(encoding="utf-8"))
             if filename == "processor_config.json":
                 values = values["image_processor"]
             return preprocessing.of(values)
-        except OSError:
+        except MissingFile:
             continue
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
@@ -63,9 +59,12 @@ def read_light_tokenizer(name: str, where: dict) -> Tokenizer | None:
     import tokenizers
 
     try:
-        file = fetch(name, "tokenizer.json", **where)
+        file, config_file = (fetch(name, filename, **where) for filename in ("tokenizer.json", "tokenizer_config.json"))
+    except MissingFile:
+        return None
+    try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        said = json.loads(fetch(name, "tokenizer_config.json", **where).read_text(encoding="utf-8"))
+        said = json.loads(config_file.read_text(encoding="utf-8"))
         if not _plain_bert(content, said):
             return None
         tokenizer = tokenizers.Tokenizer.from_file(str(file))

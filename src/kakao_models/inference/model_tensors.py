@@ -2,7 +2,7 @@
 
 Reading them takes config.json and model.safetensors, and not transformers, whose import takes longer than PyTorch's.
 Whatever is unusual about a checkpoint (shards, an older format, a field or a tensor that does not fit) is left to
-`from_pretrained`, which knows more, and says what is wrong.
+`from_pretrained`, which knows more, and says what is wrong. What the Hub does not give it can't give either.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 import kakao_models
 from kakao_models.align.blocks import output_channels
-from kakao_models.checkpoint.hub import described_by, fetch, read_config, resolve
+from kakao_models.checkpoint.hub import MissingFile, described_by, fetch, pin, read_config
 from kakao_models.checkpoint.kinds import MODEL_KINDS, model_class_name, whole_keys
 from kakao_models.fused.layers import ByteValues
 from kakao_models.fused.towers import tensors_of, towers
@@ -39,9 +39,10 @@ class ModelTensors:
     """
 
     def __init__(self, model: Any, where: dict):
-        self._model, self._where = model, {name: value for name, value in where.items() if value}
+        self._model = model
         self._tensors: Mapping[str, torch.Tensor]
         if isinstance(model, (str, os.PathLike)):
+            self._where = pin(model, **where)
             self._open(model)
         else:
             TorchEngine.check_kind(model)
@@ -53,6 +54,10 @@ class ModelTensors:
         class_name = model_class_name(config, name)  # another kind of model is said at once
         try:
             file = fetch(name, _WEIGHTS, **self._where)
+        except MissingFile:  # shards, or an older format
+            self._take(self.plain.model)
+            return
+        try:
             self.fields, self._tensors = _read(config, class_name, file)
             self.fingerprint = _of_file(file, config_file)
         except _UNUSUAL:
@@ -82,8 +87,8 @@ class ModelTensors:
         if not isinstance(self.fields, SimpleNamespace):
             return self.fields
         config_class = getattr(kakao_models, MODEL_KINDS[self.fields.model_type].config)
-        with described_by(Path(resolve(self._model), "config.json")):
-            return config_class.from_pretrained(resolve(self._model), **self._where)
+        with described_by(fetch(self._model, "config.json", **self._where)):
+            return config_class.from_pretrained(self._model, **self._where)
 
     @property
     def reads_texts(self) -> bool:

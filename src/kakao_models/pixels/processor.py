@@ -1,13 +1,14 @@
 """What the image processors of ALIGN and ViT share: one picture from anywhere in, one float32 array out."""
 
 import difflib
+import os
 from typing import Any, ClassVar
 
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from kakao_models.checkpoint.hub import resolve
+from kakao_models.checkpoint.hub import PROCESSOR_FILES, fetch_all, hub_arguments
 from kakao_models.pixels.preprocessing import Preprocessing
 from kakao_models.pixels.tensors import as_tensors
 
@@ -83,7 +84,10 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
-        return super().from_pretrained(resolve(pretrained_model_name_or_path), **kwargs)
+        if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
+            return super().from_pretrained(source, **kwargs)
+        source, where = fetch_all(source, PROCESSOR_FILES, **hub_arguments(kwargs))
+        return super().from_pretrained(source, **(kwargs | where))
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):

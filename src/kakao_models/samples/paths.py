@@ -38,9 +38,7 @@ def is_hub(source: str) -> bool:
     """Whether a source is a data set of the Hub: hf://owner/name, or owner/name where there is no such file."""
     if source.startswith("hf://"):
         return True
-    return source.count("/") == 1 and all(source.split("/")) and not source.startswith((".", "~")) and not (
-        matches(source) or kind_of(source) or re.search(r"[*?\[\]{}\\]", source)
-    )  # fmt: skip
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)) and not (matches(source) or kind_of(source))
 
 
 def matches(source: str | os.PathLike) -> list[str]:

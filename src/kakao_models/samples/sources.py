@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kakao_models.checkpoint.hub import pin_data_set
 from kakao_models.files.lines import lines_of
 from kakao_models.pixels.images import SUFFIXES, list_images
 from kakao_models.samples.columns import BY_NAME, Columns, Sample, as_sample, class_names
@@ -282,12 +283,10 @@ def load_hub_dataset(name: str, streaming: bool = False, split: str | None = Non
     """
     path, _, own = name.removeprefix("hf://").partition(":")
     parts = path.split("/")
-    options = {"split": own or split or "train"} | ({"streaming": True} if streaming else {})
-    try:
-        return _datasets().load_dataset("/".join(parts[:2]), *parts[2:3], **options)
-    except OSError as error:
-        here = "" if name.startswith("hf://") else "there is no such folder here, and "
-        raise OSError(f"{name}: {here}the Hub has no such data set, or can't be reached ({error})") from error
+    repo = "/".join(parts[:2])
+    # The Hub is asked first: `datasets` tries for half a minute, and does not say for which data set.
+    options = {"split": own or split or "train", "revision": pin_data_set(repo)}
+    return _datasets().load_dataset(repo, *parts[2:3], **options, **({"streaming": True} if streaming else {}))
 
 
 def _load_saved(folder: str, split: str | None, default_split: str | None):

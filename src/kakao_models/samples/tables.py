@@ -9,11 +9,13 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 
+from kakao_models.checkpoint.hub import asking, pin_data_set
 from kakao_models.files.atomic import flush, workplace
 from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.paths import TABLES, files_of, is_hub, suffix_of
@@ -213,8 +215,16 @@ def _hub_table(connection, name: str) -> ir.Table:
         )
     from huggingface_hub import HfFileSystem
 
-    system = HfFileSystem()
-    paths = sorted(system.glob(f"datasets/{name}/**/*.parquet"))
+    class Files(HfFileSystem):
+        def modified(self, path: str) -> datetime:
+            """DuckDB asks when a file changed, HfFileSystem does not know. The files of a commit never do."""
+            return datetime.fromtimestamp(0, UTC)
+
+    owner, repo, *folder = name.split("/")
+    commit, system = pin_data_set(f"{owner}/{repo}"), Files()
+    place = "/".join([f"datasets/{owner}/{repo}@{commit}" if commit else f"datasets/{owner}/{repo}", *folder])
+    with asking(name, {}, kind="data set"):
+        paths = sorted(system.glob(f"{place}/**/*.parquet"))
     if not paths:
         raise ValueError(f"hf://{name}: this data set has no Parquet files")
     connection.register_filesystem(system)

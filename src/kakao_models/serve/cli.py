@@ -13,7 +13,6 @@ from kakao_models.verbs import (
     ModelArgument,
     ModelOptions,
     model_options,
-    prepare,
 )
 
 _KEY = "KAKAO_MODELS_API_KEY"
@@ -83,7 +82,8 @@ def serve(
         raise ImportError(f"serve needs {error.name}: pip install 'kakao-models[serve]'") from error
     if not os.environ.get(_KEY, "unset").strip() or not (api_key or "unset").strip():
         raise typer.BadParameter(f"the key is empty: set {_KEY} to a secret, or unset it for no key")
-    prepare(model, options.revision)
+    options.model = model
+    options.prepare()
 
     def ready(url: str) -> None:
         print(f"kakao-models: {url}", file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.align.config import AlignConfig
 from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor, read_tokenizer
-from kakao_models.checkpoint.hub import HubUnreachable, fetch, resolve
+from kakao_models.checkpoint.hub import fetch, pin
 from kakao_models.files.lines import lines_of
 from kakao_models.samples.columns import NAMES, Columns
 from kakao_models.samples.shards import Source
@@ -102,13 +102,11 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
 
 
 def _look_for(key: str, name: str, file: str) -> None:
-    """Says at once that the Hub does not answer; transformers tries for a minute and does not say for what."""
-    if os.path.isdir(resolve(name)):
-        return
+    """Names the key of the recipe whose checkpoint can't be read."""
     try:
         fetch(name, file)
-    except HubUnreachable as error:
-        raise OSError(f"recipe: {key}: {error}. Without a network {key} can be a folder, or align-tiny") from error
+    except OSError as error:
+        raise OSError(f"recipe: {key}: {error}") from error
 
 
 def _arguments(recipe: Recipe) -> TrainArguments:
@@ -174,9 +172,11 @@ def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform])
     changes = dict(recipe.model)
     resize, crop = recipe.augment.get("resize", 346), recipe.augment.get("crop", 289)
     if recipe.start:
-        config = AlignConfig.from_pretrained(resolve(recipe.start))
-        model = AlignModel.from_pretrained(recipe.start, config=AlignConfig(**_merged(config.to_dict(), changes)))
-        processor = AlignProcessor.from_pretrained(recipe.start)
+        where = pin(recipe.start)
+        config = AlignConfig.from_pretrained(recipe.start, **where)
+        config = AlignConfig(**_merged(config.to_dict(), changes))
+        model = AlignModel.from_pretrained(recipe.start, config=config, **where)
+        processor = AlignProcessor.from_pretrained(recipe.start, **where)
     else:
         vision = {"image_size": crop, **changes.pop("vision_config", {})}
         tokenizer = read_tokenizer(recipe.tokenizer)
@@ -204,19 +204,20 @@ def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], lab
             "recipe: classes: the data do not name their classes; give a number of classes, or a file of names"
         )
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": number}
+    where = pin(recipe.start) if recipe.start else {}
     kind = {"problem_type": "multi_label_classification" if recipe.multi_label else "single_label_classification"}
     if recipe.backbone == "align":
         model = AlignForImageClassification.from_pretrained(
-            recipe.start, **names, **kind, **recipe.model, ignore_mismatched_sizes=True
+            recipe.start, **names, **kind, **recipe.model, **where, ignore_mismatched_sizes=True
         )
-        processor = AlignImageProcessor.from_pretrained(resolve(recipe.start))
+        processor = AlignImageProcessor.from_pretrained(recipe.start, **where)
         crop = processor.crop_size["height"] if processor.do_center_crop else recipe.image_size
     elif recipe.start:
         head = {**names, "representation_size": None, "ignore_mismatched_sizes": True} if recipe.new_head else {}
         size = {"image_size": recipe.image_size}
-        model = ViTForImageClassification.from_pretrained(recipe.start, **head, **kind, **size, **recipe.model)
+        model = ViTForImageClassification.from_pretrained(recipe.start, **head, **kind, **size, **recipe.model, **where)
         processor = ViTImageProcessor.from_pretrained(
-            resolve(recipe.start), size=recipe.image_size, do_center_crop=False
+            recipe.start, size=recipe.image_size, do_center_crop=False, **where
         )
         crop = recipe.image_size
     else:

@@ -26,10 +26,9 @@ from transformers.utils.generic import can_return_tuple
 
 from kakao_models.checkpoint.classification_torch import ImageClassifier
 from kakao_models.checkpoint.config import as_pair
+from kakao_models.checkpoint.hub import MissingFile, hub_arguments
 from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.vit.config import ViTConfig
-
-_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # of a file on the Hub
 
 
 def resize_position_embeddings(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
@@ -146,8 +145,8 @@ class _FollowFile:
     @classmethod
     def _stored_image_size(cls, source, config: ViTConfig, kwargs: dict):
         try:
-            return ViTConfig.from_pretrained(source, **{key: kwargs[key] for key in _WHERE if key in kwargs}).image_size
-        except OSError:  # weights without a config.json
+            return ViTConfig.from_pretrained(source, **hub_arguments(kwargs)).image_size
+        except MissingFile:  # weights without a config.json
             return config.image_size
 
 

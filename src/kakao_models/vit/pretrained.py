@@ -7,7 +7,8 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.config import as_pair
-from kakao_models.checkpoint.pretrained import HUB, PretrainedLoading, TensorPlaces
+from kakao_models.checkpoint.hub import MissingFile, hub_arguments, pin
+from kakao_models.checkpoint.pretrained import PretrainedLoading, StoredTensors
 from kakao_models.vit.config import ViTConfig
 
 
@@ -32,12 +33,12 @@ class ViTLoading(PretrainedLoading):
             image_size: of the images to come (height, width); by default what the configuration says.
         """
         if config is not None:
-            where = {key: kwargs[key] for key in HUB if key in kwargs}
+            kwargs |= (where := pin(name_or_path, **hub_arguments(kwargs)))
             config = cls.config_class.from_dict(cls.config_class.from_config(config).to_dict())
             image_size = config.image_size if image_size is None else image_size
             try:
                 config.image_size = cls.config_class.from_pretrained(name_or_path, **where).image_size
-            except OSError:  # weights without a config.json
+            except MissingFile:  # weights without a config.json
                 pass
         model = super().from_pretrained(name_or_path, config=config, **kwargs)
         if image_size is not None and as_pair(image_size) != as_pair(model.config.image_size):
@@ -45,7 +46,7 @@ class ViTLoading(PretrainedLoading):
         return model
 
     @classmethod
-    def _options_of(cls, config: ViTConfig, stored: TensorPlaces, options: dict) -> dict:
+    def _options_of(cls, config: ViTConfig, stored: StoredTensors, options: dict) -> dict:
         if cls.is_base and options.get("add_pooling_layer") is None:
             in_file = any(key.startswith("vit.pooler.") for key in stored)
             options = options | {"add_pooling_layer": config.representation_size is not None or in_file}
