@@ -203,7 +203,10 @@ def convert(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Names of a ViT's classes, one per line.")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help=".npz of inputs and expected logits.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help=".npz or .json of inputs and expected logits; see docs/convert.md."
+        ),
     ] = None,
     evaluation: Annotated[
         list[Path] | None,

@@ -303,20 +303,23 @@ def test_transformers_alone_loads_what_we_save(tmp_path):
         np.testing.assert_array_equal(np.load(file), AlignImageProcessor()(image, return_tensors="np").pixel_values)
 
 
-def test_the_auto_classes_of_this_program_know_tf(tmp_path):
+def test_the_auto_classes_give_what_they_give_without_this_package(tmp_path):
+    """transformers' pipelines resize alike in every program; the "tf" resizing is that of our classes and pipelines."""
     align_config().save_pretrained(tmp_path)
-    AlignProcessor(AlignImageProcessor(preprocessing="tf"), tokenizer()).save_pretrained(tmp_path)
-    found = AutoImageProcessor.from_pretrained(tmp_path)
-    assert type(found) is AlignImageProcessor
-    assert found.preprocessing == "tf"
+    saved = AlignProcessor(AlignImageProcessor(preprocessing="tf"), tokenizer())
+    saved.save_pretrained(tmp_path)
     (tmp_path / "tower").mkdir()
     align_config().vision_config.save_pretrained(tmp_path / "tower")
-    found.save_pretrained(tmp_path / "tower")
-    assert type(AutoImageProcessor.from_pretrained(tmp_path / "tower")) is AlignImageProcessor
-    whole = AutoProcessor.from_pretrained(tmp_path)
+    saved.image_processor.save_pretrained(tmp_path / "tower")
     image = picture(120, 160)
-    expected = found(image, return_tensors="np").pixel_values
-    np.testing.assert_array_equal(whole(images=image, return_tensors="np")["pixel_values"], expected)
+    expected = AlignImageProcessor()(image, return_tensors="np").pixel_values
+    for folder in (tmp_path, tmp_path / "tower"):
+        auto = AutoImageProcessor.from_pretrained(folder)
+        assert not isinstance(auto, AlignImageProcessor)
+        np.testing.assert_array_equal(auto(image, return_tensors="np")["pixel_values"], expected)
+    whole = AutoProcessor.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(whole(text="a cat", images=image, return_tensors="np")["pixel_values"], expected)
+    assert AlignProcessor.from_pretrained(tmp_path).image_processor.preprocessing == "tf"
 
 
 # --- AlignProcessor ---------------------------------------------------------------------------------------------------

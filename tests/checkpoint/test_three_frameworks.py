@@ -58,12 +58,11 @@ def align_config() -> AlignConfig:
 
 
 def bits(folder) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
-    """Type, shape and bytes of every tensor but batch norm's counters, which PyTorch alone has."""
+    """Type, shape and bytes of every tensor, batch norm's counters among them: transformers expects these too."""
     state = safetensors.torch.load_file(folder / "model.safetensors")
     return {
         key: (value.dtype, tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         for key, value in state.items()
-        if not key.endswith("num_batches_tracked")
     }
 
 

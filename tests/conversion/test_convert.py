@@ -1,6 +1,7 @@
 """Conversion of the small checkpoints that the original programs wrote, judged by their recorded outputs."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -21,14 +22,14 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from tolerances import TOLERANCE
 
-from kakao_models import AlignModel, ViTForImageClassification, ViTModel
+from kakao_models import AlignModel, Embedder, ViTForImageClassification, ViTModel
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.cli import main
 from kakao_models.conversion import convert as converting
 from kakao_models.conversion.convert import convert, convert_back
 from kakao_models.conversion.info import describe_checkpoint
 from kakao_models.conversion.push import push
-from kakao_models.conversion.report import REPORT, verify_report
+from kakao_models.conversion.report import REPORT, summary, verify_report
 from kakao_models.conversion.tensorflow import open_checkpoint, write_checkpoint
 from kakao_models.conversion.verification import VerificationError, compare
 
@@ -62,7 +63,9 @@ def test_align(tmp_path):
         logits = model(pixel_values=pixels, **tokens).logits_per_image.numpy()
     np.testing.assert_allclose(logits, golden.arrays["logits_per_image"], rtol=0, atol=TOLERANCE["logits_per_image"])
     assert report["source"]["skipped"] == {"metric": 6, "object_graph": 1}
-    assert report["source"]["weights"] == "raw" and len(report["tensors"]) == 196
+    assert (
+        report["source"]["weights"] == "raw" and len(report["tensors"]) == 196 + 24
+    )  # weights, counters of batch norm
     assert report["parameters"] == describe_checkpoint(tmp_path / "out")["parameters"] == model.num_parameters()
     assert {"stem", "block 0", "image features", "pooler", "text features", "temperature"} <= {
         stage["name"] for stage in report["verification"]
@@ -160,7 +163,7 @@ def test_a_reference_of_somebody_else(tmp_path):
     (tmp_path / "broken.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-50])
     with pytest.raises(ValueError, match="broken.npz is no .npz of arrays"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "broken.npz")
-    with pytest.raises(ValueError, match="wanted the arrays"):
+    with pytest.raises(ValueError, match="expected the arrays"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "other.npz")
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +196,8 @@ def test_out_and_in_again_is_bit_exact(name, key_layout, tmp_path):
     convert_back(tmp_path / "out", tmp_path / "tpu" / "weights", key_layout=key_layout)
     before, after = open_checkpoint(CHECKPOINTS / name), open_checkpoint(tmp_path / "tpu")
     weights = [key for key in after.entries if key != "_CHECKPOINTABLE_OBJECT_GRAPH"]
-    assert len(weights) == len(json.loads((tmp_path / "out" / REPORT).read_text())["tensors"])
+    reported = json.loads((tmp_path / "out" / REPORT).read_text())["tensors"]
+    assert len(weights) == sum(tensor["dtype"] == "float32" for tensor in reported.values())
     for key in weights:
         assert before.read(key).tobytes() == after.read(key).tobytes(), key
         assert before.entries[key].shape == after.entries[key].shape, key
@@ -705,3 +709,135 @@ def test_a_reference_for_a_model_without_a_head(tmp_path):
     assert report["verification"][-1]["name"] == "pooler_output of good.npz"
     with pytest.raises(VerificationError, match="pooler_output of bad.npz"):
         convert(CHECKPOINTS / "vit_nano_backbone_weights", tmp_path / "other", reference=tmp_path / "bad.npz", **HEADS)
+
+
+def test_a_tokenizer_may_be_a_vocabulary_and_keeps_no_capitals_that_it_lacks(tmp_path):
+    words = [*tiny.vocabulary(), *(f"word{i}" for i in range(128 - len(tiny.vocabulary())))]
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("\n".join(words) + "\n")
+    converted("align_nano", tmp_path, tokenizer=str(tmp_path / "words"))
+    assert (tmp_path / "out" / "vocab.txt").read_text().split() == words
+    fields = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert fields["model_max_length"] == 64 and fields["processor_class"] == "AlignProcessor"
+    assert not fields.keys() & {"backend", "is_local", "local_files_only"}
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("A Cat") == ["a", "cat"]
+    fields["do_lower_case"] = False
+    (tmp_path / "out" / "tokenizer_config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="keeps capitals .do_lower_case is false., but its vocabulary has none"):
+        convert(CHECKPOINTS / "align_nano", tmp_path / "again", tokenizer=str(tmp_path / "out"), **HEADS)
+    assert not (tmp_path / "again").exists()
+
+
+def test_everybody_the_umask_allows_may_read_what_is_written(tmp_path):
+    before = os.umask(0o022)
+    try:
+        converted("align_nano", tmp_path)
+        AlignModel.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "saved", max_shard_size="500KB")
+    finally:
+        os.umask(before)
+    files = [path for folder in ("out", "saved") for path in (tmp_path / folder).iterdir()]
+    assert len(files) > 8 and {path.stat().st_mode & 0o777 for path in files} == {0o644}
+
+
+def changed(name: str, folder: Path, change) -> Path:
+    """A copy of a checkpoint; `change` gets its tensors by key without suffix and returns new ones."""
+    checkpoint, suffix = open_checkpoint(CHECKPOINTS / name), "/.ATTRIBUTES/VARIABLE_VALUE"
+    tensors = {key.removesuffix(suffix): checkpoint.read(key) for key in checkpoint.entries if key.endswith(suffix)}
+    folder.mkdir()
+    tensors |= change(tensors)
+    write_checkpoint(folder / "w", {key + suffix: value for key, value in tensors.items()})
+    return folder
+
+
+KERNEL = "image_encoder/layer_with_weights-0/layer_with_weights-0/kernel"
+BIAS = "text_encoder/layer_with_weights-1/bias"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: {"temperature": np.float32(0)}, "temperature is 0, expected a number above 0"),
+        (lambda t: {"temperature": np.float32(-0.1)}, "temperature is -0.1, expected"),
+        (lambda t: {"temperature": np.float32("nan")}, "temperature is nan, expected"),
+        (lambda t: {KERNEL: np.zeros_like(t[KERNEL])}, f"{KERNEL} is all zero"),
+    ],
+)
+def test_weights_of_no_trained_model_are_refused(change, message, tmp_path):
+    source = changed("align_nano", tmp_path / "source", change)
+    with pytest.raises(ValueError, match=message):
+        convert(source, tmp_path / "out", **HEADS)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_is_recognised_assumed_and_doubtful_is_reported(tmp_path):
+    report = converted("align_nano", tmp_path)
+    assert report["recognised"] == [
+        "EfficientNet (width 0.5, depth 0.3)", "BERT of 2 layers of 64", "2 heads", "289 px (assumed)",
+        "tokenizer: not checked",
+    ]  # fmt: skip
+    (doubt,) = report["warnings"]
+    assert doubt.startswith("the text tower has 2 layers of 64; the published ones have 4 of 256, 12 of 768")
+    assert f"warning: {doubt}" in summary(report).splitlines()
+    report = convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit")
+    assert report["recognised"][1:] == ["1 heads (assumed)", "64 px", "10 classes"] and report["warnings"] == []
+    report = convert(tmp_path / "vit", tmp_path / "again")  # config.json states them
+    assert report["recognised"][1] == "1 heads"
+
+
+def test_features_that_do_not_depend_on_the_image_are_a_warning(tmp_path):
+    def deaf(tensors):  # the last norm of the tower lets its shift through and nothing of the image
+        last = max(
+            int(key.split("-")[2].split("/")[0])
+            for key in tensors
+            if key.startswith("image_encoder/") and "gamma" in key
+        )
+        key = f"image_encoder/layer_with_weights-0/layer_with_weights-{last}/gamma"
+        return {key: np.full_like(tensors[key], 1e-12), BIAS: np.zeros_like(tensors[BIAS])}
+
+    report = convert(changed("align_nano", tmp_path / "source", deaf), tmp_path / "out", **HEADS)
+    assert [message.split(" of ")[0] for message in report["warnings"][1:]] == [
+        "the image features",
+        "1 vectors are all zero, text_projection.bias among them. Are these trained weights?",
+    ]
+
+
+def test_a_reference_of_texts_and_image_files_goes_through_the_folder(tmp_path):
+    folder = Path(tiny.align_folder(tmp_path / "align", preprocessing="tf"))
+    tiny.picture_folder(tmp_path / "photos", 2)
+    embedder = Embedder(folder)
+    texts, images = ["a red cat", "two big dogs", "The sea"], [f"photos/00{i}.png" for i in range(2)]
+    vectors = (
+        embedder.images([tmp_path / name for name in images], normalize=True),
+        embedder.texts(texts, normalize=True),
+    )
+    logits = vectors[0] @ vectors[1].T / 0.01
+    reference = {"images": images, "texts": texts, "logits_per_image": logits.tolist(), "tolerance": 0.01}
+
+    def run(name: str, **changes) -> dict:
+        (tmp_path / "reference.json").write_text(json.dumps(reference | changes))
+        return convert(folder, tmp_path / name, reference=tmp_path / "reference.json")
+
+    stage = run("good")["verification"][-1]
+    assert stage["name"] == "logits_per_image of reference.json" and stage["difference"] < 0.01 == stage["limit"]
+    with pytest.raises(VerificationError, match="logits_per_image of reference.json"):
+        run("swapped", texts=texts[::-1])
+    for changes, message in (
+        ({"texts": texts[:2]}, "has shape .2, 3. for .2, 2. inputs"),
+        ({"logits_per_image": "x"}, "expected a JSON object with images, texts"),
+        ({"tolerance": 0}, "expected a JSON object"),
+        ({"images": []}, "expected a JSON object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run("bad", **changes)
+    with pytest.raises(ValueError, match="absent.png: no such file"):
+        run("bad", images=["absent.png", images[0]])
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(
+        ValueError, match="reference.json has texts, and the model has no tokenizer: name one by --tokenizer"
+    ):
+        run("bad")
+    assert not (tmp_path / "bad").exists()

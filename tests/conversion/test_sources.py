@@ -193,8 +193,13 @@ def test_folders_of_older_transformers(name, tmp_path):
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (HUB / name, tmp_path / "out"))
     for field in ("hidden_act", "layer_norm_eps", "id2label", "label2id", "num_attention_heads", "image_size"):
         assert after[field] == before[field], field
-    processors = [(folder / "preprocessor_config.json").read_bytes() for folder in (HUB / name, tmp_path / "out")]
-    assert processors[0] == processors[1] and verify_report(tmp_path / "out") == []
+    before, after = (
+        json.loads((folder / "preprocessor_config.json").read_text()) for folder in (HUB / name, tmp_path / "out")
+    )
+    assert {field: after[field] for field in before if field in after} == before | {
+        "image_processor_type": "ViTImageProcessor"
+    }
+    assert verify_report(tmp_path / "out") == []
 
 
 def as_pickle(folder: Path, **changes) -> dict[str, torch.Tensor]:
@@ -217,7 +222,8 @@ def test_align_of_pickles(tmp_path):
     report = convert(tmp_path / "align", tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
     weights = {k for k in state if not k.endswith(("num_batches_tracked", "position_ids"))}
-    assert written.keys() == weights and all(torch.equal(written[key], state[key]) for key in weights)
+    counted = {k for k in state if k.endswith("num_batches_tracked")}
+    assert written.keys() == weights | counted and all(torch.equal(written[key], state[key]) for key in weights)
     assert report["source"]["skipped"] == {"buffer": len(state) - len(weights)}
     names = {file.name for file in (tmp_path / "align").iterdir()} - {"pytorch_model.bin", "model.safetensors"}
     assert "tokenizer.json" in names
@@ -456,7 +462,7 @@ def test_keras_tower(keras, tmp_path):
     [
         ({"block2a_bn/gamma": None}, {}, r"missing \(block2a_bn/gamma\)"),
         ({"stem_conv/kernel": np.zeros((3, 3, 3, 16), np.float32)}, {}, "is no EfficientNet"),
-        ({"stem_bn/gamma": np.zeros(7, np.float32)}, {}, "the file has|stem"),
+        ({"stem_bn/gamma": np.ones(7, np.float32)}, {}, "the file has|stem"),
         ({"normalization/variance": None}, {}, "no layer `normalization`"),
         ({}, dict(image_size=41), "wanted an even size"),
         ({}, dict(family="align"), "family 'efficientnet', wanted 'align'"),

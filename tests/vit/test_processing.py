@@ -100,14 +100,14 @@ def test_transformers_alone_loads_what_we_save(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "pixels.npy"), expected)
 
 
-def test_auto_classes_know_tf_and_leave_other_models_alone(tmp_path):
+@pytest.mark.parametrize("fields, name", [(PRETRAINING, "CLIPImageProcessor"), ({"size": 64}, "ViTImageProcessor")])
+def test_the_auto_classes_give_what_they_give_without_this_package(fields, name, tmp_path):
     vit_config().save_pretrained(tmp_path)
-    ViTImageProcessor(preprocessing="tf", **PRETRAINING).save_pretrained(tmp_path)
-    found = AutoImageProcessor.from_pretrained(tmp_path)
-    assert isinstance(found, ViTImageProcessor)
-    assert found.preprocessing == "tf"
-    found.save_pretrained(tmp_path / "again")
-    assert ViTImageProcessor.from_pretrained(tmp_path / "again").to_dict() == found.to_dict()
-
-    ViTImageProcessor().save_pretrained(tmp_path / "hf")
-    assert not isinstance(AutoImageProcessor.from_pretrained(tmp_path / "hf"), ViTImageProcessor)
+    processor = ViTImageProcessor(preprocessing="tf", **fields)
+    processor.save_pretrained(tmp_path)
+    auto = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(auto).__name__.startswith(name) and not isinstance(auto, ViTImageProcessor)
+    image = picture(300, 260)
+    expected = processor(image, preprocessing="hf", return_tensors="np").pixel_values
+    np.testing.assert_allclose(auto(image, return_tensors="np")["pixel_values"], expected, rtol=0, atol=1e-6)
+    assert ViTImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()

@@ -1,18 +1,25 @@
 """Processors of ALIGN: pictures and texts in, what the model takes out."""
 
+import copy
+import json
+from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar
 
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, BertTokenizer
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from kakao_models.align.preprocessing import MAX_TOKENS, AlignPreprocessing
 from kakao_models.checkpoint.hub import TOKENIZER_FILES, MissingFile, fetch, fetch_all, hub_arguments, pin, resolve
+from kakao_models.files.atomic import write_text
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.pixels.tensors import as_tensors
 
-from .config import AlignConfig, AlignVisionConfig
+from .config import AlignConfig
+
+# Fields of a tokenizer_config.json that say how transformers 5 loaded it, and nothing about the tokenizer
+_LOADING_FIELDS = ("backend", "is_local", "local_files_only", "name_or_path")
 
 
 class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
@@ -27,7 +34,9 @@ class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
 
 
 def read_tokenizer(name_or_path, **where):
-    """transformers' tokenizer of a folder, a name on the Hub or a checkpoint inside the package. No code of it is run.
+    """Reads the tokenizer of a folder, of a name on the Hub or of a checkpoint inside the package. No code of it is run.
+
+    A folder may hold nothing but BERT's `vocab.txt`; then texts are lower-cased unless the vocabulary has capitals.
 
     Raises:
         OSError, ValueError: there is none, or its files are damaged.
@@ -36,14 +45,41 @@ def read_tokenizer(name_or_path, **where):
     source, where = fetch_all(name_or_path, TOKENIZER_FILES, **pinned)
     with suppress(MissingFile):  # of a model, it names the class of a tokenizer that does not
         fetch(name_or_path, "config.json", **pinned)
+    folder = Path(source, where.get("subfolder") or "")
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+        if not (folder / "vocab.txt").is_file() or any(folder.glob("*.json")):
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+        tokenizer = BertTokenizer.from_pretrained(folder)
+        if is_uncased(tokenizer.get_vocab()):
+            return tokenizer
+        return BertTokenizer.from_pretrained(folder, do_lower_case=False)
     except (OSError, ValueError, ImportError):
         raise
     except Exception as error:  # tokenizers raises Exception itself, transformers whatever a wrong type leads to
         raise ValueError(
             f"{name_or_path}: its tokenizer's files can't be read ({type(error).__name__}: {error}). Is the download complete?"
         ) from error
+
+
+def is_uncased(vocabulary: Iterable[str]) -> bool:
+    """Whether no word has a capital letter; special tokens such as [CLS] do not count."""
+    return not any(word != word.lower() for word in vocabulary if not (word.startswith("[") and word.endswith("]")))
+
+
+def write_tokenizer(tokenizer, folder: Path) -> None:
+    """Writes a tokenizer's files for transformers 4 and 5: BERT's with `vocab.txt`, which version 5 leaves out."""
+    tokenizer._set_processor_class("AlignProcessor")
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    if fields.get("model_max_length", 0) > 10**9:  # transformers' sign for no limit, which is the default
+        del fields["model_max_length"]
+    write_text(
+        file, json.dumps({name: fields[name] for name in fields if name not in _LOADING_FIELDS}, indent=2) + "\n"
+    )
+    if isinstance(tokenizer, BertTokenizer):
+        rows = tokenizer.get_vocab()
+        write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in sorted(rows, key=rows.get)))
 
 
 class AlignProcessor(ProcessorMixin):
@@ -69,6 +105,23 @@ class AlignProcessor(ProcessorMixin):
         where = pin(source, **hub_arguments(kwargs))
         image_processor = AlignImageProcessor.from_pretrained(source, **(kwargs | where))
         return cls(image_processor, read_tokenizer(source, **where))
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+        """Writes preprocessor_config.json and the tokenizer's files, which transformers 4 and 5 read alike.
+
+        Args:
+            push_to_hub: whether to upload them, to `repo_id` or else to the folder's name.
+            kwargs: arguments of transformers' `push_to_hub`.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        image_processor = copy.copy(self.image_processor)
+        image_processor.processor_class = "AlignProcessor"
+        image_processor.save_pretrained(folder)
+        write_tokenizer(self.tokenizer, folder)
+        (folder / "processor_config.json").unlink(missing_ok=True)  # version 5 would read an older one first
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)
 
     def __call__(
         self,
@@ -128,7 +181,4 @@ class AlignProcessor(ProcessorMixin):
         return as_tensors(dict(tokens), return_tensors)
 
 
-# Not AutoImageProcessor.register: that loads transformers' class, which without torchvision complains.
-for _config in (AlignConfig, AlignVisionConfig):
-    IMAGE_PROCESSOR_MAPPING.register(_config, dict.fromkeys(("pil", "torchvision"), AlignImageProcessor), exist_ok=True)
 AutoProcessor.register(AlignConfig, AlignProcessor, exist_ok=True)

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import pin
-from kakao_models.checkpoint.shards import split, write_index, write_safetensors
+from kakao_models.checkpoint.shards import counters, split, write_index, write_safetensors
 from kakao_models.checkpoint.tensors import UNUSED, TensorEntry, misfit, outside
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute
@@ -250,10 +250,13 @@ def _shape(shape: tuple[int, ...], axes: str, wanted: str) -> tuple[int, ...]:
 def _write(folder: Path, tensors: Mapping[str, tuple[Any, Slot]], limit: int) -> None:
     """model.safetensors, or files of at most `limit` bytes of tensors and their index."""
     sizes = {key: math.prod(v.shape) * _numpy_type(v.dtype).itemsize for key, (v, _) in sorted(tensors.items())}
+    counts = counters(tensors)
+    sizes |= {key: count.nbytes for key, count in counts.items()}
     shards = split(sizes, limit)
     for name, keys in shards.items():
-        arrays = {key: (np.asarray(tensors[key][0]), tensors[key][1]) for key in keys}
+        arrays = {key: (np.asarray(tensors[key][0]), tensors[key][1]) for key in keys if key in tensors}
         arrays = {key: permute(array, slot.local_axes, slot.axes) for key, (array, slot) in arrays.items()}
+        arrays |= {key: counts[key] for key in keys if key in counts}
         write_safetensors(folder / name, arrays)
     write_index(folder, shards, sizes)
 

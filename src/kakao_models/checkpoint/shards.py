@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from kakao_models.checkpoint.tensors import LazyTensors
+from kakao_models.checkpoint.tensors import COUNTER, LazyTensors
 from kakao_models.files.atomic import write_text
 from kakao_models.files.mapped import MappedFile
 
@@ -24,6 +24,12 @@ DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16":
 DTYPE_NAMES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)} | {
     f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)
 }
+
+
+def counters(keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """The counter of every batch norm among `keys`, at 0: transformers reports a file without them as incomplete."""
+    statistics = (key for key in keys if key.endswith("running_mean"))
+    return {key.removesuffix("running_mean") + COUNTER: np.zeros((), np.int64) for key in statistics}
 
 
 @dataclass
@@ -49,14 +55,14 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
     """Writes canonical arrays to `path`, under another name first: the file is there complete or not at all.
 
     Args:
-        arrays: by key. Of `LazyTensors`, which must give float32, one at a time is in memory.
+        arrays: by key. Of `LazyTensors`, which must give float32 (int64 for counters), one at a time is in memory.
 
     Raises:
         OSError: the file can't be written.
         ValueError: a dtype that safetensors files do not have, or an array that is not of the shape it said.
     """
     lazy = isinstance(arrays, LazyTensors)
-    kinds = {key: ("float32", arrays.shape(key)) if lazy else (array_kind(arrays[key])) for key in arrays}
+    kinds = {key: (_lazy_dtype(key), arrays.shape(key)) if lazy else (array_kind(arrays[key])) for key in arrays}
     for key, (dtype, _) in kinds.items():
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"{key}: dtype {dtype}, wanted one of {', '.join(DTYPE_NAMES)}")
@@ -86,6 +92,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
         unfinished.unlink(missing_ok=True)
     written.files[path.name] = whole.hexdigest()
     return written
+
+
+def _lazy_dtype(key: str) -> str:
+    return "int64" if key.endswith(COUNTER) else "float32"
 
 
 def array_kind(array: np.ndarray) -> tuple[str, tuple[int, ...]]:
@@ -119,10 +129,10 @@ def write_shards(folder: Path, tensors: LazyTensors, max_shard_size: int) -> Wri
     """model.safetensors, or model-00001-of-0000N.safetensors and their index where that would be too large.
 
     Args:
-        tensors: of float32, each read when it is written.
+        tensors: of float32 (counters of int64), each read when it is written.
         max_shard_size: bytes of tensors in a file; a larger tensor has one for itself.
     """
-    sizes = {key: 4 * math.prod(tensors.shape(key)) for key in tensors}
+    sizes = {key: _width(_lazy_dtype(key)) * math.prod(tensors.shape(key)) for key in tensors}
     shards = split(sizes, max_shard_size)
     written = Written()
     for name, keys in shards.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
@@ -60,6 +61,13 @@ class BijectiveLoading:
             ) from error
         cls._check(info, source, may_replace)
         return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As transformers' `save_pretrained`; whoever may read config.json may read the weights too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if (config := Path(save_directory, "config.json")).is_file():  # absent on all processes but the main one
+            for file in config.parent.glob("*.safetensors"):
+                file.chmod(config.stat().st_mode)  # safetensors makes them 0600
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *arguments, **options):
         """transformers', which gives memory to all that a file does not have as config.json says, before `_check` can refuse it."""

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -14,23 +14,26 @@ import google_crc32c
 import numpy as np
 
 import kakao_models
+from kakao_models.align.config import BERT_SIZES
 from kakao_models.checkpoint.formats import read_safetensors
 from kakao_models.checkpoint.hub import described_by, read_config
 from kakao_models.checkpoint.kinds import kind_of
-from kakao_models.checkpoint.shards import Written, bytes_of, read_tensors, write_shards
+from kakao_models.checkpoint.shards import Written, bytes_of, counters, read_tensors, write_shards
 from kakao_models.checkpoint.tensors import BUFFERS, COUNTER, LazyTensors, check_keys, float32
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.conversion import recorded, verification
 from kakao_models.conversion.folder import download
 from kakao_models.conversion.read import located, read_source
-from kakao_models.conversion.report import REPORT, model_card, versions
+from kakao_models.conversion.report import REPORT, model_card, recognised, versions
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import SUFFIX, write_checkpoint
+from kakao_models.evaluate.results import Result
 from kakao_models.files.atomic import flush, sha256_of, unfinished, workplace
 
 # Rows beyond the words of a tokenizer, by which a table is rounded up. BERT's cased vocabulary has 1,526 words fewer than
 # the uncased one: what a tokenizer has too few shows another one's just as well as what it has too many.
 _PADDED = 128
+_ALIKE = 1e-3  # largest difference of two inputs' features, by their root mean square; random weights give about 1
 _SAME = {"gelu_new": "gelu_pytorch_tanh", "silu": "swish"}  # names of one function
 
 
@@ -59,18 +62,18 @@ def convert(
         weights: "raw" or "average" (default: average where there is one).
         tokenizer: folder or Hub id whose tokenizer goes beside an ALIGN.
         max_shard_size: bytes of tensors a file may hold.
-        reference: .npz of inputs and expected logits, see `recorded.verify_against`.
+        reference: .npz or .json of inputs and expected outputs, see `recorded.read_reference`.
         labels: names of a ViT's classes.
         evaluation: files that `kakao-models evaluate` wrote of this model; their figures go into the model card.
         advance: told (step, done, total) as the work goes on.
         overrides: sizes that tensors do not show, see `recognize`.
 
     Returns:
-        The report, which is also written beside the weights: source, hashes of every tensor and file, versions, and
-        the largest difference at every stage of the verification.
+        The report, which is also written beside the weights: source, what was recognised and assumed, warnings, hashes of
+        every tensor and file, versions, and the largest difference at every stage of the verification.
 
     Raises:
-        ValueError: a broken or unknown checkpoint; `VerificationError` if the result does not compute what the source does.
+        ValueError: a broken or unknown checkpoint, a temperature that is not above 0, weights that are all zero; `VerificationError` if the result does not compute what the source does.
         OSError: `output` is there already, or can't be written.
     """
     read = read_source(located(source, revision=revision), weights=weights, wanted=family, **overrides)
@@ -78,19 +81,25 @@ def convert(
         _name_classes(read, labels)
     if tokenizer is not None and read.family != "align":
         raise ValueError(f"tokenizer: the model is of family {read.family!r}, which reads no texts. Leave it out")
+    if tokenizer is not None and read.tokenizer is not None:
+        raise ValueError("the source has a tokenizer of its own, which is taken over: leave --tokenizer out")
+    if read.family == "align":
+        _check_temperature(read)
     expected = None
     if reference is not None:
         expected = recorded.read_reference(Path(reference), read.family)
-    measured = _read_evaluation(evaluation, Path(output).resolve().name)
+    results = [Result.read(Path(file)) for file in evaluation]
     start = time.perf_counter()
     with unfinished(Path(output)) as folder:
         _write_config(read, folder)
-        _write_processor(read, folder, tokenizer)  # first: a tokenizer that can't be had is known before hours of work
-        written = _write_tensors(read, folder, max_shard_size, advance)
+        _write_image_processor(read, folder)
+        if tokenizer or read.tokenizer:  # first: a tokenizer that is not available is known before hours of work
+            _write_tokenizer(read, folder, tokenizer)
+        written, constant = _write_tensors(read, folder, max_shard_size, advance)
         advance("verification", 0, 1)
         with ThreadPoolExecutor(1) as pool:  # hashing takes a processor for itself, and about as long
             files = {file: pool.submit(sha256_of, file) for file in read.files}
-            stages = _verify(read, folder, expected, Path(reference or "").name)
+            stages = _verify(read, folder, expected)
         advance("verification", 1, 1)
         tensors = {
             slot.key: {
@@ -101,6 +110,8 @@ def convert(
             }
             for slot in read.slots
         }
+        for key in written.tensors.keys() - tensors.keys():
+            tensors[key] = {"sha256": written.tensors[key], "dtype": "int64", "shape": [], "source": None}
         report = {
             "family": read.family,
             "source": {
@@ -114,13 +125,16 @@ def convert(
                 "moving_averages": read.has_averages,
                 "skipped": read.skipped,
             },
+            "recognised": recognised(read, tokenizer),
+            "warnings": _warnings(read, stages, constant),
             "parameters": sum(math.prod(x["shape"]) for key, x in tensors.items() if not key.endswith(BUFFERS)),
             "seconds": round(time.perf_counter() - start, 3),
             "verification": [asdict(stage) for stage in stages],
             "tensors": tensors,
             "versions": versions(),
         }
-        (folder / "README.md").write_text(model_card(read, report, measured), encoding="utf-8")
+        name = Path(output).resolve().name
+        (folder / "README.md").write_text(model_card(read, report, name, results), encoding="utf-8")
         report["files"] = {
             path.name: written.files.get(path.name) or sha256_of(path) for path in sorted(folder.iterdir())
         }
@@ -128,41 +142,86 @@ def convert(
     return report
 
 
-def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, advance) -> Written:
-    """model.safetensors, or its shards and their index, read back and found to be the source's to the bit."""
+def _check_temperature(source: SourceCheckpoint) -> None:
+    temperature = float(source.tensors["temperature"])
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"{source.files[0]}: temperature is {temperature:g}, expected a number above 0. Is the file damaged?"
+        )
+
+
+def _warnings(source: SourceCheckpoint, stages: list[verification.Stage], zeros: list[str]) -> list[str]:
+    """What a right checkpoint may have, and a wrong one is likely to."""
+    messages = []
+    if source.family == "align" and not source.kind.endswith("Hub folder"):
+        text = source.config.text_config
+        if (text.num_hidden_layers, text.hidden_size) not in BERT_SIZES.values():
+            known = ", ".join(f"{layers} of {width}" for layers, width in BERT_SIZES.values())
+            messages.append(
+                f"the text tower has {text.num_hidden_layers} layers of {text.hidden_size}; the published ones have {known}. "
+                "Is a layer missing?"
+            )
+    for stage in stages:
+        if stage.name.endswith("features") and stage.spread is not None and stage.spread < _ALIKE:
+            messages.append(
+                f"the {stage.name} of different inputs are the same (they differ by {stage.spread:.1e} of their size). "
+                "Are these trained weights?"
+            )
+    if zeros:
+        messages.append(f"{len(zeros)} vectors are all zero, {zeros[0]} among them. Are these trained weights?")
+    return messages
+
+
+def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, advance) -> tuple[Written, list[str]]:
+    """Writes model.safetensors, or its shards and their index, reads them back and compares them bit by bit.
+
+    Returns:
+        What was written, and the keys of vectors that are all zero.
+
+    Raises:
+        ValueError: a tensor is not finite, is changed on disk, or is all zero where no trained model has that.
+    """
     check_keys([slot.local_key for slot in source.slots], source.tensors, source.files[0])
     sums: dict[str, int] = {}
+    zeros: list[str] = []
 
     def canonical(slot) -> np.ndarray:
         local = float32(source.tensors[slot.local_key], f"{source.files[0]}: {slot.local_key}")
         if not np.isfinite(local).all():  # the verification reads a few rows of a table only
             raise ValueError(f"{slot.local_key} has numbers that are not finite. Did the training diverge?")
+        if not local.any():
+            if local.ndim > 1 or slot.key.endswith((".weight", "running_var")):
+                raise ValueError(f"{slot.local_key} is all zero, as in no trained model. Is the file damaged?")
+            zeros.append(slot.key)  # biases and means start at zero
         array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
         back = permute(array, slot.axes, slot.local_axes)
         if not np.array_equal(back.view(np.uint32), local.view(np.uint32)):  # bits: NaN is equal to nothing
             raise ValueError(f"{slot.key}: turned back, it is not {slot.local_key} of the source")
         sums[slot.key] = google_crc32c.value(bytes_of(array))
-        advance("tensors", len(sums), len(source.slots))
+        advance("tensors", min(len(sums), len(source.slots)), len(source.slots))
         return array
 
+    def counter(key: str, count: np.ndarray) -> np.ndarray:
+        sums[key] = google_crc32c.value(bytes_of(count))
+        return count
+
     entries = {slot.key: (_shape_of(source, slot), partial(canonical, slot)) for slot in source.slots}
+    entries |= {key: ((), partial(counter, key, count)) for key, count in counters(entries).items()}
     written = write_shards(folder, LazyTensors(entries), max_shard_size)
     for done, (key, array) in enumerate(read_tensors(folder), 1):
         if google_crc32c.value(bytes_of(array)) != sums.pop(key):
             raise ValueError(f"{key}: what is on disk is not what was written. Is the disk faulty?")
-        advance("reading back", done, len(source.slots))
+        advance("reading back", done, len(entries))
     check_keys([], sums, folder)
-    return written
+    return written, zeros
 
 
-def _verify(
-    source: SourceCheckpoint, folder: Path, expected: Mapping[str, np.ndarray] | None, name: str
-) -> list[verification.Stage]:
+def _verify(source: SourceCheckpoint, folder: Path, expected: recorded.Reference | None) -> list[verification.Stage]:
     """The model is gone when this returns: on Windows nobody can rename a folder whose files are mapped."""
     model = verification.load_model(source.family, folder)
     stages = verification.verify(source, model)
     if expected is not None:
-        stages += recorded.verify_against(expected, name, source.family, model)
+        stages += recorded.verify_against(expected, model, folder)
     return stages
 
 
@@ -178,52 +237,56 @@ def _write_config(source: SourceCheckpoint, folder: Path) -> None:
     vit = "ViTForImageClassification" if source.config.num_labels else "ViTModel"
     classes = {"align": "AlignModel", "vit": vit, "efficientnet": "AlignVisionModel"}
     source.config.architectures = [classes[source.family]]
+    source.config.dtype = "float32"
     source.config.save_pretrained(folder)
 
 
-def _write_processor(source: SourceCheckpoint, folder: Path, tokenizer: str | None) -> None:
-    if source.write_processor is not None:
-        source.write_processor(folder)
-        if tokenizer is not None and (any(folder.glob("tokenizer*.json")) or (folder / "vocab.txt").exists()):
-            raise ValueError("the source has a tokenizer of its own, which is taken over: leave --tokenizer out")
+def _write_image_processor(source: SourceCheckpoint, folder: Path) -> None:
+    if source.image_processor is not None:
+        processor = source.image_processor()
+        if processor is None:
+            return
     elif source.family == "vit":
         from kakao_models.vit.processing import ViTImageProcessor
 
-        if source.config.representation_size:  # the pretraining program's evaluation
-            size = source.config.image_size
-            processor = ViTImageProcessor(
-                preprocessing="tf",
-                size={"shortest_edge": round(size * 256 / 224)},
-                resample=4,
-                do_center_crop=True,
-                crop_size=size,
-            )
+        size = source.config.image_size
+        if source.config.representation_size:  # as the pretraining program evaluates
+            shorter = {"shortest_edge": round(size * 256 / 224)}
+            fields = dict(size=shorter, resample=4, do_center_crop=True, crop_size=size)
         else:
-            processor = ViTImageProcessor(preprocessing="tf", size=source.config.image_size)
-        processor.save_pretrained(folder)
+            fields = dict(size=size)
+        processor = ViTImageProcessor(preprocessing="tf", **fields)
     else:
         from kakao_models.align.processing import AlignImageProcessor
 
         crop = source.config.vision_config.image_size
-        AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop).save_pretrained(folder)
-    if tokenizer is not None:
-        from kakao_models.align.processing import read_tokenizer
-
-        words, rows = read_tokenizer(tokenizer), source.config.text_config.vocab_size
-        if not 0 <= rows - len(words) < _PADDED:
-            raise ValueError(
-                f"the tokenizer {tokenizer} has {len(words)} tokens, the model {rows}. Is it another one's?"
-            )
-        words.save_pretrained(folder)
+        processor = AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop)
+    if source.family == "align":
+        processor.processor_class = "AlignProcessor"
+    processor.save_pretrained(folder)
 
 
-def _read_evaluation(files: Sequence[str | Path], name: str) -> str:
-    """The `model-index` of a model card, or nothing."""
-    if not files:
-        return ""
-    from kakao_models.evaluate import Result, model_index
+def _write_tokenizer(source: SourceCheckpoint, folder: Path, chosen: str | None) -> None:
+    """Writes the chosen tokenizer, with ALIGN's length, or that of the source, if it fits the model.
 
-    return model_index([Result.read(Path(file)) for file in files], name)
+    Raises:
+        OSError, ValueError: there is none, it is another model's, or it keeps capitals that its vocabulary does not have.
+    """
+    from kakao_models.align.processing import MAX_TOKENS, is_uncased, read_tokenizer, write_tokenizer
+
+    name, rows = chosen or source.tokenizer, source.config.text_config.vocab_size
+    words = read_tokenizer(name)
+    if not 0 <= rows - len(words) < _PADDED:
+        raise ValueError(f"the tokenizer {name} has {len(words)} tokens, the model {rows}. Is it another one's?")
+    keeps_capitals = words.init_kwargs.get("do_lower_case") is False or words.tokenize("A") != words.tokenize("a")
+    if keeps_capitals and is_uncased(words.get_vocab()):
+        raise ValueError(
+            f"the tokenizer {name} keeps capitals (do_lower_case is false), but its vocabulary has none: every capitalised "
+            "word would become [UNK]. Set do_lower_case to true in its tokenizer_config.json"
+        )
+    if chosen:
+        words.model_max_length = min(words.model_max_length, MAX_TOKENS)
+    write_tokenizer(words, folder)
 
 
 def _name_classes(source: SourceCheckpoint, labels: list[str]) -> None:

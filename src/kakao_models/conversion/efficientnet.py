@@ -21,6 +21,7 @@ from kakao_models.checkpoint.hdf5 import read_datasets
 from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys
 from kakao_models.conversion.recognize import IMAGE_TOWER, efficientnet_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
+from kakao_models.pixels.processor import ImageProcessor
 
 # (width, depth) of B0 to B7 -> image size; Tan & Le 2019
 IMAGE_SIZES = dict(zip(EFFICIENTNET_SIZES.values(), (224, 240, 260, 300, 380, 456, 528, 600)))
@@ -71,7 +72,8 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides)
         files=[path],
         kind="Keras' EfficientNet weights",
         names=found,
-        write_processor=partial(_write_processor, vision.image_size, *_normalization(path, skipped)),
+        assumed=() if image_size else ("image_size",),
+        image_processor=partial(_image_processor, vision.image_size, *_normalization(path, skipped)),
     )
 
 
@@ -155,10 +157,10 @@ def _normalization(path: Path, skipped: dict[str, TensorEntry]) -> tuple[list[fl
     return [round(float(x), 6) for x in mean], [round(float(x), 6) for x in deviation]
 
 
-def _write_processor(size: int, mean: list[float], std: list[float], folder: Path) -> None:
+def _image_processor(size: int, mean: list[float], std: list[float]) -> ImageProcessor:
     from kakao_models.align.processing import AlignImageProcessor
 
-    AlignImageProcessor(
+    return AlignImageProcessor(
         preprocessing="tf",
         size=size,
         do_center_crop=False,
@@ -167,4 +169,4 @@ def _write_processor(size: int, mean: list[float], std: list[float], folder: Pat
         do_normalize=True,
         image_mean=mean,
         image_std=std,
-    ).save_pretrained(folder)
+    )

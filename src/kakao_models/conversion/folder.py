@@ -4,8 +4,7 @@
 The folder's config.json stays what it says. Nothing of a file is run.
 """
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from kakao_models.checkpoint.kinds import kind_of, whole_keys
 from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, check_keys, float32
 from kakao_models.checkpoint.weightmap import Slot, permute
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
+from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 
@@ -88,7 +88,6 @@ def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
     weights = whole_keys(weights, model_type)
     family, slots, key_layout = _ORIGINALS[model_type](config, {key: entry for key, (_, entry) in weights.items()})
     _compare(config, overrides, folder)
-    config.dtype = "float32"
     homes = [_foreign(slot, dialect) for slot in slots]  # name in the files, axes
     check_keys([key for key, _ in homes], weights, ", ".join(map(str, files)))
     found = {slot.local_key: (slot, *weights[key], axes) for slot, (key, axes) in zip(slots, homes)}
@@ -106,23 +105,23 @@ def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
         files=[*files, folder / "config.json"],
         kind=f"{name} of a Hub folder",
         names={ours: key for ours, (_, key, _, _) in found.items()},
-        write_processor=partial(
-            _copy, [folder / name for name in TOKENIZER_FILES + PROCESSOR_FILES if (folder / name).is_file()]
-        ),
+        image_processor=partial(_image_processor, family, folder),
+        tokenizer=folder if family == "align" and _has(folder, TOKENIZER_FILES) else None,
         license=_license(folder / CARD),
     )
 
 
-def _license(card: Path) -> str:
-    """What the folder's model card says of its license, as lines of another card; nothing where it says nothing."""
+def _license(card: Path) -> dict[str, str]:
+    """The license fields of a model card; none where it names no license."""
     from huggingface_hub.repocard import metadata_load
 
     try:
-        said = metadata_load(card) or {}
+        fields = metadata_load(card) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return ""
-    kept = {name: said[name] for name in ("license", "license_name", "license_link") if isinstance(said.get(name), str)}
-    return yaml.safe_dump(kept, sort_keys=False) if kept else ""
+        return {}
+    return {
+        name: fields[name] for name in ("license", "license_name", "license_link") if isinstance(fields.get(name), str)
+    }
 
 
 def _align(config: AlignConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], None]:
@@ -183,6 +182,13 @@ def _compare(config: AlignConfig | AlignVisionConfig | ViTConfig, overrides: Map
             raise ValueError(f"{name}: you say {value}, {folder / 'config.json'} says {', '.join(map(str, found))}")
 
 
-def _copy(files: list[Path], folder: Path) -> None:
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+def _has(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _image_processor(family: str, folder: Path) -> ImageProcessor | None:
+    if not _has(folder, PROCESSOR_FILES):
+        return None
+    return getattr(kakao_models, {"align": "AlignImageProcessor", "vit": "ViTImageProcessor"}[family]).from_pretrained(
+        folder
+    )

@@ -18,6 +18,7 @@ import numpy as np
 from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys, float32
 from kakao_models.conversion.recognize import vit_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
+from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 
 _LAYER, _BLOCK = "enc_layers/{}/", "Transformer/encoderblock_{}/"
@@ -93,14 +94,14 @@ def read_npz(path: Path, **overrides) -> SourceCheckpoint:
         files=[path],
         kind="Google's published .npz",
         names={ours: theirs for ours, (theirs, _) in names.items()},
-        write_processor=partial(_write_processor, config.image_size),
+        image_processor=partial(_image_processor, config.image_size),
     )
 
 
-def _write_processor(size: int, folder: Path) -> None:
+def _image_processor(size: int) -> ImageProcessor:
     from kakao_models.vit.processing import ViTImageProcessor
 
-    ViTImageProcessor(preprocessing="tf", size=size).save_pretrained(folder)
+    return ViTImageProcessor(preprocessing="tf", size=size)
 
 
 def _flat(path: Path, key: str, axes: str, entry: TensorEntry) -> TensorEntry:

@@ -94,6 +94,8 @@ def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, 
     )
     shapes = {key: tensors.shape(key) for key in tensors}
     family, key_layout = family_of(shapes), None
+    hidden = ("num_attention_heads", "image_size") if family == "align" else ("num_attention_heads",)
+    assumed = tuple(name for name in hidden if overrides.get(name) is None)
     if wanted not in (None, family):
         raise ValueError(f"{path} holds a model of family {family!r}, wanted {wanted!r}")
     if family == "align":
@@ -112,4 +114,5 @@ def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, 
         has_averages=bool(averages),
         skipped=dict(Counter(kind for kind in kinds.values() if kind != "weight")),
         files=list(checkpoint.files),
+        assumed=assumed,
     )

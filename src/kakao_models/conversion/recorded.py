@@ -1,6 +1,8 @@
 """Compares a converted model with outputs recorded elsewhere, such as those of the original implementation."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -8,77 +10,142 @@ import numpy as np
 import torch
 from torch import nn
 
+import kakao_models
 from kakao_models.conversion.verification import Stage, VerificationError, root_mean_square
+from kakao_models.pixels.images import load_image
 
 REFERENCE_LIMIT = 1e-3  # absolute, of logits
+_OUTPUTS = {
+    "align": ("logits_per_image",),
+    "vit": ("logits", "pooler_output", "last_hidden_state"),
+    "efficientnet": ("pooler_output",),
+}
 
 
-def read_reference(reference: Path, family: str) -> dict[str, np.ndarray]:
-    """Recorded inputs and outputs for `verify_against`.
+@dataclass(frozen=True)
+class Reference:
+    """Recorded inputs and what a model is expected to make of them."""
+
+    name: str  # of the file
+    family: str
+    output: str  # name of the expected output
+    expected: np.ndarray
+    arrays: Mapping[str, np.ndarray]  # inputs, prepared elsewhere
+    files: tuple[Path, ...] = ()  # images to prepare
+    texts: tuple[str, ...] = ()  # texts to tokenize
+    tolerance: float = REFERENCE_LIMIT
+
+
+def read_reference(path: Path, family: str) -> Reference:
+    """Reads recorded inputs and outputs for `verify_against`.
 
     Args:
-        reference: an .npz with `images`, uint8 (B, H, W, 3), or `pixel_values`, float32 (B, 3, H, W); for ALIGN
-            `input_ids` and `attention_mask`; and what was expected: `logits`, for ALIGN `logits_per_image`; of a
-            model without a head `pooler_output` or `last_hidden_state`. A tower of Keras' wants `pixel_values`.
+        path: .npz with `images`, uint8 (B, H, W, 3), or `pixel_values`, float32 (B, 3, H, W); for ALIGN `input_ids` and
+            `attention_mask`; and the expected `logits`, for ALIGN `logits_per_image`; of a model without a head
+            `pooler_output` or `last_hidden_state`. Keras' towers need `pixel_values`.
+            Or .json with `images`, names of image files beside it, for ALIGN `texts`, the same outputs as nested lists, and
+            `tolerance` (optional): these go through the folder's own preprocessing and tokenizer.
 
     Raises:
-        ValueError: it is no such file, or lacks one of these arrays.
+        ValueError: it is no such file, or lacks one of these.
     """
+    if path.suffix.lower() == ".json":
+        return _read_json(path, family)
     try:
-        with np.load(reference, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, BadZipFile, AttributeError, TypeError) as error:  # also a single .npy
-        raise ValueError(f"{reference} is no .npz of arrays ({error})") from error
-    expected = _expected(arrays, family)
-    needed = {expected} | ({"input_ids", "attention_mask"} if family == "align" else set())
-    pictures = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
-    if not (needed <= arrays.keys() and pictures & arrays.keys()):
+        raise ValueError(f"{path} is no .npz of arrays ({error})") from error
+    output = _output(arrays, family)
+    needed = {output} | ({"input_ids", "attention_mask"} if family == "align" else set())
+    images = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
+    if not (needed <= arrays.keys() and images & arrays.keys()):
         raise ValueError(
-            f"{reference}: wanted the arrays {sorted(needed)} and images or pixel_values, got {sorted(arrays)}"
+            f"{path}: expected the arrays {sorted(needed)} and images or pixel_values, got {sorted(arrays)}"
         )
-    return arrays
+    return Reference(path.name, family, output, arrays[output], arrays)
 
 
-def _expected(arrays: Mapping[str, np.ndarray], family: str) -> str:
-    outputs = {
-        "align": ("logits_per_image",),
-        "vit": ("logits", "pooler_output", "last_hidden_state"),
-        "efficientnet": ("pooler_output",),
-    }[family]
-    return next((name for name in outputs if name in arrays), outputs[0])
+def _read_json(path: Path, family: str) -> Reference:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        output = _output(values, family)
+        lists = {name: values[name] for name in ("images", *(["texts"] if family == "align" else []))}
+        expected = np.asarray(values[output], np.float32)
+        tolerance = float(values.get("tolerance", REFERENCE_LIMIT))
+        right = all(names and all(isinstance(name, str) for name in names) for names in lists.values())
+        shape = [len(names) for names in lists.values()]
+        if (
+            not right
+            or list(expected.shape[: len(shape)]) != shape
+            or not np.isfinite(expected).all()
+            or not tolerance > 0
+        ):
+            raise ValueError(f"{output} has shape {expected.shape} for {shape} inputs")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        names = "images, texts" if family == "align" else "images"
+        raise ValueError(
+            f"{path}: expected a JSON object with {names} (lists of text), {_OUTPUTS[family][0]} (a row per image, numbers) "
+            f"and, if need be, tolerance (above 0): {error!r}"
+        ) from error
+    files = tuple(path.parent / name for name in lists["images"])
+    for file in files:
+        load_image(file)  # before hours of work
+    return Reference(path.name, family, output, expected, {}, files, tuple(lists.get("texts", ())), tolerance)
 
 
-def verify_against(arrays: Mapping[str, np.ndarray], name: str, family: str, model: nn.Module) -> list[Stage]:
+def _output(values: Mapping, family: str) -> str:
+    return next((name for name in _OUTPUTS[family] if name in values), _OUTPUTS[family][0])
+
+
+def verify_against(reference: Reference, model: nn.Module, folder: Path) -> list[Stage]:
     """Runs the converted model on recorded inputs and compares with the recorded outputs.
 
     Args:
-        arrays: what `read_reference` gave.
-        name: of the file, for the report.
+        reference: what `read_reference` gave.
         model: what `load_model` gave.
+        folder: of the model, with its preprocessing and tokenizer.
 
     Raises:
-        VerificationError: they differ by more than `REFERENCE_LIMIT`.
+        VerificationError: they differ by more than the reference's tolerance.
         ValueError: the model does not give such outputs.
+        OSError: `folder` has no tokenizer or preprocessing.
     """
-    expected = _expected(arrays, family)
+    name, output = reference.name, reference.output
+    with torch.inference_mode():
+        outputs = model(**(_prepared(reference, folder) if reference.files else _recorded(reference)))
+        if outputs.get(output) is None:
+            raise ValueError(f"{name}: the model has no {output}; it gives {', '.join(outputs)}")
+        got = outputs[output].numpy()
+    if got.shape != reference.expected.shape:
+        raise ValueError(f"{name}: {output} has shape {reference.expected.shape}, the model gives {got.shape}")
+    difference = float(np.abs(got - reference.expected).max())
+    scale = root_mean_square(reference.expected)
+    limit = reference.tolerance * (1 if output.startswith("logits") else max(1, scale))  # features have any scale
+    stage = Stage(f"{output} of {name}", difference, scale, limit)
+    if not stage.holds:
+        raise VerificationError([stage])
+    return [stage]
+
+
+def _recorded(reference: Reference) -> dict[str, torch.Tensor]:
+    arrays = reference.arrays
     pixels = arrays.get("pixel_values")
     if pixels is None:
         pixels = arrays["images"].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
     inputs = {"pixel_values": torch.from_numpy(np.ascontiguousarray(pixels))}
     for key in ("input_ids", "attention_mask", "token_type_ids"):
-        if family == "align" and key in arrays:
+        if reference.family == "align" and key in arrays:
             inputs[key] = torch.from_numpy(arrays[key].astype(np.int64))
-    with torch.inference_mode():
-        output = model(**inputs)
-        if output.get(expected) is None:
-            raise ValueError(f"{name}: the model has no {expected}; it gives {', '.join(output)}")
-        got = output[expected].numpy()
-    if got.shape != arrays[expected].shape:
-        raise ValueError(f"{name}: {expected} has shape {arrays[expected].shape}, the model gives {got.shape}")
-    difference = float(np.abs(got - arrays[expected]).max())
-    scale = root_mean_square(arrays[expected])
-    limit = REFERENCE_LIMIT * (1 if expected.startswith("logits") else max(1, scale))  # features have any scale
-    stage = Stage(f"{expected} of {name}", difference, scale, limit)
-    if not stage.holds:
-        raise VerificationError([stage])
-    return [stage]
+    return inputs
+
+
+def _prepared(reference: Reference, folder: Path) -> dict[str, torch.Tensor]:
+    images = list(reference.files)
+    if reference.family != "align":
+        name = "ViTImageProcessor" if reference.family == "vit" else "AlignImageProcessor"
+        return dict(getattr(kakao_models, name).from_pretrained(folder)(images, return_tensors="pt"))
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{reference.name} has texts, and the model has no tokenizer: name one by --tokenizer")
+    processor = kakao_models.AlignProcessor.from_pretrained(folder)
+    return dict(processor(images, list(reference.texts), return_tensors="pt"))

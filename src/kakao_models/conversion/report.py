@@ -3,15 +3,19 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
+from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES, AlignVisionConfig
 from kakao_models.checkpoint.shards import bytes_of, read_tensors
+from kakao_models.conversion.card import Card, in_transformers
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
+from kakao_models.evaluate.results import Result
 from kakao_models.files.atomic import sha256_of
+from kakao_models.vit.config import VIT_SIZES
 
 REPORT = "conversion_report.json"
 _PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
@@ -65,6 +69,7 @@ def summary(report: dict) -> str:
     source = report["source"]
     skipped = ", ".join(f"{count} {kind}" for kind, count in source["skipped"].items())
     lines = [
+        f"recognised: {', '.join(report['recognised'])}",
         f"{report['family']} from {source['kind']}: {len(report['tensors'])} tensors, {report['parameters']:,} parameters, "
         f"{source['weights']} weights" + (f"; left out: {skipped}" if skipped else ""),
         f"{'stage':<20}{'difference':>12}{'allowed':>12}",
@@ -74,7 +79,42 @@ def summary(report: dict) -> str:
     lines.append(
         f"{size:,.0f} MB in {report['seconds']:.1f} s: {size / report['seconds']:,.0f} MB/s, verification included"
     )
+    lines += [f"warning: {message}" for message in report["warnings"]]
     return "\n".join(lines)
+
+
+def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
+    """What the model is, with "(assumed)" behind all that the source does not show and nobody stated."""
+    config = source.config
+
+    def stated(name: str, text: str) -> str:
+        return f"{text} (assumed)" if name in source.assumed else text
+
+    def tower(vision: AlignVisionConfig) -> str:
+        scaling = (vision.width_coefficient, vision.depth_coefficient)
+        size = _size_of(EFFICIENTNET_SIZES, scaling)
+        return f"EfficientNet-{size.upper()}" if size else f"EfficientNet (width {scaling[0]:g}, depth {scaling[1]:g})"
+
+    if source.family == "efficientnet":
+        return [tower(config), stated("image_size", f"{config.image_size} px")]
+    if source.family == "vit":
+        size = _size_of(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads))
+        name = f"ViT-{size.upper()}" if size else f"ViT of {config.num_hidden_layers} layers of {config.hidden_size}"
+        heads = stated("num_attention_heads", f"{config.num_attention_heads} heads")
+        return [f"{name}/{config.patch_size}", heads, f"{config.image_size} px", f"{config.num_labels or 'no'} classes"]
+    text = config.text_config
+    size = _size_of(BERT_SIZES, (text.num_hidden_layers, text.hidden_size))
+    return [
+        tower(config.vision_config),
+        f"BERT-{size}" if size else f"BERT of {text.num_hidden_layers} layers of {text.hidden_size}",
+        stated("num_attention_heads", f"{text.num_attention_heads} heads"),
+        stated("image_size", f"{config.vision_config.image_size} px"),
+        f"tokenizer: {'its size fits' if tokenizer or source.tokenizer else 'not checked'}",
+    ]
+
+
+def _size_of(sizes: Mapping[str, tuple], numbers: tuple) -> str | None:
+    return next((name for name, size in sizes.items() if size == numbers), None)
 
 
 def digest_of(array: np.ndarray) -> str:
@@ -91,46 +131,42 @@ def versions() -> dict[str, str]:
     return found
 
 
-def model_card(source: SourceCheckpoint, report: dict, measured: str = "") -> str:
+def model_card(source: SourceCheckpoint, report: dict, name: str, results: Sequence[Result] = ()) -> str:
     """The folder's README.md.
 
     Args:
-        measured: the `model-index` of an evaluation, YAML; no figure of a model's quality comes from elsewhere.
+        name: of the model, for its `model-index`.
+        results: evaluations of this model; no figure of a model's quality comes from elsewhere.
     """
-    tags = {
-        "align": ("zero-shot-image-classification", "AlignModel", "ALIGN"),
-        "vit": ("image-classification", "ViTForImageClassification", "ViT"),
-        "efficientnet": ("image-feature-extraction", "AlignVisionModel", "EfficientNet"),
-    }
-    task, loader, name = tags[source.family]
-    if source.family == "vit" and not source.config.num_labels:
-        task, loader = "image-feature-extraction", "ViTModel"
-    resizing = "Preprocessing and tokenizer files are those of the source, where it has them."
+    use = source.family
+    if use == "vit":
+        use = "classifier" if source.config.num_labels else "backbone"
+    title = {"align": "ALIGN", "efficientnet": "EfficientNet"}.get(use, "ViT")
+    resizing = "Preprocessing and tokenizer are those of the source, where it has them."
     if not source.kind.endswith("Hub folder"):
-        resizing = '`preprocessor_config.json` asks for the original\'s own resizing (`"preprocessing": "tf"`).'
+        resizing = (
+            '`preprocessor_config.json` asks for the resizing of the original implementation (`"preprocessing": "tf"`).'
+        )
     worst = max(report["verification"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
-    return f"""---
-library_name: kakao-models
-pipeline_tag: {task}
-{source.license}tags:
-- {source.family}
-{measured}---
-
-# {name}, converted from {source.kind}
-
-{report["parameters"]:,} parameters. {resizing}
-
-```python
-from kakao_models import {loader}
-
-model = {loader}.from_pretrained("path/or/name/of/this/folder")
-```
-
-## Conversion
-
-Taken: the {"moving averages of the weights" if source.weights == "average" else "raw weights"}\
-{"; the checkpoint also holds the other" if source.has_averages else ""}. Every tensor on disk, turned back, equals the
-source's to the bit. Run on fixed inputs against an independent forward pass on the source's tensors, the largest difference
-relative to what is allowed is {worst["difference"]:.2g} of {worst["limit"]:.2g}, in {worst["name"]}. `{REPORT}` has every
-stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a folder against it.
-"""
+    served = in_transformers(source.config)
+    limits = "" if served else "\n\ntransformers' own classes can't express this model: load it with kakao-models."
+    other = "; the checkpoint also holds the other" if source.has_averages else ""
+    card = Card(
+        title=f"{title}, converted from {source.kind}",
+        name="path/or/name/of/this/folder",
+        use=use,
+        in_transformers=served,
+        metadata={**source.license, "tags": [source.family]},
+        sections={
+            "": f"{', '.join(report['recognised'])}; {report['parameters']:,} parameters. {resizing}{limits}",
+            "Conversion": f"""The weights are the {"moving averages" if source.weights == "average" else "raw weights"}{other}. Verified: every
+tensor on disk equals the source's to the bit, and the model computes what an independent forward pass on the source's tensors
+computes. On fixed inputs the largest difference, relative to what is allowed, is {worst["difference"]:.2g} of
+{worst["limit"]:.2g}, in {worst["name"]}. Not verified: that the tensors are the trained ones, unless a reference was given.
+`{REPORT}` has every stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a
+folder against it.""",
+        },
+        results=results,
+        multi_label=bool(use == "classifier" and source.config.representation_size),
+    )
+    return card.render(name)

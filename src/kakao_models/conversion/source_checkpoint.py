@@ -7,6 +7,7 @@ from pathlib import Path
 from kakao_models.align.config import AlignConfig, AlignVisionConfig
 from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.checkpoint.weightmap import Slot
+from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.vit.config import ViTConfig
 
 
@@ -25,5 +26,9 @@ class SourceCheckpoint:
     files: list[Path] = field(default_factory=list)
     kind: str = "the original program's checkpoint"
     names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
-    write_processor: Callable[[Path], None] | None = None  # what goes beside the weights; by default the originals'
-    license: str = "license: apache-2.0\n"  # as the model card says it; of what all three programs published
+    # Reads the source's image processor, None if it has none; without this function the original implementation's is taken.
+    image_processor: Callable[[], ImageProcessor | None] | None = None
+    tokenizer: Path | None = None  # folder with the tokenizer of the source
+    assumed: tuple[str, ...] = ()  # fields of the configuration that the source does not show and nobody stated
+    # Fields of the model card; all three original implementations published under this license.
+    license: Mapping[str, str] = field(default_factory=lambda: {"license": "apache-2.0"})

@@ -39,6 +39,7 @@ class Stage:
     difference: float  # largest absolute difference
     scale: float  # root mean square of the stage
     limit: float  # that `difference` may reach
+    spread: float | None = None  # largest difference between the first two inputs, by `scale`; None without two
 
     @property
     def holds(self) -> bool:
@@ -219,7 +220,11 @@ def compare(name: str, got: np.ndarray, wanted: np.ndarray) -> Stage:
     if got.shape != wanted.shape:
         return Stage(name, math.inf, scale, 0.0)
     difference = got - wanted
-    return Stage(name, float(np.abs(difference, out=np.asarray(difference)).max()), scale, LIMIT * scale)
+    largest = float(np.abs(difference, out=np.asarray(difference)).max())
+    spread = (
+        float(np.abs(wanted[0] - wanted[1]).max()) / scale if wanted.ndim > 1 and len(wanted) > 1 and scale else None
+    )
+    return Stage(name, largest, scale, LIMIT * scale, spread)
 
 
 def root_mean_square(values: np.ndarray) -> float:

@@ -41,7 +41,8 @@ def markdown_report(results: Sequence[Result], *, published: bool = True, everyt
     """A table per task and data set: a row per metric, a column per model, published figures in italics.
 
     Args:
-        published: add the figures of `PUBLISHED` for the same task, data set and metric; sources stand below.
+        published: add the figures of `PUBLISHED` for the same task, data set and metric; source, protocol and date stand
+            below, and which of them a right port reproduces.
         everything: all metrics, instead of `HEADLINES`.
     """
     blocks, sources = [], {}
@@ -54,11 +55,17 @@ def markdown_report(results: Sequence[Result], *, published: bool = True, everyt
         blocks.append("\n".join(lines))
         for key, name in columns:
             if isinstance(key, Published):
-                sources[name] = key.source
+                sources[name] = key
     text = "\n\n".join(blocks) + "\n\nShares and correlations in percent; ranks count from 1.\n"
     if sources:
-        text += "\n" + "\n".join(f"- *{_cell(name)}*: {source}" for name, source in sources.items()) + "\n"
+        text += "\n" + "\n".join(f"- *{_cell(name)}*: {_provenance(figure)}" for name, figure in sources.items()) + "\n"
     return text
+
+
+def _provenance(figure: Published) -> str:
+    return figure.provenance + (
+        ". A right port of the released checkpoint reproduces these" if figure.reproducible else ""
+    )
 
 
 def html_report(results: Sequence[Result], *, published: bool = True, everything: bool = False) -> str:
@@ -67,7 +74,7 @@ def html_report(results: Sequence[Result], *, published: bool = True, everything
     for title, rows, columns, cells in _tables(results, published, everything):
         heads = "".join(
             f"<th style='color:{_COLOURS[i % len(_COLOURS)]}'>{escape(name)}"
-            + (f"<br><small>{escape(key.source)}</small>" if isinstance(key, Published) else "")
+            + (f"<br><small>{escape(_provenance(key))}</small>" if isinstance(key, Published) else "")
             + "</th>"
             for i, (key, name) in enumerate(columns)
         )
@@ -113,6 +120,24 @@ def model_index(results: Sequence[Result], name: str | None = None) -> str:
         })  # fmt: skip
     index = {"model-index": [{"name": name or models.pop(), "results": entries}]}
     return yaml.safe_dump(index, sort_keys=False, allow_unicode=True, width=110)
+
+
+def model_index_of_published(figures: Iterable[Published]) -> list[dict]:
+    """The entries of a `model-index` for figures that others published: one for each task, data set and source."""
+    groups: dict[tuple, list[Published]] = {}
+    for figure in figures:
+        groups.setdefault((figure.task, figure.dataset, figure.source, figure.note), []).append(figure)
+    return [
+        {
+            "task": {"type": _HUB_TASKS.get(task, "image-classification"), "name": f"{task}, {note}" if note else task},
+            "dataset": {"type": dataset, "name": dataset},
+            "metrics": [
+                {"type": figure.metric, "name": _spoken(figure.metric), "value": figure.value} for figure in group
+            ],
+            "source": {"name": group[0].provenance, "url": source.split(",")[0]},
+        }
+        for (task, dataset, source, note), group in groups.items()
+    ]
 
 
 def _tables(results: Iterable[Result], published: bool, everything: bool):

@@ -33,13 +33,13 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     - "tf": what the original programs do: `tf.image.resize` without antialiasing and without rounding. `resample` is
       PIL's BILINEAR (2) for bilinear, or BOX (4) for the area method.
 
-    A file without the field is "hf". transformers loads a model's folder with "tf" too, but by itself knows only
-    antialiased resizing; in a program that has imported this module its Auto classes give this class.
+    A file without the field is "hf". transformers' own classes ignore the field: they load a "tf" folder and resize with
+    antialiasing, whatever was imported.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
     valid_kwargs = ImageProcessorKwargs
-    transformers_type: ClassVar[str]  # the class of transformers that does the same
+    transformers_type: str  # the class of transformers that does the same
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -97,13 +97,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         return super().from_dict({**cls.transformers_defaults, **given}, **kwargs)
 
     def to_dict(self) -> dict:
-        values = super().to_dict()
-        del values["image_processor_type"]
-        # transformers looks the class up by this name, and by the model's config.json where there is none. Only the
-        # second way leads to our class (once it is imported), and only "tf" needs ours.
-        if self.preprocessing == "hf":
-            values["image_processor_type"] = self.transformers_type
-        return values
+        return super().to_dict() | {"image_processor_type": self.transformers_type}
 
     def _refuse_misspelt(self, kwargs: dict) -> None:
         for name in kwargs.keys() - _FOREIGN:
