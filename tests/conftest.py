@@ -1,23 +1,52 @@
+import ctypes
+import gc
+import os
+import platform
 import shutil
+import sys
 from pathlib import Path
 
-import goldens
 import pytest
+
+# What tests compile runs once or twice: XLA's optimizations cost more than they give. Same functions, same tolerances.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: more threads than one would spin and wait
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(name, "1")
+
+import goldens  # noqa: E402
+import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """What a file of tests compiled and allocated goes with it: over the whole run it would be gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, default in ((-1, 128 << 10), (-4, 65536)):  # M_TRIM_THRESHOLD and M_MMAP_MAX: what a trainer set
+            libc.mallopt(parameter, default)
+        libc.malloc_trim(0)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, for tests that compare with it in files that run without it too."""
+    return pytest.importorskip("torch", reason="compared with PyTorch")
 
 
 @pytest.fixture(scope="session")
 def align(tmp_path_factory) -> str:
     """A small ALIGN, whose preprocessing is Hugging Face's: resized to 40, cropped to 32. Not to be changed."""
-    import tiny  # which imports PyTorch; some tests run without
-
     return tiny.align_folder(tmp_path_factory.mktemp("align"))
 
 
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory) -> str:
     """A small ViT of seven classes. Not to be changed."""
-    import tiny
-
     return tiny.vit_folder(tmp_path_factory.mktemp("vit"))
 
 

@@ -1,29 +1,34 @@
 """Small checkpoints with random weights, and pictures, for tests that need a whole folder.
 
 Every tensor is random, biases and moving averages too: on a freshly initialised model many mistakes go unseen.
+Any of the three frameworks is enough.
 """
 
+from __future__ import annotations
+
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 from transformers import BertTokenizer
 
+import kakao_models
 from kakao_models import (
     AlignConfig,
-    AlignForImageClassification,
     AlignImageProcessor,
-    AlignModel,
     AlignProcessor,
     AlignVisionConfig,
-    AlignVisionModel,
     ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessor,
 )
+from kakao_models.checkpoint.shards import write_safetensors
+from kakao_models.checkpoint.weightmap import permute
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WORDS = (
     "a an the this is of photo picture small big red green blue cat dog bird car tree house sea and with in on".split()
@@ -37,7 +42,9 @@ FEW_BLOCKS = dict(
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random numbers in every tensor, of a size that keeps activations near 1; in evaluation mode."""
+    """Random numbers in every tensor of a PyTorch model, of a size that keeps activations near 1; in evaluation mode."""
+    import torch
+
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -54,6 +61,8 @@ def fill(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _is_scale(name: str, model: nn.Module) -> bool:
+    from torch import nn
+
     module = model.get_submodule(name.rpartition(".")[0])
     return name.endswith("weight") and isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))
 
@@ -92,6 +101,21 @@ def short_align_config(**kwargs) -> AlignConfig:
     return align_config(**({"vision_config": vision, "text_config": text} | kwargs))
 
 
+def one_block_config() -> AlignConfig:
+    """One block, one layer, no dropout: for what is compiled in backward."""
+    whole = align_config()
+    block = dict(
+        kernel_sizes=[3], in_channels=[32], out_channels=[16], strides=[1], num_block_repeats=[1], expand_ratios=[1],
+        hidden_dim=8, drop_connect_rate=0.0,
+    )  # fmt: skip
+    layer = dict(num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return align_config(
+        vision_config=whole.vision_config.to_dict() | block,
+        text_config=whole.text_config.to_dict() | layer,
+        temperature_init_value=0.5,
+    )
+
+
 def vit_config(**kwargs) -> ViTConfig:
     """Two layers, 32 wide, patches of 8, seven classes."""
     sizes = {
@@ -118,9 +142,35 @@ def tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab=vocabulary())
 
 
+def save_model(name: str, config: AlignConfig | AlignVisionConfig | ViTConfig, folder: Path, seed: int = 0) -> str:
+    """Writes the configuration and random weights of the class `name` ("AlignModel") and returns the folder's path."""
+    if find_spec("torch"):
+        fill(getattr(kakao_models, name)(config), seed).save_pretrained(folder)
+        return str(folder)
+    # shapes from another framework; their values differ from PyTorch's, which no test knows
+    model = getattr(kakao_models, ("Flax" if find_spec("flax") else "TF") + name)._build(config, None)
+    variables, random, tensors = model._variables(), np.random.default_rng(seed), {}
+    for slot in model._slots():
+        shape = permute(np.empty(variables[slot.local_key].shape), slot.local_axes, slot.axes).shape
+        noise = random.standard_normal(shape)
+        if slot.key == "temperature":
+            noise = config.temperature_init_value + 0 * noise
+        elif slot.key.endswith("running_var"):
+            noise = noise**2 + 0.5
+        elif noise.ndim > 1 and "embeddings.weight" not in slot.key:
+            noise *= (2 / noise[0].size) ** 0.5
+        else:
+            noise = 0.2 * noise + (noise.ndim == 1 and slot.key.endswith("weight"))
+        tensors[slot.key] = noise.astype(np.float32)
+    config.architectures = [name]
+    config.save_pretrained(folder)
+    write_safetensors(Path(folder) / "model.safetensors", tensors)
+    return str(folder)
+
+
 def align_folder(folder: Path, seed: int = 0, config: AlignConfig | None = None, **image_processor) -> str:
     """Writes a complete ALIGN checkpoint (by default with Hugging Face's preprocessing) and returns its path."""
-    fill(AlignModel(config or align_config()), seed).save_pretrained(folder)
+    save_model("AlignModel", config or align_config(), folder, seed)
     sizes = {"size": 40, "crop_size": IMAGE_SIZE}
     AlignProcessor(AlignImageProcessor(**(sizes | image_processor)), tokenizer()).save_pretrained(folder)
     return str(folder)
@@ -133,23 +183,23 @@ def align_vision_config(**kwargs) -> AlignVisionConfig:
 
 def align_vision_model_folder(folder: Path, seed: int = 0, **config) -> str:
     """Writes the image tower of an ALIGN alone, and its image processor, and returns its path."""
-    return _image_folder(AlignVisionModel(align_vision_config(**config)), folder, seed)
+    return _image_folder("AlignVisionModel", align_vision_config(**config), folder, seed)
 
 
 def align_classifier_folder(folder: Path, seed: int = 0, **config) -> str:
     """Writes a classifier on the image tower of an ALIGN, and its image processor, and returns its path."""
-    return _image_folder(AlignForImageClassification(align_vision_config(**config)), folder, seed)
+    return _image_folder("AlignForImageClassification", align_vision_config(**config), folder, seed)
 
 
-def _image_folder(model: nn.Module, folder: Path, seed: int) -> str:
-    fill(model, seed).save_pretrained(folder)
+def _image_folder(name: str, config: AlignVisionConfig, folder: Path, seed: int) -> str:
+    save_model(name, config, folder, seed)
     AlignImageProcessor(size=40, crop_size=IMAGE_SIZE).save_pretrained(folder)
     return str(folder)
 
 
 def vit_folder(folder: Path, seed: int = 0, **config) -> str:
     """Writes a complete ViT classifier and returns its path."""
-    fill(ViTForImageClassification(vit_config(**config)), seed).save_pretrained(folder)
+    save_model("ViTForImageClassification", vit_config(**config), folder, seed)
     ViTImageProcessor(size=IMAGE_SIZE).save_pretrained(folder)
     return str(folder)
 

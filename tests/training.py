@@ -72,6 +72,10 @@ def vit_trainer(output: Path, **options) -> ViTTrainer:
     return ViTTrainer(model, settings, train_dataset=data, processing_class=processor)
 
 
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in trainer.model.state_dict().items()}
+
+
 def arguments(output: Path, **options) -> TrainArguments:
     # SGD, as LAMB and Adam make full-size steps of gradients that are zero but for rounding
     defaults = {

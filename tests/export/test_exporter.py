@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 from exports import exported
 
 from kakao_models import cli
@@ -138,3 +139,11 @@ def test_the_command(vit, tmp_path, capsys, monkeypatch, stand_in):
     assert code == 2 and "is there already" in output.err
     code, output = run(vit, "--to", "coreml", "-o", "other")
     assert code == 2 and "wanted one of onnx" in output.err
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])
+def test_a_classifier_on_aligns_tower(to, tmp_path):
+    model = tiny.align_classifier_folder(tmp_path / "model", **tiny.FEW_BLOCKS)
+    _, sheet = exported(model, tmp_path / "out", to=to, input="uint8")  # which compares it with its source
+    assert sheet["functions"].keys() == {"classifier"} and sheet["functions"]["classifier"]["check"]["cosine"] > 0.99999
+    assert sheet["labels"][:2] == ["cat", "dog"] and sheet["scores"] == "softmax"

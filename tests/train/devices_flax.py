@@ -22,9 +22,12 @@ BATCH = 2 * GHOST * DEVICES  # two ghost batches on every device
 
 
 def new_model() -> FlaxAlignModel:
-    config = tiny.align_config()
-    config.vision_config.num_block_repeats, config.text_config.num_hidden_layers = [1, 2, 1], 1
-    config.vision_config.drop_connect_rate, config.vision_config.virtual_batch_size = 0.0, GHOST
+    vision = tiny.align_config().vision_config.to_dict() | dict(
+        kernel_sizes=[3, 5], in_channels=[32, 16], out_channels=[16, 24], strides=[1, 2], num_block_repeats=[1, 2],
+        expand_ratios=[1, 6], hidden_dim=8, drop_connect_rate=0.0, virtual_batch_size=GHOST,
+    )  # fmt: skip
+    config = tiny.align_config(vision_config=vision)
+    config.text_config.num_hidden_layers = 1
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     config.temperature_init_value = 0.3
     model = FlaxAlignModel(config, rngs=nnx.Rngs(0))

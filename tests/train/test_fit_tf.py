@@ -12,9 +12,9 @@ import pytest
 import replicas
 import tensorflow as tf
 import tiny
-import torch
 
-from kakao_models import AlignConfig, AlignModel, TFAlignModel, TFViTForImageClassification
+import kakao_models
+from kakao_models import TFAlignModel, TFViTForImageClassification
 from kakao_models.train.lamb_tf import Lamb, WarmupLinearDecay
 
 SCRIPT = Path(__file__).with_name("fit_backend.py")
@@ -76,33 +76,18 @@ def test_two_replicas_train_a_classifier_as_one_device(vit, pictures):
     assert np.abs(one.classifier.kernel - start["classifier.kernel"]).max() > 1e-2
 
 
-def one_block() -> AlignConfig:
-    """One block, one layer, no dropout."""
-    whole = tiny.align_config()
-    block = dict(
-        kernel_sizes=[3], in_channels=[32], out_channels=[16], strides=[1], num_block_repeats=[1], expand_ratios=[1],
-        hidden_dim=8, drop_connect_rate=0.0,
-    )  # fmt: skip
-    layer = dict(num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return tiny.align_config(
-        vision_config=whole.vision_config.to_dict() | block,
-        text_config=whole.text_config.to_dict() | layer,
-        temperature_init_value=0.5,
-    )
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> tuple[str, dict[str, np.ndarray]]:
     """A random checkpoint of one block, and a batch of sixteen."""
     folder = tmp_path_factory.mktemp("one")
-    tiny.fill(AlignModel(one_block())).save_pretrained(folder)
+    tiny.save_model("AlignModel", tiny.one_block_config(), folder)
     random = np.random.default_rng(0)
     pixels = random.uniform(-1, 1, (16, 3, 32, 32)).astype(np.float32)
     return str(folder), {"pixel_values": pixels, "input_ids": random.integers(1, 50, (16, 5))}
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_fit_on_other_backends_of_keras(backend, small, tmp_path):
+def test_fit_on_other_backends_of_keras(torch, backend, small, tmp_path):
     """In training mode: the loss is PyTorch's with ghost batches, and batch norm's averages move."""
     folder, batch = small
     np.savez(tmp_path / "batch.npz", **batch)
@@ -111,11 +96,12 @@ def test_fit_on_other_backends_of_keras(backend, small, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    theirs = AlignModel.from_pretrained(folder).train()
+    theirs = kakao_models.AlignModel.from_pretrained(folder).train()
     wanted = theirs(**{name: torch.from_numpy(value) for name, value in batch.items()}, return_loss=True).loss.item()
     assert result["backend"] == backend and result["loss"] == pytest.approx([wanted], rel=1e-5)
     assert result["predicted"] == {"image_embeds": [16, 16], "text_embeds": [16, 16]}
-    saved = AlignModel.from_pretrained(tmp_path / "saved").state_dict()  # PyTorch's averages moved in the forward above
+    # PyTorch's averages moved in the forward above
+    saved = kakao_models.AlignModel.from_pretrained(tmp_path / "saved").state_dict()
     for name, value in theirs.state_dict().items():
         if "running" in name:
             np.testing.assert_allclose(saved[name], value, atol=1e-5, err_msg=name)
@@ -182,7 +168,7 @@ def test_fit_in_mixed_precision(small):
 
 def test_two_replicas_train_align_on_an_uneven_batch():
     """As docs/tensorflow.md trains; seven samples in batches of four, of the last of which a replica gets one."""
-    config = one_block()
+    config = tiny.one_block_config()
     with replicas.mirrored().scope():
         model = TFAlignModel(config)
         rate = WarmupLinearDecay(1e-3, warmup_steps=1, steps=10)
@@ -226,7 +212,7 @@ def test_labels_in_every_form_train_alike(vit, pictures):
 
 
 def test_align_refuses_other_losses_and_predicts_embeddings(tmp_path):
-    tiny.fill(AlignModel(tiny.align_config())).save_pretrained(tmp_path)
+    tiny.save_model("AlignModel", tiny.align_config(), tmp_path)
     model = TFAlignModel.from_pretrained(tmp_path)
     model.compile(run_eagerly=True)
     random = np.random.default_rng(0)

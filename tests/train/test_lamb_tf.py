@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import tiny
 
-from kakao_models import AlignModel, TFAlignModel, TFViTModel
+from kakao_models import TFAlignModel, TFViTModel
 from kakao_models.align.modeling_tf import TFAlignBatchNorm
 from kakao_models.train.lamb_tf import Lamb
 
 
 @pytest.mark.parametrize("built", [False, True])
 def test_a_saved_model_still_spares_its_batch_norms(built, tmp_path):
-    tiny.fill(AlignModel(tiny.align_config())).save_pretrained(tmp_path)
+    tiny.save_model("AlignModel", tiny.align_config(), tmp_path)
     model = TFAlignModel.from_pretrained(tmp_path)
     model.compile(optimizer=Lamb(2e-3).spare_batch_norms(model))
     if built:

@@ -63,7 +63,7 @@ def test_several_devices_take_the_step_of_one(devices):
     """Loss, gradients and running statistics: under jit on a mesh of data and tensors, and under shard_map; and the losses
     of classifiers."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
     folders = SCRIPT.parent.parent, SCRIPT.parents[2] / "examples", os.environ.get("PYTHONPATH", "")
@@ -89,7 +89,7 @@ def test_several_devices_take_the_step_of_one(devices):
 
 def test_lamb_is_the_paper_s_and_spares_batch_norm():
     """Two steps against numpy: You et al. 2019 with bias correction, as tfa.optimizers.LAMB computes it."""
-    model = FlaxAlignModel(tiny.align_config(), rngs=nnx.Rngs(0))
+    model = FlaxAlignModel(tiny.one_block_config(), rngs=nnx.Rngs(0))
     model.vision_model.embeddings.batchnorm.scale.set_value(jnp.linspace(0.5, 2, 8))
     optimizer = nnx.Optimizer(model, lamb(model, 0.01, weight_decay=0.1), wrt=nnx.Param)
     start = {path: np.asarray(v.get_value(), np.float64) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import torch
 from flax import nnx
 from safetensors.numpy import load_file
 from tolerances import TOLERANCE
 
-from kakao_models import FlaxViTForImageClassification, FlaxViTModel, ViTForImageClassification, ViTModel
+import kakao_models
+from kakao_models import FlaxViTForImageClassification, FlaxViTModel
 from kakao_models.train.loss_flax import classification_loss
 from kakao_models.vit.modeling_flax import resize_position_embeddings
 
@@ -113,8 +113,13 @@ def test_position_embeddings_golden(entry):
 def folder(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("vit_flax")
     config = tiny.vit_config(representation_size=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    tiny.fill(ViTForImageClassification(config)).save_pretrained(folder)
-    return str(folder)
+    return tiny.save_model("ViTForImageClassification", config, folder)
+
+
+@pytest.fixture
+def theirs(torch):
+    """PyTorch's class."""
+    return kakao_models.ViTForImageClassification
 
 
 @pytest.fixture
@@ -129,11 +134,11 @@ LABELS = {
 
 
 @pytest.mark.parametrize("labels", LABELS)
-def test_outputs_loss_and_gradients_are_pytorch_s(labels, folder, pixels):
+def test_outputs_loss_and_gradients_are_pytorch_s(torch, theirs, labels, folder, pixels):
     options = dict(output_hidden_states=True, output_attentions=True)
     mask = np.ones((3, 17), np.int64)
     mask[1, 9:] = 0
-    theirs = ViTForImageClassification.from_pretrained(folder, dtype=torch.float64)
+    theirs = theirs.from_pretrained(folder, dtype=torch.float64)
     inputs = {"pixel_values": pixels, "labels": LABELS[labels], "attention_mask": mask}
     wanted = theirs(**{name: torch.from_numpy(array) for name, array in inputs.items()}, **options)
     wanted.loss.backward()
@@ -180,11 +185,11 @@ def _in_order(keys, model):
     return list(keys), [(key, parameters[in_memory(key)]) for key in keys]
 
 
-def test_other_image_sizes(folder, pixels, tmp_path):
-    theirs, ours = (kind.from_pretrained(folder) for kind in (ViTForImageClassification, FlaxViTForImageClassification))
+def test_other_image_sizes(torch, theirs, folder, pixels, tmp_path):
+    ours = FlaxViTForImageClassification.from_pretrained(folder)
     wide = pixels[:, :, :24, :16].astype(np.float32)
     with torch.no_grad():
-        wanted = theirs(torch.from_numpy(wide), interpolate_pos_encoding=True).logits
+        wanted = theirs.from_pretrained(folder)(torch.from_numpy(wide), interpolate_pos_encoding=True).logits
     assert error(ours(wide, interpolate_pos_encoding=True).logits, wanted) <= 1e-5
     with pytest.raises(ValueError, match=r"24\*16, wanted 32\*32"):
         ours(wide)
@@ -192,17 +197,18 @@ def test_other_image_sizes(folder, pixels, tmp_path):
     assert error(resized(wide).logits, wanted) <= 1e-5 and resized.vit.config.image_size == [24, 16]
     resized.save_pretrained(tmp_path)
     with torch.no_grad():
-        again = ViTForImageClassification.from_pretrained(tmp_path)(torch.from_numpy(wide)).logits
+        again = theirs.from_pretrained(tmp_path)(torch.from_numpy(wide)).logits
     assert error(again, wanted) <= 1e-5
 
 
-def test_pytorch_to_flax_to_file_is_bit_exact(folder, tmp_path):
+def test_pytorch_to_flax_to_file_is_bit_exact(torch, theirs, folder, tmp_path):
+    backbone = kakao_models.ViTModel
     FlaxViTForImageClassification.from_pretrained(folder).save_pretrained(tmp_path / "whole", max_shard_size="20KB")
     assert len(list((tmp_path / "whole").glob("model-*.safetensors"))) > 1
-    ViTModel.from_pretrained(folder).save_pretrained(tmp_path / "torch")
+    backbone.from_pretrained(folder).save_pretrained(tmp_path / "torch")
     FlaxViTModel.from_pretrained(tmp_path / "torch").save_pretrained(tmp_path / "base")
-    for ours, theirs, kind in (("whole", folder, ViTForImageClassification), ("base", tmp_path / "torch", ViTModel)):
-        a, b = (kind.from_pretrained(place).state_dict() for place in (tmp_path / ours, theirs))
+    for ours, source, kind in (("whole", folder, theirs), ("base", tmp_path / "torch", backbone)):
+        a, b = (kind.from_pretrained(place).state_dict() for place in (tmp_path / ours, source))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert (
         load_file(tmp_path / "base/model.safetensors").keys() == load_file(tmp_path / "torch/model.safetensors").keys()

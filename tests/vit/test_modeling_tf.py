@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-import torch
 from tolerances import TOLERANCE
 
-from kakao_models import TFViTForImageClassification, TFViTModel, ViTForImageClassification
+import kakao_models
+from kakao_models import TFViTForImageClassification, TFViTModel
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.vit.modeling_tf import resize_position_embeddings
 
@@ -92,9 +92,9 @@ def pixels():
     return np.random.default_rng(0).uniform(-1, 1, (4, 3, 32, 32))
 
 
-def test_outputs_and_gradients_are_pytorch_s(folder, pixels):
+def test_outputs_and_gradients_are_pytorch_s(torch, folder, pixels):
     ours = TFViTForImageClassification.from_pretrained(folder, dtype="float64")
-    theirs = ViTForImageClassification.from_pretrained(folder, dtype=torch.float64)
+    theirs = kakao_models.ViTForImageClassification.from_pretrained(folder, dtype=torch.float64)
     labels = np.arange(4)
     options = dict(output_hidden_states=True, output_attentions=True)
     with tf.GradientTape() as tape:
@@ -142,13 +142,13 @@ def test_position_embeddings_golden(entry):
     assert error(got, after) <= TOLERANCE["vit positions"]
 
 
-def test_a_resized_model_saves_and_loads(folder, tmp_path):
+def test_a_resized_model_saves_and_loads(torch, folder, tmp_path):
     large = TFViTForImageClassification.from_pretrained(folder, image_size=[48, 64])
     assert large.vit.embeddings.position_embeddings.shape == (1, 49, 32) and large.config.image_size == [48, 64]
     large.save_pretrained(tmp_path)
     again, there = (
         TFViTForImageClassification.from_pretrained(tmp_path),
-        ViTForImageClassification.from_pretrained(tmp_path),
+        kakao_models.ViTForImageClassification.from_pretrained(tmp_path),
     )
     pixels = np.random.default_rng(0).normal(size=(1, 3, 48, 64)).astype(np.float32)
     np.testing.assert_array_equal(again(pixels).logits, large(pixels).logits)

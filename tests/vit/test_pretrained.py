@@ -332,5 +332,6 @@ def test_a_configuration_of_transformers_builds_our_model():
 def test_attentions_of_flex_attention_are_refused():
     model = ViTForImageClassification(tiny.vit_config())
     model.set_attn_implementation("flex_attention")
-    with pytest.raises(ValueError, match="set_attn_implementation"):
+    eager = torch.compiler.set_stance("force_eager")  # transformers compiles the mask, which takes 20 seconds
+    with eager, pytest.raises(ValueError, match="set_attn_implementation"):
         model(pixels(model.config.image_size), output_attentions=True)

@@ -1,9 +1,6 @@
-"""SavedModel and LiteRT: each in its own runtime, beside the embedder (of PyTorch)."""
+"""SavedModel in TensorFlow, beside the embedder."""
 
-import importlib.util
 import json
-import zipfile
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -14,12 +11,13 @@ from kakao_models import Embedder
 
 
 @pytest.fixture(scope="module")
-def embedder(align):
-    return Embedder(align)
+def saved_export(align, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved_model") / "out"
+    return exported(align, folder, to="saved_model", input="uint8", normalize=True)
 
 
-def test_saved_model(align, embedder, tmp_path):
-    folder, sheet = exported(align, tmp_path / "out", to="saved_model", input="uint8", normalize=True)
+def test_saved_model(embedder, saved_export):
+    folder, sheet = saved_export
     saved = tf.saved_model.load(str(folder / "1"))
     assert set(saved.signatures) == {"image_features", "text_features", "serving_default"}
     got = saved.signatures["image_features"](images=tf.constant(as_bytes()))["image_features"]
@@ -51,32 +49,12 @@ def test_saved_model_of_a_classifier_holds_its_labels(make, tmp_path):
     assert (folder / "1/assets/labels.txt").read_text().split() == sheet["labels"]
 
 
-def test_litert(align, embedder, tmp_path):
-    folder, _ = exported(align, tmp_path / "out", to="litert", quantize="int8", input="uint8", what="image")
-    run = tf.lite.Interpreter(str(folder / "image.tflite")).get_signature_runner("image_features")
-    assert cosines(run(images=as_bytes())["image_features"], of_bytes(embedder)).min() > 0.99
-    with zipfile.ZipFile(folder / "image.tflite") as archive:
-        assert json.loads(archive.read("export.json"))["quantize"] == "int8"
-
-
-def test_litert_of_texts(align, embedder, tmp_path):
-    folder, _ = exported(align, tmp_path / "out", to="litert", what="text", normalize=True)
-    run = tf.lite.Interpreter(str(folder / "text.tflite")).get_signature_runner("text_features")
-    close(run(**tokens(embedder, "int32"))["text_features"], embedder.texts(TEXTS, normalize=True))
-    close(run(**tokens(embedder, "int32", ["a cat"]))["text_features"], embedder.texts(["a cat"], normalize=True))
-
-
-def test_tensorflow_serving(align, embedder, tmp_path, monkeypatch):
+def test_tensorflow_serving(embedder, saved_export, files, example):
     """The folder as the server reads it: versions are its numbered subfolders; the request names signature and inputs."""
-    folder, _ = exported(align, tmp_path / "out", to="saved_model", input="uint8")
-    examples = Path(__file__).parents[2] / "examples/serving"
-    monkeypatch.syspath_prepend(examples)
-    spec = importlib.util.spec_from_file_location("example", examples / "tensorflow_serving.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    folder, _ = saved_export
+    module = example("tensorflow_serving")
     [version] = [path for path in folder.iterdir() if path.name.isdigit()]
     saved = tf.saved_model.load(str(version))
-    files = tiny.picture_folder(tmp_path / "pictures", 2)
 
     def served(name, values):
         request = json.loads(json.dumps(module.request(folder, name, values)))
@@ -87,5 +65,5 @@ def test_tensorflow_serving(align, embedder, tmp_path, monkeypatch):
         ).values()
         return output.numpy()
 
-    close(served("image", {"images": module.inputs.pictures(folder, files)}), embedder.images(files))
-    close(served("text", module.inputs.tokens(folder, TEXTS)), embedder.texts(TEXTS))
+    close(served("image", {"images": module.inputs.pictures(folder, files)}), embedder.images(files, normalize=True))
+    close(served("text", module.inputs.tokens(folder, TEXTS)), embedder.texts(TEXTS, normalize=True))
