@@ -1,6 +1,7 @@
 """The command `kakao-models`: one short function per verb, no logic of its own. What verbs share is in verbs.py."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -242,9 +243,12 @@ def convert(
 
       kakao-models convert align-base/ original/model-weights --to tpu
     """
+    from kakao_models.inference.progress import quiet, steps
+
+    if not os.path.exists(source) and not os.path.exists(f"{source}.index"):
+        revision = prepare(source, revision).get("revision")
     from kakao_models.conversion.push import push
     from kakao_models.conversion.report import summary
-    from kakao_models.inference.progress import quiet, steps
 
     try:
         from kakao_models.conversion import convert as conversion

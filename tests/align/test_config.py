@@ -55,8 +55,7 @@ def test_drop_connect_rates_count_all_blocks():
         (lambda: AlignConfig(vision_config={"width_coeficient": 1.0}), "did you mean 'width_coefficient'"),
         (lambda: AlignTextConfig(flavour=1), "AlignTextConfig has no field 'flavour'"),
         (lambda: AlignConfig(temperature=0.01), "AlignConfig has no field 'temperature'"),  # known to text generation
-        (lambda: AlignConfig.from_dict({"projection_dimm": 3}), "did you mean 'projection_dim'"),
-        (lambda: AlignConfig.from_dict({"vision_config": {"image_sise": 3}}), "did you mean 'image_size'"),
+        (lambda: AlignTextConfig(position_embedding_type="relative_key"), "is 'relative_key', expected 'absolute'"),
         (lambda: AlignConfig(projection_dim=64, use_visual_projection=False), "to be the width"),
     ],
 )
@@ -65,10 +64,37 @@ def test_a_misspelt_field_is_an_error(build, message):
         build()
 
 
-def test_foreign_fields_of_a_file_are_ignored_aloud(caplog):
+def test_unknown_fields_of_a_file_are_kept_aloud(caplog, tmp_path):
+    """A user's own, and those that are nearly a field: a constructor refuses these, a file is read again."""
+    values = {"projection_dim": 640, "somebody_else": 1, "vision_config": {"image_sise": 3}, "label_smothing": 0.3}
     with caplog.at_level(logging.WARNING):
-        config = AlignConfig.from_dict({"projection_dim": 640, "somebody_else": 1})
-    assert config.projection_dim == 640 and "somebody_else" in caplog.text
+        config = AlignConfig.from_dict(values)
+    assert (config.projection_dim, config.somebody_else, config.vision_config.image_sise) == (640, 1, 3)
+    assert config.label_smoothing == 0.1 and config.vision_config.image_size == 289
+    assert (
+        "AlignConfig does not know the field 'somebody_else' of this configuration, which changes nothing"
+        in caplog.text
+    )
+    assert "'image_sise' of this configuration, which changes nothing; did you mean 'image_size'?" in caplog.text
+    assert "did you mean 'label_smoothing'?" in caplog.text
+    caplog.clear()
+    config.save_pretrained(tmp_path)
+    again = AlignConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict() and again.somebody_else == 1
+    assert not caplog.records  # said once
+
+
+def test_fields_of_old_releases_and_of_bert_are_no_news(caplog, tmp_path):
+    """`dropout_rate` of transformers 4.27, and what config.json of a BERT holds beside the fields of the text tower."""
+    heads = (
+        "directionality gradient_checkpointing pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers".split()
+    )
+    bert = transformers.BertConfig(hidden_size=384).to_dict() | dict.fromkeys([*heads, "pooler_type"], 1)
+    (tmp_path / "config.json").write_text(json.dumps(bert | {"position_embedding_type": "absolute"}))
+    with caplog.at_level(logging.WARNING):
+        assert not hasattr(AlignVisionConfig.from_dict({"dropout_rate": 0.5}), "dropout_rate")
+        assert AlignTextConfig.from_pretrained(tmp_path).hidden_size == 384
+    assert not caplog.records
 
 
 def test_a_config_of_transformers_4_loads(tmp_path):

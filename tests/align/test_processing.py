@@ -303,23 +303,23 @@ def test_transformers_alone_loads_what_we_save(tmp_path):
         np.testing.assert_array_equal(np.load(file), AlignImageProcessor()(image, return_tensors="np").pixel_values)
 
 
-def test_the_auto_classes_give_what_they_give_without_this_package(tmp_path):
-    """transformers' pipelines resize alike in every program; the "tf" resizing is that of our classes and pipelines."""
+@pytest.mark.parametrize("preprocessing", ["hf", "tf"])
+def test_auto_classes_give_one_answer_whatever_is_imported(preprocessing, tmp_path):
+    """As `STRANGER` has it: transformers' own, antialiased."""
+    AlignProcessor(AlignImageProcessor(preprocessing=preprocessing), tokenizer()).save_pretrained(tmp_path)
     align_config().save_pretrained(tmp_path)
-    saved = AlignProcessor(AlignImageProcessor(preprocessing="tf"), tokenizer())
-    saved.save_pretrained(tmp_path)
     (tmp_path / "tower").mkdir()
     align_config().vision_config.save_pretrained(tmp_path / "tower")
-    saved.image_processor.save_pretrained(tmp_path / "tower")
+    AlignImageProcessor(preprocessing=preprocessing).save_pretrained(tmp_path / "tower")
     image = picture(120, 160)
     expected = AlignImageProcessor()(image, return_tensors="np").pixel_values
-    for folder in (tmp_path, tmp_path / "tower"):
-        auto = AutoImageProcessor.from_pretrained(folder)
-        assert not isinstance(auto, AlignImageProcessor)
-        np.testing.assert_array_equal(auto(image, return_tensors="np")["pixel_values"], expected)
     whole = AutoProcessor.from_pretrained(tmp_path)
-    np.testing.assert_array_equal(whole(text="a cat", images=image, return_tensors="np")["pixel_values"], expected)
-    assert AlignProcessor.from_pretrained(tmp_path).image_processor.preprocessing == "tf"
+    for found in (
+        whole.image_processor,
+        *(AutoImageProcessor.from_pretrained(f) for f in (tmp_path, tmp_path / "tower")),
+    ):
+        assert type(found).__module__.startswith("transformers.")
+        np.testing.assert_array_equal(found(image, return_tensors="np")["pixel_values"], expected)
 
 
 # --- AlignProcessor ---------------------------------------------------------------------------------------------------
@@ -328,6 +328,33 @@ def test_the_auto_classes_give_what_they_give_without_this_package(tmp_path):
 @pytest.fixture
 def processor() -> AlignProcessor:
     return AlignProcessor(AlignImageProcessor(), tokenizer())
+
+
+def test_options_by_modality_as_in_transformers_5(processor):
+    image, texts = picture(90, 70), ["a cat", "a big house"]
+    expected = processor(image, texts, padding="max_length", size=400, return_tensors="np")
+    modal = dict(text_kwargs={"padding": "max_length"}, images_kwargs={"size": 400}, audio_kwargs={}, videos_kwargs={})
+    for options in (
+        modal | {"common_kwargs": {"return_tensors": "np"}},
+        modal | {"text_kwargs": {"padding": "max_length", "return_tensors": "np"}},
+        {"common_kwargs": {"padding": "max_length", "size": 400, "return_tensors": "np"}},
+        {"padding": False, "size": 350, "return_tensors": "np"} | modal,  # what is said of one comes first
+    ):
+        batch = processor(images=image, text=texts, **options)
+        assert batch.keys() == expected.keys()
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, expected[name])
+    for more in (dict(videos=[image]), dict(audio=[0.0])):
+        with pytest.raises(ValueError, match="takes images and texts, got videos or audio"):
+            processor(images=image, **more)
+
+
+@pytest.mark.parametrize("texts", ["two dogs", ["two dogs", "a cat"], ("a cat",)])
+def test_texts_in_place_of_images_are_told_their_name(texts, processor):
+    with pytest.raises(
+        ValueError, match=r"is no image: neither a file nor a URL. Texts go by name: write text=\[...\]"
+    ):
+        processor(texts, padding="max_length", max_length=64, return_tensors="np")
 
 
 def test_texts_are_padded_to_the_longest_and_cut_at_64(processor):

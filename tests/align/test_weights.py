@@ -1,11 +1,26 @@
 """The weight table of ALIGN: complete at every size, and the same in both directions."""
 
+import json
+import re
+import shutil
+
 import goldens
 import numpy as np
 import pytest
+import tiny
 import torch
+import transformers
+from safetensors.torch import load_file
 
-from kakao_models import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
+from kakao_models import (
+    AlignConfig,
+    AlignModel,
+    AlignTextConfig,
+    AlignTextModel,
+    AlignVisionConfig,
+    FlaxAlignTextModel,
+    TFAlignTextModel,
+)
 from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.weightmap import permute
@@ -65,3 +80,43 @@ def test_permute_goes_by_letters():
     np.testing.assert_array_equal(permute(np.arange(3).reshape(1, 1, 1, 1, 3), "1111D", "D"), np.arange(3))
     with pytest.raises(ValueError, match=r"got shape \(2, 3\), wanted axes 1D"):
         permute(np.zeros((2, 3)), "1D", "D")
+
+
+TEXT_MODELS = (AlignTextModel, TFAlignTextModel, FlaxAlignTextModel)
+
+
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory):
+    """A BERT as it is published: alone, with heads, and as of 2018; and its pooled output for `IDS`."""
+    root = tmp_path_factory.mktemp("bert")
+    sizes = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    model = tiny.fill(transformers.BertForPreTraining(transformers.BertConfig(max_position_embeddings=40, **sizes)))
+    model.bert.save_pretrained(root / "alone")
+    model.save_pretrained(root / "heads")
+    shutil.copytree(root / "heads", root / "old")
+    (root / "old/model.safetensors").unlink()
+    old = {"weight": "gamma", "bias": "beta"}
+    state = {
+        re.sub(r"(?<=LayerNorm\.)\w+$", lambda m: old[m[0]], key): value for key, value in model.state_dict().items()
+    }
+    state["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    torch.save(state, root / "old/pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with torch.no_grad():
+        return root, model.bert(torch.from_numpy(IDS)).pooler_output.numpy()
+
+
+IDS = np.arange(1, 9).reshape(2, 4)
+
+
+@pytest.mark.parametrize("model_class", TEXT_MODELS)
+@pytest.mark.parametrize("kind", ["alone", "heads", "old"])
+def test_a_bert_is_a_text_tower(kind, model_class, berts, tmp_path, caplog):
+    folder, expected = berts
+    model = model_class.from_pretrained(folder / kind)
+    output = model(torch.from_numpy(IDS) if model_class is AlignTextModel else IDS)
+    pooled = output.pooler_output
+    np.testing.assert_allclose(np.asarray(getattr(pooled, "detach", lambda: pooled)()), expected, atol=2e-6)
+    assert not caplog.records
+    model.save_pretrained(tmp_path)
+    assert "encoder.layer.0.output.LayerNorm.weight" in load_file(tmp_path / "model.safetensors")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "align_text_model"

@@ -28,7 +28,28 @@ BERT_SIZES = {"mini": (4, 256), "base": (12, 768), "large": (24, 1024)}
 
 @strict
 class AlignTextConfig(StrictConfig, transformers.AlignTextConfig):
-    """Configuration of the text tower, a BERT. Fields and defaults are those of `transformers.AlignTextConfig`."""
+    """Configuration of the text tower, a BERT. Fields and defaults are those of `transformers.AlignTextConfig`.
+
+    The config.json of a BERT will do as well.
+    """
+
+    # Of heads, and of the program that trained BERT
+    _derived_fields: ClassVar[frozenset[str]] = frozenset(
+        "classifier_dropout gradient_checkpointing directionality pooler_fc_size pooler_num_attention_heads "
+        "pooler_num_fc_layers pooler_size_per_head pooler_type".split()
+    )
+
+    def __post_init__(self, **kwargs):
+        if kwargs.get("position_embedding_type") not in (None, "absolute"):
+            raise ValueError(
+                f"AlignTextConfig: position_embedding_type is {kwargs['position_embedding_type']!r}, expected 'absolute'"
+            )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return (values | {"model_type": cls.model_type} if values.get("model_type") == "bert" else values), kwargs
 
     @classmethod
     def bert(cls, size: str, **kwargs: Any) -> "AlignTextConfig":
@@ -53,7 +74,7 @@ class AlignVisionConfig(StrictConfig, transformers.AlignVisionConfig):
     image_size: int | list[int] | tuple[int, int] = 289
     hidden_dim: int = 640
     virtual_batch_size: int | None = 16
-    _derived_fields: ClassVar[frozenset[str]] = frozenset({"num_hidden_layers"})
+    _derived_fields: ClassVar[frozenset[str]] = frozenset({"num_hidden_layers", "dropout_rate"})
 
     @classmethod
     def efficientnet(cls, size: str, **kwargs: Any) -> "AlignVisionConfig":

@@ -16,7 +16,7 @@ from jax import lax
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
 from kakao_models.align.depthwise_flax import depthwise_convolution
-from kakao_models.align.weights import align_slots
+from kakao_models.align.weights import BERT_HEADS, BERT_NAMES, align_slots
 from kakao_models.checkpoint.flax import (
     ACT2FN,
     FlaxBaseModelOutputWithPooling,
@@ -412,8 +412,10 @@ class FlaxAlignTextModel(FlaxAlignPreTrainedModel):
     key_prefix = "text_model."
     is_base = True
     tensors_elsewhere = (
-        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\."
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\.",
+        BERT_HEADS,
     )  # fmt: skip
+    tensors_renamed = BERT_NAMES
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True, *, rngs: nnx.Rngs):
         config = self.config_class.from_config(config)

@@ -14,7 +14,7 @@ from keras import ops
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
 from kakao_models.align.depthwise_tf import depthwise_convolution
-from kakao_models.align.weights import align_slots
+from kakao_models.align.weights import BERT_HEADS, BERT_NAMES, align_slots
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
     Layer,
@@ -410,8 +410,10 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
     key_prefix = "text_model."
     is_base = True
     tensors_elsewhere = (
-        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\."
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\.",
+        BERT_HEADS,
     )  # fmt: skip
+    tensors_renamed = BERT_NAMES
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
         config = self.config_class.from_config(config)

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
 from kakao_models.align.depthwise_torch import DepthwiseConv2d
 from kakao_models.align.ghost_norm_torch import ghost_norm
+from kakao_models.align.weights import BERT_HEADS, BERT_NAMES
 from kakao_models.checkpoint.torch import BijectiveLoading
 
 
@@ -433,8 +434,10 @@ class AlignTextModel(AlignPreTrainedModel):
     base_model_prefix = "text_model"
     input_modalities = ("text",)
     tensors_elsewhere = (
-        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"(text_model\.)?pooler\."
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"(text_model\.)?pooler\.",
+        BERT_HEADS,
     )  # fmt: skip
+    tensors_renamed = BERT_NAMES
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
         config = self.config_class.from_config(config)

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, BertTokenizer
+from transformers import AutoTokenizer, BatchFeature, BertTokenizer
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from kakao_models.align.preprocessing import MAX_TOKENS, AlignPreprocessing
@@ -16,10 +18,9 @@ from kakao_models.files.atomic import write_text
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.pixels.tensors import as_tensors
 
-from .config import AlignConfig
-
 # Fields of a tokenizer_config.json that say how transformers 5 loaded it, and nothing about the tokenizer
 _LOADING_FIELDS = ("backend", "is_local", "local_files_only", "name_or_path")
+_PLACE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # http:, data:, ...
 
 
 class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
@@ -83,11 +84,11 @@ def write_tokenizer(tokenizer, folder: Path) -> None:
 
 
 class AlignProcessor(ProcessorMixin):
-    """An `AlignImageProcessor` and a BERT tokenizer in one, as transformers' `AlignProcessor`.
+    """An `AlignImageProcessor` and a BERT tokenizer in one, called as transformers' `AlignProcessor`.
 
-    Other than there, texts are padded to the longest of a call only, which gives the same embeddings for less work,
-    and cut at 64 tokens. `padding="max_length"` gives transformers' layout. An image processor of transformers is
-    replaced by an `AlignImageProcessor` with the same fields.
+    Unlike there, texts are padded to the longest of a call only, which gives the same embeddings for less work, and cut at
+    64 tokens. `padding="max_length"` gives transformers' layout. An image processor of transformers is replaced by an
+    `AlignImageProcessor` with the same fields. transformers' Auto classes give its own processor, whatever is imported.
     """
 
     image_class: ClassVar[type] = AlignImageProcessor
@@ -127,10 +128,15 @@ class AlignProcessor(ProcessorMixin):
         self,
         images=None,
         text: str | list[str] | None = None,
+        videos=None,
+        audio=None,
         *,
         return_tensors: str | None = None,
+        common_kwargs: dict | None = None,
         text_kwargs: dict | None = None,
         images_kwargs: dict | None = None,
+        videos_kwargs: dict | None = None,
+        audio_kwargs: dict | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Prepares texts, images or both.
@@ -139,19 +145,32 @@ class AlignProcessor(ProcessorMixin):
             images: whatever `load_image` reads, or a list of that.
             text: one text or a list of texts.
             return_tensors: "np", "pt", "tf" or "jax"; None for lists.
-            text_kwargs, images_kwargs, kwargs: options of the tokenizer and fields of the image processor, together
-                or apart. By default `padding=True, truncation=True, max_length=64`.
+            common_kwargs, text_kwargs, images_kwargs, kwargs: options of the tokenizer and fields of the image processor,
+                together or apart. By default `padding=True, truncation=True, max_length=64`.
+            videos, audio: None; their options are ignored.
 
         Returns:
             `input_ids`, `token_type_ids` and `attention_mask`, integers (texts, tokens), if there is text;
             `pixel_values`, float32 (images, 3, height, width), if there are images.
+
+        Raises:
+            ValueError: nothing to prepare, or videos or audio; or texts where images are expected.
+            TypeError: an option that neither the tokenizer nor the image processor has.
         """
+        if videos is not None or audio is not None:
+            raise ValueError("AlignProcessor takes images and texts, got videos or audio")
         if images is None and text is None:
             raise ValueError("AlignProcessor needs text, images or both; got neither")
+        _refuse_texts(images)
+        kwargs = {**(common_kwargs or {}), **kwargs}
+        return_tensors = return_tensors or kwargs.pop("return_tensors", None)
         of_images = {
             **{name: kwargs.pop(name) for name in self._image_options & kwargs.keys()},
-            **(images_kwargs or {}),
+            **{name: value for name, value in (images_kwargs or {}).items() if name != "return_tensors"},
         }
+        of_texts = {name: value for name, value in (text_kwargs or {}).items() if name != "return_tensors"}
+        for options in (text_kwargs, images_kwargs):
+            return_tensors = return_tensors or (options or {}).get("return_tensors")
         if unknown := kwargs.keys() - TextKwargs.__annotations__.keys():
             raise TypeError(
                 f"AlignProcessor has no option {min(unknown)!r}; it takes those of the tokenizer, and "
@@ -159,7 +178,7 @@ class AlignProcessor(ProcessorMixin):
             )
         batch = {}
         if text is not None:
-            batch |= self._tokens(text, {**kwargs, **(text_kwargs or {})}, return_tensors)
+            batch |= self._tokens(text, {**kwargs, **of_texts}, return_tensors)
         if images is not None:
             batch |= self.image_processor(images, return_tensors=return_tensors, **of_images)
         return BatchFeature(batch)
@@ -181,4 +200,10 @@ class AlignProcessor(ProcessorMixin):
         return as_tensors(dict(tokens), return_tensors)
 
 
-AutoProcessor.register(AlignConfig, AlignProcessor, exist_ok=True)
+def _refuse_texts(images) -> None:
+    """Raises ValueError where `images` are texts, as the first argument was in early examples of ALIGN."""
+    for image in images if isinstance(images, (list, tuple)) else [images]:
+        if isinstance(image, str) and not (_PLACE.match(image) or os.path.exists(image)):
+            raise ValueError(
+                f"AlignProcessor: {image!r:.80} is no image: neither a file nor a URL. Texts go by name: write text=[...]"
+            )

@@ -12,6 +12,10 @@ from dataclasses import replace
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.checkpoint.weightmap import BlockIndex, Row, Slot, framework_slots, tpu_slots
 
+# What checkpoints of a BERT call the text tower's tensors, by patterns, and its heads, which this has no use for
+BERT_NAMES = ((r"^bert\.", ""), (r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+BERT_HEADS = r"(text_model\.)?(cls|classifier|qa_outputs)\."
+
 _IMAGE = "image_encoder/layer_with_weights-0/layer_with_weights-"
 _TEXT = "text_encoder/layer_with_weights-0/bert"
 _BLOCK = "vision_model.encoder.blocks"

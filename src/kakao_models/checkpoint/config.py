@@ -1,6 +1,7 @@
 """What every configuration class shares: a misspelt field is an error, a file from the Hub is not."""
 
 import difflib
+import functools
 import logging
 import os
 from dataclasses import fields
@@ -29,6 +30,11 @@ _SIZES = frozenset(
 )
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that may be a single number."""
     return (size, size) if isinstance(size, int) else tuple(size)
@@ -37,12 +43,11 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 class StrictConfig(PreTrainedConfig):
     """Mixin for configuration classes: an unknown field is a `ValueError` that suggests the right name.
 
-    A file may carry fields this class does not know (other tools leave theirs in config.json): `from_dict`, and so
-    `from_pretrained`, keeps those aside with a warning, unless the name is so close to a real one that it must be
-    a mistake.
+    A file may carry fields this class does not know: a user's own, or those of other tools. `from_dict`, and so
+    `from_pretrained`, keeps them as attributes with a warning, which also suggests the right name.
     """
 
-    # Fields of other versions of the class whose value follows from the others; accepted and dropped.
+    # Fields of other versions of the class that decide nothing; accepted and dropped.
     _derived_fields: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self, **kwargs):
@@ -86,20 +91,35 @@ class StrictConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        return super().from_dict(cls._without_foreign_fields(config_dict), **kwargs)
+        values, foreign = cls._parted(config_dict)
+        result = super().from_dict(values, **kwargs)
+        (result[0] if isinstance(result, tuple) else result)._keep(foreign)
+        return result
 
     @classmethod
-    def _without_foreign_fields(cls, values: dict) -> dict:
+    def _parted(cls, values: dict) -> tuple[dict, dict]:
+        """The fields that the class knows, and the others; of its parts as well."""
         # transformers 4 stored every setting of text generation in every sub-configuration.
         settings = GenerationConfig._get_default_generation_params().keys()
-        dropped = {name for name in cls._unknown(values) if name in settings or not cls._close_to(name)}
-        if foreign := dropped - settings:
-            logger.warning("%s: ignoring fields it does not know: %s", cls.__name__, ", ".join(sorted(foreign)))
-        kept = {name: value for name, value in values.items() if name not in dropped}
+        unknown = cls._unknown(values)
+        foreign = {name: values[name] for name in unknown if name not in settings}
+        kept = {name: value for name, value in values.items() if name not in unknown}
         for name, part in cls.sub_configs.items():
             if isinstance(kept.get(name), dict):
-                kept[name] = part._without_foreign_fields(kept[name])
-        return kept
+                kept[name], foreign[name] = part._parted(kept[name])
+        return kept, foreign
+
+    def _keep(self, foreign: dict) -> None:
+        for name, value in foreign.items():
+            if name in self.sub_configs:
+                getattr(self, name)._keep(value)
+                continue
+            hint = self._close_to(name)
+            _warn_once(
+                f"{type(self).__name__} does not know the field {name!r} of this configuration, which changes nothing"
+                + (f"; did you mean {hint!r}?" if hint else "")
+            )
+            setattr(self, name, value)
 
     @classmethod
     def _field_names(cls) -> set[str]:

@@ -45,6 +45,7 @@ class PretrainedLoading:
         tensors_elsewhere: patterns of keys that a complete checkpoint has and this class has no use for (the other
             tower, a head), which it may therefore skip.
         tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
+        tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
     """
 
     config_class: ClassVar[type]
@@ -52,6 +53,7 @@ class PretrainedLoading:
     is_base: ClassVar[bool] = False
     tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
     tensors_replaceable: ClassVar[tuple[str, ...]] = ()
+    tensors_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     # --- hooks
 
@@ -118,6 +120,8 @@ class PretrainedLoading:
         config, options = cls._configure(name_or_path, where, config, overrides)
         _check_options(cls, options)
         stored = _stored(name_or_path, where)
+        for pattern, name in cls.tensors_renamed:
+            stored = {re.sub(pattern, name, key): entry for key, entry in stored.items()}
         prefix = cls.key_prefix
         if prefix and not any(key.startswith(prefix) for key in stored):
             stored = {prefix + key: entry for key, entry in stored.items()}  # the base model was saved alone

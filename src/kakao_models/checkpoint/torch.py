@@ -23,10 +23,12 @@ class BijectiveLoading:
         tensors_elsewhere: patterns of keys that a complete checkpoint has and this class has no use for (the other
             tower, a head), which it may therefore skip.
         tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
+        tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
     """
 
     tensors_elsewhere: tuple[str, ...] = ()
     tensors_replaceable: tuple[str, ...] = ()
+    tensors_renamed: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -48,6 +50,8 @@ class BijectiveLoading:
             source, kwargs = resolve(source), kwargs | where
         if isinstance(kwargs.get("config"), PreTrainedConfig):
             kwargs["config"] = cls.config_class.from_config(kwargs["config"])
+        if cls.tensors_renamed:
+            kwargs["key_mapping"] = dict(cls.tensors_renamed) | (kwargs.get("key_mapping") or {})
         with_info = kwargs.pop("output_loading_info", False)
         may_replace = kwargs.pop("ignore_mismatched_sizes", False)
         try:
@@ -60,6 +64,8 @@ class BijectiveLoading:
                 f"{source}: the weights are no readable safetensors file ({error}). Is the download complete?"
             ) from error
         cls._check(info, source, may_replace)
+        if cls.tensors_renamed:
+            model._weight_conversions = None  # or `save_pretrained` gives tensors back the names of the file
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:

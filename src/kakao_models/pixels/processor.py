@@ -33,8 +33,8 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     - "tf": what the original programs do: `tf.image.resize` without antialiasing and without rounding. `resample` is
       PIL's BILINEAR (2) for bilinear, or BOX (4) for the area method.
 
-    A file without the field is "hf". transformers' own classes ignore the field: they load a "tf" folder and resize with
-    antialiasing, whatever was imported.
+    A file without the field is "hf". transformers loads a model's folder with "tf" too, with its own class, which knows only
+    antialiased resizing: its Auto classes and pipelines give one answer, whatever of this package is imported.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
