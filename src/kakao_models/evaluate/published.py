@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 _ALIGN = "Jia et al. 2021, arXiv:2102.05918"
 _COYO_ALIGN = "https://github.com/kakaobrain/coyo-align, README"
+_COYO = "https://github.com/kakaobrain/coyo-dataset, README"
 _COYO_VIT = "https://github.com/kakaobrain/coyo-vit, README"
 _MTEB = "https://github.com/embeddings-benchmark/results, kakaobrain/align-base at revision e96a37f"
 # When a source was published, and how it measured
-_DATES = {_ALIGN: "2021", _COYO_ALIGN: "2022", _COYO_VIT: "2022", _MTEB: "2024"}
+_DATES = {_ALIGN: "2021", _COYO: "August 2022", _COYO_ALIGN: "November 2022", _COYO_VIT: "2022", _MTEB: "2024"}
 _PROTOCOLS = {
     _ALIGN: "the paper's own prompts and splits",
+    _COYO: "the authors' own evaluation, three months before that of coyo-align's README",
     _COYO_ALIGN: "the authors' own evaluation on TPUs, of their TensorFlow checkpoint; retrieval on Karpathy's test splits",
     _COYO_VIT: "the authors' own evaluation on TPUs, in bfloat16; ReaL in float32",
     _MTEB: "independent, with mteb 1.14.15 and transformers' AlignModel and preprocessing; one prompt per class, no ensemble",
@@ -86,6 +88,8 @@ PUBLISHED = (
     *_several(COYO_ALIGN, "knn", "imagenet", _COYO_ALIGN, top1=68.6),
     *_several(COYO_ALIGN, "retrieval", "flickr30k", _COYO_ALIGN, image_to_text_r1=88.1, text_to_image_r1=73.2),
     *_several(COYO_ALIGN, "retrieval", "coco", _COYO_ALIGN, image_to_text_r1=61.2, text_to_image_r1=43.1),
+    *_several(COYO_ALIGN, "knn", "imagenet", _COYO, "older README", top1=68.618),
+    *_several(COYO_ALIGN, "retrieval", "coco", _COYO, "older README", image_to_text_r1=59.0, text_to_image_r1=42.419),
     *_several(_GOOGLE_B3, "knn", "imagenet", _COYO_ALIGN, top1=48.9),
     *_several(_GOOGLE_B3, "retrieval", "coco", _COYO_ALIGN, image_to_text_r1=22.1, text_to_image_r1=17.3),
     *_several(_COYO_B3, "knn", "imagenet", _COYO_ALIGN, top1=46.2),
