@@ -10,9 +10,13 @@ import numpy as np
 from PIL import Image
 
 from kakao_models.pixels.images import list_images, load_image
+from kakao_models.samples.columns import find_column
+from kakao_models.samples.paths import kind_of
 from kakao_models.samples.rows import vectors_of
-from kakao_models.samples.tables import column_names, files_of, without
+from kakao_models.samples.sources import open_source
+from kakao_models.samples.tables import files_of, without
 
+_HASHES = ("image_phash", "imagehash", "phash")
 MAX_BITS = 7
 _DIGITS = 16
 _WORD = 4  # hexadecimal digits of a word of 16 bits
@@ -36,22 +40,13 @@ def read_hashes(file: str | Path) -> list[str]:
         if not found:
             raise ValueError(f"{path}: there are no pictures in this folder")
         return found
-    if path.suffix.lower() in (".parquet", ".csv", ".tsv"):
-        import pyarrow.csv
-        import pyarrow.parquet as pq
-
-        name = next((name for name in column_names(path) if name in ("image_phash", "imagehash", "phash")), None)
+    if kind_of(path):
+        source = open_source(path, needs=(), keep=_HASHES, merge=False)
+        found = [sample.record for sample in source]
+        name = find_column(tuple(found[0]), None, _HASHES)
         if name is None:
-            raise ValueError(f"{path}: has no column image_phash, imagehash or phash")
-        if path.suffix.lower() == ".parquet":
-            column = pq.read_table(path, columns=[name])[name]
-        else:
-            options = pyarrow.csv.ConvertOptions(include_columns=[name], column_types={name: "string"})
-            parse = pyarrow.csv.ParseOptions(
-                delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True
-            )
-            column = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)[name]
-        found = [value for value in column.to_pylist() if value]
+            raise ValueError(f"{path}: has no column {', '.join(_HASHES)}")
+        found = [record[name] for record in found if record[name]]
     else:
         found = path.read_text(encoding="utf-8-sig").split()
     hashes = sorted({value.lower() for value in found})

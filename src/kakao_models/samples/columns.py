@@ -7,7 +7,7 @@ import decimal
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{shown or 'none'}{' ...' if len(names) > 40 else ''}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sample:
     """An image with what is known about it.
 
@@ -152,7 +152,7 @@ class Sample:
     path: str | None = None  # the text in the image's column: a path or an address
     class_name: str | None = None
     file: str | None = None
-    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     error: str | None = None
 
 
@@ -189,12 +189,13 @@ def as_sample(
         record=record,
     )
     try:
-        image = _image(value, folder) if with_image else None
-        captions, labels = captions_of(record.get(fields.caption)), labels_of(record.get(fields.label))
+        if with_image:
+            sample.image = _image(value, folder)
+        sample.captions, sample.labels = captions_of(record.get(fields.caption)), labels_of(record.get(fields.label))
     except ValueError as error:
         error.sample = sample
         raise
-    return replace(sample, image=image, captions=captions, labels=labels)
+    return sample
 
 
 def image_of(record: Mapping[str, Any], folder: Path | None = None, columns: Columns = BY_NAME) -> Any:

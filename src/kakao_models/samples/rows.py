@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +94,12 @@ class Rows:
             sample = self.source.read(shard, first + row - int(self._ends[shard - 1] if shard else 0))
         except (ValueError, OSError) as error:
             sample = getattr(error, "sample", Sample(f"{os.path.basename(self.files[file])}:{row}", None))
-            sample = replace(sample, error=str(error))
-        if sample.id is not None or self.source.own_ids:
-            return sample if self.numbered or sample.id is None else replace(sample, id=str(sample.id))
-        return replace(sample, id=first + row if self.numbered else f"{os.path.basename(self.files[file])}:{row}")
+            sample.error = str(error)
+        if sample.id is None and not self.source.own_ids:
+            sample.id = first + row if self.numbered else f"{os.path.basename(self.files[file])}:{row}"
+        elif sample.id is not None and not self.numbered:
+            sample.id = str(sample.id)
+        return sample
 
 
 def vectors_of(column, name: str | os.PathLike) -> np.ndarray:

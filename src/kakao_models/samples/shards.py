@@ -7,7 +7,7 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from kakao_models.samples.tfrecord import index_records, parse_example, read_rec
 
 _BLOCK = 512  # bytes of a tar that a file in it takes at the least
 _OPEN = 32  # files, indices of files or row groups that a process keeps
+_TEXTS = {*CAPTIONS, *LABELS}
 _TRIED = 20  # samples that are looked at to see whether a source has what is needed
 
 
@@ -50,6 +51,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
         """Any row. ValueError or OSError: it cannot be read."""
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples in order."""
+        return (self.read(shard, row) for shard, count in enumerate(self.counts) for row in range(count))
 
     def scan(self) -> Iterator[Sample]:
         """All samples in order, without their images."""
@@ -219,21 +224,18 @@ class TarShards(_Shards):
         key, parts = self._entry(shard, row)
         json_record = _object(self._bytes(shard, parts["json"])) if "json" in parts else {}
         texts = _texts(json_record, self.columns)
-        image = _first(parts, self.columns.image, NAMES["image"])
-        caption = _first({**parts, **texts}, self.columns.caption, CAPTIONS)
-        label = _first({**parts, **texts}, self.columns.label, LABELS)
-        named = _first(texts, None, CLASS_NAMES)
-        wanted = {caption, label, *([image] if with_image else ()), *(parts if self.whole else ())} - {"json"}
-        data = {
-            kind: self._bytes(shard, parts[kind]) for kind in parts if kind in wanted and (with_image or kind != image)
-        }
-        record = (json_record if self.whole else texts) | data
+        fields = _tar_fields(self.columns, tuple(parts), tuple(texts))
+        used = (fields.caption, fields.label, fields.image if with_image else None)
+        record = dict(json_record if self.whole else texts)
+        for kind, place in parts.items():
+            if kind in used or (self.whole and kind not in ("json", fields.image)):
+                record[kind] = self._bytes(shard, place)
+        if fields.label in parts:
+            record[fields.label] = _class_numbers(record[fields.label])
         name = f"{self.paths[shard].name}:{key}"
-        if label in data:
-            record[label] = _class_numbers(data[label])
-        fields = Fields(image, caption, label, None if named == label else named)
         sample = as_sample(record, name, fields, with_image=with_image)
-        return dataclasses.replace(sample, id=name, group=None, file=f"{key}.{image}" if image else None)
+        sample.id, sample.file = name, f"{key}.{fields.image}" if fields.image else None
+        return sample
 
     def _entry(self, shard: int, row: int) -> tuple[str, dict[str, tuple[int, int]]]:
         index = self._index(shard)
@@ -259,10 +261,31 @@ def _first(names: Iterable[str], option: str | None, words: Sequence[str]) -> st
     return find_column(names, option, words) if option is None or option.lower() in map(str.lower, names) else None
 
 
+@lru_cache(maxsize=256)
+def _tar_fields(columns: Columns, parts: tuple[str, ...], texts: tuple[str, ...]) -> Fields:
+    """An image lies in a file of its own; captions and labels may be in the JSON too."""
+    return Fields(
+        image=_first(parts, columns.image, NAMES["image"]),
+        caption=_first((*parts, *texts), columns.caption, CAPTIONS),
+        label=(label := _first((*parts, *texts), columns.label, LABELS)),
+        class_name=next((name for name in texts if name.lower() in CLASS_NAMES and name != label), None),
+    )
+
+
+@lru_cache(maxsize=256)
+def _example_fields(columns: Columns, names: tuple[str, ...]) -> Fields:
+    found = {kind: _first(names, getattr(columns, kind), words) for kind, words in NAMES.items()}
+    return dataclasses.replace(BY_NAME.find(names), **found)
+
+
 def _texts(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """What a sample's JSON says of captions and labels; an image lies in a file of its own."""
-    words = {*CAPTIONS, *LABELS, *(str(getattr(columns, kind)).lower() for kind in ("caption", "label"))}
-    return {name: value for name, value in record.items() if name.lower() in words and value not in (None, "", [])}
+    """Captions and labels in a sample's JSON."""
+    chosen = (columns.caption, columns.label)
+    return {
+        name: value
+        for name, value in record.items()
+        if (name in _TEXTS or name.lower() in _TEXTS or name in chosen) and value not in (None, "", [])
+    }
 
 
 def _class_numbers(data: bytes) -> list[int] | bytes:
@@ -300,14 +323,13 @@ class TFRecordShards(_Shards):
         return self._example(shard, row)
 
     def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
-        example, columns = self._example(shard, row), self.columns
-        fields = Fields(*(_first(example, getattr(columns, kind), words) for kind, words in NAMES.items()))
+        example = self._example(shard, row)
+        fields = _example_fields(self.columns, tuple(example))
         several = (fields.caption, fields.label)
         record = {name: values if name in several else values[0] for name, values in example.items()}
-        key = BY_NAME.find(example).key
-        name = f"{self.paths[shard].name}:{row}"
-        sample = as_sample(record, name, dataclasses.replace(fields, key=key), with_image=with_image)
-        return dataclasses.replace(sample, id=name)
+        sample = as_sample(record, f"{self.paths[shard].name}:{row}", fields, with_image=with_image)
+        sample.id = f"{self.paths[shard].name}:{row}"
+        return sample
 
 
 class ParquetShards(Source):

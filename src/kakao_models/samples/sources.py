@@ -4,7 +4,6 @@ A source is a list of shards of known sizes, and gives any row of any shard: so 
 process or worker can read any sample.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -162,20 +161,18 @@ class Joined(Source):
         names = self.__dict__.get("_names")  # nothing is read for it unless `classes` was asked for
         if not names or not names[number]:
             return sample
-        labels = tuple(label if isinstance(label, str) else names[number][label] for label in sample.labels)
-        return dataclasses.replace(sample, labels=labels)
+        return _named(sample, names[number])
 
     def scan(self) -> Iterator[Sample]:
         names = self._names or [None] * len(self.sources)
         for source, own in zip(self.sources, names):
             for sample in source.scan():
-                yield (
-                    sample
-                    if not own
-                    else dataclasses.replace(
-                        sample, labels=tuple(own[x] if isinstance(x, int) else x for x in sample.labels)
-                    )
-                )
+                yield _named(sample, own) if own else sample
+
+
+def _named(sample: Sample, names: Sequence[str]) -> Sample:
+    sample.labels = tuple(label if isinstance(label, str) else names[label] for label in sample.labels)
+    return sample
 
 
 def open_source(

@@ -1,7 +1,6 @@
 """Tables of any size: Parquet, CSV, JSON lines or a data set of the Hub, as Ibis expressions on DuckDB or Spark."""
 
 import contextlib
-import csv
 import glob
 import os
 import shutil
@@ -87,7 +86,9 @@ def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
         if kind == "csv":
             options = {"header": True, "all_varchar": True, "delim": separator, "quote": '"', "escape": '"'}
             return connection.read_csv(paths, max_line_size=2**24, **options)
-        return getattr(connection, f"read_{kind}")(paths)
+        # text stays text, also where all of it looks like dates
+        options = {"dateformat": "none", "timestampformat": "none"} if kind == "json" else {}
+        return getattr(connection, f"read_{kind}")(paths, **options)
     from pyspark.sql import SparkSession
 
     reader = SparkSession.builder.getOrCreate().read
@@ -97,17 +98,6 @@ def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
     frame = reader.parquet(*paths) if kind == "parquet" else getattr(reader, kind)(paths)
     frame.createOrReplaceTempView(view)
     return connection.table(view)
-
-
-def column_names(source: str | os.PathLike) -> list[str]:
-    """The columns of a local Parquet or CSV file, without a connection."""
-    path = files_of(source)[0]
-    if suffix_of(path) == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_schema(path).names
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return next(csv.reader(file, delimiter=separator_of(path)), [])
 
 
 def write_parquet(table: ir.Table, folder: Path) -> int:

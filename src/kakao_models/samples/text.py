@@ -180,9 +180,9 @@ class TextTable(Source):
             return self._sample(row, row, with_image)
         ends, rows = self._groups
         samples = [self._sample(int(place), row, with_image) for place in rows[ends[row] : ends[row + 1]]]
-        captions = tuple(text for sample in samples for text in sample.captions)
-        labels = next((sample.labels for sample in samples if sample.labels), ())
-        return samples[0].__class__(**vars(samples[0]) | {"captions": captions, "labels": labels})
+        samples[0].captions = tuple(text for sample in samples for text in sample.captions)
+        samples[0].labels = next((sample.labels for sample in samples if sample.labels), ())
+        return samples[0]
 
     def _sample(self, place: int, row: int, with_image: bool) -> Sample:
         return as_sample(self._row(place), f"{self.path.name} {row}", self.fields, self.folder, with_image=with_image)
@@ -198,7 +198,7 @@ class TextTable(Source):
                 shutil.copyfileobj(packed, file)
             except (OSError, EOFError) as error:
                 raise ValueError(f"{self.path}: not a sound .gz file ({error})") from error
-            file.flush()
+            file.seek(0)
             return os.dup(file.fileno())
 
 

@@ -55,13 +55,19 @@ def build_trainer(
     elif isinstance(recipe, AlignRecipe):
         _look_for("tokenizer", recipe.tokenizer, "tokenizer_config.json")
     set_seed(recipe.seed)  # for weights that are random
+    columns, needs = _columns(recipe, other_targets=transform_class is not SampleTransform)
     if isinstance(recipe, AlignRecipe):
         model, processor, prepare, default = _align(recipe, transform_class)
-        data = _data(recipe, _open(recipe), prepare, arguments)
+        source = _open(recipe, columns, needs)
     else:
-        source = _open(recipe)
+        source = _open(recipe, columns, needs)
         model, processor, prepare, default = _vit(recipe, transform_class, _class_names(recipe, source))
-        data = _data(recipe, source, prepare, arguments)
+    if source is None:
+        share, place = arguments.per_device_train_batch_size, (arguments.process_index, arguments.world_size)
+        stream = load_hub_dataset(recipe.data, streaming=True)
+        data = StreamData(stream, prepare, share, *place, recipe.seed, columns, needs)
+    else:
+        data = TrainData(source, prepare, recipe.seed, recipe.shuffle_window)
     callbacks = [JsonLines(), ProgressBar(), Curves()]
     trainer = (trainer_class or default)(
         model,
@@ -258,27 +264,17 @@ def _filled(cls, what: str, settings: Mapping):
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
-def _open(recipe: Recipe) -> Source | None:
+def _open(recipe: Recipe, columns: Columns, needs: Sequence[str]) -> Source | None:
     """The data of a recipe; None of a stream."""
-    return None if recipe.streaming else open_source(recipe.data, *_columns(recipe))
+    return None if recipe.streaming else open_source(recipe.data, columns, needs)
 
 
-def _columns(recipe: Recipe) -> tuple[Columns, tuple[str, str]]:
-    """The columns that a recipe chooses, and those that it needs."""
+def _columns(recipe: Recipe, other_targets: bool) -> tuple[Columns, tuple[str, ...]]:
+    """The columns that a recipe chooses, and those that its targets need."""
     check_keys("recipe: columns", recipe.columns, NAMES)
-    several = isinstance(recipe, ViTRecipe) and recipe.multi_label
-    needs = ("image", "caption" if isinstance(recipe, AlignRecipe) else "label")
-    return Columns(**recipe.columns, prefer=("labels",) if several else ()), needs
-
-
-def _data(
-    recipe: Recipe, source: Source | None, prepare: SampleTransform, arguments: TrainArguments
-) -> TrainData | StreamData:
-    if source is not None:
-        return TrainData(source, prepare, recipe.seed, recipe.shuffle_window)
-    stream = load_hub_dataset(recipe.data, streaming=True)
-    share, place = arguments.per_device_train_batch_size, (arguments.process_index, arguments.world_size)
-    return StreamData(stream, prepare, share, *place, recipe.seed, *_columns(recipe))
+    columns = Columns(**recipe.columns, prefer=("labels",) if getattr(recipe, "multi_label", False) else ())
+    target = "caption" if isinstance(recipe, AlignRecipe) else "label"
+    return columns, ("image",) if other_targets else ("image", target)
 
 
 def _merged(values: dict, changes: Mapping) -> dict:
