@@ -218,7 +218,7 @@ def test_a_preview_of_a_data_set_of_the_hub_streams(form, tmp_path, monkeypatch)
         return read(str(tmp_path / "hub" / name), cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", resolved)
-    monkeypatch.setattr("kakao_models.data.preview.pin_data_set", lambda name: "c" * 40)
+    monkeypatch.setattr("kakao_models.samples.sources.pin_data_set", lambda name: "c" * 40)
     folder = tmp_path / "hub/kakaobrain/coyo-labeled/data"
     folder.mkdir(parents=True)
     lists = {"labels": [1, 2], "label_probs": [0.5, 0.25]}
@@ -244,7 +244,7 @@ def test_pictures_within_a_data_set_of_the_hub_stay_bytes(tmp_path, monkeypatch)
     datasets = pytest.importorskip("datasets")
     read = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: read(str(tmp_path / name), **options))
-    monkeypatch.setattr("kakao_models.data.preview.pin_data_set", lambda name: None)
+    monkeypatch.setattr("kakao_models.samples.sources.pin_data_set", lambda name: None)
     pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in tiny.picture_folder(tmp_path / "p", 3)]
     pictures[1] = {"bytes": b"no picture", "path": "x.png"}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})

@@ -32,6 +32,7 @@ from fuzz import kills
 
 from kakao_models import AlignImageProcessor, Embedder
 from kakao_models.inference.engine import Engine
+from kakao_models.inference.inputs import ModelInputs
 from kakao_models.search import SearchIndex
 
 PICTURES, DIM, BATCH = 60, 8, 4
@@ -68,7 +69,7 @@ class _Stub(Embedder):
     def __init__(self):
         self.engine, self.name, self.batch_size, self.num_workers = _Engine(), "stub", BATCH, 2
         self.image_options, self.failures, self.fast_images = {}, [], False
-        self.image_processor, self.tokenizer = AlignImageProcessor(size=8, crop_size=8), None
+        self.inputs = ModelInputs("vit", None, {}, image_processor=AlignImageProcessor(size=8, crop_size=8))
 
 
 def write_pictures(folder: Path, seed: int = 0) -> Path:
