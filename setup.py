@@ -52,6 +52,7 @@ EXTRAS = {
         "h5py>=3.11",
         "msgpack>=1.1",
         "playwright>=1.50",
+        "sentence-transformers>=6",
     ],
 }
 EXTRAS["all"] = sorted(

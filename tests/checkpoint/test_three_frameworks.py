@@ -154,3 +154,26 @@ def test_a_step_of_lamb_gives_the_same_parameters(tmp_path):
             )
     still = {key for key in wanted if np.array_equal(wanted[key], start[key])}
     assert still == {"text_model.pooler.dense.weight", "text_model.pooler.dense.bias"}  # no part in the loss
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_images_or_texts_alone_give_their_embeddings(framework, align):
+    model = CLASSES["align"][framework].from_pretrained(align)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 32, 32)).astype(np.float32)
+    ids = np.array([[2, 50, 60, 3]])
+    if framework == "torch":
+        pixels, ids = torch.from_numpy(pixels), torch.from_numpy(ids)
+    both = model(pixel_values=pixels, input_ids=ids)
+    for given, field in ((dict(pixel_values=pixels), "image_embeds"), (dict(input_ids=ids), "text_embeds")):
+        output = model(**given)
+        values, expected = (getattr(part, field) for part in (output, both))
+        np.testing.assert_allclose(
+            *(np.asarray(getattr(x, "detach", lambda x=x: x)()) for x in (values, expected)), atol=1e-6
+        )
+        assert output.logits_per_image is None and output[0] is values
+        with pytest.raises(
+            ValueError, match="return_loss pairs image i with text i, got (2 images and 0|0 images and 1) texts"
+        ):
+            model(**given, return_loss=True)
+    with pytest.raises(ValueError, match="takes either input_ids or inputs_embeds: got both or neither"):
+        model()

@@ -564,30 +564,34 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> tuple | FlaxAlignOutput:
-        """Compares every image with every text; arguments as of the two towers.
+        """Compares every image with every text; arguments as of the two towers. Images or texts alone give their embeddings.
 
         With `return_loss=True` image i belongs to text i, and `loss` is `contrastive_loss` over this batch.
         """
-        vision = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        text = self.text_model(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
-            output_attentions=output_attentions, output_hidden_states=output_hidden_states,
-        )  # fmt: skip
-        image_embeds = l2_normalize(self._project_image(vision))  # (images, P)
-        text_embeds = l2_normalize(self._project_text(text))  # (texts, P)
-        logits_per_image = image_embeds @ text_embeds.T / self.temperature[...]  # (images, texts)
-        loss = None
+        vision = text = image_embeds = text_embeds = logits_per_image = logits_per_text = loss = None
+        if pixel_values is not None:
+            vision = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+            image_embeds = l2_normalize(self._project_image(vision))  # (images, P)
+        if pixel_values is None or input_ids is not None or inputs_embeds is not None:
+            text = self.text_model(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
+                output_attentions=output_attentions, output_hidden_states=output_hidden_states,
+            )  # fmt: skip
+            text_embeds = l2_normalize(self._project_text(text))  # (texts, P)
+        if image_embeds is not None and text_embeds is not None:
+            logits_per_image = image_embeds @ text_embeds.T / self.temperature[...]  # (images, texts)
+            logits_per_text = logits_per_image.T
         if return_loss:
-            if len(image_embeds) != len(text_embeds):
+            images, texts = (0 if embeds is None else len(embeds) for embeds in (image_embeds, text_embeds))
+            if images != texts:
                 raise ValueError(
-                    f"FlaxAlignModel: return_loss pairs image i with text i, got {len(image_embeds)} images and "
-                    f"{len(text_embeds)} texts"
+                    f"FlaxAlignModel: return_loss pairs image i with text i, got {images} images and {texts} texts"
                 )
             loss = contrastive_loss(logits_per_image, self.config.label_smoothing)
         output = FlaxAlignOutput(
             loss=loss,
             logits_per_image=logits_per_image,
-            logits_per_text=logits_per_image.T,
+            logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text,

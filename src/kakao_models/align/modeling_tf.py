@@ -574,24 +574,30 @@ class TFAlignModel(TFAlignPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFAlignOutput:
-        """Compares every image with every text; arguments as of the two towers.
+        """Compares every image with every text; arguments as of the two towers. Images or texts alone give their embeddings.
 
         With `return_loss=True` image i belongs to text i, and `loss` is `contrastive_loss` over this batch.
         """
-        vision = self.vision_model(
-            pixel_values, output_hidden_states=output_hidden_states, return_dict=True, training=training
-        )
-        text = self.text_model(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
-            output_attentions=output_attentions, output_hidden_states=output_hidden_states, training=training,
-        )  # fmt: skip
+        vision = text = image_embeds = text_embeds = logits_per_image = logits_per_text = loss = None
         # in mixed precision the vectors and what follows are float32
-        image_embeds = l2_normalize(self._project_image(vision), self.variable_dtype)  # (images, P)
-        text_embeds = l2_normalize(self._project_text(text), self.variable_dtype)  # (texts, P)
-        logits_per_image = ops.matmul(image_embeds, ops.transpose(text_embeds)) / self.temperature  # (images, texts)
-        loss = None
+        if pixel_values is not None:
+            vision = self.vision_model(
+                pixel_values, output_hidden_states=output_hidden_states, return_dict=True, training=training
+            )
+            image_embeds = l2_normalize(self._project_image(vision), self.variable_dtype)  # (images, P)
+        if pixel_values is None or input_ids is not None or inputs_embeds is not None:
+            text = self.text_model(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
+                output_attentions=output_attentions, output_hidden_states=output_hidden_states, training=training,
+            )  # fmt: skip
+            text_embeds = l2_normalize(self._project_text(text), self.variable_dtype)  # (texts, P)
+        if image_embeds is not None and text_embeds is not None:
+            logits_per_image = (
+                ops.matmul(image_embeds, ops.transpose(text_embeds)) / self.temperature
+            )  # (images, texts)
+            logits_per_text = ops.transpose(logits_per_image)
         if return_loss:
-            images, texts = image_embeds.shape[0], text_embeds.shape[0]
+            images, texts = (0 if embeds is None else embeds.shape[0] for embeds in (image_embeds, text_embeds))
             if images != texts:
                 raise ValueError(
                     f"TFAlignModel: return_loss pairs image i with text i, got {images} images and {texts} texts"
@@ -600,7 +606,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
         output = TFAlignOutput(
             loss=loss,
             logits_per_image=logits_per_image,
-            logits_per_text=ops.transpose(logits_per_image),
+            logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text,
