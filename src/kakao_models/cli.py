@@ -185,7 +185,7 @@ def convert(
         str,
         typer.Argument(
             help="A TensorFlow checkpoint (prefix, .index file or folder), a Hub id or folder in any format of "
-            "transformers, Google's ViT .npz or Keras' EfficientNet .h5."
+            "transformers, Google's ViT .npz, or an EfficientNet: Keras' .h5, PyTorch's .pth or timm's folder."
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The folder to make (with --to tpu: the checkpoint's prefix).")],

@@ -11,6 +11,7 @@ import goldens
 import h5py
 import msgpack
 import numpy as np
+import published
 import pytest
 import tiny
 import torch
@@ -19,7 +20,14 @@ from golden import weights as weight_formula
 from safetensors.torch import load_file, save_file
 from tolerances import TOLERANCE
 
-from kakao_models import AlignImageProcessor, AlignModel, AlignVisionModel, ViTForImageClassification, ViTImageProcessor
+from kakao_models import (
+    AlignImageProcessor,
+    AlignModel,
+    AlignTextConfig,
+    AlignVisionModel,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 from kakao_models.conversion.convert import convert
 from kakao_models.conversion.info import as_text, describe_checkpoint
 from kakao_models.conversion.report import verify_report
@@ -455,6 +463,37 @@ def test_keras_tower(keras, tmp_path):
     assert facts["parameters"] == facts["towers"]["image"]["parameters"] == parameters
     assert facts["dim"] == features.shape[1] and facts["towers"].keys() == {"image"}
     assert f"EfficientNet: image_size 40, blocks {len(model.config.blocks())}, width" in as_text(facts)
+    text = AlignTextConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32)
+    joined = AlignModel.from_towers(path, text, 16, vision_config={"image_size": 40})
+    state = model.state_dict()
+    assert all(torch.equal(x, state[name]) for name, x in joined.vision_model.state_dict().items())
+    assert joined.vision_model.config.depthwise_padding == [3, 7]
+
+
+@pytest.mark.parametrize("layout", ["efficientnet_pytorch", "timm"])
+def test_pytorch_tower(layout, tmp_path):
+    path, state = tmp_path / "lite0.pth", published.lite0()
+    if layout == "timm":
+        path = published.timm_folder(tmp_path / "timm", published.as_timm(state))
+    else:
+        torch.save(state, path)
+    report = convert(path, tmp_path / "out", image_size=64)
+    assert report["source"]["kind"].endswith(f"named as by {layout}") and verify_report(tmp_path / "out") == []
+    assert report["recognised"] == ["EfficientNet-Lite0", "64 px"] and report["warnings"] == []
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license" not in card and "prepares images as the tower was trained on them" in card
+    again = convert(tmp_path / "out", tmp_path / "again")  # whose squeeze-and-excite is all zero on purpose
+    assert again["recognised"] == report["recognised"] and again["parameters"] == report["parameters"]
+    sources = {key: entry["source"] for key, entry in report["tensors"].items()}
+    first = "conv_stem.weight" if layout == "timm" else "_conv_stem.weight"
+    assert sources["embeddings.convolution.weight"] == first
+    assert sources["encoder.blocks.0.squeeze_excite.expand.bias"] == "constant"
+    model = AlignVisionModel.from_pretrained(tmp_path / "out")
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        features, expected = model(pixels).pooler_output, published.lite0_features(state, pixels)[0]
+    atol = TOLERANCE["image_features / rms"] * expected.square().mean().sqrt().item()
+    torch.testing.assert_close(features, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +503,7 @@ def test_keras_tower(keras, tmp_path):
         ({"stem_conv/kernel": np.zeros((3, 3, 3, 16), np.float32)}, {}, "is no EfficientNet"),
         ({"stem_bn/gamma": np.ones(7, np.float32)}, {}, "the file has|stem"),
         ({"normalization/variance": None}, {}, "no layer `normalization`"),
-        ({}, dict(image_size=41), "wanted an even size"),
+        ({}, dict(image_size=41), "expected an even size"),
         ({}, dict(family="align"), "family 'efficientnet', wanted 'align'"),
         ({}, dict(num_attention_heads=3), "num_attention_heads: you say 3"),
     ],

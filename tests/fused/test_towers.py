@@ -131,6 +131,20 @@ def test_packed_for_a_processor(align_model):
         assert differ(twin(raw.contiguous(memory_format=torch.channels_last)), wanted) < 1e-5
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("activation", ["relu6", "relu"])
+def test_packed_towers_of_other_activations(activation):
+    config = tiny.align_config()
+    config.vision_config.hidden_act = activation
+    model = tiny.fill(AlignModel(config))
+    image = towers(model.config, tensors_of(model))["image"]
+    pixels = 20 * bytes_of(33, torch.float32)[1]  # beyond ReLU6's 6
+    wanted = model.get_image_features(pixels).pooler_output
+    assert differ(image(pixels), wanted) < 1e-5
+    twin = packed(image)
+    assert differ(twin(pixels.contiguous(memory_format=torch.channels_last)), wanted) < 1e-5
+
+
 def test_every_tensor_is_used_once_and_fits(align_model):
     model = align_model.to(torch.float32)
     tensors, key = tensors_of(model), "vision_model.encoder.blocks.1.projection.project_bn.weight"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import published
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,12 +19,13 @@ from safetensors.torch import load_file
 from tolerances import TOLERANCE
 from typer.testing import CliRunner
 
-from kakao_models import AlignModel, Embedder, ViTForImageClassification
+from kakao_models import AlignModel, AlignProcessor, AlignTrainer, Embedder, ViTForImageClassification
 from kakao_models.align.classification_torch import AlignForImageClassification
+from kakao_models.samples.columns import CAPTIONS
 from kakao_models.train.callbacks import read_logs
 from kakao_models.train.cli import app
 from kakao_models.train.recipe import as_yaml, names, read_recipe
-from kakao_models.train.run import run
+from kakao_models.train.run import build_trainer, run
 
 
 def kind_of(name: str) -> str:
@@ -191,6 +193,82 @@ def test_an_align_run_ends_in_a_folder_for_the_hub(tmp_path):
     assert (out / "checkpoint-4" / "ema.safetensors").is_file()
     with pytest.raises(FileExistsError, match="has checkpoint-4: go on from it, or choose another output"):
         run(recipe, resume=False)
+
+
+def test_published_towers_a_cut_vocabulary_and_a_teacher_are_keys_of_a_recipe(tmp_path):
+    data = write_parquet(tmp_path / "train.parquet")
+    table = pq.read_table(data)
+    pq.write_table(table.rename_columns(["texts" if name in CAPTIONS else name for name in table.column_names]), data)
+    torch.save(published.lite0(), tmp_path / "lite0.pth")
+    bert = str(published.bert_folder(tmp_path / "bert"))
+    embeddings = np.random.default_rng(0).random((24, 9)).tolist()
+    pq.write_table(pa.table({"id": [*range(24)], "embedding": embeddings}), tmp_path / "teacher.parquet")
+    (tmp_path / "more.txt").write_text("a picture of the sea\n")
+    settings = {
+        "data": data,
+        "image_tower": str(tmp_path / "lite0.pth"),
+        "text_tower": bert,
+        "image_size": 64,
+        "vocabulary": {"texts": [data, str(tmp_path / "more.txt")]},
+        "columns": {"caption": "texts"},
+        "distill": {"lite": {"targets": str(tmp_path / "teacher.parquet"), "loss": "pairs", "weight": 0.5}},
+        "contrastive": 0.5,
+        "model": {"projection_dim": 24, "vision_config": {"virtual_batch_size": None}},
+        "steps": 2,
+        "lr": 1e-3,
+        "augment": {},
+    }
+    recipe = read_recipe("align", recipe_file(tmp_path, **settings))
+    trainer = build_trainer(recipe)
+    assert trainer.train_dataset.prepare.augment.crop == 64 and trainer.train_dataset.prepare.augment.resize == 77
+    start = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    states = torch.load(tmp_path / "lite0.pth")
+    assert torch.equal(
+        start["vision_model.encoder.blocks.16.expansion.expand_conv.weight"], states["_conv_head.weight"]
+    )
+    run(recipe)
+    out = tmp_path / "out"
+    vocabulary = AlignProcessor.from_pretrained(out).tokenizer.get_vocab()
+    assert "picture" in vocabulary and "with" not in vocabulary
+    model = AlignModel.from_pretrained(out)
+    assert model.config.text_config.vocab_size == len(vocabulary) and model.config.projection_dim == 24
+    assert not torch.equal(
+        model.state_dict()["vision_model.embeddings.convolution.weight"], states["_conv_stem.weight"]
+    )
+    logs = [line for line in read_logs(out / "training.jsonl") if "loss" in line]
+    assert all("distill/lite" in line for line in logs) and len(logs) == 2
+    assert Embedder(out).images([tiny.picture(0)]).shape == (1, 24)
+    assert read_recipe("align", str(out / "recipe.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (["image_size=64"], "image_size is for an image_tower of published weights"),
+        (
+            ["text_tower=some/bert", "tokenizer=other"],
+            "tokenizer: text_tower some/bert has its own; leave tokenizer out",
+        ),
+        (["contrastive=0"], "other than 1 only beside distill, got 0"),
+    ],
+)
+def test_keys_that_do_not_go_together(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_recipe("align", recipe_file(tmp_path, data="none.parquet"), changes)
+
+
+def test_towers_are_looked_for_before_anything_is_fetched(tmp_path):
+    published.bert_folder(tmp_path / "bert")
+    towers = [f"text_tower={tmp_path / 'bert'}", "image_tower=owner/tower"]
+    with pytest.raises(OSError, match="recipe: image_tower: owner/tower: there is no such folder"):
+        run(read_recipe("align", recipe_file(tmp_path, data="none.parquet"), towers))
+    with pytest.raises(OSError, match="recipe: text_tower: owner/bert: there is no such folder"):
+        run(read_recipe("align", recipe_file(tmp_path, data="none.parquet"), ["text_tower=owner/bert"]))
+    with pytest.raises(ValueError, match="distill needs a DistillTrainer, got AlignTrainerOfMine"):
+        mine = type("AlignTrainerOfMine", (AlignTrainer,), {})
+        settings = {"start": tiny.align_folder(tmp_path / "start"), "data": write_parquet(tmp_path / "train.parquet")}
+        recipe = read_recipe("align", recipe_file(tmp_path, **settings), ["distill.a.targets=gone.parquet"])
+        build_trainer(recipe, mine)
 
 
 def pictures(folder: Path) -> str:

@@ -6,7 +6,9 @@ modeling_torch.py.
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head  P projection
 """
 
+import os
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jax import lax
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
 from kakao_models.align.depthwise_flax import depthwise_convolution
+from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES, align_slots
 from kakao_models.checkpoint.flax import (
     ACT2FN,
@@ -515,6 +518,28 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
         has_projection = config.use_visual_projection
         self.visual_projection = linear(config.vision_config.output_channels) if has_projection else None
         self.temperature = nnx.Param(jnp.asarray(config.temperature_init_value, jnp.float32))
+
+    @classmethod
+    def from_towers(
+        cls,
+        image: str | os.PathLike | AlignVisionConfig,
+        text: str | os.PathLike | AlignTextConfig,
+        projection_dim: int,
+        *,
+        rngs: nnx.Rngs | None = None,
+        **changes: Any,
+    ) -> "FlaxAlignModel":
+        """As `AlignModel.from_towers`. `rngs` are for what is new, and for dropout."""
+        with open_towers(image, text, projection_dim, changes) as towers:
+            model, config = cls(towers.config, rngs=rngs or nnx.Rngs(0)), towers.config
+            if towers.image is not None:
+                name, where = towers.image
+                model.copy_from(FlaxAlignVisionModel.from_pretrained(name, config=config.vision_config, **where))
+            if towers.text is not None:
+                name, where = towers.text
+                model.copy_from(FlaxAlignTextModel.from_pretrained(name, config=config.text_config, **where))
+        model.eval()
+        return model
 
     def get_text_features(
         self,

@@ -5,6 +5,7 @@ Inside, maps lie as (B, H, W, C); `pixel_values` and the maps in outputs are (B,
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head  P projection
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from keras import ops
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
 from kakao_models.align.depthwise_tf import depthwise_convolution
+from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES, align_slots
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
@@ -527,6 +529,25 @@ class TFAlignModel(TFAlignPreTrainedModel):
             self.visual_projection = dense(config.vision_config.output_channels, config.projection_dim, std=None)
         start = keras.initializers.Constant(config.temperature_init_value)
         self.temperature = self.add_weight((), start, name="temperature", autocast=False)
+
+    @classmethod
+    def from_towers(
+        cls,
+        image: str | os.PathLike | AlignVisionConfig,
+        text: str | os.PathLike | AlignTextConfig,
+        projection_dim: int,
+        **changes: Any,
+    ) -> "TFAlignModel":
+        """As `AlignModel.from_towers`."""
+        with open_towers(image, text, projection_dim, changes) as towers:
+            model, config = cls(towers.config), towers.config
+            if towers.image is not None:
+                name, where = towers.image
+                model.copy_from(TFAlignVisionModel.from_pretrained(name, config=config.vision_config, **where))
+            if towers.text is not None:
+                name, where = towers.text
+                model.copy_from(TFAlignTextModel.from_pretrained(name, config=config.text_config, **where))
+        return model
 
     def get_text_features(
         self,

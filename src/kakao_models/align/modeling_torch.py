@@ -3,6 +3,7 @@
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head  P projection
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.utils import ModelOutput
 from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
 from kakao_models.align.depthwise_torch import DepthwiseConv2d
 from kakao_models.align.ghost_norm_torch import ghost_norm
+from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES
 from kakao_models.checkpoint.torch import BijectiveLoading
 
@@ -564,6 +566,42 @@ class AlignModel(AlignPreTrainedModel):
             self.visual_projection = nn.Linear(config.vision_config.output_channels, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
         self.post_init()
+
+    @classmethod
+    def from_towers(
+        cls,
+        image: str | os.PathLike | AlignVisionConfig,
+        text: str | os.PathLike | AlignTextConfig,
+        projection_dim: int,
+        **changes: Any,
+    ) -> "AlignModel":
+        """An ALIGN of two towers that were published on their own, in evaluation mode. What no tower has is new: the
+        projections and the temperature, whose names are logged.
+
+        Args:
+            image: an EfficientNet: a checkpoint of `AlignVisionModel` or of an ALIGN; Keras' weights (.h5); PyTorch's of
+                efficientnet_pytorch or efficientnet-lite (.pth); or timm's folder. A configuration starts a tower at random.
+            text: a BERT: a folder or Hub id, such as "bert-base-uncased"; or a configuration.
+            projection_dim: dimension of the embeddings. An EfficientNet-Lite keeps its head, as a last stage of this width.
+            changes: fields of `AlignConfig`; those of `vision_config` and `text_config` change the towers' own.
+
+        Raises:
+            ValueError: a tensor of a tower is missing, unknown or of another shape; the message names it.
+            OSError: a tower cannot be found or read.
+        """
+        with open_towers(image, text, projection_dim, changes) as towers:
+            model, config = cls(towers.config), towers.config
+            if towers.image is not None:
+                name, where = towers.image
+                model.vision_model = AlignVisionModel.from_pretrained(
+                    name, config=config.vision_config, dtype=torch.float32, **where
+                )
+            if towers.text is not None:
+                name, where = towers.text
+                model.text_model = AlignTextModel.from_pretrained(
+                    name, config=config.text_config, dtype=torch.float32, **where
+                )
+        return model.eval()
 
     def get_text_features(
         self,

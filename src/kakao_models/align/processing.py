@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BatchFeature, BertTokenizer
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from kakao_models.align.preprocessing import MAX_TOKENS, AlignPreprocessing
+from kakao_models.align.towers import is_published, read_published
 from kakao_models.checkpoint.hub import TOKENIZER_FILES, MissingFile, fetch, fetch_all, hub_arguments, pin, resolve
 from kakao_models.files.atomic import write_text
 from kakao_models.pixels.processor import ImageProcessor
@@ -32,6 +33,21 @@ class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
     """
 
     transformers_type = "EfficientNetImageProcessor"
+
+    @classmethod
+    def from_tower(cls, image: str | os.PathLike, image_size: int | None = None) -> "AlignImageProcessor":
+        """Prepares pictures as the image tower of `AlignModel.from_towers` was trained on them.
+
+        Args:
+            image_size: pixels of a side, instead of the tower's own.
+
+        Raises:
+            ValueError, OSError: there is no such tower, or its files are damaged.
+        """
+        if is_published(image):
+            return cls(**read_published(image, image_size=image_size).preprocessing)
+        sizes = {} if image_size is None else {"size": image_size, "do_center_crop": False}
+        return cls.from_pretrained(image, **sizes)
 
 
 def read_tokenizer(name_or_path, **where):
@@ -123,6 +139,17 @@ class AlignProcessor(ProcessorMixin):
         (folder / "processor_config.json").unlink(missing_ok=True)  # version 5 would read an older one first
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)
+
+    @classmethod
+    def from_towers(
+        cls, image: str | os.PathLike, text: str | os.PathLike, image_size: int | None = None
+    ) -> "AlignProcessor":
+        """The processor of `AlignModel.from_towers(image, text, ...)`: pictures as the image tower was trained on, and the
+        text tower's tokenizer.
+
+        Arguments are those of `AlignImageProcessor.from_tower`, and what `read_tokenizer` takes.
+        """
+        return cls(AlignImageProcessor.from_tower(image, image_size), read_tokenizer(text))
 
     def __call__(
         self,

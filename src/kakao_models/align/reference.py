@@ -30,6 +30,9 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
         "stem", "block 0", ... (B, H, W, C), and "image features" (B, P), not normalised; with their names.
     """
     vision = config.vision_config
+    activation = {"swish": swish, "silu": swish, "relu6": relu6}.get(vision.hidden_act)
+    if activation is None:
+        raise ValueError(f"vision_config: hidden_act is {vision.hidden_act!r}; a proof in numpy knows swish and relu6")
     number = iter(range(10_000))
 
     def layer() -> Callable[[str], np.ndarray]:
@@ -51,14 +54,14 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
         x = times(x, get("kernel")[0, 0])
         return x + get("bias") if bias else x
 
-    x = swish(batch_norm(_stem(pixels, layer()("kernel"))))
+    x = activation(batch_norm(_stem(pixels, layer()("kernel"))))
     yield "stem", x
     for position, spec in enumerate(vision.blocks()):
         y = x
         if spec.expand_ratio != 1:
-            y = swish(batch_norm(conv_1x1(y, bias=False)))
-        y = swish(batch_norm(_depthwise(y, layer()("depthwise_kernel"), spec.stride, spec.symmetric_padding)))
-        scale = swish(conv_1x1(y.mean((1, 2), keepdims=True), bias=True))
+            y = activation(batch_norm(conv_1x1(y, bias=False)))
+        y = activation(batch_norm(_depthwise(y, layer()("depthwise_kernel"), spec.stride, spec.symmetric_padding)))
+        scale = activation(conv_1x1(y.mean((1, 2), keepdims=True), bias=True))
         y *= sigmoid(conv_1x1(scale, bias=True))
         y = batch_norm(conv_1x1(y, bias=False))
         x = x + y if spec.skip else y
@@ -141,6 +144,10 @@ def swish(x: np.ndarray) -> np.ndarray:
     np.exp(y, out=y)
     y += 1
     return np.divide(x, y, out=y)
+
+
+def relu6(x: np.ndarray) -> np.ndarray:
+    return np.clip(x, 0, 6)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 The original numbers the layers of its image tower in creation order. So an index set of blocks also knows the number of
 each of a block's layers: `{b:bn}` is the number of the layer `bn` of block b.
 
-BlockIndex sets: b blocks of the image tower  x those of them that expand  l layers of the text tower
+BlockIndex sets: b blocks of the image tower  x those of them that expand  s those that squeeze and excite  l layers of the text tower
 """
 
 from collections.abc import Sequence
@@ -65,6 +65,54 @@ ROWS = (
     Row.same("temperature", "array", "temperature"),
 )
 HEAD = Row.same("classifier", "dense", "")  # of the image tower as a classifier, which the original does not have
+
+
+# The image tower in state dicts of others: module -> its name there. Two packages name EfficientNet's modules: efficientnet_pytorch,
+# whose names efficientnet-lite has taken over, and timm. The layers of a block are named in `published_sets`.
+_PUBLISHED = {
+    "embeddings.convolution": ("conv", "_conv_stem", "conv_stem"),
+    "embeddings.batchnorm": ("batchnorm", "_bn0", "bn1"),
+    "encoder.blocks.{x}.expansion.expand_conv": ("conv", "_blocks.{x}._expand_conv", "blocks.{x:expand_conv}"),
+    "encoder.blocks.{x}.expansion.expand_bn": ("batchnorm", "_blocks.{x}._bn0", "blocks.{x:expand_bn}"),
+    "encoder.blocks.{b}.depthwise_conv.depthwise_conv": (
+        "depthwise",
+        "_blocks.{b}._depthwise_conv",
+        "blocks.{b:dwconv}",
+    ),
+    "encoder.blocks.{b}.depthwise_conv.depthwise_norm": ("batchnorm", "_blocks.{b}._bn1", "blocks.{b:bn}"),
+    "encoder.blocks.{s}.squeeze_excite.reduce": ("conv_bias", "_blocks.{s}._se_reduce", "blocks.{s:se_reduce}"),
+    "encoder.blocks.{s}.squeeze_excite.expand": ("conv_bias", "_blocks.{s}._se_expand", "blocks.{s:se_expand}"),
+    "encoder.blocks.{b}.projection.project_conv": ("conv", "_blocks.{b}._project_conv", "blocks.{b:project_conv}"),
+    "encoder.blocks.{b}.projection.project_bn": ("batchnorm", "_blocks.{b}._bn2", "blocks.{b:project_bn}"),
+    "head.convolution": ("conv", "_conv_head", "conv_head"),
+    "head.batchnorm": ("batchnorm", "_bn1", "bn2"),
+    "head.classifier": ("dense", "_fc", "classifier"),
+}
+PUBLISHED_ROWS = {
+    "efficientnet_pytorch": tuple(Row(key, kind, name) for key, (kind, name, _) in _PUBLISHED.items()),
+    "timm": tuple(Row(key, kind, name) for key, (kind, _, name) in _PUBLISHED.items()),
+}
+
+
+def published_sets(stages: Sequence[int], expands: Sequence[bool], squeezes: bool) -> dict[str, list[BlockIndex]]:
+    """The members of the index sets of `PUBLISHED_ROWS`.
+
+    Args:
+        stages: blocks of each stage, by which timm numbers them.
+        expands: whether a block has an expansion; timm names the layers of one without differently.
+        squeezes: whether the blocks have squeeze-and-excite, which EfficientNet-Lite leaves out.
+    """
+    expanding = {"expand_conv": "conv_pw", "expand_bn": "bn1", "dwconv": "conv_dw", "bn": "bn2"}
+    expanding |= {"project_conv": "conv_pwl", "project_bn": "bn3"}
+    plain = {"dwconv": "conv_dw", "bn": "bn1", "project_conv": "conv_pw", "project_bn": "bn2"}
+    squeeze = {"se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand"}
+    places = [(stage, place) for stage, blocks in enumerate(stages) for place in range(blocks)]
+    blocks = []
+    for number, ((stage, place), expand) in enumerate(zip(places, expands, strict=True)):
+        layers = (expanding if expand else plain) | squeeze
+        blocks.append(BlockIndex(number, {layer: f"{stage}.{place}.{name}" for layer, name in layers.items()}))
+    expanded = [block for block, expand in zip(blocks, expands) if expand]
+    return {"b": blocks, "x": expanded, "s": blocks if squeezes else []}
 
 
 def index_sets(config: AlignConfig) -> dict[str, Sequence[int]]:

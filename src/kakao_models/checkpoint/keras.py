@@ -249,6 +249,7 @@ _ACTIVATIONS = {
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "relu": ops.relu,
+    "relu6": ops.relu6,
     "sigmoid": ops.sigmoid,
     "silu": ops.silu,
     "swish": ops.silu,

@@ -165,6 +165,17 @@ class PretrainedLoading:
             array = permute(stored[slot.key][1](), slot.axes, slot.local_axes)
             self._fill(variable, np.asarray(array, _numpy_type(variable.dtype)))
 
+    def copy_from(self, part: "PretrainedLoading") -> None:
+        """Takes over every tensor of a model that is a part of this one, such as a tower."""
+        own, variables, others = (
+            {slot.key: slot.local_key for slot in self._slots()},
+            self._variables(),
+            part._variables(),
+        )
+        for slot in part._slots():
+            variable = variables[own[slot.key]]
+            self._fill(variable, np.asarray(others[slot.local_key], _numpy_type(variable.dtype)))
+
     # --- saving
 
     def save_pretrained(

@@ -68,6 +68,19 @@ def check_keys(wanted: Iterable[str], found: Iterable[str], where: Any) -> None:
         )
 
 
+def shape_of(shapes: Mapping[str, tuple[int, ...]], key: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there.
+
+    Raises:
+        ValueError: there is no such tensor, or it has another number of axes.
+    """
+    if key not in shapes:
+        raise ValueError(f"the checkpoint has no tensor {key}. Is a part of it missing?")
+    if len(shapes[key]) != axes or 0 in shapes[key]:
+        raise ValueError(f"{key} has shape {shapes[key]}, expected {axes} axes. Is this another model?")
+    return shapes[key]
+
+
 def misfit(source: Any, model: type, problems: Mapping[str, str]) -> str:
     """What to say of a checkpoint that is not one of `model`; `problems` are by key."""
     lines = list(problems.values())

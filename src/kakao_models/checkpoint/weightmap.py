@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kakao_models.checkpoint.tensors import TensorEntry, float32
+
 # kind -> leaf -> axes, in model.safetensors ("" is a tensor without leaves, such as a parameter of its own)
 MODULE_KINDS: dict[str, dict[str, str]] = {
     "dense": {"weight": "OI", "bias": "O"},
@@ -87,7 +89,7 @@ class Row:
     key: str  # the module's name in model.safetensors
     kind: str
     path: str  # the attribute path in our Keras and NNX classes
-    tpu: str  # the module's key in a checkpoint of the original program
+    tpu: str = ""  # the module's key in a checkpoint of the original program
 
     @classmethod
     def same(cls, key: str, kind: str, tpu: str) -> "Row":
@@ -140,6 +142,13 @@ def framework_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]]
     return list(_slots(rows, index_sets, DIALECTS[dialect], ".", lambda row: row.path))
 
 
+def pytorch_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]]) -> list[Slot]:
+    """The slots of a model against a state dict of PyTorch that uses other module names: `Row.path`. Leaves and axes are
+    those of model.safetensors."""
+    same = {kind: {leaf: (leaf, axes) for leaf, axes in leaves.items()} for kind, leaves in MODULE_KINDS.items()}
+    return list(_slots(rows, index_sets, same, ".", lambda row: row.path))
+
+
 def _slots(
     rows: Iterable[Row],
     index_sets: Mapping[str, Iterable[int]],
@@ -179,3 +188,17 @@ def permute(array: np.ndarray, axes: str, wanted: str) -> np.ndarray:
     core = core.transpose([letters.index(axis) for axis in wanted if axis != "1"])
     sizes = iter(core.shape)
     return core.reshape([1 if axis == "1" else next(sizes) for axis in wanted])
+
+
+def permuted(entry: TensorEntry, axes: str, wanted: str, name: str) -> TensorEntry:
+    """A tensor of a file with its axes in another order and in float32, once it is read.
+
+    Raises:
+        ValueError: the tensor `name` does not have these axes; when it is read, it is of another dtype than `float32` takes.
+    """
+    shape, read = entry
+    try:
+        shape = permute(np.broadcast_to(np.int8(0), shape), axes, wanted).shape
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}. Is this another model or size?") from None
+    return shape, lambda: permute(float32(read(), name), axes, wanted)

@@ -15,6 +15,7 @@ import numpy as np
 
 import kakao_models
 from kakao_models.align.config import BERT_SIZES
+from kakao_models.align.efficientnet import is_lite
 from kakao_models.checkpoint.formats import read_safetensors
 from kakao_models.checkpoint.hub import described_by, read_config
 from kakao_models.checkpoint.kinds import kind_of
@@ -190,9 +191,12 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
         if not np.isfinite(local).all():  # the verification reads a few rows of a table only
             raise ValueError(f"{slot.local_key} has numbers that are not finite. Did the training diverge?")
         if not local.any():
-            if local.ndim > 1 or slot.key.endswith((".weight", "running_var")):
-                raise ValueError(f"{slot.local_key} is all zero, as in no trained model. Is the file damaged?")
-            zeros.append(slot.key)  # biases and means start at zero
+            if ".squeeze_excite." not in slot.key or not is_lite(
+                getattr(source.config, "vision_config", source.config)
+            ):
+                if local.ndim > 1 or slot.key.endswith((".weight", "running_var")):
+                    raise ValueError(f"{slot.local_key} is all zero, as in no trained model. Is the file damaged?")
+                zeros.append(slot.key)  # biases and means start at zero
         array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
         back = permute(array, slot.axes, slot.local_axes)
         if not np.array_equal(back.view(np.uint32), local.view(np.uint32)):  # bits: NaN is equal to nothing

@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 import kakao_models
@@ -26,8 +25,8 @@ from kakao_models.checkpoint.hub import (
     read_config,
 )
 from kakao_models.checkpoint.kinds import kind_of, whole_keys
-from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, check_keys, float32
-from kakao_models.checkpoint.weightmap import Slot, permute
+from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, check_keys
+from kakao_models.checkpoint.weightmap import Slot, permuted
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.vit.config import ViTConfig
@@ -96,7 +95,7 @@ def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
         config=config,
         slots=slots,
         tensors=LazyTensors(
-            {ours: _original(slot, key, axes, entry) for ours, (slot, key, entry, axes) in found.items()}
+            {ours: permuted(entry, axes, slot.local_axes, key) for ours, (slot, key, entry, axes) in found.items()}
         ),
         key_layout=key_layout,
         weights="raw",
@@ -165,15 +164,6 @@ def _foreign(slot: Slot, dialect: Mapping) -> tuple[str, str]:
     return f"{module}.{leaf}" if module else leaf, axes
 
 
-def _original(slot: Slot, key: str, axes: str, entry: TensorEntry) -> TensorEntry:
-    shape, read = entry
-    try:
-        shape = permute(np.broadcast_to(np.float32(0), shape), axes, slot.local_axes).shape
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}. Is this another model or size?") from None
-    return shape, lambda: permute(float32(read(), key), axes, slot.local_axes)
-
-
 def _compare(config: AlignConfig | AlignVisionConfig | ViTConfig, overrides: Mapping, folder: Path) -> None:
     parts = [config, *(getattr(config, name) for name in config.sub_configs)]
     for name, value in overrides.items():
@@ -189,6 +179,5 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
 def _image_processor(family: str, folder: Path) -> ImageProcessor | None:
     if not _has(folder, PROCESSOR_FILES):
         return None
-    return getattr(kakao_models, {"align": "AlignImageProcessor", "vit": "ViTImageProcessor"}[family]).from_pretrained(
-        folder
-    )
+    name = "ViTImageProcessor" if family == "vit" else "AlignImageProcessor"
+    return getattr(kakao_models, name).from_pretrained(folder)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from kakao_models.align.towers import is_published
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.tensors import LazyTensors
+from kakao_models.conversion.efficientnet import read_efficientnet
 from kakao_models.conversion.folder import download, read_folder
 from kakao_models.conversion.google import read_npz
 from kakao_models.conversion.recognize import align_config, family_of, vit_config
@@ -22,7 +24,7 @@ def read_source(
     path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides
 ) -> SourceCheckpoint:
     """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
-    transformers, Google's ViT (.npz), or Keras' EfficientNet (.h5).
+    transformers, Google's ViT (.npz), or an EfficientNet of Keras (.h5) or PyTorch (.pth, or timm's folder).
 
     Args:
         weights: "raw" or "average"; by default the moving averages where there are any, as the original evaluated.
@@ -59,7 +61,7 @@ def located(source: str | os.PathLike, **where) -> str | os.PathLike:
 def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
     """The function that reads what is at `path`; None for a TensorFlow checkpoint."""
     if os.path.isfile(path / "config.json") and not os.path.exists(path / "checkpoint"):
-        return read_folder
+        return read_efficientnet if is_published(path) else read_folder
     if not os.path.isfile(path):  # False where pathlib raises, as for names that are too long
         return None
     if path.name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):
@@ -68,9 +70,7 @@ def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
         )
     if path.suffix == ".npz":
         return read_npz
-    if path.suffix == ".h5":
-        from kakao_models.conversion.efficientnet import read_efficientnet
-
+    if path.suffix in (".h5", ".pth", ".pt"):
         return read_efficientnet
     return None
 

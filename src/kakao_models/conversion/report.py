@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES, AlignVisionConfig
+from kakao_models.align.config import BERT_SIZES
+from kakao_models.align.efficientnet import name_of
 from kakao_models.checkpoint.shards import bytes_of, read_tensors
 from kakao_models.conversion.card import Card, in_transformers
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
@@ -90,13 +91,8 @@ def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
     def stated(name: str, text: str) -> str:
         return f"{text} (assumed)" if name in source.assumed else text
 
-    def tower(vision: AlignVisionConfig) -> str:
-        scaling = (vision.width_coefficient, vision.depth_coefficient)
-        size = _size_of(EFFICIENTNET_SIZES, scaling)
-        return f"EfficientNet-{size.upper()}" if size else f"EfficientNet (width {scaling[0]:g}, depth {scaling[1]:g})"
-
     if source.family == "efficientnet":
-        return [tower(config), stated("image_size", f"{config.image_size} px")]
+        return [name_of(config), stated("image_size", f"{config.image_size} px")]
     if source.family == "vit":
         size = _size_of(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads))
         name = f"ViT-{size.upper()}" if size else f"ViT of {config.num_hidden_layers} layers of {config.hidden_size}"
@@ -105,7 +101,7 @@ def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
     text = config.text_config
     size = _size_of(BERT_SIZES, (text.num_hidden_layers, text.hidden_size))
     return [
-        tower(config.vision_config),
+        name_of(config.vision_config),
         f"BERT-{size}" if size else f"BERT of {text.num_hidden_layers} layers of {text.hidden_size}",
         stated("num_attention_heads", f"{text.num_attention_heads} heads"),
         stated("image_size", f"{config.vision_config.image_size} px"),
@@ -144,8 +140,11 @@ def model_card(source: SourceCheckpoint, report: dict, name: str, results: Seque
     title = {"align": "ALIGN", "efficientnet": "EfficientNet"}.get(use, "ViT")
     resizing = "Preprocessing and tokenizer are those of the source, where it has them."
     if not source.kind.endswith("Hub folder"):
+        original = source.image_processor is None or source.image_processor().preprocessing == "tf"
         resizing = (
             '`preprocessor_config.json` asks for the resizing of the original implementation (`"preprocessing": "tf"`).'
+            if original
+            else "`preprocessor_config.json` prepares images as the tower was trained on them."
         )
     worst = max(report["verification"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
     served = in_transformers(source.config)

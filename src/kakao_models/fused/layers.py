@@ -17,6 +17,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu6": F.relu6,
     "silu": F.silu,
     "swish": F.silu,
 }

@@ -17,7 +17,14 @@ from torch.nn import functional as F
 
 from kakao_models.fused.layers import Convolution
 
-_FUSED = {None: "none", "silu": "swish", "swish": "swish", "relu": "relu"}
+# activation -> oneDNN's name of it, and its constants
+_FUSED = {
+    None: ("none", []),
+    "silu": ("swish", []),
+    "swish": ("swish", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+}
 
 
 class PackedConvolution(nn.Module):
@@ -28,7 +35,7 @@ class PackedConvolution(nn.Module):
         low, high = self.pad = source.pad
         self.same = [low, low] if low == high else [0, 0]
         self.stride, self.groups, self.bias = [source.stride] * 2, source.groups, source.bias
-        self.activation = _FUSED[source.activation]
+        self.activation, self.constants = _FUSED[source.activation]
         weight = source.weight.detach().contiguous(memory_format=torch.channels_last)
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, self.same, self.stride, [1, 1], self.groups)
 
@@ -37,7 +44,7 @@ class PackedConvolution(nn.Module):
         if low != high:
             x = F.pad(x, (low, high, low, high))
         return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, self.same, self.stride, [1, 1], self.groups, self.activation, [], ""
+            x, self.weight, self.bias, self.same, self.stride, [1, 1], self.groups, self.activation, self.constants, ""
         )
 
 
@@ -46,12 +53,13 @@ class PackedProduct(nn.Module):
 
     def __init__(self, source: Convolution):
         super().__init__()
-        self.bias, self.activation = source.bias, _FUSED[source.activation]
+        self.bias = source.bias
+        self.activation, self.constants = _FUSED[source.activation]
         self.weight = torch.ops.mkldnn._reorder_linear_weight(source.weight.detach().flatten(1).contiguous(), None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.permute(0, 2, 3, 1)  # a view: the channels are last in memory
-        x = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "")
+        x = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, self.constants, "")
         return x.permute(0, 3, 1, 2)
 
 

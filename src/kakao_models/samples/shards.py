@@ -1,6 +1,7 @@
 """Samples in files: WebDataset tars, TFRecords, Parquet. Files are read where they are, never as a whole."""
 
 import dataclasses
+import itertools
 import json
 import os
 import tarfile
@@ -61,6 +62,25 @@ class Source(ABC):
         for shard, count in enumerate(self.counts):
             for row in range(count):
                 yield self.read(shard, row, with_image=False)
+
+    def row_number(self, shard: int, row: int) -> int:
+        """The number of a row in the whole source; where several rows of a table are one sample, of the first of them."""
+        return self._before[shard] + row
+
+    @property
+    def rows(self) -> int:
+        """How many rows `row_number` counts."""
+        return sum(self.counts)
+
+    @cached_property
+    def _before(self) -> list[int]:
+        return list(itertools.accumulate(self.counts, initial=0))
+
+    def identify(self, sample: Sample, shard: int, row: int) -> tuple[int, str | None]:
+        """The number of the sample's source in a list of sources, and the id that `kakao-models data embed` writes for it: its
+        own, or else the number of its row; None where others have one and this has not."""
+        own = self.row_number(shard, row) if sample.id is None and not self.own_ids else sample.id
+        return 0, None if own is None else str(own)
 
     def hold(self, shards: int) -> None:  # noqa: B027
         """Says how many shards are read in turns: as many stay in memory where a row costs reading its shard."""

@@ -4,6 +4,7 @@ A source is a list of shards of known sizes, and gives any row of any shard: so 
 process or worker can read any sample.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,10 +123,14 @@ def _folder_of(path: str) -> tuple[str, ...]:
 
 
 class Joined(Source):
-    """Several sources one after another. Where their classes differ, labels become names."""
+    """Several sources one after another. Where their classes differ, labels become names.
+
+    name: what the whole is called, where it is one source in several files. Without it, this is a list of sources, and each
+    has ids of its own.
+    """
 
     def __init__(self, sources: Sequence[Source], name: str = ""):
-        self.sources = list(sources)
+        self.sources, self.is_list = list(sources), not name
         files = [file for source in self.sources for file in source.files]
         super().__init__(name or self.sources[0].name, files, self.sources[0].folder)
         self.counts = [count for source in self.sources for count in source.counts]
@@ -155,9 +160,32 @@ class Joined(Source):
             raise ValueError(f"{unnamed[0]}: its classes have no names, those of other sources beside it have")
         return class_names(name for names in self._names for name in names or ())
 
-    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+    def _locate(self, shard: int) -> tuple[int, int]:
+        """The number of a source, and of a shard in it."""
         number = int(np.searchsorted(self._first, shard, side="right")) - 1
-        sample = self.sources[number].read(shard - int(self._first[number]), row, with_image)
+        return number, shard - int(self._first[number])
+
+    def row_number(self, shard: int, row: int) -> int:
+        number, shard = self._locate(shard)
+        return self._rows_before[number] + self.sources[number].row_number(shard, row)
+
+    @property
+    def rows(self) -> int:
+        return self._rows_before[-1]
+
+    @cached_property
+    def _rows_before(self) -> list[int]:
+        return list(itertools.accumulate((source.rows for source in self.sources), initial=0))
+
+    def identify(self, sample: Sample, shard: int, row: int) -> tuple[int, str | None]:
+        if not self.is_list:
+            return super().identify(sample, shard, row)
+        number, shard = self._locate(shard)
+        return number, self.sources[number].identify(sample, shard, row)[1]
+
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        number, shard = self._locate(shard)
+        sample = self.sources[number].read(shard, row, with_image)
         names = self.__dict__.get("_names")  # nothing is read for it unless `classes` was asked for
         if not names or not names[number]:
             return sample

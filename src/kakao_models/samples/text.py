@@ -184,6 +184,17 @@ class TextTable(Source):
         samples[0].labels = next((sample.labels for sample in samples if sample.labels), ())
         return samples[0]
 
+    def row_number(self, shard: int, row: int) -> int:
+        row += shard * SLICE
+        if self._groups is None:
+            return row
+        ends, rows = self._groups
+        return int(rows[ends[row]])
+
+    @property
+    def rows(self) -> int:
+        return len(self._starts) - 1
+
     def _sample(self, place: int, row: int, with_image: bool) -> Sample:
         return as_sample(self._row(place), f"{self.path.name} {row}", self.fields, self.folder, with_image=with_image)
 

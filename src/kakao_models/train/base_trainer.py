@@ -299,6 +299,7 @@ class BaseTrainer(AtomicCheckpoints):
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
         keys = inputs.pop("keys", None)  # of our own data
+        inputs.pop("ids", None)
         if keys is not None:
             self.failures.count(len(keys), inputs.pop("failures"))
         if self.options.channels_last:

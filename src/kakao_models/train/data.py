@@ -80,7 +80,8 @@ class TrainData(Dataset):
             try:
                 sample = self.source.read(shard, row)
                 key = sample.key
-                return self.prepare(sample, random) | {"failures": failures}
+                identity = self.source.identify(sample, shard, row)
+                return self.prepare(sample, random) | {"id": identity, "failures": failures}
             except DataError:
                 raise
             except (ValueError, OSError, KeyError, TypeError) as error:
@@ -129,7 +130,8 @@ class StreamData(IterableDataset):
                 try:
                     sample = as_sample(record, key, self.fields)
                     key = sample.key
-                    items.append(self.prepare(sample, random))
+                    identity = 0, None if sample.id is None else str(sample.id)
+                    items.append(self.prepare(sample, random) | {"id": identity})
                 except DataError:
                     raise
                 except (ValueError, OSError, KeyError, TypeError) as error:

@@ -57,11 +57,11 @@ class EvalData(Dataset):
             raise DataError(f"evaluation data: {key}: {error}") from error
 
     def collate(self, items: list[dict]) -> dict:
-        """A batch of the model's inputs: as `SampleTransform.collate`, without `keys` and `failures`."""
+        """A batch of the model's inputs: as `SampleTransform.collate`, without `keys`, `ids` and `failures`."""
         if not self.labels:
             return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
         batch = self.transform.collate(items)
-        return {name: value for name, value in batch.items() if name not in ("keys", "failures")}
+        return {name: value for name, value in batch.items() if name not in ("keys", "ids", "failures")}
 
 
 def is_prepared(dataset: Any) -> bool:

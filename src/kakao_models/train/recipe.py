@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES
 from kakao_models.align.preprocessing import MAX_TOKENS
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -93,17 +94,41 @@ class Recipe:
 class AlignRecipe(Recipe):
     """Contrastive training of an ALIGN.
 
-    image_tower, text_tower: sizes ("b0" to "b7", "l2"; "mini", "base", "large"), where there is no `start`.
-    tokenizer: Hub id or folder, where there is no `start`. max_tokens, pad_to: as of `SampleTransform`.
+    image_tower, text_tower: a size that starts at random ("b0" to "b7", "l2"; "mini", "base", "large"), or published weights to
+    start from, as of `AlignModel.from_towers`; both only without `start`.
+    tokenizer: Hub id or folder, where text_tower is a size. max_tokens, pad_to: as of `SampleTransform`.
+    image_size: pixels of a side, of published weights; by default those that they were trained with.
+    vocabulary: cut the text tower's vocabulary to the word pieces of `texts`, text files (a line each) or sources of captions,
+    by default the data; pieces that occur fewer than `at_least` times go too. {} cuts with the defaults.
     temperature_range: the lowest and the highest that the temperature may become.
+    distill: teachers by their names, each with the fields of `train.distill.Distillation`. contrastive: factor of the
+    contrastive loss beside them; 0 leaves it out.
     """
 
     image_tower: str = "b7"
     text_tower: str = "base"
-    tokenizer: str = "bert-base-uncased"
+    tokenizer: str | None = None
+    image_size: int | None = None
+    vocabulary: dict | None = None
     max_tokens: int = MAX_TOKENS
     pad_to: str = "longest"
     temperature_range: list | None = None
+    distill: dict = field(default_factory=dict)
+    contrastive: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size is not None and (self.start or self.image_tower in EFFICIENTNET_SIZES):
+            raise ValueError(
+                "recipe: image_size is for an image_tower of published weights. For others set augment, and "
+                "model.vision_config.image_size"
+            )
+        if self.contrastive < 0 or self.contrastive != 1 and not self.distill:
+            raise ValueError(
+                f"recipe: contrastive must be at least 0, and other than 1 only beside distill, got {self.contrastive}"
+            )
+        if self.tokenizer is not None and not self.start and self.text_tower not in BERT_SIZES:
+            raise ValueError(f"recipe: tokenizer: text_tower {self.text_tower} has its own; leave tokenizer out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,34 @@
 """From a recipe to a trained model in a folder that is ready for the Hub."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from kakao_models.align.classification_torch import AlignForImageClassification
-from kakao_models.align.config import AlignConfig
+from kakao_models.align.config import (
+    BERT_SIZES,
+    EFFICIENTNET_SIZES,
+    AlignConfig,
+    AlignTextConfig,
+    AlignVisionConfig,
+)
 from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor, read_tokenizer
+from kakao_models.align.towers import is_published, merged
+from kakao_models.align.vocabulary import cut_vocabulary
 from kakao_models.checkpoint.hub import fetch, pin
 from kakao_models.files.lines import lines_of
 from kakao_models.samples.columns import NAMES, Columns
@@ -26,6 +38,7 @@ from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
 from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
 from kakao_models.train.data import StreamData, TrainData
+from kakao_models.train.distill import DistillTrainer, build_distillations
 from kakao_models.train.evaluations import build_evaluations
 from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_yaml, check_keys
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
@@ -33,6 +46,8 @@ from kakao_models.train.transform import SampleTransform
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.modeling_torch import ViTForImageClassification
 from kakao_models.vit.processing import ViTImageProcessor
+
+OpenedData = Callable[[], Source | None]  # the data of a recipe, opened by the first call; None of a stream
 
 
 def build_trainer(
@@ -53,15 +68,20 @@ def build_trainer(
     if recipe.start:
         _look_for("start", recipe.start, "config.json")
     elif isinstance(recipe, AlignRecipe):
-        _look_for("tokenizer", recipe.tokenizer, "tokenizer_config.json")
+        if recipe.image_tower not in EFFICIENTNET_SIZES and not is_published(recipe.image_tower):
+            _look_for("image_tower", recipe.image_tower, "config.json")
+        if recipe.text_tower in BERT_SIZES:
+            _look_for("tokenizer", _tokenizer(recipe), "tokenizer_config.json")
+        else:
+            _look_for("text_tower", recipe.text_tower, "config.json")
     set_seed(recipe.seed)  # for weights that are random
     columns, needs = _columns(recipe, other_targets=transform_class is not SampleTransform)
+    opened = functools.cache(partial(_open, recipe, columns, needs))
     if isinstance(recipe, AlignRecipe):
-        model, processor, prepare, default = _align(recipe, transform_class)
-        source = _open(recipe, columns, needs)
+        model, processor, prepare, default = _align(recipe, transform_class, opened)
     else:
-        source = _open(recipe, columns, needs)
-        model, processor, prepare, default = _vit(recipe, transform_class, _class_names(recipe, source))
+        model, processor, prepare, default = _vit(recipe, transform_class, _class_names(recipe, opened()))
+    source = opened()
     if source is None:
         share, place = arguments.per_device_train_batch_size, (arguments.process_index, arguments.world_size)
         stream = load_hub_dataset(recipe.data, streaming=True)
@@ -69,13 +89,20 @@ def build_trainer(
     else:
         data = TrainData(source, prepare, recipe.seed, recipe.shuffle_window)
     callbacks = [JsonLines(), ProgressBar(), Curves()]
-    trainer = (trainer_class or default)(
+    trainer_class, options = trainer_class or default, {}
+    if distill := getattr(recipe, "distill", None):
+        trainer_class = DistillTrainer if trainer_class is AlignTrainer else trainer_class
+        if not issubclass(trainer_class, DistillTrainer):
+            raise ValueError(f"recipe: distill needs a DistillTrainer, got {trainer_class.__name__}")
+        options = {"distill": build_distillations(distill, source), "contrastive": recipe.contrastive}
+    trainer = trainer_class(
         model,
         arguments,
         train_dataset=data,
         processing_class=processor,
         callbacks=callbacks,
         evaluations=evaluations,
+        **options,
     )
     trainer.remove_callback(PrinterCallback)  # `ProgressBar` prints the logs
     return trainer
@@ -174,23 +201,25 @@ def _tensorboard() -> list[str]:
     return ["tensorboard"]
 
 
-def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform]):
-    changes = dict(recipe.model)
-    resize, crop = recipe.augment.get("resize", 346), recipe.augment.get("crop", 289)
+def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform], opened: OpenedData):
+    crop = recipe.augment.get("crop", 289)
     if recipe.start:
         where = pin(recipe.start)
         config = AlignConfig.from_pretrained(recipe.start, **where)
-        config = AlignConfig(**_merged(config.to_dict(), changes))
+        config = AlignConfig(**merged(config.to_dict(), recipe.model))
         model = AlignModel.from_pretrained(recipe.start, config=config, **where)
         processor = AlignProcessor.from_pretrained(recipe.start, **where)
     else:
-        vision = {"image_size": crop, **changes.pop("vision_config", {})}
-        tokenizer = read_tokenizer(recipe.tokenizer)
-        text = {"vocab_size": len(tokenizer), **changes.pop("text_config", {})}
-        sizes = (recipe.image_tower, recipe.text_tower)
-        model = AlignModel(AlignConfig._sized(*sizes, vision_config=vision, text_config=text, **changes))
-        pictures = AlignImageProcessor(preprocessing="tf", resample=2, size=resize, crop_size=crop)
-        processor = AlignProcessor(pictures, tokenizer)
+        model, processor = _joined(recipe, crop)
+        if recipe.image_tower not in EFFICIENTNET_SIZES:
+            images = processor.image_processor
+            crop = (images.crop_size if images.do_center_crop else images.size)["height"]
+            if recipe.augment.get("kind", "random") == "random":  # the part that is seen, with ALIGN's margin around it
+                around = {"resize": round(crop * 346 / 289), "crop": crop}
+                recipe = dataclasses.replace(recipe, augment=around | recipe.augment)
+    if recipe.vocabulary is not None:
+        tokenizer = _cut_vocabulary(recipe, model, processor.tokenizer, opened)
+        processor = AlignProcessor(processor.image_processor, tokenizer)
     antialias = processor.image_processor.preprocessing == "hf"
     augment = _augmentation(recipe, "random", antialias, crop)
     prepare = transform_class(
@@ -201,6 +230,58 @@ def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform])
         pad_to=recipe.pad_to,
     )
     return model, processor, prepare, AlignTrainer
+
+
+def _joined(recipe: AlignRecipe, crop: int) -> tuple[AlignModel, AlignProcessor]:
+    """A model of two towers, each of a size or of published weights."""
+    changes, image, text = dict(recipe.model), recipe.image_tower, recipe.text_tower
+    tokenizer = read_tokenizer(_tokenizer(recipe))
+    if image in EFFICIENTNET_SIZES:
+        image = AlignVisionConfig.efficientnet(image, **{"image_size": crop, **changes.pop("vision_config", {})})
+        resize = recipe.augment.get("resize", 346)
+        image_processor = AlignImageProcessor(preprocessing="tf", resample=2, size=resize, crop_size=crop)
+    else:
+        image_processor = AlignImageProcessor.from_tower(image, recipe.image_size)
+        if recipe.image_size:
+            changes = merged({"vision_config": {"image_size": recipe.image_size}}, changes)
+    if text in BERT_SIZES:
+        text = AlignTextConfig.bert(text, **{"vocab_size": len(tokenizer), **changes.pop("text_config", {})})
+    dimension = changes.pop("projection_dim", AlignConfig.projection_dim)
+    model = AlignModel.from_towers(image, text, dimension, **changes)
+    return model, AlignProcessor(image_processor, tokenizer)
+
+
+def _tokenizer(recipe: AlignRecipe) -> str:
+    return (recipe.tokenizer or "bert-base-uncased") if recipe.text_tower in BERT_SIZES else recipe.text_tower
+
+
+def _cut_vocabulary(
+    recipe: AlignRecipe, model: AlignModel, tokenizer: PreTrainedTokenizerBase, opened: OpenedData
+) -> PreTrainedTokenizerBase:
+    settings = dict(recipe.vocabulary)
+    check_keys("recipe: vocabulary", settings, ["texts", "at_least"])
+    texts = settings.pop("texts", None)
+    if texts is None:
+        if (source := opened()) is None:
+            raise ValueError("recipe: vocabulary: a stream is not read twice: give texts, files with a text a line")
+        return cut_vocabulary(model, tokenizer, _captions(source), **settings)
+    columns = Columns(caption=recipe.columns.get("caption"))
+    return cut_vocabulary(model, tokenizer, _texts(texts if isinstance(texts, list) else [texts], columns), **settings)
+
+
+def _texts(names: Sequence, columns: Columns) -> Iterator[str]:
+    for name in names:
+        if str(name).endswith(".txt"):
+            yield from lines_of(name)
+        else:
+            yield from _captions(open_source(name, columns, ("caption",)))
+
+
+def _captions(source: Source) -> Iterator[str]:
+    for shard, count in enumerate(source.counts):
+        for row in range(count):
+            with contextlib.suppress(ValueError, OSError):  # broken samples are told when they are trained on
+                yield from source.read(shard, row, with_image=False).captions
 
 
 def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], labels: Sequence[str]):
@@ -275,14 +356,6 @@ def _columns(recipe: Recipe, other_targets: bool) -> tuple[Columns, tuple[str, .
     columns = Columns(**recipe.columns, prefer=("labels",) if getattr(recipe, "multi_label", False) else ())
     target = "caption" if isinstance(recipe, AlignRecipe) else "label"
     return columns, ("image",) if other_targets else ("image", target)
-
-
-def _merged(values: dict, changes: Mapping) -> dict:
-    merged = dict(values)
-    for name, value in changes.items():
-        inner = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merged(merged[name], value) if inner else value
-    return merged
 
 
 def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[str, float]) -> str:

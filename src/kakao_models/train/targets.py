@@ -1,9 +1,11 @@
-"""A contrastive loss with targets of one's own: texts that belong to several pictures, or to none, or a little.
+"""Losses with targets of one's own: texts that belong to several pictures, or to none, or a little; and a teacher's
+embeddings or class probabilities (Hinton et al. 2015).
 
-Axes: R pictures, or whatever the rows are  C texts
+Axes: R pictures, or whatever the rows are  C texts, or classes  D width of an embedding  K width of a teacher's
 """
 
 import torch
+from torch.nn import functional as F
 
 
 def targeted_contrastive_loss(
@@ -47,6 +49,75 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     """Cross entropy with a distribution in each row of `targets` (R, C), brought to a sum of 1; mean over the rows that
     are not all zeros."""
     return _cross_entropy(logits, targets, None, 0.0)
+
+
+def relation_loss(
+    embeds: torch.Tensor, teacher: torch.Tensor, temperature: float, student_temperature: float
+) -> torch.Tensor:
+    """Cross entropy of each sample's softmax over its similarities to the others, from the teacher's; mean over samples.
+
+    Args:
+        embeds: (R, D), L2-normalised.
+        teacher: (R, K), of any length.
+        temperature, student_temperature: by which the similarities of the teacher, and of the model, are divided.
+    """
+    if len(embeds) < 2:
+        return 0 * embeds.sum()
+    teacher = F.normalize(teacher.to(embeds.dtype), dim=-1)
+    itself = torch.eye(len(embeds), dtype=torch.bool, device=embeds.device)
+    theirs, ours = (
+        (x @ x.t() / t)[~itself].view(len(x), -1) for x, t in ((teacher, temperature), (embeds, student_temperature))
+    )
+    return F.cross_entropy(ours, theirs.softmax(1))
+
+
+def pair_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float,
+    student_temperature,
+) -> torch.Tensor:
+    """The contrastive loss both ways, in which each sample's target is shared out by the softmax of the teacher's similarities,
+    its own included: texts of similar samples are no negatives.
+
+    Args:
+        image_embeds, text_embeds: (R, D), L2-normalised.
+        teacher: (R, K), of any length.
+    """
+    teacher = F.normalize(teacher.to(image_embeds.dtype), dim=-1)
+    shares = ((teacher @ teacher.t() - 1) / temperature).exp()  # rows, and columns, are brought to a sum of 1
+    temperature = torch.as_tensor(student_temperature)
+    return targeted_contrastive_loss(image_embeds, text_embeds, temperature, shares, None, 0.0)
+
+
+def cosine_loss(embeds: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine of each embedding and the teacher's, (R, D) both; mean over samples."""
+    if embeds.shape != teacher.shape:
+        raise ValueError(
+            f"distill: loss 'cosine' needs a teacher of the model's width {embeds.shape[1]}, got {teacher.shape[1]}. "
+            "'relations' takes any"
+        )
+    return (1 - F.cosine_similarity(embeds, teacher.to(embeds.dtype))).mean()
+
+
+def class_loss(
+    image_embeds: torch.Tensor,
+    class_embeds: torch.Tensor,
+    probabilities: torch.Tensor,
+    temperature: float,
+    student_temperature,
+) -> torch.Tensor:
+    """Cross entropy of the softmax over classes from the teacher's; mean over images that have a probability of any of them.
+
+    Args:
+        image_embeds, class_embeds: (R, D) and (C, D), L2-normalised.
+        probabilities: (R, C), brought to a sum of 1.
+        temperature: the teacher's probabilities are raised to 1 / temperature.
+        student_temperature: similarities of images and classes are divided by it.
+    """
+    logits = image_embeds @ class_embeds.t() / student_temperature
+    return soft_cross_entropy(logits, probabilities.to(logits.dtype) ** (1 / temperature))
 
 
 def _cross_entropy(logits, targets, ignored, smoothing: float) -> torch.Tensor:

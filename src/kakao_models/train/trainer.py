@@ -130,11 +130,15 @@ class AlignTrainer(BaseTrainer):
         towers = {name: x for name, x in inputs.items() if name in TOWER_INPUTS}
         return towers, {name: x for name, x in inputs.items() if name not in TOWER_INPUTS}
 
-    def forward_backward(self, model, inputs, num_items_in_batch) -> torch.Tensor:
+    def _start_step(self, model: nn.Module) -> None:
+        """Puts the model into training mode, all but what is frozen."""
         model.train()
         if hasattr(self.optimizer, "train"):  # a schedule-free one
             self.optimizer.train()
         rest_frozen(model, self.options.freeze)
+
+    def forward_backward(self, model, inputs, num_items_in_batch) -> torch.Tensor:
+        self._start_step(model)
         plain = self.accelerator.unwrap_model(model)
         statistics = BatchNormStatistics(plain)
         world = self.accelerator.num_processes

@@ -102,7 +102,8 @@ class SampleTransform:
         return number
 
     def collate(self, items: list[dict]) -> dict:
-        """A batch: `pixel_values`; `input_ids` and `attention_mask`, or `labels`; `keys`; `failures` (key, reason)."""
+        """A batch: `pixel_values`; `input_ids` and `attention_mask`, or `labels`; `keys`; `ids`, as of `Source.identify`;
+        `failures` (key, reason)."""
         batch = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}  # (B, 3, H, W)
         targets = [item["target"] for item in items]
         if self.tokenizer is not None:
@@ -117,5 +118,6 @@ class SampleTransform:
         else:
             batch["labels"] = torch.tensor([labels[0] for labels in targets])
         batch["keys"] = [item["key"] for item in items]
+        batch["ids"] = [item.get("id", (0, None)) for item in items]
         batch["failures"] = [failure for item in items for failure in item.get("failures", ())]
         return batch

@@ -1,0 +1,302 @@
+"""Distillation (Hinton et al. 2015): an ALIGN that also learns from a teacher's embeddings or class probabilities.
+
+Losses are those of this process's share of a batch; among several processes their mean counts.
+
+Axes: n samples of this process  K width of what the teacher gives  D width of an embedding  C classes of a step
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kakao_models.align.modeling_torch import AlignModel, l2_normalize
+from kakao_models.evaluate.templates import read_templates
+from kakao_models.files.lines import lines_of
+from kakao_models.samples.rows import vectors_of
+from kakao_models.samples.shards import Source
+from kakao_models.samples.sources import Joined
+from kakao_models.train.recipe import check_keys
+from kakao_models.train.targets import class_loss, cosine_loss, pair_loss, relation_loss
+from kakao_models.train.trainer import AlignTrainer
+
+# loss -> temperature of the teacher, where none is chosen
+LOSSES = {"relations": 0.1, "pairs": 0.1, "cosine": 1.0, "classes": 1.0}
+Table = Mapping[str, Any]  # a sample's id -> what the teacher gives for it, (K,)
+Teacher = Table | Sequence[Table | None] | Callable[[Mapping[str, Any]], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What is learned from one teacher.
+
+    Args:
+        targets: the teacher's embeddings or probabilities by the sample's id, as text; one such table for each of several sources, in
+            their order, with None for a source that it says nothing of; or a function of the batch (`pixel_values`,
+            `input_ids`, ... on the model's device, and `keys`) that gives them, (n, K), without gradients.
+        loss: "relations": each sample is as similar to the others of the batch as in the teacher's embeddings, of any width.
+            "pairs": the teacher's similarities share out the targets of the contrastive loss among images and texts.
+            "cosine": embeddings point where the teacher's do, whose width must be the model's.
+            "classes": images are classified as by the teacher's probabilities (not logits), by the names of its classes.
+        of: "images" or "texts", whose embeddings "relations" and "cosine" are about.
+        weight: factor of the loss.
+        temperature: of the teacher: similarities are divided by it, probabilities raised to 1 / temperature. By default 0.1,
+            and 1 for "classes".
+        student_temperature: of the model; by default the teacher's for "relations", else the model's own.
+        classes: names of the K classes.
+        templates: sentences with a `{}` for the class name, of which each step draws one for each class.
+        per_step: so many classes at most are compared in a step, those that are most probable in the batch.
+    """
+
+    targets: Teacher
+    loss: str = "relations"
+    of: str = "images"
+    weight: float = 1.0
+    temperature: float | None = None
+    student_temperature: float | None = None
+    classes: Sequence[str] = ()
+    templates: Sequence[str] = ("a photo of a {}.",)
+    per_step: int = 256
+
+    def __post_init__(self):
+        check_keys("distill: loss", [self.loss], LOSSES)
+        check_keys("distill: of", [self.of], ["images", "texts"])
+        if self.temperature is None:
+            object.__setattr__(self, "temperature", LOSSES[self.loss])
+        for name in ("temperature", "student_temperature", "weight", "per_step"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                object.__setattr__(
+                    self, name, (int if name == "per_step" else float)(value)
+                )  # YAML takes 5e-3 for a string
+            except (TypeError, ValueError):
+                raise ValueError(f"distill: {name} must be a number, got {value!r}") from None
+            if not getattr(self, name) > 0:
+                raise ValueError(f"distill: {name} must be above 0, got {value}")
+        if (self.loss == "classes") != bool(self.classes):
+            raise ValueError(
+                f"distill: loss {self.loss!r}: classes, their names, belong to the loss 'classes' and to no other"
+            )
+
+    def rows(self, ids: Sequence[tuple[int, str | None]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The targets of samples, by ids as of `Source.identify`, zeros where there are none (n, K); whether there is one (n,)."""
+        tables = [self.targets] if isinstance(self.targets, Mapping) else self.targets
+        if beyond := next((source for source, _ in ids if source >= len(tables)), None):
+            raise ValueError(
+                f"distill: there are targets for {len(tables)} sources, and data of source number {beyond}"
+            )
+        found = [None if tables[source] is None else tables[source].get(name) for source, name in ids]
+        width = next((np.shape(row) for row in found if row is not None), (1,))
+        rows = np.stack([np.zeros(width, np.float32) if row is None else np.asarray(row, np.float32) for row in found])
+        return torch.from_numpy(rows), torch.tensor([row is not None for row in found])
+
+    def expected(self, source: int) -> bool:
+        """Whether samples of a source should have targets."""
+        return isinstance(self.targets, Mapping) or self.targets[source] is not None
+
+
+class Embeddings(Mapping):
+    """The vectors of a folder of `kakao-models data embed`, or of any .parquet with `id` and `embedding`, by id."""
+
+    def __init__(self, source: str | os.PathLike):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(source)
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise ValueError(
+                f"distill: targets: {source}: expected a .parquet, or a folder of them as data embed writes it"
+            )
+        try:
+            table = pa.concat_tables(pq.read_table(file, columns=["id", "embedding"]) for file in files)
+        except (KeyError, pa.ArrowInvalid) as error:
+            raise ValueError(f"distill: targets: {source}: expected columns id and embedding ({error})") from error
+        self.vectors = vectors_of(table["embedding"].combine_chunks(), source)
+        self.places = {str(name): place for place, name in enumerate(table["id"].to_pylist())}
+        if len(self.places) < len(table):
+            raise ValueError(
+                f"distill: targets: {source}: {len(table) - len(self.places)} ids are there more than once"
+            )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.vectors[self.places[name]]
+
+    def __iter__(self):
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def build_distillations(settings: Mapping[str, Mapping], source: Source | None) -> dict[str, Distillation]:
+    """Teachers of a recipe: name -> fields of `Distillation`. `source` are its data, None of a stream.
+
+    `targets` is a file or folder as of `Embeddings`, or a list with one (or null) for each source of the data; `classes` a file
+    with a name a line; `templates` a list of sentences, or a name as of `evaluate zero-shot`.
+
+    Raises:
+        ValueError: an unknown field, or files that do not fit.
+    """
+    sources = len(source.sources) if isinstance(source, Joined) and source.is_list else 1
+    built = {}
+    for name, given in settings.items():
+        if not isinstance(given, Mapping):
+            raise ValueError(f"recipe: distill: {name}: expected a mapping with targets, got {given!r}")
+        check_keys(f"recipe: distill: {name}", given, [field.name for field in fields(Distillation)])
+        values = dict(given)
+        paths = values.get("targets")
+        paths = paths if isinstance(paths, list) else [paths]
+        if len(paths) != sources or not any(paths):
+            raise ValueError(
+                f"recipe: distill: {name}: targets: expected one file for each of the {sources} sources of data, or null, got {paths}"
+            )
+        values["targets"] = [None if path is None else Embeddings(path) for path in paths]
+        if isinstance(values.get("classes"), str):
+            values["classes"] = lines_of(values["classes"])
+        if isinstance(values.get("templates"), str):
+            values["templates"] = read_templates(values["templates"])
+        built[name] = Distillation(**values)
+    return built
+
+
+class DistillTrainer(AlignTrainer):
+    """Trains an `AlignModel` on teachers, beside the contrastive loss or instead of it. Logs each teacher's loss; `eval_loss` is
+    the contrastive loss.
+
+    Args:
+        distill: name -> what is learned from that teacher.
+        contrastive: factor of the contrastive loss; 0 leaves it out.
+        args, kwargs: arguments of `AlignTrainer`.
+
+    Raises:
+        ValueError: class names in chunks among several processes, which cannot be exact.
+    """
+
+    def __init__(self, *args: Any, distill: Mapping[str, Distillation], contrastive: float = 1.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.distill, self.contrastive = dict(distill), contrastive
+        self._losses: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._prompts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._keys: list[str] = []
+        classes = any(term.loss == "classes" for term in self.distill.values())
+        if classes and len(self.chunks) > 1 and self.args.world_size > 1:
+            raise ValueError("distill: loss 'classes' among several processes needs a share of the batch in one chunk")
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+        self._keys = inputs.get("keys", [])
+        for name, term in self.distill.items():
+            if callable(term.targets):
+                continue
+            if "ids" not in inputs:
+                raise ValueError(
+                    f"distill: {name}: a batch has no ids, by which targets are looked up. Pass images and captions as "
+                    "train_dataset, not the model's inputs; or a function of the batch as targets"
+                )
+            rows, present = term.rows(inputs["ids"])
+            samples = zip(self._keys, inputs["ids"], present)
+            lacking = [key for key, (source, _), there in samples if not there and term.expected(source)]
+            inputs["failures"] = [*inputs["failures"], *((key, f"distill: {name} has no target") for key in lacking)]
+            inputs |= {f"distill/{name}": rows, f"distilled/{name}": present}
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def forward_backward(self, model: nn.Module, inputs: dict, num_items_in_batch) -> torch.Tensor:
+        self._start_step(model)
+        inputs, plain = self._prepare_inputs(inputs), self.accelerator.unwrap_model(model)
+        for name, term in self.distill.items():
+            if callable(term.targets):
+                with torch.no_grad():
+                    rows = torch.as_tensor(term.targets({**inputs, "keys": self._keys})).float()
+                inputs |= {f"distill/{name}": rows, f"distilled/{name}": torch.ones(len(rows), dtype=torch.bool)}
+        prompts = {
+            name: self._class_embeddings(plain, term, inputs[f"distill/{name}"])
+            for name, term in self.distill.items()
+            if term.loss == "classes"
+        }
+        self._prompts = prompts
+        if len(self.chunks) > 1:  # where the loss has a backward of its own, that ends at the embeddings
+            self._prompts = {name: (which, x.detach().requires_grad_()) for name, (which, x) in prompts.items()}
+        loss = super().forward_backward(model, inputs, num_items_in_batch)
+        for name, (_, embeds) in prompts.items():
+            gradient = self._prompts[name][1].grad if len(self.chunks) > 1 else None
+            if gradient is not None and embeds.requires_grad:
+                self.accelerator.backward((embeds * gradient).sum())
+        return loss
+
+    def contrastive_loss(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        temperature: torch.Tensor,
+        batch: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        if not self.model.training:  # of `evaluate`, whose samples have no targets
+            return super().contrastive_loss(image_embeds, text_embeds, temperature, batch)
+        # each has a gradient, if only zeros, whatever the terms are
+        loss = 0 * (image_embeds.sum() + text_embeds.sum() + temperature)
+        if self.contrastive:
+            loss = loss + self.contrastive * super().contrastive_loss(image_embeds, text_embeds, temperature, batch)
+        # accelerate takes the mean over processes; `contrastive_loss` needs the sum, but for a loss function of its own
+        shares = self.accelerator.num_processes if self.compute_loss_func is None else 1
+        for name, term in self.distill.items():
+            value = self._loss(name, term, image_embeds, text_embeds, temperature, batch)
+            self._losses[name].append(value.detach())
+            loss = loss + term.weight / shares * value
+        return loss
+
+    def _loss(
+        self,
+        name: str,
+        term: Distillation,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        temperature: torch.Tensor,
+        batch: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        present = batch[f"distilled/{name}"].to(image_embeds.device)
+        teacher, images, texts = (x[present] for x in (batch[f"distill/{name}"], image_embeds, text_embeds))
+        own = images if term.of == "images" else texts
+        if not len(own):
+            return own.sum()
+        if term.loss == "relations":
+            return relation_loss(own, teacher, term.temperature, term.student_temperature or term.temperature)
+        if term.loss == "cosine":
+            return cosine_loss(own, teacher)
+        temperature = temperature if term.student_temperature is None else term.student_temperature
+        if term.loss == "pairs":
+            return pair_loss(images, texts, teacher, term.temperature, temperature)
+        columns, prompts = self._prompts[name]
+        return class_loss(images, prompts, teacher[:, columns], term.temperature, temperature)
+
+    def _class_embeddings(
+        self, model: AlignModel, term: Distillation, probabilities: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which classes are compared (C,), and the embeddings of their names (C, D)."""
+        if probabilities.shape[1] != len(term.classes) or (probabilities < 0).any():
+            raise ValueError(
+                f"distill: expected probabilities, not below 0, of {len(term.classes)} classes, got {tuple(probabilities.shape)} "
+                f"from {probabilities.min().item():.3g} on"
+            )
+        columns = probabilities.sum(0).topk(min(term.per_step, len(term.classes))).indices
+        random = np.random.default_rng([self.args.seed, self.state.global_step])
+        templates = random.choice(list(term.templates), len(columns))
+        prompts = [template.format(term.classes[column]) for template, column in zip(templates, columns.tolist())]
+        tokens = self.processing_class(text=prompts, return_tensors="pt").to(probabilities.device)
+        tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        with self.accelerator.autocast():
+            features = model.get_text_features(**tokens).pooler_output
+        return columns, l2_normalize(features.float())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {f"distill/{name}": torch.stack(values).mean().item() for name, values in self._losses.items()}
+            self._losses.clear()
+        super().log(logs, start_time)
