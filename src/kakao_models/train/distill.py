@@ -229,7 +229,13 @@ class DistillTrainer(AlignTrainer):
             gradient = self._prompts[name][1].grad if len(self.chunks) > 1 else None
             if gradient is not None and embeds.requires_grad:
                 self.accelerator.backward((embeds * gradient).sum())
-        return loss
+        others = 1 - 1 / self._shares  # as much as the other processes add
+        return loss + others * sum(term.weight * self._losses[name][-1] for name, term in self.distill.items())
+
+    @property
+    def _shares(self) -> int:
+        """Number of processes over which gradients are added up; with `compute_loss_func`, `AlignTrainer` takes their mean."""
+        return self.accelerator.num_processes if self.compute_loss_func is None else 1
 
     def contrastive_loss(
         self,
@@ -244,12 +250,10 @@ class DistillTrainer(AlignTrainer):
         loss = 0 * (image_embeds.sum() + text_embeds.sum() + temperature)
         if self.contrastive:
             loss = loss + self.contrastive * super().contrastive_loss(image_embeds, text_embeds, temperature, batch)
-        # accelerate takes the mean over processes; `contrastive_loss` needs the sum, but for a loss function of its own
-        shares = self.accelerator.num_processes if self.compute_loss_func is None else 1
         for name, term in self.distill.items():
             value = self._loss(name, term, image_embeds, text_embeds, temperature, batch)
             self._losses[name].append(value.detach())
-            loss = loss + term.weight / shares * value
+            loss = loss + term.weight / self._shares * value
         return loss
 
     def _loss(
