@@ -19,10 +19,10 @@ else
 TENSORFLOW ?= tensorflow
 endif
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow test-without-torch lint clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 PHOTOS := src/kakao_models/photos
 demo: $(VENV)/.main  ## classify the photographs inside the package with align-tiny and draw demo.png
@@ -38,12 +38,22 @@ test: $(VENV)/.test  ## everything but full-size models
 test-slow: $(VENV)/.test  ## the tests of full-size models (up to 10 GB of memory)
 	$(BIN)/python -m pytest -m slow -n 1
 
+# Flax and TensorFlow need no PyTorch: their models, loading and training, in an environment that has none. What compiles
+# longest, which "make test" runs too, is left out.
+WITHOUT_TORCH := .venv-without-torch
+test-without-torch: $(WITHOUT_TORCH)/.test  ## the tests of Flax and TensorFlow in an environment without PyTorch
+	$(WITHOUT_TORCH)/bin/python -c 'import importlib.util as util; assert util.find_spec("torch") is None, "PyTorch is here"'
+	$(WITHOUT_TORCH)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+		tests/align/test_modeling_flax.py tests/align/test_modeling_tf.py tests/vit/test_modeling_flax.py \
+		tests/vit/test_modeling_tf.py tests/train/test_loss_flax.py tests/train/test_lamb_tf.py tests/align/test_config.py \
+		-k 'not align_a and not ghost and not devices and not lamb_steps and not fit and not replicas and not half_precision'
+
 lint: $(VENV)/.lint  ## ruff: style and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:  ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) build .pytest_cache .ruff_cache demo.png
+	rm -rf $(VENV) $(WITHOUT_TORCH) build .pytest_cache .ruff_cache demo.png
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kakao-models needs Python 3.11 or newer, this is " + sys.version)'
@@ -60,4 +70,9 @@ $(VENV)/.main: setup.py Makefile | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.main setup.py Makefile
 	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,data,search,demo,export,serve,fast,test]'
+	touch $@
+
+$(WITHOUT_TORCH)/.test: setup.py Makefile
+	$(PYTHON) -m venv $(WITHOUT_TORCH)
+	$(WITHOUT_TORCH)/bin/python -m pip install --quiet $(TENSORFLOW) -e '.[keras,flax,test]'
 	touch $@

@@ -1,3 +1,4 @@
+import contextlib
 import ctypes
 import gc
 import os
@@ -14,6 +15,10 @@ os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")  # TensorFlow's own
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: more threads than one would spin and wait
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")
+
+# Its import sets up logging, which closes the handlers that are there: later, absl's would close what pytest captures.
+with contextlib.suppress(ImportError):
+    import pymilvus  # noqa: F401
 
 import goldens  # noqa: E402
 import tiny  # noqa: E402

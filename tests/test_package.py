@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,37 @@ def test_type_checkers_see_every_public_name(name):
     }
     assert seen - {("kakao_models", "evaluate")} == homes
     assert (Path(kakao_models.__file__).parent / "py.typed").is_file()
+
+
+def unannotated_arguments(scope: ast.AST, path: str = "") -> Iterator[str]:
+    """The arguments without a type of the public functions and methods in a module or class."""
+    for node in scope.body:
+        public = not node.name.startswith("_") if hasattr(node, "name") else False
+        if public and isinstance(node, ast.ClassDef):
+            yield from unannotated_arguments(node, f"{path}{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if not public and node.name not in ("__init__", "__call__"):
+                continue
+            every = node.args
+            arguments = [*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg]
+            is_static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
+            if isinstance(scope, ast.ClassDef) and not is_static:
+                arguments = arguments[1:]  # self, cls
+            for argument in filter(None, arguments):
+                if argument.annotation is None:
+                    yield f"{path}{node.name}: {argument.arg}"
+
+
+def test_every_argument_of_a_public_function_has_a_type():
+    package = Path(kakao_models.__file__).parent
+    missing = [
+        f"{file.relative_to(package)}: {argument}"
+        for file in sorted(package.rglob("*.py"))
+        for argument in unannotated_arguments(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    assert not missing, "\n".join(missing)
+    probe = "def _own(a): ...\nclass C:\n  def __init__(self, b, *c, d: int): ...\n  @staticmethod\n  def e(f): ..."
+    assert list(unannotated_arguments(ast.parse(probe))) == ["C.__init__: b", "C.__init__: c", "C.e: f"]
 
 
 def test_the_package_runs_as_a_module():

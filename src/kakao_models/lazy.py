@@ -32,7 +32,7 @@ def attach(
         try:
             value = getattr(importlib.import_module(home[name], package), name)
         except ModuleNotFoundError as error:
-            if error.name not in extras:
+            if error.name is None or error.name not in extras:
                 raise
             needed, extra = extras[error.name]
             raise ImportError(f"{name} needs {needed}: pip install 'kakao-models[{extra}]'") from error

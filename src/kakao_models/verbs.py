@@ -20,7 +20,7 @@ BUNDLED_MODEL = "align-tiny"
 MODEL_PANEL = "Model"
 
 
-def group(help: str, **options) -> typer.Typer:
+def group(help: str, **options: Any) -> typer.Typer:
     """A command of several verbs."""
     return typer.Typer(
         help=help,
@@ -167,7 +167,7 @@ def model_options(*omitted: str, **defaults: Any) -> Callable[[Callable], Callab
     return decorate
 
 
-def open_embedder(model: str, **options):
+def open_embedder(model: str, **options: Any):
     """An `Embedder`, and one line on stderr for each part of the model that something was measured for."""
     from kakao_models import Embedder
     from kakao_models.inference.output import say_engine

@@ -1,5 +1,6 @@
 """Configuration of ALIGN, one for all frameworks. Every config.json of a Hub checkpoint loads unchanged."""
 
+import os
 from typing import Any, ClassVar
 
 import transformers
@@ -47,7 +48,7 @@ class AlignTextConfig(StrictConfig, transformers.AlignTextConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (values | {"model_type": cls.model_type} if values.get("model_type") == "bert" else values), kwargs
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from transformers import AutoTokenizer, BatchFeature, BertTokenizer
+from transformers import AutoTokenizer, BatchFeature, BertTokenizer, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from kakao_models.align.preprocessing import MAX_TOKENS, AlignPreprocessing
@@ -50,7 +51,7 @@ class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
         return cls.from_pretrained(image, **sizes)
 
 
-def read_tokenizer(name_or_path, **where):
+def read_tokenizer(name_or_path: str | os.PathLike, **where: Any) -> PreTrainedTokenizerBase:
     """Reads the tokenizer of a folder, of a name on the Hub or of a checkpoint inside the package. No code of it is run.
 
     A folder may hold nothing but BERT's `vocab.txt`; then texts are lower-cased unless the vocabulary has capitals.
@@ -83,7 +84,7 @@ def is_uncased(vocabulary: Iterable[str]) -> bool:
     return not any(word != word.lower() for word in vocabulary if not (word.startswith("[") and word.endswith("]")))
 
 
-def write_tokenizer(tokenizer, folder: Path) -> None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a tokenizer's files for transformers 4 and 5: BERT's with `vocab.txt`, which version 5 leaves out."""
     tokenizer._set_processor_class("AlignProcessor")
     tokenizer.save_pretrained(folder)
@@ -109,13 +110,13 @@ class AlignProcessor(ProcessorMixin):
 
     image_class: ClassVar[type] = AlignImageProcessor
 
-    def __init__(self, image_processor, tokenizer):
+    def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase):
         super().__init__(image_processor, tokenizer)
         if not isinstance(image_processor, ImageProcessor):
             self.image_processor = AlignImageProcessor.from_dict(image_processor.to_dict())
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
         """From the Hub or a folder: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision` and
         `subfolder` as everywhere; other arguments are fields of the image processor."""
         source = resolve(pretrained_model_name_or_path)
@@ -123,7 +124,7 @@ class AlignProcessor(ProcessorMixin):
         image_processor = AlignImageProcessor.from_pretrained(source, **(kwargs | where))
         return cls(image_processor, read_tokenizer(source, **where))
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes preprocessor_config.json and the tokenizer's files, which transformers 4 and 5 read alike.
 
         Args:
@@ -153,10 +154,10 @@ class AlignProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images=None,
+        images: Any = None,
         text: str | list[str] | None = None,
-        videos=None,
-        audio=None,
+        videos: Any = None,
+        audio: Any = None,
         *,
         return_tensors: str | None = None,
         common_kwargs: dict | None = None,
@@ -164,7 +165,7 @@ class AlignProcessor(ProcessorMixin):
         images_kwargs: dict | None = None,
         videos_kwargs: dict | None = None,
         audio_kwargs: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Prepares texts, images or both.
 

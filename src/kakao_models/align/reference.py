@@ -76,7 +76,11 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
 
 
 def text_stages(
-    original: Tensors, config: AlignConfig, input_ids: np.ndarray, attention_mask: np.ndarray, dtype=np.float32
+    original: Tensors,
+    config: AlignConfig,
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray,
+    dtype: type[np.floating] = np.float32,
 ) -> Stages:
     """Outputs of the embeddings, of every layer, and the text features, each as it is computed.
 

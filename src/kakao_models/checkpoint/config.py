@@ -37,7 +37,8 @@ def _warn_once(message: str) -> None:
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that may be a single number."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 class StrictConfig(PreTrainedConfig):
@@ -83,7 +84,7 @@ class StrictConfig(PreTrainedConfig):
         return super().from_pretrained(source, **(kwargs | where))
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> "StrictConfig":
+    def from_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
         """`config`, or this class's with the values of `config` where that is transformers' class for the same model."""
         if isinstance(config, cls) or config.model_type != cls.model_type:
             return config

@@ -109,7 +109,7 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x)
 
 
-def run_layer(encoder: nnx.Module, layer: nnx.Module, *inputs):
+def run_layer(encoder: nnx.Module, layer: nnx.Module, *inputs: Any):
     """`layer(*inputs)`; with `encoder.gradient_checkpointing` backward computes it again instead of keeping it."""
     if not encoder.gradient_checkpointing:
         return layer(*inputs)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -101,7 +102,7 @@ WEIGHT_FILES: dict[str, Callable[[Path], dict[str, TensorEntry]]] = {
 
 
 def find_weights(
-    name_or_path: str | os.PathLike, names: Sequence[str] = tuple(WEIGHT_FILES), **where
+    name_or_path: str | os.PathLike, names: Sequence[str] = tuple(WEIGHT_FILES), **where: Any
 ) -> tuple[str, list[Path]]:
     """The format of a checkpoint's weights, of those in `names`, and its file or the shards that its index names.
 

@@ -69,7 +69,7 @@ def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
 
 
-def pin(name_or_path: str | os.PathLike, **where) -> dict[str, Any]:
+def pin(name_or_path: str | os.PathLike, **where: Any) -> dict[str, Any]:
     """`where`, with the commit that its revision is now: every file that is fetched with the result is of that commit.
 
     The Hub is asked once, and not about a folder or a commit. Where it does not answer, the commit that the local cache
@@ -103,7 +103,8 @@ def pin(name_or_path: str | os.PathLike, **where) -> dict[str, Any]:
         try:
             with asking(repo, where, revision=revision):
                 api = HfApi(token=where.get("token"))
-                commit = api.model_info(repo, revision=revision, timeout=_timeout(), expand=["sha"]).sha
+                info = api.model_info(repo, revision=revision, timeout=_timeout(), expand=["sha"])
+                commit = str(info.sha)  # never None where it is asked for
         except HubUnreachable as error:
             if not ref.is_file():
                 raise
@@ -119,7 +120,7 @@ def pin(name_or_path: str | os.PathLike, **where) -> dict[str, Any]:
     return where | {"revision": ref.read_text().strip()}
 
 
-def fetch(name_or_path: str | os.PathLike, filename: str, **where) -> Path:
+def fetch(name_or_path: str | os.PathLike, filename: str, **where: Any) -> Path:
     """Path of a file of a checkpoint. From the Hub it is downloaded, unless the local cache has it at that commit.
 
     No failed request is repeated, where huggingface_hub makes six attempts in 25 seconds; a download that breaks is resumed.
@@ -146,8 +147,8 @@ def fetch(name_or_path: str | os.PathLike, filename: str, **where) -> Path:
 
     commit, anew, token = where["revision"], where.get("force_download", False), where.get("token")
     filename = f"{where.get('subfolder', '')}/{filename}".lstrip("/")
-    place = dict(revision=commit, cache_dir=where.get("cache_dir"))
-    cached = None if anew else try_to_load_from_cache(source, filename, **place)
+    cache = where.get("cache_dir")
+    cached = None if anew else try_to_load_from_cache(source, filename, cache, commit)
     if isinstance(cached, str):
         return Path(cached)
     if cached is not None:
@@ -160,10 +161,11 @@ def fetch(name_or_path: str | os.PathLike, filename: str, **where) -> Path:
         except EntryNotFoundError:
             _remember(_cache_of(source, where) / ".no_exist" / commit / filename, "")  # read by try_to_load_from_cache
             raise
-        return Path(hf_hub_download(source, filename, token=token, force_download=anew, **place))
+        file = hf_hub_download(source, filename, revision=commit, cache_dir=cache, token=token, force_download=anew)
+        return Path(file)
 
 
-def fetch_all(name_or_path: str | os.PathLike, files: Iterable[str], **where) -> tuple[str, dict[str, Any]]:
+def fetch_all(name_or_path: str | os.PathLike, files: Iterable[str], **where: Any) -> tuple[str, dict[str, Any]]:
     """Downloads those of `files` that there are, and returns what makes transformers read them, of one commit and with no
     request of its own: the first argument of `from_pretrained`, and its HUB_ARGUMENTS.
 

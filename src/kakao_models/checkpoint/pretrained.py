@@ -16,6 +16,7 @@ import ml_dtypes  # noqa: F401  gives numpy the type bfloat16
 import numpy as np
 from transformers import PreTrainedConfig
 
+from kakao_models.checkpoint.config import StrictConfig
 from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import pin
 from kakao_models.checkpoint.shards import counters, split, write_index, write_safetensors
@@ -48,7 +49,8 @@ class PretrainedLoading:
         tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
     """
 
-    config_class: ClassVar[type]
+    config: StrictConfig
+    config_class: ClassVar[type[StrictConfig]]
     key_prefix: ClassVar[str] = ""
     is_base: ClassVar[bool] = False
     tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
@@ -95,7 +97,7 @@ class PretrainedLoading:
         dtype: Any = None,
         config: PreTrainedConfig | None = None,
         ignore_mismatched_sizes: bool = False,
-        **overrides,
+        **overrides: Any,
     ) -> Self:
         """The model of a folder, of a name on the Hub, or of a checkpoint that ships with this package.
 
@@ -185,7 +187,7 @@ class PretrainedLoading:
         max_shard_size: int | str = "50GB",
         push_to_hub: bool = False,
         repo_id: str | None = None,
-        **upload_options,
+        **upload_options: Any,
     ) -> None:
         """Writes config.json and model.safetensors, as our PyTorch class would: it reads them, and so does transformers.
 
@@ -216,7 +218,7 @@ class PretrainedLoading:
         if push_to_hub:
             upload(folder, repo_id or folder.resolve().name, **upload_options)
 
-    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **upload_options) -> str:
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **upload_options: Any) -> str:
         """Saves the model and uploads it to `repo_id` ("owner/name"); returns the address. Arguments as above."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -230,7 +232,7 @@ def find_variable(model: Any, path: str) -> Any:
     return model
 
 
-def _check_options(cls: type, options: dict) -> None:
+def _check_options(cls: type[PretrainedLoading], options: dict) -> None:
     unknown = sorted(options.keys() - inspect.signature(cls.__init__).parameters.keys())
     if not unknown:
         return

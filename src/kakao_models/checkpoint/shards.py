@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -61,8 +62,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
         OSError: the file can't be written.
         ValueError: a dtype that safetensors files do not have, or an array that is not of the shape it said.
     """
-    lazy = isinstance(arrays, LazyTensors)
-    kinds = {key: (_lazy_dtype(key), arrays.shape(key)) if lazy else (array_kind(arrays[key])) for key in arrays}
+    kinds = {
+        key: (_lazy_dtype(key), arrays.shape(key)) if isinstance(arrays, LazyTensors) else array_kind(arrays[key])
+        for key in arrays
+    }
     for key, (dtype, _) in kinds.items():
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"{key}: dtype {dtype}, wanted one of {', '.join(DTYPE_NAMES)}")
@@ -78,7 +81,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
                 array = arrays[key]
                 if array_kind(array) != kinds[key]:
                     raise ValueError(f"{key}: got {array.dtype} {array.shape}, wanted {' '.join(map(str, kinds[key]))}")
-                part, data = hashlib.sha256(), bytes_of(array)
+                part, data = hashlib.sha256(), bytes_of(array).data
                 hashing = [pool.submit(digest.update, data) for digest in (part, whole)]
                 stream.write(data)
                 for job in hashing:
@@ -116,7 +119,8 @@ def _width(dtype: str) -> int:
 
 def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """Length and JSON, padded with spaces so that tensors begin at a multiple of 8."""
-    entries, end = {"__metadata__": {"format": "pt"}}, 0
+    entries: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for key, (dtype, shape) in kinds.items():
         start, end = end, end + _width(dtype) * math.prod(shape)
         entries[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}

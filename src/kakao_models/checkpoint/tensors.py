@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -81,7 +81,13 @@ def shape_of(shapes: Mapping[str, tuple[int, ...]], key: str, axes: int) -> tupl
     return shapes[key]
 
 
-def misfit(source: Any, model: type, problems: Mapping[str, str]) -> str:
+class _Loading(Protocol):
+    """`PretrainedLoading` or `BijectiveLoading`."""
+
+    tensors_replaceable: ClassVar[tuple[str, ...]]
+
+
+def misfit(source: Any, model: type[_Loading], problems: Mapping[str, str]) -> str:
     """What to say of a checkpoint that is not one of `model`; `problems` are by key."""
     lines = list(problems.values())
     shown = "\n  ".join(lines[:20] + [f"... and {len(lines) - 20} more"] * (len(lines) > 20))

@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 from pathlib import Path
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
@@ -26,12 +28,12 @@ class BijectiveLoading:
         tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
     """
 
-    tensors_elsewhere: tuple[str, ...] = ()
-    tensors_replaceable: tuple[str, ...] = ()
-    tensors_renamed: tuple[tuple[str, str], ...] = ()
+    tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
+    tensors_replaceable: ClassVar[tuple[str, ...]] = ()
+    tensors_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any):
         """As transformers' `from_pretrained` (hub id or folder, `revision`, `subfolder`, `dtype`, `token`, ...), and
         the name of a checkpoint that ships with this package.
 
@@ -68,7 +70,7 @@ class BijectiveLoading:
             model._weight_conversions = None  # or `save_pretrained` gives tensors back the names of the file
         return (model, info) if with_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As transformers' `save_pretrained`; whoever may read config.json may read the weights too."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if (config := Path(save_directory, "config.json")).is_file():  # absent on all processes but the main one

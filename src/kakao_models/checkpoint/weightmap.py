@@ -113,6 +113,8 @@ class BlockIndex(int):
     `"{x}"` is the number itself, `"{x:name}"` the number of its layer `name`.
     """
 
+    layers: dict[str, int]
+
     def __new__(cls, number: int, layers: Mapping[str, int] | None = None):
         index = super().__new__(cls, number)
         index.layers = dict(layers or {})

@@ -116,7 +116,7 @@ def values_of(data: np.ndarray, crc: int, entry: BundleEntry) -> np.ndarray:
     return data.view(np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
 
 
-def encode(key: str, value) -> tuple[BundleEntry, np.ndarray | bytes]:
+def encode(key: str, value: np.ndarray | bytes | str) -> tuple[BundleEntry, np.ndarray | bytes]:
     """The bytes of a tensor, and its entry as of offset 0 in the only data file.
 
     Raises:

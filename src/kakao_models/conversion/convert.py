@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -51,7 +52,7 @@ def convert(
     labels: list[str] | None = None,
     evaluation: Sequence[str | Path] = (),
     advance: Callable[[str, int, int], None] = lambda step, done, total: None,
-    **overrides,
+    **overrides: Any,
 ) -> dict:
     """Converts a checkpoint; `output` appears complete and verified, or not at all.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -49,7 +50,7 @@ _FLAX = {
 _DIALECTS = {"tf_model.h5": _KERAS, "flax_model.msgpack": _FLAX}
 
 
-def download(name_or_path: str | Path, **where) -> Path:
+def download(name_or_path: str | Path, **where: Any) -> Path:
     """The folder of a checkpoint; of one on the Hub, where all its files are downloaded to that a conversion reads.
 
     Raises:
@@ -64,7 +65,7 @@ def download(name_or_path: str | Path, **where) -> Path:
     return folder
 
 
-def read_folder(folder: Path, **overrides) -> SourceCheckpoint:
+def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
     """Recognises a Hub folder by its config.json.
 
     Args:

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ _REST = {"embedding": ("embedding", "HWID", "D"), "norm": ("Transformer/encoder_
 _PRE_LOGITS = {"representation": ("pre_logits", "DO", "O")}
 
 
-def read_npz(path: Path, **overrides) -> SourceCheckpoint:
+def read_npz(path: Path, **overrides: Any) -> SourceCheckpoint:
     """Recognises a ViT of Google's.
 
     Args:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kakao_models.checkpoint.formats import WEIGHT_FILES, find_weights, read_weights
 from kakao_models.checkpoint.hub import (
@@ -29,7 +30,7 @@ from kakao_models.inference.light_processors import preprocessing_class
 _UNKNOWN = "unknown"  # the dtype of a tensor whose file says it nowhere but beside the values
 
 
-def describe_checkpoint(name_or_path: str | os.PathLike, **where) -> dict:
+def describe_checkpoint(name_or_path: str | os.PathLike, **where: Any) -> dict:
     """Facts about a checkpoint, ready for JSON.
 
     Keys: name, folder (or None: then files were looked at on the Hub), model_type, dim, towers (image, text:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kakao_models.align.towers import is_published
 from kakao_models.align.weights import align_tpu_slots
@@ -21,7 +22,7 @@ _AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
 
 
 def read_source(
-    path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides
+    path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides: Any
 ) -> SourceCheckpoint:
     """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
     transformers, Google's ViT (.npz), or an EfficientNet of Keras (.h5) or PyTorch (.pth, or timm's folder).
@@ -48,7 +49,7 @@ def read_source(
     return source
 
 
-def located(source: str | os.PathLike, **where) -> str | os.PathLike:
+def located(source: str | os.PathLike, **where: Any) -> str | os.PathLike:
     """`source`, if it is a path; of a checkpoint on the Hub, or inside this package, its folder.
 
     Raises:

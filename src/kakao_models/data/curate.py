@@ -50,7 +50,7 @@ class Account:
 
 
 def curate(
-    connection,
+    connection: ibis.BaseBackend,
     table: ir.Table,
     filters: Sequence[Filter],
     output: Path | None,

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,7 +92,7 @@ class Outcome:
 
 
 def download(
-    source,
+    source: Any,
     output: Path,
     options: Download = Download(),
     *,
@@ -140,7 +141,7 @@ def download(
         return _summarize(output, parts, tried)
 
 
-def table_of_addresses(source, columns: Columns = BY_NAME) -> Rows:
+def table_of_addresses(source: Any, columns: Columns = BY_NAME) -> Rows:
     """Rows whose images are addresses.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.files.atomic import replacing
-from kakao_models.inference.embedder import l2_normalize
+from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.samples.columns import BY_NAME, Columns
 from kakao_models.samples.manifest import NAME, alone, begin, clear, cleared, entry, write_manifest
 from kakao_models.samples.rows import Part, Rows
@@ -50,8 +51,8 @@ class Settings:
 
 
 def embed_table(
-    embedder,
-    source,
+    embedder: Embedder | Callable[[], Embedder],
+    source: Any,
     output: Path,
     settings: Settings = Settings(),
     *,

@@ -1,6 +1,7 @@
 """Images that are near to those of an evaluation set: by perceptual hash, or by embedding as in ALIGN's paper."""
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def perceptual_hash(picture: Image.Image) -> str:
     return f"{int(''.join('01'[bit] for bit in bits.astype(int)), 2):016x}"
 
 
-def near_hashes(table: ir.Table, column: str, file: str, bits: int, hold=lambda table: table) -> ir.Table:
+def near_hashes(
+    table: ir.Table, column: str, file: str, bits: int, hold: Callable[[ir.Table], ir.Table] = lambda table: table
+) -> ir.Table:
     """The rows whose hash differs in more than `bits` bits from all hashes of `file`.
 
     Exact, without comparing all with all: two hashes that differ in at most k bits agree in one of any k + 1 parts.

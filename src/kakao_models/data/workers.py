@@ -9,10 +9,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import Any
 
 
 @contextmanager
-def processes(count: int, start: Callable, *arguments) -> Iterator[ProcessPoolExecutor]:
+def processes(count: int, start: Callable, *arguments: Any) -> Iterator[ProcessPoolExecutor]:
     """A pool of `count` processes, in each of which `start(*arguments)` ran first.
 
     An executor of the standard library finishes all that was submitted when an exception leaves its block, and its

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class CachedEmbedder:
         return rows
 
     def _all(self, kind: str, sources: Iterable[Any], size: int, width: int, embed, name: str) -> np.ndarray:
-        total = len(sources) if hasattr(sources, "__len__") else None
+        total = len(sources) if isinstance(sources, Sized) else None
         parts, self._done = [], 0
         with Progress(name, total, None) as bar:
             for some in _batched(sources, size):
@@ -109,7 +109,7 @@ class CachedEmbedder:
             return _read(path, made_of, (len(sources), width), self.embedder.name)
         rows = np.ascontiguousarray(embed(sources), np.float32)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = made_of | {"name": self.embedder.name, "rows": hashlib.sha256(rows).hexdigest()}
+        facts = made_of | {"name": self.embedder.name, "rows": hashlib.sha256(rows.data).hexdigest()}
         with replacing(path) as temporary:
             save_file({"rows": rows}, temporary, metadata=facts)
         return rows
@@ -130,7 +130,7 @@ def _read(path: Path, made_of: dict[str, str], shape: tuple[int, int], model: st
         )
     if rows.shape != shape:
         raise ValueError(f"{path} holds embeddings of shape {rows.shape}, wanted {shape}: delete it")
-    if said.get("rows") != hashlib.sha256(np.ascontiguousarray(rows)).hexdigest():
+    if said.get("rows") != hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest():
         raise ValueError(
             f"{path} is damaged: its values are not those that were written. Delete it, and they are computed again"
         )

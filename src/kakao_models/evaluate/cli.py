@@ -300,8 +300,8 @@ def linear_probe(
     columns = dict(image_column=image_column, label_column=label_column)
     training = read_labelled(train, split=train_split or split, **columns)
     test = rename(read_labelled(data, split=split, **columns), name)
-    options = dict(solver=solver, scale=scale, seeds=tuple(range(seeds)))
-    show(tasks.linear_probe(run, training, test, vtab=vtab, **options), output, as_json)
+    result = tasks.linear_probe(run, training, test, vtab=vtab, solver=solver, scale=scale, seeds=tuple(range(seeds)))
+    show(result, output, as_json)
 
 
 @app.command(no_args_is_help=True)

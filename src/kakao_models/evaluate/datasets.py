@@ -22,8 +22,8 @@ class Images(Sequence):
 
     def __init__(self, items: Sequence | Source, places: np.ndarray | None = None):
         self._items = items
-        self._ends = np.cumsum(items.counts) if isinstance(items, Source) else None
-        count = len(items) if self._ends is None else sum(items.counts)
+        counts = items.counts if isinstance(items, Source) else [len(items)]
+        self._ends, count = np.cumsum(counts), sum(counts)
         self._places = np.arange(count) if places is None else places
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class Images(Sequence):
         return map(self._read, self._places)
 
     def _read(self, place: int):
-        if self._ends is None:
+        if not isinstance(self._items, Source):
             return self._items[place]
         shard = int(np.searchsorted(self._ends, place, side="right"))
         sample = self._items.read(shard, int(place - (self._ends[shard - 1] if shard else 0)))
@@ -44,7 +44,7 @@ class Images(Sequence):
             raise ValueError(f"{self._items.name}: row {place} has no image")
         return sample.image
 
-    def take(self, places: Sequence[int]) -> "Images":
+    def take(self, places: Sequence[int] | np.ndarray) -> "Images":
         return Images(self._items, self._places[np.asarray(places, np.int64)])
 
 
@@ -58,7 +58,7 @@ class Labelled:
     keys: list[str]  # what the data call their classes: folder names, label names, or numbers
     names: list[str] | None  # file names of the images, where they are known
 
-    def take(self, places: Sequence[int]) -> "Labelled":
+    def take(self, places: Sequence[int] | np.ndarray) -> "Labelled":
         """Some of the images, in the order given."""
         names = None if self.names is None else [self.names[i] for i in places]
         return replace(self, images=self.images.take(places), labels=self.labels[places], names=names)
@@ -151,7 +151,10 @@ def read_many_labels(
     columns = Columns(image=image_column, label=label_column, prefer=("labels",))
     found = _open(source, split, columns, "label")
     place = {key: number for number, key in enumerate(found.classes or ())}
-    labels = [[place.get(label, label) for label in sample.labels] for sample in found.scan()]
+    labels = [
+        [place.get(label, -1) if isinstance(label, str) else label for label in sample.labels]
+        for sample in found.scan()
+    ]
     if max(map(len, labels)) < 2:
         raise ValueError(f"{source}: no image has several labels; expected a column of lists (--label-column)")
     return _name(source), Images(found), labels
@@ -213,9 +216,9 @@ def _open(source: str | os.PathLike, split: str | None, columns: Columns, need: 
 
 
 def _check_folders(found: ImageFolder) -> None:
-    folders = {path.name for path in found.folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    folders = {path.name for path in found.root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if empty := sorted(folders - set(found.classes or ())):
-        raise ValueError(f"{found.folder / empty[0]}: the class {empty[0]!r} has no images")
+        raise ValueError(f"{found.root / empty[0]}: the class {empty[0]!r} has no images")
 
 
 def _joined(row_ids: list, captions: list[list[str]]) -> tuple[list, np.ndarray, list[list[str]]]:

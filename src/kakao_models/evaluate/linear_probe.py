@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -108,7 +109,7 @@ def vtab_scores(
     test_labels: np.ndarray,
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    **options,
+    **options: Any,
 ) -> LinearProbe:
     """VTAB-1k's protocol for a linear probe: 800 rows to train and 200 to choose the strength, then all 1,000; 3 seeds.
 

@@ -4,12 +4,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from kakao_models.verbs import DATA_PANEL, MODEL_PANEL, ModelOptions, check_file, check_picture
 
+if TYPE_CHECKING:
+    from kakao_models.evaluate.datasets import Captioned, Labelled
+    from kakao_models.evaluate.results import Result
+
+Data_ = TypeVar("Data_", bound="Labelled | Captioned")
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -55,7 +60,14 @@ def start(options: ModelOptions, cache: Path | None, no_cache: bool, max_memory:
     return TaskRun(CachedEmbedder(options.open(), folder), max_memory=max_memory * 2**20)
 
 
-def read_classes(data, split, image_column, label_column, name, classes):
+def read_classes(
+    data: str,
+    split: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    name: str | None,
+    classes: str | None,
+):
     from kakao_models.evaluate import read_class_names, read_labelled
 
     found = read_labelled(data, split=split, image_column=image_column, label_column=label_column)
@@ -67,7 +79,7 @@ def read_classes(data, split, image_column, label_column, name, classes):
     return rename(found, name), names
 
 
-def rename(data, name: str | None):
+def rename(data: Data_, name: str | None) -> Data_:
     from dataclasses import replace
 
     return replace(data, name=name) if name else data
@@ -94,7 +106,7 @@ def check_output(output: Path | None, picture: Path | None = None) -> None:
     check_file("--output", output)
 
 
-def show(result, output: Path | None, as_json: bool) -> None:
+def show(result: "Result", output: Path | None, as_json: bool) -> None:
     if output:
         result.write(output)
     if as_json:

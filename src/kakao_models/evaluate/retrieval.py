@@ -9,6 +9,7 @@ Axes: I images  C captions  Q queries  T targets  D width
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,13 @@ def folds(image_ids: Sequence, size: int = 1000) -> list[np.ndarray]:
 
 
 def fold_scores(
-    image_embeds: np.ndarray, text_embeds: np.ndarray, image_ids, text_ids, *, size: int = 1000, **options
+    image_embeds: np.ndarray,
+    text_embeds: np.ndarray,
+    image_ids: Sequence,
+    text_ids: Sequence,
+    *,
+    size: int = 1000,
+    **options: Any,
 ) -> tuple[dict[str, float], list[Retrieval]]:
     """The mean of the metrics over folds of `size` images and their captions (COCO 1K), and each fold's result."""
     of_images, of_texts = _numbered(image_ids, text_ids, len(image_embeds), len(text_embeds))

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class TaskRun:
     name: str = ""  # of the model in results; by default the embedder's own, of a path its last part
     max_memory: int = MAX_MEMORY
 
-    def result(self, task: str, dataset: str, metrics: dict, **fields) -> Result:
+    def result(self, task: str, dataset: str, metrics: dict, **fields: Any) -> Result:
         own = str(self.embedder.embedder.name)
         name = self.name or (Path(own).name if Path(own).is_dir() else own)
         fingerprints = {"model": self.embedder.fingerprint, "data": self.embedder.data_fingerprint}
@@ -58,11 +59,12 @@ def zero_shot(run: TaskRun, data: Labelled, names: Sequence[str], templates: Seq
     ), scores
 
 
-def calibration(run: TaskRun, data: Labelled, names, templates, *, bins: int = 15) -> tuple[Result, Calibration]:
+def calibration(
+    run: TaskRun, data: Labelled, names: Sequence[str], templates: Sequence[str], *, bins: int = 15
+) -> tuple[Result, Calibration]:
     """How far the probabilities of zero-shot classification are from how often it is right."""
     zero, scores = zero_shot(run, data, names, templates)
-    known = scores.labels >= 0
-    found = calibration_scores(scores.confidences[known], (scores.predictions == scores.labels)[known], bins=bins)
+    found = _calibration_of(scores, bins)
     details = {"bins": [
         {"images": int(count)} | ({"accuracy": float(a), "confidence": float(c)} if count else {})
         for count, a, c in zip(found.counts, found.bin_accuracy, found.bin_confidence)
@@ -71,6 +73,12 @@ def calibration(run: TaskRun, data: Labelled, names, templates, *, bins: int = 1
     return run.result(
         "calibration", data.name, found.metrics(), counts=zero.counts, settings=settings, details=details
     ), found
+
+
+def _calibration_of(scores: ZeroShot, bins: int = 15) -> Calibration:
+    assert scores.confidences is not None, "zero_shot passes the temperature"
+    known = scores.labels >= 0
+    return calibration_scores(scores.confidences[known], (scores.predictions == scores.labels)[known], bins=bins)
 
 
 def robustness(run: TaskRun, sets: Sequence[tuple[Labelled, Sequence[str]]], templates: Sequence[str]) -> Result:
@@ -85,9 +93,7 @@ def robustness(run: TaskRun, sets: Sequence[tuple[Labelled, Sequence[str]]], tem
     metrics, counts, top1 = {}, {}, []
     for data, names in sets:
         zero, scores = zero_shot(run, data, names, templates)
-        known = scores.labels >= 0
-        ece = calibration_scores(scores.confidences[known], (scores.predictions == scores.labels)[known]).ece
-        metrics |= {f"{data.name}_top1": scores.top[1], f"{data.name}_ece": ece}
+        metrics |= {f"{data.name}_top1": scores.top[1], f"{data.name}_ece": _calibration_of(scores).ece}
         counts[data.name] = scores.images
         top1.append(scores.top[1])
     metrics |= {"shifted_mean_top1": float(np.mean(top1[1:])), "drop": top1[0] - float(np.mean(top1[1:]))}
@@ -111,7 +117,7 @@ def classify(
     metrics, counts = scores.metrics(), {"images": scores.images, "classes": scores.classes}
     if real:
         found = real_scores(logits, _real_labels(real, data))
-        counts["real_images"] = found.pop("real_images")
+        counts["real_images"] = int(found.pop("real_images"))
         metrics |= found
     details = _details(scores, names)
     return run.result("classify", data.name, metrics, counts=counts, details=details), scores
@@ -148,7 +154,7 @@ def knn(run: TaskRun, train: Labelled, test: Labelled, *, k: int = 1, weighted: 
     return run.result("knn", test.name, scores.metrics(), counts=counts, settings=settings)
 
 
-def linear_probe(run: TaskRun, train: Labelled, test: Labelled, *, vtab: bool = False, **options) -> Result:
+def linear_probe(run: TaskRun, train: Labelled, test: Labelled, *, vtab: bool = False, **options: Any) -> Result:
     """A logistic regression on frozen features; `options` as of `linear_probe_scores`."""
     try:
         from .linear_probe import linear_probe_scores, vtab_scores

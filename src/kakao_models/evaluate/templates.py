@@ -80,9 +80,9 @@ def _as_text(item: ast.expr, path: Path) -> str:
     if isinstance(body, ast.Constant) and isinstance(body.value, str):
         return body.value
     parts = body.values if isinstance(body, ast.JoinedStr) else [None]
-    texts = []
+    texts: list[str] = []
     for part in parts:
-        if isinstance(part, ast.Constant):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
             texts.append(part.value.replace("{", "{{").replace("}", "}}"))
         elif isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
             texts.append("{}")

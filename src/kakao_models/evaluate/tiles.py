@@ -59,7 +59,7 @@ def unit_rows(name: str, rows: np.ndarray, numbers: int | np.ndarray = 0) -> np.
         wrong = np.flatnonzero(~np.isfinite(largest[:, 0]) | (largest[:, 0] == 0))
         if len(wrong):
             first = start + int(wrong[0])
-            row = numbers + first if np.ndim(numbers) == 0 else numbers[first]
+            row = numbers[first] if isinstance(numbers, np.ndarray) else numbers + first
             zero = largest[wrong[0], 0] == 0
             problem = "is all zeros, which has no direction" if zero else "is not finite (NaN or infinity)"
             raise ValueError(f"{name}: row {row} {problem}. Could its input be read?")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kakao_models.inference.labels import LabelEmbeddings
+from kakao_models.inference.labels import LabelEmbeddings, TextEmbedder
 
 from .classify import Classification, tally
 from .knn import check_labels, nearest
@@ -24,7 +24,7 @@ class ZeroShot(Classification):
     confidences: np.ndarray | None = None  # (N,) float64
 
 
-def class_embeddings(embedder, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+def class_embeddings(embedder: TextEmbedder, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
     """(C, D), each row of length 1: the mean of the normalised embeddings of a class's prompts, normalised again
     (Radford et al. 2021, section 3.1.4).
 

@@ -56,7 +56,7 @@ def export(
     min_cosine: float | None = None,
     force: bool = False,
     progress: bool | None = None,
-    **where,
+    **where: Any,
 ) -> dict[str, Any]:
     """Writes the folder `output`: a model of the format `to`, export.json and the tokenizer. It appears complete or not.
 

@@ -63,11 +63,11 @@ class Embedder:
     @takes_transformers_arguments
     def __init__(
         self,
-        model,
+        model: Any,
         *,
-        processor=None,
-        image_processor=None,
-        tokenizer=None,
+        processor: Any = None,
+        image_processor: Any = None,
+        tokenizer: Any = None,
         framework: str | None = None,
         engine: str | None = None,
         device: Any = "auto",
@@ -143,7 +143,7 @@ class Embedder:
         return self.inputs.image_processor
 
     @image_processor.setter
-    def image_processor(self, value) -> None:
+    def image_processor(self, value: Any) -> None:
         self.inputs.image_processor = value
 
     @property
@@ -152,7 +152,7 @@ class Embedder:
         return self.inputs.tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, value) -> None:
+    def tokenizer(self, value: Any) -> None:
         self.inputs.tokenizer = value
 
     def _choose_engine(self, source, engine: str | None, device: str | int, dtype: str | None) -> None:
@@ -202,7 +202,7 @@ class Embedder:
 
     def images(
         self,
-        sources,
+        sources: Any,
         *,
         normalize: bool = False,
         batch_size: int | None = None,
@@ -228,7 +228,7 @@ class Embedder:
         return collect(batches, _length(sources), self.dim)
 
     def class_logits(
-        self, sources, *, batch_size: int | None = None, on_error: str = "report", progress: bool | None = None
+        self, sources: Any, *, batch_size: int | None = None, on_error: str = "report", progress: bool | None = None
     ) -> np.ndarray:
         """What the model's classifier says of images, (N, classes), before any softmax; arguments as of `images`."""
         batches = self.iter_images(
@@ -238,7 +238,7 @@ class Embedder:
 
     def iter_images(
         self,
-        sources,
+        sources: Any,
         *,
         output: str = "features",
         normalize: bool = False,
@@ -301,7 +301,7 @@ class Embedder:
         return known[output]
 
     def _preparing(self, image_options: dict, processor_options: dict) -> Callable[[Any], np.ndarray]:
-        options = {"size_hint": self.inputs.decode_size} | self.image_options | image_options
+        options: dict[str, Any] = {"size_hint": self.inputs.decode_size} | self.image_options | image_options
         preprocessing = self.inputs.preprocessing
         if processor_options:
             options["size_hint"] = None  # the processor may now need more pixels than it said
@@ -322,7 +322,8 @@ class Embedder:
         """Whether the engine knows what a preprocessing's bytes stand for: it may have been changed since."""
         if not (self.engine.takes_bytes and preprocessing.gives_bytes):
             return False
-        return all(map(np.array_equal, preprocessing.byte_values, self._byte_values))
+        ours = self._byte_values
+        return ours is not None and all(map(np.array_equal, preprocessing.byte_values, ours))
 
     def texts(
         self,

@@ -42,8 +42,11 @@ class Engine:
     model: Any
     config: Any
 
+    def __init__(self, model: Any, *, device: str | int = "auto", dtype: str | None = None):
+        raise NotImplementedError
+
     @staticmethod
-    def check_kind(model) -> None:
+    def check_kind(model: Any) -> None:
         kind_of(model.config.model_type, type(model).__name__)
 
     @classmethod
@@ -62,7 +65,7 @@ class Engine:
             return model_class.from_pretrained(name_or_path, dtype=dtype, **where)
 
     @classmethod
-    def load(cls, name_or_path: str | os.PathLike, *, device: str | int, dtype: str | None, **where) -> Self:
+    def load(cls, name_or_path: str | os.PathLike, *, device: str | int, dtype: str | None, **where: Any) -> Self:
         """The engine for a checkpoint; see the class for `device` and `dtype`, and `load_model` for errors."""
         raise NotImplementedError
 

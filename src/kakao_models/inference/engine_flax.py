@@ -5,6 +5,7 @@ Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 
 import os
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ class FlaxEngine(Engine):
 
     @classmethod
     def load(
-        cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where
+        cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where: Any
     ) -> "FlaxEngine":
         return cls(cls.load_model(name_or_path, _dtype(dtype or "float32"), where), device=device)
 
@@ -91,8 +92,8 @@ class FlaxEngine(Engine):
         """Pads the batch to a size that is, or will be, compiled, by repeating its last row."""
         count = len(arrays[0])
         size = padded_size(count, self._compiled.setdefault((name, arrays[0].shape[1:]), set()))
-        arrays = [pad_rows(array, size) for array in arrays]
-        return np.asarray(self._jitted[name](self._state, *arrays))[:count]
+        padded = [pad_rows(array, size) for array in arrays]
+        return np.asarray(self._jitted[name](self._state, *padded))[:count]
 
     def _run(self, function, state, *arrays) -> jax.Array:
         return function(nnx.merge(self._graph, state), *arrays).astype(jnp.float32)

@@ -5,6 +5,7 @@ Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -50,7 +51,7 @@ class KerasEngine(Engine):
 
     @classmethod
     def load(
-        cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where
+        cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where: Any
     ) -> "KerasEngine":
         with tf.device(None if device == "auto" else _device(device)):
             model = cls.load_model(name_or_path, _dtype(dtype or "float32"), where)
@@ -103,7 +104,7 @@ class KerasEngine(Engine):
     def _run(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
         """`function` in a graph for batches of any size; of images the other sizes are fixed, of texts none are."""
         shapes = [(None, None) if array.ndim == 2 else (None, *array.shape[1:]) for array in arrays]
-        key = (function.__name__, *shapes)
+        key = (function, *shapes)
         if key not in self._graphs:
             specs = [tf.TensorSpec(shape, array.dtype) for shape, array in zip(shapes, arrays)]
             self._graphs[key] = tf.function(lambda *x: tf.cast(function(*x), tf.float32), input_signature=specs)

@@ -6,6 +6,7 @@ Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class TorchEngine(Engine):
 
     @classmethod
     def load(
-        cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where
+        cls, name_or_path: str | os.PathLike, *, device: str | int = "auto", dtype: str | None = None, **where: Any
     ) -> "TorchEngine":
         with _quiet():
             model = cls.load_model(name_or_path, torch_dtype(dtype or "float32"), where)

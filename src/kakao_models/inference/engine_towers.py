@@ -52,7 +52,7 @@ class TowerEngine(Engine):
     ):
         self.source, self.choices, self._device = source, choices, torch_device(device)
         self.checks: list[dict] = []  # what the self-check measured, see `inference.selfcheck`
-        self._pixels = None if pixels is None else tuple(map(torch.from_numpy, pixels))
+        self._pixels = None if pixels is None else (torch.from_numpy(pixels[0]), torch.from_numpy(pixels[1]))
         # All that what engines make depends on, and the numbers that they give
         about = [source.fingerprint, __version__, None if pixels is None else [part.tolist() for part in pixels]]
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
@@ -145,6 +145,7 @@ class TowerEngine(Engine):
 
     @cached_property
     def _classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.source.classifier is not None, "the Embedder asks for `classifies` first"
         return self.source.classifier
 
     def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -153,4 +154,5 @@ class TowerEngine(Engine):
         if pixels.dtype == torch.uint8:
             pixels = pixels.permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return self._towers["image"].to(self._device).hidden(pixels.to(self._device)).float().cpu().numpy()
+            tower: Any = self._towers["image"].to(self._device)
+            return tower.hidden(pixels.to(self._device)).float().cpu().numpy()

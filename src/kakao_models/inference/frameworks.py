@@ -1,9 +1,12 @@
 """Which framework runs a model: the one that is named, that of the model object, or the first that is installed."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kakao_models.lazy import is_installed
+
+if TYPE_CHECKING:
+    from kakao_models.inference.engine import Engine
 
 # framework → module of its engine, class, the package it needs, the extra that installs it
 _ENGINES = {
@@ -15,7 +18,7 @@ FRAMEWORKS = tuple(_ENGINES)
 _ALIASES = {"pt": "torch", "pytorch": "torch", "tensorflow": "tf", "keras": "tf", "jax": "flax"}
 
 
-def engine_class(framework: str | None, model: Any) -> type:
+def engine_class(framework: str | None, model: Any) -> "type[Engine]":
     """The engine for a model object, or for one that is to be loaded.
 
     Args:
@@ -27,7 +30,7 @@ def engine_class(framework: str | None, model: Any) -> type:
         ValueError: no such framework, or a model object of another one.
         ImportError: the framework is not installed; the message says what installs it.
     """
-    framework = _ALIASES.get(framework, framework)
+    framework = _ALIASES.get(framework or "", framework)
     if framework is not None and framework not in _ENGINES:
         raise ValueError(f"framework: got {framework!r}, expected one of {', '.join(_ENGINES)}")
     of_model = _framework_of(model)

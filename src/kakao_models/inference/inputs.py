@@ -115,7 +115,12 @@ class ModelInputs:
 
     @tokenizer.setter
     def tokenizer(self, value: Any) -> None:
-        self._text.complete = value
+        self._text_part().complete = value
+
+    def _text_part(self) -> _Part:
+        if self._text is None:
+            raise ValueError("the model reads no texts, so it has no tokenizer")
+        return self._text
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -130,12 +135,12 @@ class ModelInputs:
 
     @property
     def pad_token_id(self) -> int:
-        return self._text.current.pad_token_id
+        return self._text_part().current.pad_token_id
 
     def token_ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The ids of each text, cut to `max_tokens`, without padding."""
         with self._lock:  # a tokenizer keeps the length of its last call
-            return self._text.current(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            return self._text_part().current(texts, truncation=True, max_length=max_tokens)["input_ids"]
 
 
 def _source(part: str, value: Any, processor: Any, name: str | None) -> Any:

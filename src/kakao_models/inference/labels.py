@@ -6,10 +6,17 @@ Axes: L labels  D width of an embedding
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from string import Formatter
+from typing import Protocol
 
 import numpy as np
 
-from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.inference.embedder import l2_normalize
+
+
+class TextEmbedder(Protocol):
+    """An `Embedder` of an ALIGN, or another object that embeds texts as it does."""
+
+    def texts(self, texts: Iterable[str], *, normalize: bool, batch_size: int | None) -> np.ndarray: ...
 
 
 class LabelEmbeddings:
@@ -23,7 +30,7 @@ class LabelEmbeddings:
         max_labels: as many embeddings are kept, the most recently used ones.
     """
 
-    def __init__(self, embedder: Embedder, max_labels: int = 20_000):
+    def __init__(self, embedder: TextEmbedder, max_labels: int = 20_000):
         self._embedder = embedder
         self._max_labels = max_labels
         self._rows: OrderedDict[tuple[tuple[str, ...], str], np.ndarray] = OrderedDict()
@@ -70,9 +77,11 @@ def takes_label(template: object) -> bool:
 
     Every other replacement field is refused: a template may come from a stranger, and {:>1000000000} would be a gigabyte.
     """
+    if not isinstance(template, str):
+        return False
     try:
         fields = [field for _, *field in Formatter().parse(template) if field[0] is not None]
-    except (TypeError, ValueError):
+    except ValueError:
         return False
     plain = [name for name, form, conversion in fields if not form and not conversion]
     return len(plain) == len(fields) and (plain == [""] or set(plain) == {"0"})

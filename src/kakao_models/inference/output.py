@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from kakao_models.files.atomic import replacing
 from kakao_models.inference.stream import Failure
+
+if TYPE_CHECKING:
+    from kakao_models.inference.embedder import Embedder
 
 EMBEDDING_FORMATS = (".npy", ".parquet")
 
@@ -118,7 +121,7 @@ def print_scores(sources: Sequence[str], results: Sequence[list[dict] | None]) -
         Console(width=None if sys.stdout.isatty() else 200, emoji=False).print(table)
 
 
-def say_engine(embedder) -> None:
+def say_engine(embedder: "Embedder") -> None:
     """One line on stderr for each part of the model that something was measured for."""
     checks = getattr(embedder.engine, "checks", None)
     if checks:

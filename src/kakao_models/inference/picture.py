@@ -5,11 +5,15 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kakao_models.files.atomic import replacing
 from kakao_models.pixels.images import load_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Scores = Sequence[dict]  # [{"score": 0.97, "label": "cat"}, ...], the best first
 
@@ -77,7 +81,7 @@ def draw_files(path: str | os.PathLike, sources: Sequence[str], results: Sequenc
     return len(photos)
 
 
-def save_picture(picture, path: str | os.PathLike) -> None:
+def save_picture(picture: "Image.Image | Figure", path: str | os.PathLike) -> None:
     """Writes a PIL image or a matplotlib figure as .png or .jpg."""
     path = Path(path)
     form = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"

@@ -30,7 +30,7 @@ class ImagePipeline(ABC):
 
     task: str
 
-    def __init__(self, embedder: Embedder, **defaults):
+    def __init__(self, embedder: Embedder, **defaults: Any):
         known = list(inspect.signature(self.run).parameters)[1:]
         unknown = sorted(defaults.keys() - set(known))
         if unknown:
@@ -52,7 +52,7 @@ class ImagePipeline(ABC):
         """See `Embedder.dtype`."""
         return self.embedder.dtype
 
-    def __call__(self, inputs: Any = None, *, images: Any = None, **arguments) -> Any:
+    def __call__(self, inputs: Any = None, *, images: Any = None, **arguments: Any) -> Any:
         """Results for `inputs` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
         inputs = images if inputs is None else inputs
         if inputs is None:
@@ -64,7 +64,7 @@ class ImagePipeline(ABC):
         return list(results) if isinstance(inputs, (list, tuple, str, os.PathLike)) else results
 
     @abstractmethod
-    def run(self, images: Any, **arguments) -> Iterator[Any]:
+    def run(self, images: Any, **arguments: Any) -> Iterator[Any]:
         """A result per image, in order. Arguments are checked at once, images are read as results are taken."""
 
     def _results(
@@ -101,14 +101,14 @@ class ZeroShotImageClassification(ImagePipeline):
 
     task = "zero-shot-image-classification"
 
-    def __init__(self, embedder: Embedder, **defaults):
+    def __init__(self, embedder: Embedder, **defaults: Any):
         if not embedder.engine.reads_texts:
             raise ValueError(f"{embedder.name} reads no texts, so it can't compare images with labels. AlignModel can")
         super().__init__(embedder, **defaults)
         self._label_embeddings = LabelEmbeddings(embedder)
 
     def __call__(
-        self, image: Any = None, candidate_labels: Iterable[str] | None = None, *, images: Any = None, **arguments
+        self, image: Any = None, candidate_labels: Iterable[str] | None = None, *, images: Any = None, **arguments: Any
     ) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
         """Results for `image` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
         return super().__call__(image, images=images, candidate_labels=candidate_labels, **arguments)
@@ -145,7 +145,7 @@ class ZeroShotImageClassification(ImagePipeline):
             logits = self.embedder.logits(image_embeds, label_embeds)
             return [ranked(scores, labels, top_k) for scores in softmax(logits)]
 
-        options = dict(
+        options: dict[str, Any] = dict(
             timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
         )
         return self._results(images, "features", finish, **options)
@@ -187,7 +187,7 @@ class ImageClassification(ImagePipeline):
         def finish(logits: np.ndarray) -> list[list[dict]]:
             return [ranked(scores, labels, top_k) for scores in function(logits)]
 
-        options = dict(
+        options: dict[str, Any] = dict(
             timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
         )
         return self._results(images, "logits", finish, **options)
@@ -226,7 +226,7 @@ class ImageFeatureExtraction(ImagePipeline):
 
             return list(torch.from_numpy(values[:, None]))
 
-        options = dict(
+        options: dict[str, Any] = dict(
             timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
         )
         return self._results(
@@ -237,7 +237,7 @@ class ImageFeatureExtraction(ImagePipeline):
 _TASKS = {cls.task: cls for cls in (ZeroShotImageClassification, ImageClassification, ImageFeatureExtraction)}
 
 
-def pipeline(task: str | None = None, model: Any = None, **kwargs) -> ImagePipeline:
+def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> ImagePipeline:
     """A pipeline that is called like transformers' of the same name.
 
     Args:

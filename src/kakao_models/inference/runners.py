@@ -14,13 +14,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 
 from kakao_models.inference.padding import pad_rows, padded_length, padded_size
 from kakao_models.lazy import is_installed
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = ("torch", "compile", "openvino", "onnx")
 _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
@@ -36,7 +39,13 @@ def missing_package(engine: str) -> str | None:
 
 
 def make_runner(
-    engine: str, tower: Callable, what: str, arrays: tuple[np.ndarray, ...], device, dtype: str, folder: Path | None
+    engine: str,
+    tower: Callable,
+    what: str,
+    arrays: tuple[np.ndarray, ...],
+    device: "torch.device",
+    dtype: str,
+    folder: Path | None,
 ) -> Callable[..., np.ndarray]:
     """A runner for inputs like `arrays`, of batches of any size.
 
@@ -77,7 +86,7 @@ class TorchRunner:
 
     _drops_masks = True  # a mask that hides nothing
 
-    def __init__(self, tower, device, dtype: str):
+    def __init__(self, tower: "torch.nn.Module", device: "torch.device", dtype: str):
         import torch
 
         self._torch, self._device, self._dtype = torch, device, getattr(torch, dtype)
@@ -125,7 +134,7 @@ class CompiledRunner(TorchRunner):
 
     _drops_masks = False  # it would be compiled twice
 
-    def __init__(self, tower, device, dtype: str):
+    def __init__(self, tower: "torch.nn.Module", device: "torch.device", dtype: str):
         import torch
 
         if _INDUCTOR is None:
@@ -168,7 +177,9 @@ class OpenVINORunner:
     float32, the rest in bfloat16: the rest has most of the products and a third of bfloat16's error.
     """
 
-    def __init__(self, tower: Callable, what: str, size, uint8: bool, dtype: str, folder: Path | None):
+    def __init__(
+        self, tower: Callable, what: str, size: tuple[int, ...] | None, uint8: bool, dtype: str, folder: Path | None
+    ):
         import openvino
 
         core = openvino_core()
@@ -231,7 +242,9 @@ def _strides(node: Any) -> bool:
 class OnnxRunner:
     """A tower in ONNX Runtime, on the processor, in float32."""
 
-    def __init__(self, tower: Callable, what: str, size, uint8: bool, dtype: str, folder: Path | None):
+    def __init__(
+        self, tower: Callable, what: str, size: tuple[int, ...] | None, uint8: bool, dtype: str, folder: Path | None
+    ):
         import onnxruntime
 
         if dtype != "float32":

@@ -54,7 +54,7 @@ class Preprocessing:
     image_std = (0.5, 0.5, 0.5)
     include_top = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         for name in self.fields:
             value = kwargs.get(name)
             setattr(self, name, self._checked(name, getattr(type(self), name) if value is None else value))

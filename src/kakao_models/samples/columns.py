@@ -156,6 +156,17 @@ class Sample:
     error: str | None = None
 
 
+class SampleError(ValueError):
+    """A record whose image, caption or label can't be one; `sample` has the rest of it."""
+
+    def __init__(self, message: str, sample: Sample):
+        super().__init__(message)
+        self.sample = sample
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.sample)
+
+
 def as_sample(
     record: Mapping[str, Any],
     key: str,
@@ -172,7 +183,7 @@ def as_sample(
         with_image: False leaves the image out.
 
     Raises:
-        ValueError: an image, caption or label can't be one; what else is known is in the error's `sample`.
+        SampleError: an image, caption or label can't be one.
     """
     if fields is None:
         fields = Columns().find(name for name, value in record.items() if value is not None)
@@ -184,7 +195,7 @@ def as_sample(
         id=record.get(fields.id),
         group=own if own is not None else value if isinstance(value, str) else None,
         path=str(value) if isinstance(value, (str, int, float)) else None,
-        class_name=str(record[fields.class_name]) if record.get(fields.class_name) else None,
+        class_name=str(name) if (name := record.get(fields.class_name)) else None,
         file=_file_name(value) or _file_name(record.get(fields.file)),
         record=record,
     )
@@ -193,8 +204,7 @@ def as_sample(
             sample.image = _image(value, folder)
         sample.captions, sample.labels = captions_of(record.get(fields.caption)), labels_of(record.get(fields.label))
     except ValueError as error:
-        error.sample = sample
-        raise
+        raise SampleError(str(error), sample) from error
     return sample
 
 
@@ -281,5 +291,5 @@ def _json_list(text: str) -> list | None:
 
 def class_names(labels: Iterable[str]) -> list[str]:
     """Class names in the order of their numbers: by name, or by number where all are numbers ("10" comes after "2")."""
-    names = set(labels)
-    return sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)
+    names = sorted(set(labels))
+    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names

@@ -3,7 +3,7 @@
 Columns, ranges and counts: https://github.com/kakaobrain/coyo-dataset, README.md and subset/COYO-Labeled-300M.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -79,7 +79,7 @@ CLASSES = 21_841  # of ImageNet-21K
 TYPES = COYO_700M.types | COYO_LABELED_300M.types
 
 
-def published(columns) -> Dataset:
+def published(columns: Iterable[str]) -> Dataset:
     """Which of the two data sets a table with these columns is like."""
     return max(DATASETS, key=lambda dataset: len(set(dataset.types) & set(columns)))
 

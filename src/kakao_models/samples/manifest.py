@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -94,7 +95,7 @@ def entry(path: Path, rows: int) -> dict:
     return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **facts) -> dict:
+def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **facts: Any) -> dict:
     manifest = {"kind": kind, "rows": sum(shard["rows"] for shard in shards), **facts, "shards": list(shards)}
     write_json(folder / NAME, manifest)
     return manifest

@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kakao_models.samples.columns import BY_NAME, Columns, Sample
 from kakao_models.samples.paths import is_hub
 from kakao_models.samples.sources import ImageFolder, open_source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Rows:
 
     def __init__(
         self,
-        source,
+        source: Any,
         columns: Columns = BY_NAME,
         needs: Iterable[str] = ("image",),
         keep: Iterable[str] | None = (),
@@ -102,7 +106,7 @@ class Rows:
         return sample
 
 
-def vectors_of(column, name: str | os.PathLike) -> np.ndarray:
+def vectors_of(column: "pa.ChunkedArray | pa.Array", name: str | os.PathLike) -> np.ndarray:
     """A column of lists of numbers, none of them null, as float32 (rows, width).
 
     Raises:
@@ -115,6 +119,6 @@ def vectors_of(column, name: str | os.PathLike) -> np.ndarray:
         is_kind(column.type) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     ):
         raise ValueError(f"{name}: the column of embeddings is of {column.type}, wanted lists of numbers")
-    if len(widths := pc.unique(pc.list_value_length(column))) > 1:
+    if len(widths := pc.call_function("list_value_length", [column]).unique()) > 1:
         raise ValueError(f"{name}: holds embeddings of widths {widths[0]} and {widths[1]}")
     return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)

@@ -12,6 +12,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kakao_models.samples.columns import (
     BY_NAME,
     CAPTIONS,
@@ -138,8 +140,10 @@ class Source(ABC):
                 return
 
 
-def _manifest_classes(folder: Path) -> list[str] | None:
+def _manifest_classes(folder: Path | None) -> list[str] | None:
     """The classes that the manifest of `data shard` beside its shards lists."""
+    if folder is None:
+        return None
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return list(map(str, manifest["classes"])) or None if manifest["kind"] == "shards" else None
@@ -150,7 +154,9 @@ def _manifest_classes(folder: Path) -> list[str] | None:
 class Kept:
     """The last few results of a function of one number; `close` is called on those that fall out."""
 
-    def __init__(self, make, close=lambda value: None, most: int = _OPEN):
+    def __init__(
+        self, make: Callable[[int], Any], close: Callable[[Any], object] = lambda value: None, most: int = _OPEN
+    ):
         self.make, self.close, self.most, self.values = make, close, most, OrderedDict()
 
     def __call__(self, number: int):
@@ -173,6 +179,15 @@ class _Shards(Source):
         self._reset()
         self._check(columns, needs, self._names)
 
+    @staticmethod
+    @abstractmethod
+    def _read_index(path: Path) -> Sequence[Any] | np.ndarray:
+        """Where each sample of a file lies."""
+
+    @abstractmethod
+    def _names(self, shard: int, row: int) -> Iterable[str]:
+        """The fields of a sample."""
+
     def _reset(self) -> None:
         self._index = Kept(lambda shard: self._read_index(self.paths[shard]))
         self._file = Kept(lambda shard: os.open(self.paths[shard], os.O_RDONLY), os.close)
@@ -193,7 +208,13 @@ class TarShards(_Shards):
     whole: read all files of a sample, and all of its JSON, into `record`.
     """
 
-    def __init__(self, paths, columns: Columns = BY_NAME, needs: Iterable[str] = (), whole: bool = False):
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        columns: Columns = BY_NAME,
+        needs: Iterable[str] = (),
+        whole: bool = False,
+    ):
         self.whole = whole
         super().__init__(paths, columns, needs)
 

@@ -28,7 +28,7 @@ class Records(Source):
 
     def __init__(
         self,
-        records,
+        records: Any,
         folder: Path | None = None,
         name: str = "row",
         columns: Columns = BY_NAME,
@@ -87,7 +87,8 @@ class ImageFolder(Source):
     """Images under a folder: captions are in a .txt of the same name, a line each; the label is the folder's name."""
 
     def __init__(self, folder: str | os.PathLike, needs: Iterable[str] = ()):
-        super().__init__(os.fspath(folder), [os.fspath(folder)], Path(folder))
+        self.root = Path(folder)
+        super().__init__(os.fspath(folder), [os.fspath(folder)], self.root)
         self.paths = [str(path.relative_to(folder)) for path in list_images(folder)]
         self.counts, self.shard_files = [len(self.paths)] if self.paths else [], [0]
         if "caption" in needs and self.paths and not any(map(self._text, self.paths)):
@@ -100,15 +101,15 @@ class ImageFolder(Source):
         return class_names(label for path in self.paths for label in _folder_of(path)) or None
 
     def _text(self, path: str) -> Path | None:
-        text = (self.folder / path).with_suffix(".txt")
+        text = (self.root / path).with_suffix(".txt")
         return text if text.is_file() else None
 
     def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
         path = self.paths[row]
         text = self._text(path)
         return Sample(
-            key=f"{self.folder.name} {row}",
-            image=self.folder / path if with_image else None,
+            key=f"{self.root.name} {row}",
+            image=self.root / path if with_image else None,
             captions=tuple(lines_of(text)) if text else (),
             labels=_folder_of(path),
             id=path,
@@ -232,7 +233,7 @@ def open_source(
         ValueError: there is nothing, nothing that is known, or not what is needed; it says what there is.
         OSError: a data set of the Hub can't be read.
     """
-    options = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
+    options: dict[str, Any] = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
     if isinstance(where, (list, tuple)) and where and not isinstance(where[0], Mapping):
         sources = [open_source(part, columns, needs, **options) for part in where]
         return sources[0] if len(sources) == 1 else Joined(sources)
@@ -265,7 +266,7 @@ def _open(name: str, columns: Columns, needs: Sequence[str], *, split, default_s
             if not paths:
                 return _unchosen(folder_of_images, columns, split, images)
     elif len(paths) > 1 and all(map(os.path.isdir, paths)):
-        options = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
+        options: dict[str, Any] = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
         return Joined([_open(path, columns, needs, **options) for path in paths], name)
     paths = files_of(name, KINDS) if not paths else paths
     found = sorted({suffix_of(path) for path in paths})

@@ -58,7 +58,7 @@ def is_parquet(source: str) -> bool:
     return not is_hub(source) and suffix_of(files_of(source)[0]) == ".parquet"
 
 
-def open_table(connection, source: str | os.PathLike) -> ir.Table:
+def open_table(connection: ibis.BaseBackend, source: str | os.PathLike) -> ir.Table:
     """A table by its name; columns of COYO have the published types, whatever the file says.
 
     Other columns of a CSV file are text. A value that is not of its column's type becomes null.
@@ -75,7 +75,7 @@ def open_table(connection, source: str | os.PathLike) -> ir.Table:
     return _typed(read_files(connection, files_of(name)))
 
 
-def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
+def read_files(connection: ibis.BaseBackend, paths: Sequence[str | os.PathLike]) -> ir.Table:
     """The table of files of one kind, with the types they say; columns of CSV files are text."""
     paths = [os.fspath(path) for path in paths]
     kind = TABLES[suffix_of(paths[0])]
@@ -85,7 +85,8 @@ def read_files(connection, paths: Sequence[str | os.PathLike]) -> ir.Table:
     if connection.name == "duckdb":
         if kind == "csv":
             options = {"header": True, "all_varchar": True, "delim": separator, "quote": '"', "escape": '"'}
-            return connection.read_csv(paths, max_line_size=2**24, **options)
+            options["max_line_size"] = 2**24
+            return getattr(connection, f"read_{kind}")(paths, **options)
         # text stays text, also where all of it looks like dates
         options = {"dateformat": "none", "timestampformat": "none"} if kind == "json" else {}
         return getattr(connection, f"read_{kind}")(paths, **options)
@@ -118,7 +119,7 @@ def write_parquet(table: ir.Table, folder: Path) -> int:
 
 
 @contextmanager
-def new_folder(output: Path | None, connection, spill: Path | None = None) -> Iterator[Path]:
+def new_folder(output: Path | None, connection: ibis.BaseBackend, spill: Path | None = None) -> Iterator[Path]:
     """A folder to work in, whose `done`, if the block makes one, becomes `output`; nothing else of it stays.
 
     What DuckDB moves out of memory goes there too, unless `spill` says where. Without an `output`, the folder is in

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,7 +38,7 @@ class TextTable(Source):
     """
 
     def __init__(
-        self, path: str | os.PathLike, columns: Columns = BY_NAME, needs: Iterable[str] = (), merge: bool = False
+        self, path: str | os.PathLike, columns: Columns = BY_NAME, needs: Collection[str] = (), merge: bool = False
     ):
         self.path = Path(path)
         super().__init__(os.fspath(path), [os.fspath(path)], self.path.parent)
@@ -53,7 +53,7 @@ class TextTable(Source):
     def _rows(self) -> int:
         return len(self._starts if self._groups is None else self._groups[0]) - 1
 
-    def _scan(self, file: BinaryIO, columns: Columns, needs: Iterable[str], merge: bool) -> None:
+    def _scan(self, file: BinaryIO, columns: Columns, needs: Collection[str], merge: bool) -> None:
         """Finds where each row begins, and what has to be known of all rows before one is read."""
         if self._is_csv:
             self._read_head(file, columns if needs else None)
@@ -126,7 +126,7 @@ class TextTable(Source):
                 'needs quotes around it, and a quote within is written twice: ""'
             ) from error
 
-    def _record(self, row: list[str], line: int) -> dict[str, str | None]:
+    def _record(self, row: list[str], line: int) -> dict[str, Any]:
         if len(row) > len(self.names) and any(row[len(self.names) :]):
             raise ValueError(
                 f"{self.path}: line {line} has {len(row)} values, its columns are {', '.join(self.names)}. A value with "

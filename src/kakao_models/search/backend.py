@@ -9,7 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 WAITS = (0.5, 1, 2, 4)  # seconds between attempts to reach a server; then always the last
 PATIENCE = 15.0  # seconds until a server that does not answer is given up
@@ -52,7 +55,7 @@ def connect(uri: str, token: str | None = None, *, create: bool = False):
     return _remote(uri, token or "")
 
 
-def disconnect(uri: str, client) -> None:
+def disconnect(uri: str, client: "MilvusClient") -> None:
     """Closes a client; the last one of a local database writes what is in memory and lets go of the database."""
     client.close()
     if is_local(uri):

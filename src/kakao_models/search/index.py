@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from kakao_models.search import backend
 from kakao_models.search.collection import INSERT, create_collection, load_collection, read_facts, row_of
 from kakao_models.search.identity import check_identity, identity
 from kakao_models.search.items import FIELDS, OWN
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 DEFAULT_URI = "./kakao.db"
 COLLECTION = "images"
@@ -53,7 +56,13 @@ class SearchIndex:
     """An open index: use `SearchIndex.open`, and close it or use it in a `with` statement."""
 
     def __init__(
-        self, client, uri: str, collection: str, facts: dict[str, Any], embedder: Embedder | None, params: dict
+        self,
+        client: "MilvusClient",
+        uri: str,
+        collection: str,
+        facts: dict[str, Any],
+        embedder: Embedder | None,
+        params: dict,
     ):
         self._client, self.uri, self.collection = client, uri, collection
         self._facts, self.embedder, self._search_params = facts, embedder, dict(params)
@@ -182,7 +191,7 @@ class SearchIndex:
     def __len__(self) -> int:
         return self.count
 
-    def build(self, sources, **options):
+    def build(self, sources: str | os.PathLike | Iterable[str | os.PathLike], **options: Any):
         """Embeds and adds images or texts: see `kakao_models.search.build.build`."""
         from kakao_models.search.build import build
 
@@ -247,7 +256,9 @@ class SearchIndex:
             removed += len(some)
         return removed
 
-    def search(self, query, k: int = 10, *, filter: str | None = None) -> "list[Hit] | list[list[Hit]]":
+    def search(
+        self, query: str | np.ndarray | Sequence, k: int = 10, *, filter: str | None = None
+    ) -> "list[Hit] | list[list[Hit]]":
         """The k most similar rows of a query, the most similar first; a list of such lists for several queries.
 
         Args:

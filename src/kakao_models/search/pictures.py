@@ -23,7 +23,7 @@ def hit_picture(
     *,
     roots: Sequence[str | os.PathLike] | None = None,
     size_hint: tuple[int, int] | None = None,
-    **options,
+    **options: Any,
 ) -> Image.Image:
     """The picture of a hit, as upright RGB.
 

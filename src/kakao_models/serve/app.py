@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class State:
 
 
 def create_app(
-    make_service,
+    make_service: Callable[[], Service],
     *,
     metrics: Metrics,
     state: State,

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -95,10 +95,11 @@ def serve(
     limits = Limits(
         max_inputs=max_inputs, max_labels=max_labels, max_pixels=int(max_megapixels * 1e6), allow_urls=allow_urls
     )
+    embedder: dict[str, Any] = options.arguments() | {"batch_size": batch_size}
     ended_by = run(
         model, name=name, host=host, port=port, limits=limits, max_wait=max_wait / 1000,
         max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key,
-        ready=ready, **(options.arguments() | {"batch_size": batch_size}),
+        ready=ready, **embedder,
     )  # fmt: skip
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)

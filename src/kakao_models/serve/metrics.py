@@ -10,22 +10,21 @@ class Metrics:
     """The figures, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("kakao_requests", "Answers", ["endpoint", "status"], **own)
+        own = self.registry = CollectorRegistry()
+        self.requests = Counter("kakao_requests", "Answers", ["endpoint", "status"], registry=own)
         self.seconds = Histogram(
-            "kakao_request_seconds", "From request to answer", ["endpoint"], buckets=_SECONDS, **own
+            "kakao_request_seconds", "From request to answer", ["endpoint"], buckets=_SECONDS, registry=own
         )
-        self.inputs = Counter("kakao_inputs", "Texts and images that were run", ["kind"], **own)
-        self.batches = Histogram("kakao_batch_size", "Inputs of a batch", ["kind"], buckets=_SIZES, **own)
+        self.inputs = Counter("kakao_inputs", "Texts and images that were run", ["kind"], registry=own)
+        self.batches = Histogram("kakao_batch_size", "Inputs of a batch", ["kind"], buckets=_SIZES, registry=own)
         self.waited = Histogram(
-            "kakao_batch_wait_seconds", "Waiting of a batch's first input", ["kind"], buckets=_SECONDS, **own
+            "kakao_batch_wait_seconds", "Waiting of a batch's first input", ["kind"], buckets=_SECONDS, registry=own
         )
         self.model = Histogram(
-            "kakao_model_seconds", "Reading and running of a batch", ["kind"], buckets=_SECONDS, **own
+            "kakao_model_seconds", "Reading and running of a batch", ["kind"], buckets=_SECONDS, registry=own
         )
-        self.waiting = Gauge("kakao_waiting_inputs", "Inputs in the queue", **own)
-        self.tokens = Counter("kakao_text_tokens", "Tokens of texts", **own)
+        self.waiting = Gauge("kakao_waiting_inputs", "Inputs in the queue", registry=own)
+        self.tokens = Counter("kakao_text_tokens", "Tokens of texts", registry=own)
 
     def batch(self, kind: str, size: int, waited: float, seconds: float) -> None:
         self.inputs.labels(kind).inc(size)

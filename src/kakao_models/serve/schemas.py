@@ -125,7 +125,7 @@ def image_source(part: str | ContentPart, place: str) -> str | None:
     """
     if isinstance(part, str):
         return part if part[:11].lower() == "data:image/" else None
-    given = [value for value in (part.image, part.image_url and part.image_url.url) if value is not None]
+    given = [value for value in (part.image, part.image_url.url if part.image_url else None) if value is not None]
     if len(given) + (part.text is not None) != 1:
         raise Refused(400, f"{place}: wanted one of text, image and image_url", param="input")
     return given[0] if given else None

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -67,7 +68,7 @@ def serve(
     api_key: str | None = None,
     log_level: str = "info",
     ready: Callable[[str], None] = lambda url: None,
-    **embedder_options,
+    **embedder_options: Any,
 ) -> int | None:
     """Serves a model until SIGINT or SIGTERM; a second signal ends the drain time, a third one everything.
 

@@ -68,7 +68,7 @@ class Service:
         batching: arguments of `Batcher`.
     """
 
-    def __init__(self, embedder: Embedder, name: str, limits: Limits, **batching):
+    def __init__(self, embedder: Embedder, name: str, limits: Limits, **batching: Any):
         self.embedder, self.name, self.limits = embedder, name, limits
         self.reads_texts = embedder.engine.reads_texts
         self.classifies = embedder.engine.classifies
@@ -155,7 +155,7 @@ class Service:
         return image_source(part, "input") is None
 
     def _text(self, part: str | ContentPart, index: int) -> str:
-        text = part if isinstance(part, str) else part.text
+        text = part if isinstance(part, str) else part.text or ""
         return self._checked_text(text, f"input[{index}]", "input")
 
     def _checked_text(self, text: str, place: str, param: str) -> str:

@@ -3,6 +3,7 @@
 Axes: H, W height and width of the result.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -194,7 +195,7 @@ def _antialiased(picture: Image.Image, height: int, width: int, part: Box) -> np
     return np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR, box)).astype(np.float32)
 
 
-def affine_of(processor) -> tuple[np.ndarray, np.ndarray]:
+def affine_of(processor: Callable[..., Mapping]) -> tuple[np.ndarray, np.ndarray]:
     """(scale, offset), float32 (3,) each, by which an image processor turns pixels of 0..255 into `pixel_values`."""
     ends = [np.full((8, 8, 3), value, np.uint8) for value in (0, 255)]
     low, high = processor(images=ends, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"]

@@ -154,7 +154,7 @@ class BaseTrainer(AtomicCheckpoints):
             self.model.activation_checkpointing_enable(checkpointing(options.checkpointing))
         self.ema = MovingAverage(self.model, options.ema_decay) if options.ema_decay else None
 
-    def call_model_init(self, trial=None) -> nn.Module:
+    def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
         self._check_model(model)
         return model
@@ -297,7 +297,9 @@ class BaseTrainer(AtomicCheckpoints):
             return
         super()._run_epoch(*args, **kwargs)
 
-    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         keys = inputs.pop("keys", None)  # of our own data
         inputs.pop("ids", None)
         if keys is not None:
@@ -316,14 +318,16 @@ class BaseTrainer(AtomicCheckpoints):
             )
         return loss
 
-    def forward_backward(self, model: nn.Module, inputs: dict, num_items_in_batch) -> torch.Tensor:
+    def forward_backward(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
         """Adds the gradients of a batch to those of the parameters, and returns its loss, detached."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.num_processes > 1:
             BatchNormStatistics(self.accelerator.unwrap_model(model)).average()
         return loss
 
-    def compute_loss(self, model: nn.Module, *args, **kwargs):
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any):
         if model.training:
             rest_frozen(model, self.options.freeze)
         return super().compute_loss(model, *args, **kwargs)
@@ -342,7 +346,7 @@ class BaseTrainer(AtomicCheckpoints):
             metrics |= self._run_evaluations(metric_key_prefix)
         return metrics
 
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             return super().evaluation_loop(*args, **kwargs)
 

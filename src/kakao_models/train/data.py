@@ -6,6 +6,7 @@ with exactly the samples that are left.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from kakao_models.samples.columns import BY_NAME, Columns, as_sample
 from kakao_models.samples.shards import Source
 from kakao_models.train.gradcache import ghost_chunks
 from kakao_models.train.transform import DataError, SampleTransform
+
+if TYPE_CHECKING:
+    import datasets
 
 _ATTEMPTS = 20  # samples tried in the place of a broken one
 
@@ -100,7 +104,7 @@ class StreamData(IterableDataset):
 
     def __init__(
         self,
-        dataset,
+        dataset: "datasets.IterableDataset",
         prepare: SampleTransform,
         batch_size: int,
         rank: int = 0,

@@ -1,6 +1,7 @@
 """Evaluations for a running training: of the model as it is, through the `Embedder`."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from kakao_models.pixels.images import load_image
 Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 
 
-def retrieval(data: str, batch_size: int = 32, **options) -> Evaluation:
+def retrieval(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
     """Recall of captions by images and of images by captions; `options` as of `evaluate.read_captioned`."""
     captioned = read_captioned(data, **options)
 
@@ -31,7 +32,7 @@ def retrieval(data: str, batch_size: int = 32, **options) -> Evaluation:
     return run
 
 
-def zero_shot(data: str, templates: str = "small", batch_size: int = 32, **options) -> Evaluation:
+def zero_shot(data: str, templates: str = "small", batch_size: int = 32, **options: Any) -> Evaluation:
     """Accuracy of naming classes; `templates` as of `evaluate.read_templates`, others as of `evaluate.read_labelled`."""
     labelled, sentences = read_labelled(data, **options).labelled(), read_templates(templates)
 
@@ -43,7 +44,7 @@ def zero_shot(data: str, templates: str = "small", batch_size: int = 32, **optio
     return run
 
 
-def knn(data: str, train: str, k: int = 1, batch_size: int = 32, **options) -> Evaluation:
+def knn(data: str, train: str, k: int = 1, batch_size: int = 32, **options: Any) -> Evaluation:
     """Accuracy of the labels of the nearest training images."""
     test, known = read_labelled(data, **options).labelled(), read_labelled(train, **options).labelled()
     if test.keys != known.keys:
@@ -57,7 +58,7 @@ def knn(data: str, train: str, k: int = 1, batch_size: int = 32, **options) -> E
     return run
 
 
-def accuracy(data: str, batch_size: int = 32, **options) -> Evaluation:
+def accuracy(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
     """Accuracy of a classifier whose classes are those of the data, in their order."""
     labelled = read_labelled(data, **options).labelled()
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from kakao_models.align.preprocessing import MAX_TOKENS
@@ -202,7 +203,7 @@ def paired(processing_class: Any) -> Any:
     return processing_class
 
 
-def align_transform(model, processing_class: Any) -> SampleTransform:
+def align_transform(model: nn.Module, processing_class: Any) -> SampleTransform:
     """Images and captions for an `AlignModel`, augmented as the original does: a random crop, flipped half of the time.
 
     Raises:
@@ -223,7 +224,7 @@ def align_transform(model, processing_class: Any) -> SampleTransform:
     return SampleTransform(augment, processor, tokenizer=tokenizer, max_tokens=tokens)
 
 
-def class_transform(model, processing_class: Any) -> SampleTransform:
+def class_transform(model: nn.Module, processing_class: Any) -> SampleTransform:
     """Images and labels for a classifier, augmented as ViT's original does: a random part, flipped half of the time.
 
     Raises:

@@ -58,9 +58,9 @@ def tiled_contrastive_loss(
     with torch.autocast(image_embeds.device.type, enabled=False):
         images, texts, temperature = (x.to(dtype) for x in (image_embeds, text_embeds, temperature))
         tile = tile_size or TILE.get(images.device.type, TILE["other"])
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
-            group = _ALONE
-        return _TiledLoss.apply(images, texts, temperature, float(label_smoothing), tile, group)
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
+        processes = _ALONE if alone else group
+        return _TiledLoss.apply(images, texts, temperature, float(label_smoothing), tile, processes)
 
 
 _ALONE = object()  # one process: dist knows no such group, and None means all processes

@@ -173,11 +173,13 @@ class AlignTrainer(BaseTrainer):
             statistics.average()
         return value.detach()
 
-    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._evaluated = 0  # samples of this process
         return super().evaluation_loop(*args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ):
         inputs, rest = self._split(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs, return_dict=True)
