@@ -38,7 +38,7 @@ def read(path: str, limit: int | None) -> tuple[list[bytes], list[list[str]]]:
     images = [value["bytes"] if isinstance(value, dict) else value for value in table["image"].to_pylist()]
     name = next((name for name in ("captions", "caption", "text") if name in table.column_names), None)
     if name is None:
-        raise SystemExit(f"{path}: wanted a column captions, caption or text, it has {', '.join(table.column_names)}")
+        raise SystemExit(f"{path}: expected a column captions, caption or text, it has {', '.join(table.column_names)}")
     captions = table[name].to_pylist()
     return images, [[value] if isinstance(value, str) else list(value) for value in captions]
 

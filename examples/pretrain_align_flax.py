@@ -96,7 +96,7 @@ def batches(pattern: str, processor: AlignProcessor, size: int) -> Iterator[dict
             column = next((column for column in CAPTIONS if column in shard.schema_arrow.names), None)
             if column is None or "image" not in shard.schema_arrow.names:
                 found = ", ".join(shard.schema_arrow.names)
-                raise SystemExit(f"{name}: wanted columns image and one of {', '.join(CAPTIONS)}, it has {found}")
+                raise SystemExit(f"{name}: expected columns image and one of {', '.join(CAPTIONS)}, it has {found}")
             for rows in shard.iter_batches(batch_size=size, columns=["image", column]):
                 for row in rows.to_pylist():
                     data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
@@ -134,7 +134,7 @@ def main() -> None:
         jax.distributed.initialize()
     devices = jax.device_count()
     if options.batch_size % (16 * devices):
-        raise SystemExit(f"--batch-size {options.batch_size}: wanted a multiple of 16 samples on {devices} devices")
+        raise SystemExit(f"--batch-size {options.batch_size}: expected a multiple of 16 samples on {devices} devices")
     mesh = jax.make_mesh((devices,), (AXIS,))
 
     processor = AlignProcessor.from_pretrained(resolve(options.init))

@@ -23,19 +23,27 @@ with contextlib.suppress(ImportError):
 import goldens  # noqa: E402
 import tiny  # noqa: E402
 
+held = 0  # bytes after memory was last given back
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
-    """What a file of tests compiled and allocated goes with it, and earlier where it is much: it would be gigabytes."""
-    if nextitem is None or nextitem.path != item.path or resident() > 2 << 30:
-        if "jax" in sys.modules:
-            sys.modules["jax"].clear_caches()
-        gc.collect()
-        if platform.libc_ver()[0] == "glibc":
-            libc = ctypes.CDLL(None)
-            for parameter, default in ((-1, 128 << 10), (-4, 65536)):  # M_TRIM_THRESHOLD and M_MMAP_MAX: a trainer's
-                libc.mallopt(parameter, default)
-            libc.malloc_trim(0)
+    """What a file of tests compiled and allocated goes with it, or earlier where it is much: it would be gigabytes."""
+    global held
+    if nextitem is not None and nextitem.path == item.path and resident() - held < 512 << 20:
+        return
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, default in (
+            (-1, 128 << 10),
+            (-4, 65536),
+        ):  # M_TRIM_THRESHOLD and M_MMAP_MAX: a trainer sets them
+            libc.mallopt(parameter, default)
+        libc.malloc_trim(0)
+    held = resident()
 
 
 def resident() -> int:

@@ -256,7 +256,7 @@ def convert(
         raise ImportError(f"convert needs {error.name}: pip install 'kakao-models[convert]'") from error
     quiet()
     if to not in ("hub", "tpu"):
-        raise typer.BadParameter(f"--to {to}: wanted hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
+        raise typer.BadParameter(f"--to {to}: expected hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
     if to == "tpu":
         hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
         if any(hub) or private or create_pr or dry_run or max_shard_size != "5GB":

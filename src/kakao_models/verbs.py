@@ -180,13 +180,15 @@ def open_embedder(model: str, **options: Any):
 def check_picture(path: Path | None) -> None:
     """What would fail only after the work is done."""
     if path and (path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir()):
-        raise typer.BadParameter(f"--picture {path}: wanted a name that ends in .png or .jpg, in a folder that exists")
+        raise typer.BadParameter(
+            f"--picture {path}: expected a name that ends in .png or .jpg, in a folder that exists"
+        )
 
 
 def check_file(option: str, path: Path | None) -> None:
     """As `check_picture`, of any file."""
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise typer.BadParameter(f"{option} {path}: wanted the name of a file, in a folder that exists")
+        raise typer.BadParameter(f"{option} {path}: expected the name of a file, in a folder that exists")
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

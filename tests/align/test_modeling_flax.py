@@ -517,7 +517,7 @@ def test_partition_specs_follow_the_kind_of_layer(folder):
 
 def test_a_mesh_is_placed_on_or_refused(folder):
     model = FlaxAlignModel.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"wanted a mesh whose axes are Auto.*make_mesh\(\(1,\), \('data',\)"):
+    with pytest.raises(ValueError, match=r"expected a mesh whose axes are Auto.*make_mesh\(\(1,\), \('data',\)"):
         model.shard(jax.make_mesh((1,), ("data",)))
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     model.shard(mesh)

@@ -223,9 +223,13 @@ def test_fields_can_be_changed_for_one_call():
         (
             lambda i: AlignImageProcessor(image_mean=[1, 2]),
             ValueError,
-            r"image_mean: got \[1, 2\], wanted a number, or three",
+            r"image_mean: got \[1, 2\], expected a number, or three",
         ),
-        (lambda i: AlignImageProcessor(rescale_factor=0), ValueError, "rescale_factor: got 0, wanted a number above 0"),
+        (
+            lambda i: AlignImageProcessor(rescale_factor=0),
+            ValueError,
+            "rescale_factor: got 0, expected a number above 0",
+        ),
         (lambda i: AlignImageProcessor(image_std=float("nan")), ValueError, "image_std: got nan"),
         (lambda i: AlignImageProcessor()(i, sizes=3), TypeError, "has no option 'sizes'"),
         (lambda i: AlignImageProcessor()(i, preprocessing="tf", resample=3), ValueError, "resample 2 .* got 3"),

@@ -78,7 +78,7 @@ def test_permute_goes_by_letters():
     assert permute(kernel, "HWIO", "OIHW").shape == (4, 3, 1, 2)
     np.testing.assert_array_equal(permute(kernel, "HWIO", "OIHW"), kernel.transpose(3, 2, 0, 1))
     np.testing.assert_array_equal(permute(np.arange(3).reshape(1, 1, 1, 1, 3), "1111D", "D"), np.arange(3))
-    with pytest.raises(ValueError, match=r"got shape \(2, 3\), wanted axes 1D"):
+    with pytest.raises(ValueError, match=r"got shape \(2, 3\), expected axes 1D"):
         permute(np.zeros((2, 3)), "1D", "D")
 
 

@@ -157,7 +157,7 @@ def test_types_of_numbers_by_every_name(folders):
     kind = lambda dtype: TFViTModel.from_pretrained(folders / "backbone", dtype=dtype).layernorm.gamma.dtype  # noqa: E731
     assert [kind(dtype) for dtype in (tf.float16, np.float16, np.dtype("float16"), "float16")] == ["float16"] * 4
     for wrong in ("int8", tf.int32, int):
-        with pytest.raises(ValueError, match="dtype: got .*int.*, wanted one of 'float32'"):
+        with pytest.raises(ValueError, match="dtype: got .*int.*, expected one of 'float32'"):
             kind(wrong)
 
 

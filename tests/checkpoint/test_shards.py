@@ -64,9 +64,9 @@ def test_one_tensor_at_a_time_is_held(tmp_path):
 
 @pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros((2, 3)), np.zeros((2, 3), np.float16)])
 def test_a_tensor_that_is_not_what_it_said_is_refused(array, tmp_path):
-    with pytest.raises(ValueError, match="a: got .*, wanted float32"):
+    with pytest.raises(ValueError, match="a: got .*, expected float32"):
         shards.write_safetensors(tmp_path / "x.safetensors", LazyTensors({"a": ((2, 3), lambda: array)}))
-    with pytest.raises(ValueError, match="dtype complex128, wanted one of"):
+    with pytest.raises(ValueError, match="dtype complex128, expected one of"):
         shards.write_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(3, complex)})
     assert list(tmp_path.iterdir()) == []
 

@@ -101,11 +101,11 @@ def test_moving_averages(weights, recorded, tmp_path):
     "name, options, message",
     [
         ("vit_nano_ckpt", dict(weights="average"), "holds no moving averages"),
-        ("vit_nano_ckpt", dict(family="align"), "holds a model of family 'vit', wanted 'align'"),
+        ("vit_nano_ckpt", dict(family="align"), "holds a model of family 'vit', expected 'align'"),
         ("vit_nano_ckpt", dict(image_size=224), "image_size: you say 224, the tensors say 64"),
         ("align_nano", dict(projection_dim=640), "projection_dim: you say 640, the tensors say 48"),
-        ("vit_nano_ckpt", dict(labels=["one", "two"]), "got 2 names, wanted 10"),
-        ("vit_nano_ckpt", dict(labels=[]), "got 0 names, wanted 10"),
+        ("vit_nano_ckpt", dict(labels=["one", "two"]), "got 2 names, expected 10"),
+        ("vit_nano_ckpt", dict(labels=[]), "got 0 names, expected 10"),
     ],
 )
 def test_what_contradicts_the_tensors_is_an_error(name, options, message, tmp_path):
@@ -523,7 +523,7 @@ def test_a_classifier_on_aligns_tower_has_no_original(tmp_path):
 
 def test_back_from_a_folder_of_two_minds_is_refused(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
-    with pytest.raises(ValueError, match="model_type is 'vit', wanted 'align'"):
+    with pytest.raises(ValueError, match="model_type is 'vit', expected 'align'"):
         convert_back(tmp_path / "out", tmp_path / "tpu", family="align")
     stored = (tmp_path / "out" / "config.json").read_text()
     (tmp_path / "out" / "config.json").write_text(stored.replace("architectures", "_architectures"))
@@ -575,7 +575,7 @@ def test_the_command_s_family_holds_on_the_way_back(tmp_path, capsys):
     converted("vit_nano_ckpt", tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["convert", str(tmp_path / "out"), str(tmp_path / "tpu"), "--to", "tpu", "--family", "align"])
-    assert stopped.value.code == 2 and "model_type is 'vit', wanted 'align'" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "model_type is 'vit', expected 'align'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -696,7 +696,7 @@ def test_a_tensor_of_other_axes_is_told(tmp_path):
     tensors = {key: checkpoint.read(key) for key in checkpoint.entries if key.endswith("VARIABLE_VALUE")}
     key = "backbone/enc_layers/0/mlp/layer_with_weights-0/kernel"
     write_checkpoint(tmp_path / "flat", tensors | {f"{key}/.ATTRIBUTES/VARIABLE_VALUE": np.ones(3, np.float32)})
-    with pytest.raises(ValueError, match=rf"{key} has shape \(3,\), wanted 2 axes"):
+    with pytest.raises(ValueError, match=rf"{key} has shape \(3,\), expected 2 axes"):
         convert(tmp_path / "flat", tmp_path / "out", **HEADS)
 
 

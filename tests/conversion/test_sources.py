@@ -141,7 +141,7 @@ def test_npz_of_another_model_is_refused(change, message, tmp_path):
         (dict(num_attention_heads=4), "num_attention_heads: you say 4, the tensors say 2"),
         (dict(image_size=32), "image_size: you say 32, the tensors say 64"),
         (dict(weights="average"), "holds no moving averages"),
-        (dict(family="align"), "holds a model of family 'vit', wanted 'align'"),
+        (dict(family="align"), "holds a model of family 'vit', expected 'align'"),
     ],
 )
 def test_what_contradicts_an_npz_is_an_error(options, message, tmp_path):
@@ -504,7 +504,7 @@ def test_pytorch_tower(layout, tmp_path):
         ({"stem_bn/gamma": np.ones(7, np.float32)}, {}, "the file has|stem"),
         ({"normalization/variance": None}, {}, "no layer `normalization`"),
         ({}, dict(image_size=41), "expected an even size"),
-        ({}, dict(family="align"), "family 'efficientnet', wanted 'align'"),
+        ({}, dict(family="align"), "family 'efficientnet', expected 'align'"),
         ({}, dict(num_attention_heads=3), "num_attention_heads: you say 3"),
     ],
 )

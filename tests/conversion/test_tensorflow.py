@@ -181,7 +181,7 @@ def test_a_checkpoint_is_found_by_prefix_file_and_folder(tmp_path):
     write_checkpoint(tmp_path / "y", {A: 1.0})
     assert open_checkpoint(tmp_path).prefix == tmp_path / "y"  # the latest
     (tmp_path / "checkpoint").unlink()
-    with pytest.raises(CheckpointError, match=r"wanted one checkpoint or a file `checkpoint`.*'x', 'y'"):
+    with pytest.raises(CheckpointError, match=r"expected one checkpoint or a file `checkpoint`.*'x', 'y'"):
         open_checkpoint(tmp_path)
 
 
@@ -330,7 +330,7 @@ def test_what_is_not_written(tmp_path):
     with pytest.raises(FileExistsError, match="x.index exists"):
         write_checkpoint(prefix, {A: 1.0})
     for tensors, message in (
-        ({A: 1j}, f"{A}: dtype complex128, wanted one of float32"),
+        ({A: 1j}, f"{A}: dtype complex128, expected one of float32"),
         ({A: [object()]}, f"{A}: objects that are neither"),
         ({"a": 1.0}, "a: not the key of a variable"),
         ({slot_key(A, "m"): 1.0}, f"a slot, but {A} isn't there"),
@@ -465,11 +465,11 @@ def put(key: bytes, value: bytes):
         (put(b"", wire.number_field(1, 2**64 - 1)), "can't be read"),
         (put(b"", b"\x0a\xff\xff\xff\xff\x07"), "field 1 is said to have 2147483647 bytes, 0 are left"),
         (put(b"", b"\x08" + b"\xff" * 20), "header: no number of at most 64 bits"),
-        (put(b"", b"\x0d\0\0\0\0"), "has wire type 5, wanted 0"),
+        (put(b"", b"\x0d\0\0\0\0"), "has wire type 5, expected 0"),
         (put(b"", b"\x0b"), "wire type 3, which isn't known"),
         (put(A.encode(), b"\x3a\x00"), f"tensor {A}: part of a partitioned variable"),
         (put(b"\0" + A.encode() + b"\0\1", b""), "part of a partitioned variable"),
-        (put(A.encode(), wire.number_field(1, 8)), "dtype number 8, wanted one of float32"),
+        (put(A.encode(), wire.number_field(1, 8)), "dtype number 8, expected one of float32"),
         (put(A.encode(), b"\x08\x01\x08\x01"), "field dtype is there 2 times"),
         (put(A.encode(), b"\x50\x01"), "field 10 isn't known"),
         (put(A.encode(), b"\x08\x01" + b"\x12\x00" * 5000), "absurdly many fields"),
@@ -547,7 +547,7 @@ def test_a_graph_that_is_none(tmp_path):
     with pytest.raises(CheckpointError, match=f"x: {OBJECT_GRAPH}: no number"):
         _ = open_checkpoint(tmp_path / "x").graph
     lie(tmp_path / "x", OBJECT_GRAPH, dtype="uint8", shape=(6,))
-    with pytest.raises(CheckpointError, match="wanted a single string|checksum"):
+    with pytest.raises(CheckpointError, match="expected a single string|checksum"):
         _ = open_checkpoint(tmp_path / "x").graph
     forge(tmp_path / "x", lambda table: table.pop(OBJECT_GRAPH.encode()))
     with pytest.raises(CheckpointError, match=f"no tensor '{OBJECT_GRAPH}'"):

@@ -122,7 +122,7 @@ def test_label_statistics(duckdb, labelled):
     counts = pd.Series([len(above(row, 0.5)) for row in rows]).value_counts().sort_index()
     assert list(stats.histogram) == list(counts.items())
     assert "300 images" in stats.named([f"class {number}" for number in range(30)])
-    with pytest.raises(ValueError, match="wanted a probability"):
+    with pytest.raises(ValueError, match="expected a probability"):
         label_stats(open_table(duckdb, path), (50,))
 
 

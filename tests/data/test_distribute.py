@@ -108,7 +108,7 @@ def test_ray_takes_a_gpu_where_there_is_one(tmp_path, monkeypatch):
 def test_what_cannot_be_distributed(tmp_path, monkeypatch):
     pq.write_table(pa.table({"url": ["http://127.0.0.1/x"], "text": ["x"]}), tmp_path / "t.parquet")
     run = functools.partial(download, tmp_path / "t.parquet", tmp_path / "out")
-    with pytest.raises(ValueError, match="got 'slurm', wanted one of multiprocessing, pyspark, ray"):
+    with pytest.raises(ValueError, match="got 'slurm', expected one of multiprocessing, pyspark, ray"):
         run(world_size=2, distributor="slurm")
     with pytest.raises(ValueError, match="say by world size"):
         run(distributor="ray")
@@ -117,6 +117,6 @@ def test_what_cannot_be_distributed(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs ray: pip install ray"):
         run(world_size=2, distributor="ray")
-    with pytest.raises(ValueError, match="wanted a function that gives one"):
+    with pytest.raises(ValueError, match="expected a function that gives one"):
         embed_table(object(), tmp_path / "t.parquet", tmp_path / "e", world_size=2, distributor="multiprocessing")
     assert not list(Path(tmp_path / "out").glob("*.parquet"))

@@ -198,13 +198,13 @@ def test_recipes(tmp_path):
     [
         ("sise", "there is none of this name; there are aesthetic"),
         ("size:max=3", "no parameter 'max'; it has min, strict"),
-        ("size:min=big", "got 'big', wanted a number"),
-        ("size:strict=1", "got 1, wanted true or false"),
+        ("size:min=big", "got 'big', expected a number"),
+        ("size:strict=1", "got 1, expected true or false"),
         ("words:min=9,max=3", "no row would pass"),
         ("size:min", "no parameter=value"),
         ("range:min=1", "needs column"),
         ("eval-hashes", "needs file"),
-        ("size:min=.nan", "wanted a number"),
+        ("size:min=.nan", "expected a number"),
     ],
 )
 def test_wrong_filters_say_what_is_wrong(flag, message):

@@ -135,16 +135,16 @@ def test_reasons_that_servers_made_up(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("- size: {min: 99999999999999999999}", "wanted a number"),
-        ("- rare-tokens: {top: 1.5}", "wanted a whole number from 0"),
-        ("- rare-tokens: {top: -1}", "wanted a whole number from 0"),
+        ("- size: {min: 99999999999999999999}", "expected a number"),
+        ("- rare-tokens: {top: 1.5}", "expected a whole number from 0"),
+        ("- rare-tokens: {top: -1}", "expected a whole number from 0"),
         ("[" * 3000, "no YAML"),
         ("- !!python/object/apply:os.system ['echo']", "no YAML"),
         ("- &x [*x]", "is no filter"),
         ("- 5: {}", "there is none of this name"),
-        ("- size: 3", "wanted size: {parameter: value}, got 3"),
+        ("- size: 3", "expected size: {parameter: value}, got 3"),
         ("- {size: {}, dedup: {}}", "is no filter"),
-        ("[]", "wanted a list of filters"),
+        ("[]", "expected a list of filters"),
     ],
 )
 def test_hostile_recipes(tmp_path, text, message):

@@ -36,7 +36,7 @@ def test_known_answers():
         ([1.2], [True], "row 0 is 1.2"),
         ([0.5], [True, False], "the same number of each"),
         ([], [], "at least one"),
-        ([0.5], [1], "wanted bool"),
+        ([0.5], [1], "expected bool"),
     ],
 )
 def test_bad_input(confidences, correct, message):

@@ -113,8 +113,8 @@ def test_average_precision_and_f1_are_scikit_learns():
         ([[0.0, 1.0], [np.nan, 0.0]], [0, 1], "logits: row 1 is not finite"),
         ([[0.0, 1.0]], [2], "row 0 is class 2, but there are 2 classes"),
         ([[0.0, 1.0]], [-1], "all are missing"),
-        ([[0, 1]], [0], "wanted floats"),
-        ([[0.0, 1.0]], [0, 1], "wanted 1 integers, one per row"),
+        ([[0, 1]], [0], "expected floats"),
+        ([[0.0, 1.0]], [0, 1], "expected 1 integers, one per row"),
     ],
 )
 def test_bad_input(logits, labels, message):
@@ -130,7 +130,7 @@ def test_the_first_of_an_images_classes_loses_ties_to_the_classes_before_it():
 @pytest.mark.parametrize("at", [(), (0,), (1, 2.5)])
 def test_bad_k(at):
     for score in (classification_scores, real_scores):
-        with pytest.raises(ValueError, match="at: got .*, wanted whole numbers"):
+        with pytest.raises(ValueError, match="at: got .*, expected whole numbers"):
             score(np.eye(2), np.array([0, 1]) if score is classification_scores else [[0], [1]], at=at)
     with pytest.raises(ValueError, match="columns: got none"):
         classification_scores(np.eye(2), np.array([0, 1]), columns=[])

@@ -106,7 +106,7 @@ def test_knn_and_linear_probe(command, name, request, classes_folder):
     found = json.loads(out)
     assert code == 0 and found["counts"] == {"train": 12, "test": 12} and len(found["details"]["per_seed"]) == 2
     code, _, err = command("linear-probe", *train, "--vtab")
-    assert code == 2 and "got 12 labelled training rows, wanted at least 1000" in err
+    assert code == 2 and "got 12 labelled training rows, expected at least 1000" in err
 
 
 def test_a_vits_own_classes_real_labels_and_a_part_of_its_classes(command, vit, tmp_path):
@@ -207,7 +207,7 @@ def test_report(command, tmp_path):
         (("zero-shot", "-d", "{tmp}/none", "-m", "{align}"), "there is no such file or folder"),
         (("zero-shot", "-d", "{folder}", "-m", "{align}", "-o", "{tmp}/no/where.json"), "in a folder that exists"),
         (("classify", "-d", "{folder}", "-m", "{align}"), "has no classifier"),
-        (("classify", "-d", "{folder}", "-m", "{vit}", "--real", "{real}"), "wanted a name such as ILSVRC2012"),
+        (("classify", "-d", "{folder}", "-m", "{vit}", "--real", "{real}"), "expected a name such as ILSVRC2012"),
         (("retrieval", "-d", "{folder}", "-m", "{align}"), "no image has a .txt"),
         (("robustness", "-d", "{folder}", "-m", "{align}"), "NAME=PATH"),
         (("knn", "--train", "{numbers}", "-d", "{folder}", "-m", "{align}"), "has classes that .* does not have"),

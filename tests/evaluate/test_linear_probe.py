@@ -75,7 +75,7 @@ def test_vtab_takes_the_first_800_to_train_and_the_last_200_to_choose():
     assert found.per_seed == [alone.accuracy] * 3 and found.train == 1000 and found.validation[0] == alone.validation[0]
     more = vtab_scores(*blobs(draw, 1500), *test, seeds=(0, 1))
     assert more.train == 1000 and len(more.per_seed) == 2
-    with pytest.raises(ValueError, match="got 999 labelled training rows, wanted at least 1000"):
+    with pytest.raises(ValueError, match="got 999 labelled training rows, expected at least 1000"):
         vtab_scores(train[0][:999], train[1][:999], *test)
 
 

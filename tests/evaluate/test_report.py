@@ -116,9 +116,9 @@ def test_published_figures_are_percentages_of_known_tasks_said_once():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"settings": None}, "the field settings is None, wanted a JSON object"),
+        ({"settings": None}, "the field settings is None, expected a JSON object"),
         ({"metrics": [1]}, "the field metrics is \\[1\\]"),
-        ({"dataset": 3}, "the field dataset is 3, wanted a text"),
+        ({"dataset": 3}, "the field dataset is 3, expected a text"),
         ({"model": None}, "the field model is None"),
         ({"metrics": {"top1": True}}, "the metric top1 is True"),
     ],

@@ -126,7 +126,7 @@ def test_folds_are_consecutive_and_their_captions_alone():
         (lambda i, t, a, b: (i, t, a, [0, 0, 1]), "image 2 .* has no caption"),
         (lambda i, t, a, b: (i[:2], t, a[:2], b), "text 2 is of image 2, which is not among"),
         (lambda i, t, a, b: (i, t, a[:2], b), "image_ids: got 2 for 3 rows"),
-        (lambda i, t, a, b: (i[:0], t, a, b), "wanted \\(rows, width\\)"),
+        (lambda i, t, a, b: (i[:0], t, a, b), "expected \\(rows, width\\)"),
     ],
 )
 def test_bad_input(change, message):
@@ -140,5 +140,5 @@ def test_bad_k_and_size():
     with pytest.raises(ValueError, match="at: got \\[0\\]"):
         retrieval_scores(rows, rows, range(3), range(3), at=(0,))
     for size in (0, -1):
-        with pytest.raises(ValueError, match="wanted at least 1"):
+        with pytest.raises(ValueError, match="expected at least 1"):
             fold_scores(rows, rows, range(3), range(3), size=size)

@@ -32,7 +32,7 @@ def test_published_format(tmp_path):
         assert read_ratings(file).kind == kind
     for text, message in (
         ("a,b,c\n1,2,3\n", "got the header 'a,b,c'"),
-        (STS + "x,y\n", "line 4: wanted two ids and a score"),
+        (STS + "x,y\n", "line 4: expected two ids and a score"),
         (STS.splitlines()[0] + "\n", "at least one pair"),
         ("", "got the header ''"),
     ):

@@ -20,9 +20,9 @@ def refused(model, folder, message, error=ValueError, **options):
 
 
 def test_options_that_a_format_or_a_model_does_not_have(align, vit, tmp_path):
-    refused(align, tmp_path, "--to torchscript: wanted one of onnx, openvino", to="torchscript")
-    refused(align, tmp_path, "--what all: wanted one of image, text, both, classifier", what="all")
-    refused(align, tmp_path, "--input jpeg: wanted one of float, uint8, picture", input="jpeg")
+    refused(align, tmp_path, "--to torchscript: expected one of onnx, openvino", to="torchscript")
+    refused(align, tmp_path, "--what all: expected one of image, text, both, classifier", what="all")
+    refused(align, tmp_path, "--input jpeg: expected one of float, uint8, picture", input="jpeg")
     refused(align, tmp_path, "--quantize int4: pt2 has float16, bfloat16", quantize="int4")
     refused(align, tmp_path, "has no classifier to export, it has image and text", what="classifier")
     refused(vit, tmp_path, "has no text to export, it has image and classifier", what="both")
@@ -76,8 +76,8 @@ def stand_in(monkeypatch):
 
 def test_an_export_that_differs_is_refused_unless_forced(vit, tmp_path, stand_in):
     stand_in.change = lambda rows: rows[:, ::-1].copy()
-    refused(vit, tmp_path, r"the cosine of classifier to its source is -?0\.\d+, wanted 0.9999 or more. Nothing")
-    refused(vit, tmp_path, "wanted 0.5 or more", min_cosine=0.5)
+    refused(vit, tmp_path, r"the cosine of classifier to its source is -?0\.\d+, expected 0.9999 or more. Nothing")
+    refused(vit, tmp_path, "expected 0.5 or more", min_cosine=0.5)
     _, sheet = exported(vit, tmp_path / "out", to="pt2", force=True)
     assert sheet["functions"]["classifier"]["check"]["cosine"] < 0.9
 
@@ -138,7 +138,7 @@ def test_the_command(vit, tmp_path, capsys, monkeypatch, stand_in):
     code, output = run(vit, "--to", "pt2", "-o", "out")
     assert code == 2 and "is there already" in output.err
     code, output = run(vit, "--to", "coreml", "-o", "other")
-    assert code == 2 and "wanted one of onnx" in output.err
+    assert code == 2 and "expected one of onnx" in output.err
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])

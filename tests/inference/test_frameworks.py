@@ -78,7 +78,7 @@ def test_settings_of_keras(folders):
     assert a.dtype == np.float32 and (a * b).sum(1).min() > 0.99
     with pytest.raises(ValueError, match="device 'cuda:7' can't be used: TensorFlow sees cpu:0"):
         Embedder(folders["align"], framework="tf", device="cuda:7")
-    with pytest.raises(ValueError, match="dtype 'int8': wanted 'float32', 'bfloat16', 'float16'"):
+    with pytest.raises(ValueError, match="dtype 'int8': expected 'float32', 'bfloat16', 'float16'"):
         Embedder(folders["align"], framework="tf", dtype="int8")
     with pytest.raises(ValueError, match="load it with from_pretrained"):
         Embedder(TFAlignModel.from_pretrained(folders["align"]), tokenizer=1, image_processor=1, dtype="float16")

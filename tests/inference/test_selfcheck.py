@@ -231,7 +231,7 @@ def test_a_missing_package_is_named(align, monkeypatch, name, package):
 
 
 def test_wrong_names(align, vit):
-    with pytest.raises(ValueError, match="engine: got 'tensorrt', wanted 'auto' or one of 'torch'"):
+    with pytest.raises(ValueError, match="engine: got 'tensorrt', expected 'auto' or one of 'torch'"):
         Embedder(align, engine="tensorrt")
     with pytest.raises(ValueError, match="dtype 'int8'"):
         pipeline("image-classification", vit, engine="auto", dtype="int8")

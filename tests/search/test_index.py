@@ -223,12 +223,12 @@ def test_other_collections(copied, embedder):
 
 @pytest.mark.parametrize("option", ["kind", "metric", "consistency"])
 def test_wrong_options(built, option):
-    with pytest.raises(ValueError, match=f"{option}: got 'nonsense', wanted one of"):
+    with pytest.raises(ValueError, match=f"{option}: got 'nonsense', expected one of"):
         SearchIndex.open(built, **{option: "nonsense"})
 
 
 def test_an_index_type_that_is_none_leaves_nothing(embedder, tmp_path):
-    with pytest.raises(ValueError, match="got 'NONSENSE', wanted one of FLAT, HNSW"):
+    with pytest.raises(ValueError, match="got 'NONSENSE', expected one of FLAT, HNSW"):
         SearchIndex.open(tmp_path / "x.db", embedder, create=True, index_type="NONSENSE")
     assert not list(tmp_path.iterdir())
     with SearchIndex.open(tmp_path / "x.db", embedder, create=True, index_type="HNSW", index_params={"M": 8}) as index:

@@ -51,7 +51,7 @@ def test_weighted_sum_of_unit_vectors(embedder, vectors, asked, weights):
         ({"text": "a dog", "weights": {"sound": 1}}, "sound"),
         ({"text": "a dog", "weights": {"text": -1}}, "above 0"),
         ({"text": "a dog", "weights": {"text": float("nan")}}, "above 0"),
-        ({"text": "a dog", "minus": {"a cat": 0}}, "a factor is 0, wanted a number above 0"),
+        ({"text": "a dog", "minus": {"a cat": 0}}, "a factor is 0, expected a number above 0"),
         ({"image": "/no/such.jpg"}, "no such file"),
         ({"image": b"no picture"}, "not an image"),
     ],

@@ -65,9 +65,9 @@ def test_texts_and_stored_embeddings(model, tmp_path, command):
     "arguments, said",
     [
         (("search", "-k", "3"), "say what to look for"),
-        (("search", "x", "--weight", "sound=2"), "wanted text=NUMBER"),
-        (("search", "x", "--weight", "text=many"), "wanted text=NUMBER"),
-        (("search", "x", "--search-params", "[1]"), "wanted an object"),
+        (("search", "x", "--weight", "sound=2"), "expected text=NUMBER"),
+        (("search", "x", "--weight", "text=many"), "expected text=NUMBER"),
+        (("search", "x", "--search-params", "[1]"), "expected an object"),
         (("search", "x", "--search-params", "{"), "is no JSON"),
         (("search", "x", "--html", "no/such/folder/x.html"), "a folder that exists"),
         (("search", "x", "--html", "/dev/null/x.html"), "a folder that exists"),

@@ -205,7 +205,7 @@ def test_labels_in_every_form_train_alike(vit, pictures):
         7 * loss(classifier(vit, loss=binary), pixels, several), rel=1e-6
     )
     assert model.config.problem_type is None  # what labels look like once does not decide for all time
-    with pytest.raises(ValueError, match=r"labels of shape \(4, 3\) and type .*Wanted whole numbers \(batch,\)"):
+    with pytest.raises(ValueError, match=r"labels of shape \(4, 3\) and type .*Expected whole numbers \(batch,\)"):
         loss(model, pixels, several[:, :3])
     with pytest.raises(ValueError, match="fit and evaluate need labels"):
         loss(model, pixels)

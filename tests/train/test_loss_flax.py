@@ -54,7 +54,7 @@ def test_classification_losses_are_the_definitions():
     wanted = -(targets * np.log(softmax(logits))).sum() / 4, binary
     np.testing.assert_allclose([float(x) for x in got], wanted, rtol=1e-12)
     for labels in (one[:, None], one[:1], several[:1]):  # which would be stretched over the logits
-        with pytest.raises(ValueError, match=r"wanted class numbers \(4,\) or"):
+        with pytest.raises(ValueError, match=r"expected class numbers \(4,\) or"):
             classification_loss(jnp.asarray(logits), jnp.asarray(labels))
 
 

@@ -186,7 +186,7 @@ def test_a_schedule_scales_every_group_and_refuses_what_does_not_fit():
     np.testing.assert_allclose([rate[1] / 0.1 for rate in rates], [rate[0] for rate in rates])
     with pytest.raises(ValueError, match="10 steps of warm-up do not fit into a run of 6"):
         build_schedule(optimizer, "linear", 10, 6)
-    with pytest.raises(ValueError, match="got 'step', wanted one of linear, cosine"):
+    with pytest.raises(ValueError, match="got 'step', expected one of linear, cosine"):
         build_schedule(optimizer, "step", 1, 6)
 
 

@@ -65,7 +65,7 @@ def test_recipes_have_the_originals_numbers(name, settings):
         ("epochs=3", "give steps or epochs, one of them"),
         ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),
         ("checkpointing=layers", "checkpointing must be activations, blocks or false, got 'layers'"),
-        ("lr", "lr: wanted key=value"),
+        ("lr", "lr: expected key=value"),
         ("steps=[1", "steps=[1: the value is no YAML"),
         ("steps.x=5", "steps.x=5: steps is 100000, and has no entries"),
     ],

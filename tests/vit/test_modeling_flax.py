@@ -191,7 +191,7 @@ def test_other_image_sizes(torch, theirs, folder, pixels, tmp_path):
     with torch.no_grad():
         wanted = theirs.from_pretrained(folder)(torch.from_numpy(wide), interpolate_pos_encoding=True).logits
     assert error(ours(wide, interpolate_pos_encoding=True).logits, wanted) <= 1e-5
-    with pytest.raises(ValueError, match=r"24\*16, wanted 32\*32"):
+    with pytest.raises(ValueError, match=r"24\*16, expected 32\*32"):
         ours(wide)
     resized = FlaxViTForImageClassification.from_pretrained(folder, image_size=[24, 16])
     assert error(resized(wide).logits, wanted) <= 1e-5 and resized.vit.config.image_size == [24, 16]

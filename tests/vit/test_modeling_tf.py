@@ -124,7 +124,7 @@ def test_outputs_and_gradients_are_pytorch_s(torch, folder, pixels):
     tall = np.random.default_rng(1).uniform(-1, 1, (2, 3, 48, 40))
     resized = theirs(torch.from_numpy(tall), interpolate_pos_encoding=True).logits.detach().numpy()
     assert error(ours(tall, interpolate_pos_encoding=True).logits, resized) <= 1e-12
-    with pytest.raises(ValueError, match=r"got images of 48\*40, wanted 32\*32"):
+    with pytest.raises(ValueError, match=r"got images of 48\*40, expected 32\*32"):
         ours(tall)
     for wrong in (labels[:1], labels[:3]):  # one would stand for every image
         with pytest.raises(ValueError, match=f"got labels of {len(wrong)} images for 4 images"):

@@ -30,9 +30,9 @@ class BlockSpec:
 
 def round_filters(config: Any, channels: int) -> int:
     """`channels` scaled by the width, to a multiple of `depth_divisor` that is at most 10 % lower."""
-    wanted, divisor = channels * config.width_coefficient, config.depth_divisor
-    rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
-    return int(rounded + divisor if rounded < 0.9 * wanted else rounded)
+    expected, divisor = channels * config.width_coefficient, config.depth_divisor
+    rounded = max(divisor, int(expected + divisor / 2) // divisor * divisor)
+    return int(rounded + divisor if rounded < 0.9 * expected else rounded)
 
 
 def output_channels(config: Any) -> int:

@@ -24,7 +24,7 @@ _BLOCK = 2**19  # numbers in a block, for each thread
 def ghost_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, silu: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalises samples j, j + groups, j + 2 * groups, ... together, for each j below `groups`; then SiLU, if wanted.
+    """Normalises samples j, j + groups, j + 2 * groups, ... together, for each j below `groups`; then SiLU, if expected.
 
     Computed in at least float32, whatever the type of x.
 

@@ -68,12 +68,12 @@ class StrictConfig(PreTrainedConfig):
             value = getattr(self, name)
             for size in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(size, int) and size < 1:
-                    raise ValueError(f"{type(self).__name__}: {name} is {value!r}, wanted at least 1")
+                    raise ValueError(f"{type(self).__name__}: {name} is {value!r}, expected at least 1")
         width, heads = (getattr(self, name, None) for name in ("hidden_size", "num_attention_heads"))
         if isinstance(width, int) and isinstance(heads, int) and width % heads:
             raise ValueError(f"{type(self).__name__}: {heads} num_attention_heads do not divide hidden_size {width}")
         if strange := [label for label in (self.id2label or {}).values() if not isinstance(label, str)]:
-            raise ValueError(f"{type(self).__name__}: id2label has the label {strange[0]!r:.80}, wanted text")
+            raise ValueError(f"{type(self).__name__}: id2label has the label {strange[0]!r:.80}, expected text")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):

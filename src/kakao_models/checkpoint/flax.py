@@ -244,7 +244,7 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
         """
         if any(kind != AxisType.Auto for kind in mesh.axis_types):
             raise ValueError(
-                f"{type(self).__name__}.shard: wanted a mesh whose axes are Auto, got {mesh.axis_types}. Make it by "
+                f"{type(self).__name__}.shard: expected a mesh whose axes are Auto, got {mesh.axis_types}. Make it by "
                 f"jax.make_mesh({mesh.axis_sizes}, {mesh.axis_names}, "
                 f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)})"
             )

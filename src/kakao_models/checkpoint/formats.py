@@ -60,7 +60,7 @@ def read_msgpack(file: Path) -> dict[str, TensorEntry]:
 
     def array(code: int, data: bytes) -> TensorEntry:
         if code != 1:
-            raise ValueError(f"extension type {code}, wanted 1, an array")
+            raise ValueError(f"extension type {code}, expected 1, an array")
         shape, dtype, numbers = msgpack.unpackb(data, raw=True)
         width = {b"float32": 4, b"float16": 2, b"bfloat16": 2}.get(dtype)
         sizes = all(isinstance(size, int) and size >= 0 for size in shape)

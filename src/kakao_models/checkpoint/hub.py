@@ -340,7 +340,7 @@ def read_config(file: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON file ({error}). Is the download complete?") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
-        raise ValueError(f"{file}: wanted an object that says of itself which model_type it describes")
+        raise ValueError(f"{file}: expected an object that says of itself which model_type it describes")
     return config
 
 

@@ -148,13 +148,13 @@ class PretrainedLoading:
         if unnamed := variables.keys() ^ {slot.local_key for slot in slots}:
             raise ValueError(f"{type(self).__name__}: the weight table and the variables differ: {sorted(unnamed)}")
         replaceable = self.tensors_replaceable if may_replace else ()
-        wanted = {slot.key: slot for slot in slots}
-        problems = {key: f"missing {key}" for key in outside(wanted.keys() - stored.keys(), replaceable)}
-        unknown = outside(stored.keys() - wanted.keys(), self.tensors_elsewhere + replaceable)
+        expected = {slot.key: slot for slot in slots}
+        problems = {key: f"missing {key}" for key in outside(expected.keys() - stored.keys(), replaceable)}
+        unknown = outside(stored.keys() - expected.keys(), self.tensors_elsewhere + replaceable)
         problems |= {key: f"unknown {key}" for key in unknown}
         fitting = []
-        for key in sorted(wanted.keys() & stored.keys()):
-            slot, (shape, _) = wanted[key], stored[key]
+        for key in sorted(expected.keys() & stored.keys()):
+            slot, (shape, _) = expected[key], stored[key]
             fits = _shape(tuple(variables[slot.local_key].shape), slot.local_axes, slot.axes)
             if shape == fits:
                 fitting.append(slot)
@@ -260,8 +260,8 @@ def _stored(name_or_path, where: dict) -> StoredTensors:
     return {key: entry for key, entry in stored.items() if not key.endswith(UNUSED)}
 
 
-def _shape(shape: tuple[int, ...], axes: str, wanted: str) -> tuple[int, ...]:
-    return permute(np.broadcast_to(np.int8(0), shape), axes, wanted).shape
+def _shape(shape: tuple[int, ...], axes: str, expected: str) -> tuple[int, ...]:
+    return permute(np.broadcast_to(np.int8(0), shape), axes, expected).shape
 
 
 def _write(folder: Path, tensors: Mapping[str, tuple[Any, Slot]], limit: int) -> None:
@@ -291,5 +291,5 @@ def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:
     if isinstance(dtype, type):  # jnp.bfloat16, np.float16
         name = np.dtype(dtype).name
     if name.removeprefix("mixed_") not in _DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}, wanted one of {', '.join(map(repr, _DTYPES))}")
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(map(repr, _DTYPES))}")
     return name

@@ -68,7 +68,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
     }
     for key, (dtype, _) in kinds.items():
         if dtype not in DTYPE_NAMES:
-            raise ValueError(f"{key}: dtype {dtype}, wanted one of {', '.join(DTYPE_NAMES)}")
+            raise ValueError(f"{key}: dtype {dtype}, expected one of {', '.join(DTYPE_NAMES)}")
     keys = sorted(kinds, key=lambda key: (-_width(kinds[key][0]), key))  # widest first keeps every tensor aligned
     unfinished = path.with_name(path.name + ".unfinished")
     written, whole = Written(), hashlib.sha256()
@@ -80,7 +80,9 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
             for key in keys:
                 array = arrays[key]
                 if array_kind(array) != kinds[key]:
-                    raise ValueError(f"{key}: got {array.dtype} {array.shape}, wanted {' '.join(map(str, kinds[key]))}")
+                    raise ValueError(
+                        f"{key}: got {array.dtype} {array.shape}, expected {' '.join(map(str, kinds[key]))}"
+                    )
                 part, data = hashlib.sha256(), bytes_of(array).data
                 hashing = [pool.submit(digest.update, data) for digest in (part, whole)]
                 stream.write(data)

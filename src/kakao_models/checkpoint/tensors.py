@@ -54,16 +54,16 @@ def float32(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-def check_keys(wanted: Iterable[str], found: Iterable[str], where: Any) -> None:
+def check_keys(expected: Iterable[str], found: Iterable[str], where: Any) -> None:
     """Every key once.
 
     Raises:
         ValueError: a key is missing or unknown; the message names them.
     """
-    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unknown:
         raise ValueError(
-            f"{where}: {len(missing)} of {len(set(wanted))} tensors are missing ({', '.join(missing[:5])}) and "
+            f"{where}: {len(missing)} of {len(set(expected))} tensors are missing ({', '.join(missing[:5])}) and "
             f"{len(unknown)} are unknown ({', '.join(unknown[:5])}). Is this another model or size?"
         )
 

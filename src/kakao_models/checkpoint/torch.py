@@ -94,8 +94,8 @@ class BijectiveLoading:
         unknown = outside(info["unexpected_keys"], cls.tensors_elsewhere + replaceable)
         problems = {key: f"missing {key}" for key in missing} | {key: f"unknown {key}" for key in unknown}
         problems |= {
-            key: f"{key}: the file has {tuple(got)}, the model wants {tuple(wanted)}"
-            for key, got, wanted in sorted(info["mismatched_keys"])
+            key: f"{key}: the file has {tuple(got)}, the model wants {tuple(expected)}"
+            for key, got, expected in sorted(info["mismatched_keys"])
             if key in outside([key], replaceable)
         }
         if problems:

@@ -173,8 +173,8 @@ def _slots(
                 )
 
 
-def permute(array: np.ndarray, axes: str, wanted: str) -> np.ndarray:
-    """`array` with axes named `axes`, brought into the order `wanted`. Swapping the two names inverts it.
+def permute(array: np.ndarray, axes: str, expected: str) -> np.ndarray:
+    """`array` with axes named `axes`, brought into the order `expected`. Swapping the two names inverts it.
 
     Axes of one entry ("1") may differ in number and place.
 
@@ -184,15 +184,15 @@ def permute(array: np.ndarray, axes: str, wanted: str) -> np.ndarray:
     if not axes:
         return array
     if array.ndim != len(axes) or any(size != 1 for size, axis in zip(array.shape, axes) if axis == "1"):
-        raise ValueError(f"got shape {array.shape}, wanted axes {axes}")
+        raise ValueError(f"got shape {array.shape}, expected axes {axes}")
     letters = axes.replace("1", "")
     core = array.reshape([size for size, axis in zip(array.shape, axes) if axis != "1"])
-    core = core.transpose([letters.index(axis) for axis in wanted if axis != "1"])
+    core = core.transpose([letters.index(axis) for axis in expected if axis != "1"])
     sizes = iter(core.shape)
-    return core.reshape([1 if axis == "1" else next(sizes) for axis in wanted])
+    return core.reshape([1 if axis == "1" else next(sizes) for axis in expected])
 
 
-def permuted(entry: TensorEntry, axes: str, wanted: str, name: str) -> TensorEntry:
+def permuted(entry: TensorEntry, axes: str, expected: str, name: str) -> TensorEntry:
     """A tensor of a file with its axes in another order and in float32, once it is read.
 
     Raises:
@@ -200,7 +200,7 @@ def permuted(entry: TensorEntry, axes: str, wanted: str, name: str) -> TensorEnt
     """
     shape, read = entry
     try:
-        shape = permute(np.broadcast_to(np.int8(0), shape), axes, wanted).shape
+        shape = permute(np.broadcast_to(np.int8(0), shape), axes, expected).shape
     except ValueError as error:
         raise ValueError(f"{name}: {error}. Is this another model or size?") from None
-    return shape, lambda: permute(float32(read(), name), axes, wanted)
+    return shape, lambda: permute(float32(read(), name), axes, expected)

@@ -73,11 +73,11 @@ def read_entry(message: bytes) -> BundleEntry:
         raise CheckpointError(SLICED)
     number = wire.single(fields, "dtype", 0)
     if number not in _DTYPES:
-        raise CheckpointError(f"dtype number {number}, wanted one of {', '.join(_NUMBERS)}")
+        raise CheckpointError(f"dtype number {number}, expected one of {', '.join(_NUMBERS)}")
     dtype, width = _DTYPES[number]
     dims = wire.decode(wire.single(fields, "shape", b""), {2: ("dim", BYTES)})["dim"]
     if len(dims) > _MAX_RANK:
-        raise CheckpointError(f"{len(dims)} dimensions, wanted at most {_MAX_RANK}")
+        raise CheckpointError(f"{len(dims)} dimensions, expected at most {_MAX_RANK}")
     shape = tuple(wire.single(wire.decode(dim, {1: ("size", VARINT)}), "size", 0) for dim in dims)
     if math.prod(filter(None, shape)) > _MAX_ELEMENTS:
         raise CheckpointError(f"shape {shape}: too large")
@@ -85,7 +85,7 @@ def read_entry(message: bytes) -> BundleEntry:
     if dtype == "string":
         # each string has at least its length, a byte; then there is the checksum of the lengths
         if not count + 4 <= size <= _MAX_STRING_BYTES or count > _MAX_STRINGS:
-            raise CheckpointError(f"shape {shape} of strings in {size} bytes, wanted at most {_MAX_STRING_BYTES}")
+            raise CheckpointError(f"shape {shape} of strings in {size} bytes, expected at most {_MAX_STRING_BYTES}")
     elif size != count * width:
         raise CheckpointError(f"shape {shape} of {dtype} needs {count * width} bytes, got {size}")
     place = (wire.single(fields, name, 0) for name in ("shard", "offset"))
@@ -130,7 +130,7 @@ def encode(key: str, value: np.ndarray | bytes | str) -> tuple[BundleEntry, np.n
         return BundleEntry("string", array.shape, 0, 0, len(data), mask(crc)), data
     name = array.dtype.name
     if name not in _NUMBERS:
-        raise ValueError(f"{key}: dtype {array.dtype}, wanted one of {', '.join(_NUMBERS)}")
+        raise ValueError(f"{key}: dtype {array.dtype}, expected one of {', '.join(_NUMBERS)}")
     if name != "bfloat16":  # of another package, which has no byte orders
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     data = array.reshape(-1).view(np.uint8)
@@ -149,7 +149,7 @@ def _encode_strings(key: str, array: np.ndarray) -> tuple[bytes, int]:
         raise ValueError(f"{key}: objects that are neither numbers nor strings")
     lengths = [len(value) for value in strings]
     if sum(lengths) > _MAX_STRING_BYTES // 2 or len(lengths) > _MAX_STRINGS:
-        raise ValueError(f"{key}: {len(lengths)} strings of {sum(lengths)} bytes, wanted {_MAX_STRING_BYTES // 2}")
+        raise ValueError(f"{key}: {len(lengths)} strings of {sum(lengths)} bytes, expected {_MAX_STRING_BYTES // 2}")
     check, crc = _lengths_crc(lengths)
     content = b"".join(strings)
     return b"".join(map(wire.varint, lengths)) + check + content, google_crc32c.extend(crc, content)

@@ -78,7 +78,7 @@ def convert(
         ValueError: a broken or unknown checkpoint, a temperature that is not above 0, weights that are all zero; `VerificationError` if the result does not compute what the source does.
         OSError: `output` is there already, or can't be written.
     """
-    read = read_source(located(source, revision=revision), weights=weights, wanted=family, **overrides)
+    read = read_source(located(source, revision=revision), weights=weights, expected=family, **overrides)
     if labels is not None:
         _name_classes(read, labels)
     if tokenizer is not None and read.family != "align":
@@ -296,8 +296,8 @@ def _write_tokenizer(source: SourceCheckpoint, folder: Path, chosen: str | None)
 
 def _name_classes(source: SourceCheckpoint, labels: list[str]) -> None:
     if source.family != "vit" or len(labels) != source.config.num_labels:
-        wanted = source.config.num_labels if source.family == "vit" else "none: an ALIGN has no classes"
-        raise ValueError(f"labels: got {len(labels)} names, wanted {wanted}")
+        expected = source.config.num_labels if source.family == "vit" else "none: an ALIGN has no classes"
+        raise ValueError(f"labels: got {len(labels)} names, expected {expected}")
     source.config.id2label = dict(enumerate(labels))
     source.config.label2id = {name: index for index, name in enumerate(labels)}
 
@@ -352,7 +352,7 @@ def convert_back(
     found = read_config(folder / "config.json").get("model_type")
     config_class = getattr(kakao_models, kind_of(found, folder).config)
     if family not in (None, found):
-        raise ValueError(f"{folder}: model_type is {found!r}, wanted {family!r}")
+        raise ValueError(f"{folder}: model_type is {found!r}, expected {family!r}")
     if found not in ("align", "vit"):
         raise ValueError(
             f"{folder}: model_type is {found!r}, for which there is no original program: only an ALIGN or a ViT goes back"

@@ -147,7 +147,7 @@ def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, li
                 "reads it: say so in config.json, by its representation_size, or leave the pooler's tensors out"
             )
         if getattr(config, "pooler_act", None) not in (None, "tanh"):
-            raise ValueError(f"config.json: pooler_act is {config.pooler_act!r}, wanted 'tanh'")
+            raise ValueError(f"config.json: pooler_act is {config.pooler_act!r}, expected 'tanh'")
         (config.representation_size,) = weights["vit.pooler.dense.bias"][0]
     if TPU_KEY_LAYOUTS[key_layout][1] is None:
         config.num_labels = 0

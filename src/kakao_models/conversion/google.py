@@ -109,7 +109,7 @@ def _flat(path: Path, key: str, axes: str, entry: TensorEntry) -> TensorEntry:
     """The tensor with heads and width per head in one axis, as the original has them."""
     shape, read = entry
     if len(shape) != len(axes):
-        raise ValueError(f"{path}: {key} has shape {shape}, wanted axes {axes}")
+        raise ValueError(f"{path}: {key} has shape {shape}, expected axes {axes}")
     flat = []
     for axis, size in zip(axes, shape):
         if axis == "K":
@@ -146,7 +146,7 @@ def _header(file, size: int, name: str) -> tuple[int, ...]:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{name} is no array of numpy's ({error})") from error
     if dtype.hasobject:
-        raise ValueError(f"{name} holds pickled Python objects, wanted numbers. Nothing of it was run")
+        raise ValueError(f"{name} holds pickled Python objects, expected numbers. Nothing of it was run")
     if math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"{name} claims {dtype} {shape}, which is not the {size - file.tell()} bytes that follow")
     return shape

@@ -22,14 +22,14 @@ _AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
 
 
 def read_source(
-    path: str | Path, *, weights: str | None = None, wanted: str | None = None, **overrides: Any
+    path: str | Path, *, weights: str | None = None, expected: str | None = None, **overrides: Any
 ) -> SourceCheckpoint:
     """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
     transformers, Google's ViT (.npz), or an EfficientNet of Keras (.h5) or PyTorch (.pth, or timm's folder).
 
     Args:
         weights: "raw" or "average"; by default the moving averages where there are any, as the original evaluated.
-        wanted: "align", "vit" or "efficientnet"; by default whichever it is.
+        expected: "align", "vit" or "efficientnet"; by default whichever it is.
         overrides: sizes that tensors do not show, see `recognize`.
 
     Raises:
@@ -37,15 +37,15 @@ def read_source(
         ImportError: a package that reads this format is missing.
     """
     if weights not in (None, "raw", "average"):
-        raise ValueError(f"weights: got {weights!r}, wanted 'raw' or 'average'")
+        raise ValueError(f"weights: got {weights!r}, expected 'raw' or 'average'")
     read = _reader(Path(path))
     if read is None:
-        return _read_tensorflow(path, weights, wanted, **overrides)
+        return _read_tensorflow(path, weights, expected, **overrides)
     if weights == "average":
         raise ValueError(f"{path} holds no moving averages; its weights are the raw ones")
     source = read(Path(path), **overrides)
-    if wanted not in (None, source.family):
-        raise ValueError(f"{path} holds a model of family {source.family!r}, wanted {wanted!r}")
+    if expected not in (None, source.family):
+        raise ValueError(f"{path} holds a model of family {source.family!r}, expected {expected!r}")
     return source
 
 
@@ -76,7 +76,7 @@ def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
     return None
 
 
-def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, **overrides) -> SourceCheckpoint:
+def _read_tensorflow(path: str | Path, weights: str | None, expected: str | None, **overrides) -> SourceCheckpoint:
     checkpoint = open_checkpoint(path)
     kinds = {key: kind_of(key) for key in checkpoint.entries}
     raw = {key.removesuffix(SUFFIX): key for key, kind in kinds.items() if kind == "weight"}
@@ -97,8 +97,8 @@ def _read_tensorflow(path: str | Path, weights: str | None, wanted: str | None, 
     family, key_layout = family_of(shapes), None
     hidden = ("num_attention_heads", "image_size") if family == "align" else ("num_attention_heads",)
     assumed = tuple(name for name in hidden if overrides.get(name) is None)
-    if wanted not in (None, family):
-        raise ValueError(f"{path} holds a model of family {family!r}, wanted {wanted!r}")
+    if expected not in (None, family):
+        raise ValueError(f"{path} holds a model of family {family!r}, expected {expected!r}")
     if family == "align":
         config = align_config(shapes, **overrides)
         slots = align_tpu_slots(config)

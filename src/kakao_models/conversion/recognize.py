@@ -110,7 +110,7 @@ def vit_config(shapes: Shapes, **overrides: Any) -> tuple[ViTConfig, str]:
 def _count(shapes: Shapes, pattern: str) -> int:
     numbers = {int(match.group(1)) for match in map(re.compile(pattern).match, shapes) if match}
     if numbers != set(range(len(numbers))) or not numbers:
-        raise ValueError(f"layers {pattern} are numbered {sorted(numbers)}, wanted 0, 1, 2, ...")
+        raise ValueError(f"layers {pattern} are numbered {sorted(numbers)}, expected 0, 1, 2, ...")
     return len(numbers)
 
 

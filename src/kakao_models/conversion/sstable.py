@@ -29,7 +29,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
     if len(data) < _FOOTER or data[-8:] != _MAGIC:
         raise CheckpointError("the end isn't that of a TensorFlow index. Is the download complete?")
     if len(data) > MAX_BYTES:
-        raise CheckpointError(f"an index of {len(data)} bytes, wanted at most {MAX_BYTES}")
+        raise CheckpointError(f"an index of {len(data)} bytes, expected at most {MAX_BYTES}")
     footer, body = data[-_FOOTER:-8], len(data) - _FOOTER
     with within("footer"):
         meta, position = _read_handle(footer, 0)
@@ -53,7 +53,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
                     raise CheckpointError(f"more than {MAX_ENTRIES} keys")
                 table[key], last = value, key
             if last is None or last > bound:
-                raise CheckpointError(f"keys up to {last!r}, wanted at most {bound!r}")
+                raise CheckpointError(f"keys up to {last!r}, expected at most {bound!r}")
             last = bound if bound > last else last
     with within("index of filters"):  # TensorFlow writes none; checked so that no damaged file is taken for a sound one
         if meta[0] < end or list(_entries(_block(data, *meta, body))):

@@ -93,7 +93,7 @@ class TensorFlowCheckpoint:
         message = self.read(OBJECT_GRAPH)
         with within(f"{self.prefix}: {OBJECT_GRAPH}"):
             if message.shape != () or message.dtype != object:
-                raise CheckpointError(f"{message.dtype} {message.shape}, wanted a single string")
+                raise CheckpointError(f"{message.dtype} {message.shape}, expected a single string")
             return ObjectGraph.from_bytes(message.item())
 
 
@@ -112,7 +112,7 @@ def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
     index = _add(prefix, ".index")
     with within(index):
         if _size(index) > MAX_BYTES:
-            raise CheckpointError(f"{_size(index)} bytes, wanted at most {MAX_BYTES}")
+            raise CheckpointError(f"{_size(index)} bytes, expected at most {MAX_BYTES}")
         table = read_table(_read_file(index))
         if b"" not in table:
             raise CheckpointError("no header")
@@ -190,7 +190,7 @@ def _find(path: Path) -> Path:
     if not os.path.exists(path / "checkpoint"):
         if len(here) == 1:
             return path / here[0]
-        raise CheckpointError(f"{path}: wanted one checkpoint or a file `checkpoint` that names one, got {here[:20]}")
+        raise CheckpointError(f"{path}: expected one checkpoint or a file `checkpoint` that names one, got {here[:20]}")
     with within(path / "checkpoint"):
         if _size(path / "checkpoint") > MAX_BYTES:
             raise CheckpointError("too large to be the text file that names the latest checkpoint")
@@ -198,11 +198,11 @@ def _find(path: Path) -> Path:
             rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)*)"', _read_file(path / "checkpoint")
         )
         if len(found) != 1:
-            raise CheckpointError(f"model_checkpoint_path is there {len(found)} times, wanted once")
+            raise CheckpointError(f"model_checkpoint_path is there {len(found)} times, expected once")
         name = os.fsdecode(re.sub(rb"\\(?:([0-7]{1,3})|(.))", _unescape, found[0]))
         parts = re.split(r"[/\\]", name)
         if ".." in parts or parts[-1] in ("", "."):
-            raise CheckpointError(f"names {name!r}, wanted a checkpoint in this folder")
+            raise CheckpointError(f"names {name!r}, expected a checkpoint in this folder")
         # Paths as of the machine where it was written: only names in this folder are believed
         for candidate in ("/".join(parts) if parts[0] and ":" not in name else parts[-1], parts[-1]):
             if os.path.isfile(_add(path / candidate, ".index")):

@@ -108,8 +108,8 @@ def fixed_tokens(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
 def _align_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     config, original = source.config, source.tensors
     pixels = fixed_pixels(*as_pair(config.vision_config.image_size))
-    wanted = align_reference.image_stages(original, config, pixels)
-    stages = _image_stages(model.vision_model, model.get_image_features, wanted, pixels)
+    expected = align_reference.image_stages(original, config, pixels)
+    stages = _image_stages(model.vision_model, model.get_image_features, expected, pixels)
 
     ids, mask = fixed_tokens(config.text_config.vocab_size)
 
@@ -124,8 +124,8 @@ def _align_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     text = model.text_model
     modules = {"embeddings": text.embeddings, **_numbered("layer", text.encoder.layer), "pooler": text.pooler}
     modules |= _numbered("keys", (layer.attention.self.key for layer in text.encoder.layer))
-    wanted = ((name, visible(values)) for name, values in align_reference.text_stages(original, config, ids, mask))
-    stages += _side_by_side(modules, run, wanted, visible)
+    expected = ((name, visible(values)) for name, values in align_reference.text_stages(original, config, ids, mask))
+    stages += _side_by_side(modules, run, expected, visible)
     return [*stages, compare("temperature", model.temperature.detach().numpy(), original["temperature"])]
 
 
@@ -136,11 +136,11 @@ def _tower_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     return _image_stages(model, model, align_reference.image_stages(source.tensors, both, pixels), pixels)
 
 
-def _image_stages(tower: nn.Module, run: Callable, wanted: Iterator, pixels: np.ndarray) -> list[Stage]:
+def _image_stages(tower: nn.Module, run: Callable, expected: Iterator, pixels: np.ndarray) -> list[Stage]:
     return _side_by_side(
         {"stem": tower.embeddings, **_numbered("block", tower.encoder.blocks)},
         lambda: {"image features": run(_channels_first(pixels)).pooler_output},
-        wanted,
+        expected,
         lambda values: values.transpose(0, 2, 3, 1) if values.ndim == 4 else values,
     )
 
@@ -151,7 +151,7 @@ def _vit_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     backbone = model.base_model
     if head and backbone is model:
         raise ValueError(
-            f"there is a classifier, but config.json names none: its architectures say {type(model).__name__}, wanted "
+            f"there is a classifier, but config.json names none: its architectures say {type(model).__name__}, expected "
             "ViTForImageClassification"
         )
 
@@ -164,8 +164,8 @@ def _vit_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     modules |= _numbered(
         "keys", (layer.attention.k_proj for layer in backbone.layers)
     )  # no output depends on their bias
-    wanted = vit_reference.image_stages(source.tensors, source.config, pixels, prefix, head)
-    return _side_by_side(modules, run, wanted, lambda values: values)
+    expected = vit_reference.image_stages(source.tensors, source.config, pixels, prefix, head)
+    return _side_by_side(modules, run, expected, lambda values: values)
 
 
 def _channels_first(pixels: np.ndarray) -> torch.Tensor:
@@ -179,7 +179,7 @@ def _numbered(name: str, modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
 def _side_by_side(
     modules: Mapping[str, nn.Module],
     run: Callable[[], Outputs],
-    wanted: Iterator[tuple[str, np.ndarray]],
+    expected: Iterator[tuple[str, np.ndarray]],
     turned: Callable[[np.ndarray], np.ndarray],
 ) -> list[Stage]:
     """A stage of the converted model, then the same of the reference, and their comparison; then the next.
@@ -187,17 +187,17 @@ def _side_by_side(
     Args:
         modules: by the stage's name, the module that gives it.
         run: runs the model; returns the stages that no module of these gives.
-        wanted: the reference's stages.
+        expected: the reference's stages.
         turned: brings a stage of the converted model into the axes of the reference.
     """
     stages = []
 
     def take(name: str, got) -> None:
         got = got[0] if isinstance(got, tuple) else got
-        stage, expected = next(wanted, ("its end", None))
+        stage, values = next(expected, ("its end", None))
         if stage != name:
             raise RuntimeError(f"the converted model is at {name}, the reference at {stage}")
-        stages.append(compare(name, turned(got.numpy()), expected))
+        stages.append(compare(name, turned(got.numpy()), values))
 
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: take(name, output))
@@ -209,20 +209,22 @@ def _side_by_side(
     finally:
         for hook in hooks:
             hook.remove()
-    if rest := [name for name, _ in wanted]:
+    if rest := [name for name, _ in expected]:
         raise RuntimeError(f"the converted model is at its end, the reference at {rest[0]}")
     return stages
 
 
-def compare(name: str, got: np.ndarray, wanted: np.ndarray) -> Stage:
-    """How far `got` is from `wanted`, and whether by more than `LIMIT` allows."""
-    scale = root_mean_square(wanted)
-    if got.shape != wanted.shape:
+def compare(name: str, got: np.ndarray, expected: np.ndarray) -> Stage:
+    """How far `got` is from `expected`, and whether by more than `LIMIT` allows."""
+    scale = root_mean_square(expected)
+    if got.shape != expected.shape:
         return Stage(name, math.inf, scale, 0.0)
-    difference = got - wanted
+    difference = got - expected
     largest = float(np.abs(difference, out=np.asarray(difference)).max())
     spread = (
-        float(np.abs(wanted[0] - wanted[1]).max()) / scale if wanted.ndim > 1 and len(wanted) > 1 and scale else None
+        float(np.abs(expected[0] - expected[1]).max()) / scale
+        if expected.ndim > 1 and len(expected) > 1 and scale
+        else None
     )
     return Stage(name, largest, scale, LIMIT * scale, spread)
 

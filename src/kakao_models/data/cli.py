@@ -266,7 +266,7 @@ def label_stats_(
     try:
         chosen = [float(part) for part in thresholds.split(",")] if thresholds else THRESHOLDS
     except ValueError as error:
-        raise typer.BadParameter(f"--thresholds {thresholds}: wanted numbers, separated by commas") from error
+        raise typer.BadParameter(f"--thresholds {thresholds}: expected numbers, separated by commas") from error
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     table = open_table(connection, source)
     _say("counting labels")

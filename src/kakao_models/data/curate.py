@@ -80,7 +80,7 @@ def curate(
         RuntimeError: the table changed while it was read.
     """
     if digest_bits is not None and digest_bits not in DIGEST_BITS:
-        raise ValueError(f"digest bits: got {digest_bits}, wanted a whole number from 16 to 64")
+        raise ValueError(f"digest bits: got {digest_bits}, expected a whole number from 16 to 64")
     if not filters:
         raise ValueError("no filters are given")
     start, steps = time.monotonic(), []

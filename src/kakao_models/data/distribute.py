@@ -30,7 +30,7 @@ def check_rank(rank: int, world_size: int, distributor: str | None) -> None:
     ValueError: there is no such rank; or a distributor, which runs them all, is given beside one.
     """
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank: got {rank}, wanted 0 to {world_size - 1} (world size {world_size})")
+        raise ValueError(f"rank: got {rank}, expected 0 to {world_size - 1} (world size {world_size})")
     if distributor and rank:
         raise ValueError(f"rank: got {rank}, but the distributor {distributor} runs all ranks; leave it out")
 
@@ -63,7 +63,7 @@ def all_ranks(
         FileNotFoundError: the tasks wrote where this machine sees nothing.
     """
     if distributor not in _NEEDS:
-        raise ValueError(f"distributor: got {distributor!r}, wanted one of {', '.join(DISTRIBUTORS)}")
+        raise ValueError(f"distributor: got {distributor!r}, expected one of {', '.join(DISTRIBUTORS)}")
     if world_size < 2:
         raise ValueError(f"distributor {distributor}: say by world size how many tasks share the work, at least 2")
     if not is_installed(distributor):

@@ -66,9 +66,9 @@ class Download:
     def __post_init__(self):
         for name in ("per_shard", "threads", "attempts", "max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.per_shard > 999_999:  # numbers in names of samples have six digits
-            raise ValueError(f"per_shard: got {self.per_shard}, wanted at most 999,999")
+            raise ValueError(f"per_shard: got {self.per_shard}, expected at most 999,999")
 
 
 @dataclass(frozen=True)
@@ -197,26 +197,26 @@ def _shard(part: Part) -> tuple[Part, int]:
         if sound:  # pictures that were had are taken over, those that failed are tried again
             _take_over(journal, name.with_suffix(".tar"), before)
         done = set(journal.rows())
-        wanted = [row for row in range(len(records)) if row not in done]
-        wanted += [row for row in done if _may_try(journal.get(row)[0], options) and row in open_rows]
-        _fetch_all(journal, records, wanted, options)
+        expected = [row for row in range(len(records)) if row not in done]
+        expected += [row for row in done if _may_try(journal.get(row)[0], options) and row in open_rows]
+        _fetch_all(journal, records, expected, options)
         _write(journal, records, name, rows.numbered)
     finally:
         journal.close()
     name.with_suffix(".journal").unlink()
-    return part, len(wanted)
+    return part, len(expected)
 
 
 def _may_try(found: dict, options: Download) -> bool:
     return found["status"] != "success" and not found["final"] and found["attempts"] < options.attempts
 
 
-def _fetch_all(journal: Journal, records: list[Sample], wanted: list[int], options: Download) -> None:
-    before = {row: journal.get(row)[0]["attempts"] for row in set(journal.rows()) & set(wanted)}
+def _fetch_all(journal: Journal, records: list[Sample], expected: list[int], options: Download) -> None:
+    before = {row: journal.get(row)[0]["attempts"] for row in set(journal.rows()) & set(expected)}
     pool, stop = ThreadPoolExecutor(options.threads), Future()
     try:
         waiting: set = set()
-        remaining = iter(wanted)
+        remaining = iter(expected)
         while True:
             for row in remaining:
                 waiting.add(pool.submit(_fetch_one, row, records[row], before.get(row, 0), options, stop))
@@ -264,8 +264,8 @@ def _got(facts: dict, record: Sample, options: Download, stop: Future) -> tuple[
     limits = dict(timeout=options.timeout, max_bytes=options.max_bytes, stop=stop)
     data = fetch_url(url, allow_private_addresses=options.allow_private_addresses, **limits)
     for name in HASHES:
-        wanted = record.record.get(name)
-        if wanted and hashlib.new(name, data, usedforsecurity=False).hexdigest() != str(wanted).lower():
+        expected = record.record.get(name)
+        if expected and hashlib.new(name, data, usedforsecurity=False).hexdigest() != str(expected).lower():
             raise ImageError(url, f"another content than when the table was made ({name} differs)")
     keep = Options("webdataset", options.image_size, max_pixels=options.max_pixels)
     kept, kind, (width, height) = _stored(data, keep)
@@ -324,14 +324,14 @@ def _verified(path: Path, before: dict[int, dict]) -> bool:
 
 def _different(path: Path, facts: list[dict]) -> str | None:
     """What a tar has otherwise than it should: each picture is hashed."""
-    wanted = {found["key"]: found["sha256"] for found in facts if found["status"] == "success"}
+    expected = {found["key"]: found["sha256"] for found in facts if found["status"] == "success"}
     try:
         there = {key: hashlib.sha256(data).hexdigest() for key, data in _pictures(path)}
     except (ValueError, OSError) as error:
         return str(error)
-    if list(there) != list(wanted):
-        return f"{len(there)} samples instead of {len(wanted)}, or others"
-    return next((f"{key}: SHA-256 differs" for key, digest in there.items() if digest != wanted[key]), None)
+    if list(there) != list(expected):
+        return f"{len(there)} samples instead of {len(expected)}, or others"
+    return next((f"{key}: SHA-256 differs" for key, digest in there.items() if digest != expected[key]), None)
 
 
 def _pictures(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -45,9 +45,9 @@ class Settings:
         if self.what not in NEEDS:
             raise ValueError(f"what: got {self.what!r}, expected one of {', '.join(NEEDS)}")
         if self.dtype not in ("float32", "float16"):
-            raise ValueError(f"dtype: got {self.dtype!r}, wanted float32 or float16")
+            raise ValueError(f"dtype: got {self.dtype!r}, expected float32 or float16")
         if self.per_shard < 1:
-            raise ValueError(f"per_shard: got {self.per_shard}, wanted at least 1")
+            raise ValueError(f"per_shard: got {self.per_shard}, expected at least 1")
 
 
 def embed_table(
@@ -91,7 +91,7 @@ def embed_table(
     begin(output, plan)
     if distributor:
         if not callable(embedder):
-            raise ValueError("embedder: got a model, wanted a function that gives one, which each task calls")
+            raise ValueError("embedder: got a model, expected a function that gives one, which each task calls")
         run = partial(embed_table, embedder, rows.where, output.absolute(), settings, columns=rows.columns, model=model)
         all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance, gpu=True)
     else:

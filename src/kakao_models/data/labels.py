@@ -102,5 +102,5 @@ def to_multilabel(table: ir.Table, threshold: float, *, most: int | None = None,
 
 def _checked(threshold: float) -> float:
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: got {threshold}, wanted a probability from 0 to 1")
+        raise ValueError(f"threshold: got {threshold}, expected a probability from 0 to 1")
     return float(threshold)

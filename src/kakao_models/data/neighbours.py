@@ -83,7 +83,7 @@ def near_hashes(
         hold: computes the near hashes once, as `Context.hold`.
     """
     if not isinstance(bits, int) or not 0 <= bits <= MAX_BITS:
-        raise ValueError(f"eval-hashes: bits: got {bits}, wanted a whole number from 0 to {MAX_BITS}")
+        raise ValueError(f"eval-hashes: bits: got {bits}, expected a whole number from 0 to {MAX_BITS}")
     theirs = read_hashes(file)
     value = table[column].cast("string").lower()
     ours = table.select(hash=value).filter(ibis._.hash.re_search("^[0-9a-f]{16}$")).distinct()
@@ -139,7 +139,7 @@ def _evaluated(file: str) -> np.ndarray:
     """
     theirs = np.load(file) if file.endswith(".npy") else _stacked(file)
     if theirs.ndim != 2 or theirs.dtype.kind not in "fiu":
-        raise ValueError(f"{file}: wanted numbers of shape (images, width), got {theirs.dtype} {theirs.shape}")
+        raise ValueError(f"{file}: expected numbers of shape (images, width), got {theirs.dtype} {theirs.shape}")
     theirs = theirs[np.isfinite(theirs).all(1)]
     if not len(theirs):
         raise ValueError(f"{file}: there are no embeddings")

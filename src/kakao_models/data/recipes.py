@@ -44,7 +44,7 @@ def make_filter(name: str, parameters: dict[str, Any] | None = None) -> Filter:
         raise ValueError(f"filter {name}: needs {' and '.join(needed)}, such as {name}:{needed[0]}=...")
     for parameter in ("top", "bits"):
         if not isinstance(values.get(parameter, 0), int) or values.get(parameter, 0) < 0:
-            raise ValueError(f"filter {name}: {parameter}: got {values[parameter]!r}, wanted a whole number from 0")
+            raise ValueError(f"filter {name}: {parameter}: got {values[parameter]!r}, expected a whole number from 0")
     return Filter(kind, values)
 
 
@@ -80,7 +80,7 @@ def read_recipe(source: str | Path) -> list[Filter]:
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: no YAML ({error})") from error
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: wanted a list of filters, a line each, such as `- size: {{min: 200}}`")
+        raise ValueError(f"{path}: expected a list of filters, a line each, such as `- size: {{min: 200}}`")
     filters = []
     for number, entry in enumerate(entries, 1):
         if isinstance(entry, str):
@@ -89,7 +89,7 @@ def read_recipe(source: str | Path) -> list[Filter]:
             ((name, parameters),) = entry.items()
             if not isinstance(parameters, dict | None):
                 raise ValueError(
-                    f"{path}: entry {number}: wanted {name}: {{parameter: value}}, got {reprlib.repr(parameters)}"
+                    f"{path}: entry {number}: expected {name}: {{parameter: value}}, got {reprlib.repr(parameters)}"
                 )
             filters.append(make_filter(name, parameters))
         else:
@@ -113,6 +113,6 @@ def _checked(what: str, value: Any, default: Any) -> Any:
         good = isinstance(value, (int, float)) and not isinstance(value, bool) or (value is None and default is None)
         good = good and (value is None or -(2**63) <= value < 2**63 or abs(value) == float("inf"))
     if not good:
-        wanted = {bool: "true or false", tuple: "names of columns", str: "text"}.get(type(default), "a number")
-        raise ValueError(f"{what}: got {reprlib.repr(value)}, wanted {wanted}")
+        expected = {bool: "true or false", tuple: "names of columns", str: "text"}.get(type(default), "a number")
+        raise ValueError(f"{what}: got {reprlib.repr(value)}, expected {expected}")
     return value

@@ -65,9 +65,9 @@ def write_sample_shards(
         ValueError: no sample could be read, or an option is wrong.
     """
     if options.format not in WRITERS:
-        raise ValueError(f"format: got {options.format!r}, wanted one of {', '.join(WRITERS)}")
+        raise ValueError(f"format: got {options.format!r}, expected one of {', '.join(WRITERS)}")
     if per_shard < 1:
-        raise ValueError(f"per_shard: got {per_shard}, wanted at least 1")
+        raise ValueError(f"per_shard: got {per_shard}, expected at least 1")
     counts = np.asarray(source.counts, np.int64)
     total = int(counts.sum())
     order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)

@@ -89,7 +89,7 @@ def summarize(
         advance: is told each step before it starts.
     """
     if sample is not None and not 0 < sample < 1:
-        raise ValueError(f"sample: got {sample}, wanted a share between 0 and 1")
+        raise ValueError(f"sample: got {sample}, expected a share between 0 and 1")
     types = {name: str(kind) for name, kind in table.schema().items()}
     if sample is not None:
         table = table.sample(sample, method="row", seed=seed)

@@ -21,7 +21,7 @@ def project(rows: np.ndarray, method: str) -> tuple[np.ndarray, str]:
         ImportError: no scikit-learn.
     """
     if method not in METHODS:
-        raise ValueError(f"method: got {method!r}, wanted {' or '.join(METHODS)}")
+        raise ValueError(f"method: got {method!r}, expected {' or '.join(METHODS)}")
     return _pca(rows) if method == "PCA" else _tsne(rows)
 
 

@@ -125,11 +125,11 @@ def _read(path: Path, made_of: dict[str, str], shape: tuple[int, int], model: st
     if wrong:
         raise ValueError(
             f"{path} holds embeddings of another {' and '.join(wrong)}: got those of {said.get('name', 'an unknown model')}"
-            f" ({said.get('model', '?')[:12]}), wanted those of {model} ({made_of['model'][:12]}). Was it moved or renamed? "
+            f" ({said.get('model', '?')[:12]}), expected those of {model} ({made_of['model'][:12]}). Was it moved or renamed? "
             "Delete it, or give another --cache"
         )
     if rows.shape != shape:
-        raise ValueError(f"{path} holds embeddings of shape {rows.shape}, wanted {shape}: delete it")
+        raise ValueError(f"{path} holds embeddings of shape {rows.shape}, expected {shape}: delete it")
     if said.get("rows") != hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest():
         raise ValueError(
             f"{path} is damaged: its values are not those that were written. Delete it, and they are computed again"

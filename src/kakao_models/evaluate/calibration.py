@@ -42,15 +42,15 @@ def calibration_scores(confidences: np.ndarray, correct: np.ndarray, *, bins: in
     confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct)
     if confidences.ndim != 1 or confidences.shape != correct.shape or not len(confidences):
         raise ValueError(
-            f"confidences {confidences.shape} and correct {correct.shape}: wanted the same number of each, at least one"
+            f"confidences {confidences.shape} and correct {correct.shape}: expected the same number of each, at least one"
         )
     if correct.dtype != np.bool_:
-        raise ValueError(f"correct: got {correct.dtype}, wanted bool")
+        raise ValueError(f"correct: got {correct.dtype}, expected bool")
     if bins < 1:
-        raise ValueError(f"bins: got {bins}, wanted at least 1")
+        raise ValueError(f"bins: got {bins}, expected at least 1")
     outside = np.flatnonzero(~((confidences >= 0) & (confidences <= 1 + 1e-6)))  # NaN too
     if len(outside):
-        raise ValueError(f"confidences: row {outside[0]} is {confidences[outside[0]]}, wanted a probability in 0..1")
+        raise ValueError(f"confidences: row {outside[0]} is {confidences[outside[0]]}, expected a probability in 0..1")
     edges = np.arange(1, bins) / bins
     place = np.searchsorted(edges, confidences, side="left")
     counts = np.bincount(place, minlength=bins)

@@ -84,12 +84,12 @@ def classification_scores(
     logits = _check_logits(logits)
     labels = check_labels("labels", labels, logits)
     if columns is not None and not len(columns):
-        raise ValueError("columns: got none, wanted at least one class")
+        raise ValueError("columns: got none, expected at least one class")
     if columns is not None and (
         min(columns) < 0 or max(columns) >= logits.shape[1] or len(set(columns)) < len(columns)
     ):
         raise ValueError(
-            f"columns: wanted different numbers below {logits.shape[1]}, got {min(columns)} to {max(columns)}"
+            f"columns: expected different numbers below {logits.shape[1]}, got {min(columns)} to {max(columns)}"
         )
     classes = logits.shape[1] if columns is None else len(columns)
     if labels.max() >= classes:
@@ -115,7 +115,7 @@ def real_scores(logits: np.ndarray, labels: Sequence[Sequence[int]], *, at: Sequ
         raise ValueError("labels: no image has any")
     outside = next(((row, c) for row in kept for c in labels[row] if not 0 <= c < logits.shape[1]), None)
     if outside:
-        raise ValueError(f"labels: row {outside[0]} has the class {outside[1]}, wanted 0..{logits.shape[1] - 1}")
+        raise ValueError(f"labels: row {outside[0]} has the class {outside[1]}, expected 0..{logits.shape[1] - 1}")
     ranked = _best(logits, max(at), None)
     hits = {k: float(np.mean([not set(labels[row]).isdisjoint(ranked[row, :k].tolist()) for row in kept])) for k in at}
     return {f"real_top{k}": share for k, share in hits.items()} | {"real_images": len(kept)}
@@ -152,9 +152,9 @@ def multilabel_scores(logits: np.ndarray, labels: np.ndarray | Sequence[Sequence
         first = y.argmax(1)
         own = z[row, first][:, None]
         first_rank[part] = (z > own).sum(1) + ((z == own) & (np.arange(z.shape[1]) < first[:, None])).sum(1)
-    hit, said, wanted = counts
-    f1 = 2 * hit / np.maximum(said + wanted, 1)
-    wrong = (said + wanted - 2 * hit).sum()
+    hit, said, expected = counts
+    f1 = 2 * hit / np.maximum(said + expected, 1)
+    wrong = (said + expected - 2 * hit).sum()
     return MultiLabel(
         mean_average_precision=float(np.mean(list(per_class.values()))),
         micro_average_precision=average_precision(np.asarray(logits).ravel(), truth.ravel()),
@@ -164,7 +164,7 @@ def multilabel_scores(logits: np.ndarray, labels: np.ndarray | Sequence[Sequence
         acc=float(1 - wrong / truth.size),
         bce=float(entropy / truth.size),
         macro_f1_score=float(f1.mean()),
-        micro_f1_score=float(2 * hit.sum() / max((said + wanted).sum(), 1)),
+        micro_f1_score=float(2 * hit.sum() / max((said + expected).sum(), 1)),
         per_class=per_class,
         images=len(logits),
     )
@@ -219,7 +219,7 @@ def _best(logits: np.ndarray, k: int, columns: Sequence[int] | None) -> np.ndarr
 def _check_logits(logits: np.ndarray) -> np.ndarray:
     logits = logits if isinstance(logits, np.ndarray) else np.asarray(logits)
     if logits.ndim != 2 or 0 in logits.shape or logits.dtype.kind != "f":
-        raise ValueError(f"logits: got {logits.dtype} of shape {logits.shape}, wanted floats (images, classes)")
+        raise ValueError(f"logits: got {logits.dtype} of shape {logits.shape}, expected floats (images, classes)")
     for start in range(0, len(logits), _ROWS):
         wrong = np.flatnonzero(~np.isfinite(logits[start : start + _ROWS]).all(1))
         if len(wrong):
@@ -232,7 +232,7 @@ def _check_logits(logits: np.ndarray) -> np.ndarray:
 def _multi_hot(labels, shape: tuple[int, int]) -> np.ndarray:
     if isinstance(labels, np.ndarray) and labels.ndim == 2:
         if labels.shape != shape:
-            raise ValueError(f"labels: got shape {labels.shape}, wanted that of the logits, {shape}")
+            raise ValueError(f"labels: got shape {labels.shape}, expected that of the logits, {shape}")
         return labels.astype(bool)
     if len(labels) != shape[0]:
         raise ValueError(f"labels: got {len(labels)} lists for {shape[0]} images")
@@ -240,6 +240,6 @@ def _multi_hot(labels, shape: tuple[int, int]) -> np.ndarray:
     for row, some in enumerate(labels):
         for c in some:
             if not 0 <= c < shape[1]:
-                raise ValueError(f"labels: row {row} has the class {c}, wanted 0..{shape[1] - 1}")
+                raise ValueError(f"labels: row {row} has the class {c}, expected 0..{shape[1] - 1}")
             truth[row, c] = True
     return truth

@@ -143,7 +143,7 @@ def robustness(
     check_output(output)
     pairs = [entry.partition("=") for entry in data]
     if any(not path for _, _, path in pairs):
-        raise typer.BadParameter("--data: wanted NAME=PATH")
+        raise typer.BadParameter("--data: expected NAME=PATH")
     run = start(options, cache, no_cache, max_memory)
     from kakao_models.evaluate import tasks
 
@@ -364,7 +364,7 @@ def report(
         "model-index": model_index,
     }
     if form not in makers:
-        raise typer.BadParameter(f"--format {form}: wanted {', '.join(makers)}")
+        raise typer.BadParameter(f"--format {form}: expected {', '.join(makers)}")
     check_output(output)
     results = [Result.read(path) for path in files]
     text = makers[form](results)

@@ -82,8 +82,8 @@ class Captioned:
     def take(self, places: Sequence[int]) -> "Captioned":
         """Some of the images, with their captions."""
         ids = [self.image_ids[i] for i in places]
-        wanted = set(ids)
-        kept = [j for j, owner in enumerate(self.caption_images) if owner in wanted]
+        expected = set(ids)
+        kept = [j for j, owner in enumerate(self.caption_images) if owner in expected]
         columns = ("captions", "caption_images", "caption_ids")
         chosen = {name: [getattr(self, name)[j] for j in kept] for name in columns}
         return replace(self, images=self.images.take(places), image_ids=ids, **chosen)

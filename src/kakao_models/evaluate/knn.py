@@ -52,7 +52,7 @@ def nearest(
     queries = check_rows("queries", queries)
     rows = check_rows("rows", rows, queries.shape[1])
     if k < 1:
-        raise ValueError(f"k: got {k}, wanted at least 1")
+        raise ValueError(f"k: got {k}, expected at least 1")
     k = min(k, len(rows))
     found = _Found(np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
     for tile in tiles(queries, rows, max_memory):
@@ -121,7 +121,7 @@ def knn_scores(
         ValueError: as of `nearest`; labels of another number than rows; no labelled rows; a temperature not above 0.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, wanted a number above 0")
+        raise ValueError(f"temperature: got {temperature}, expected a number above 0")
     train_labels, labels = (
         check_labels("train_labels", train_labels, train_embeds),
         check_labels("labels", labels, embeds),
@@ -162,6 +162,6 @@ def check_labels(name: str, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (len(rows),) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"{name}: got {labels.dtype} of shape {labels.shape}, wanted {len(rows)} integers, one per row"
+            f"{name}: got {labels.dtype} of shape {labels.shape}, expected {len(rows)} integers, one per row"
         )
     return labels.astype(np.int64)

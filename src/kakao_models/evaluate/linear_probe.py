@@ -78,9 +78,9 @@ def linear_probe_scores(
     x, y = _known("train", train_embeds, train_labels)
     test_x, test_y = _known("test", check_rows("test_embeds", test_embeds, x.shape[1]), test_labels)
     if solver not in ("lbfgs", "sgd"):
-        raise ValueError(f"solver: got {solver!r}, wanted 'lbfgs' or 'sgd'")
+        raise ValueError(f"solver: got {solver!r}, expected 'lbfgs' or 'sgd'")
     if not seeds or not strengths or min(strengths) <= 0:
-        raise ValueError(f"seeds {seeds}, strengths {strengths}: wanted at least one of each, strengths above 0")
+        raise ValueError(f"seeds {seeds}, strengths {strengths}: expected at least one of each, strengths above 0")
     x, test_x = _scaled(x, test_x, scale)
     per_seed, chosen, tried, per_class = [], [], [], []
     for seed in seeds:
@@ -122,13 +122,13 @@ def vtab_scores(
         ValueError: fewer than 1,000 labelled rows, and as of `linear_probe_scores`.
     """
     x, y = _known("train", train_embeds, train_labels)
-    wanted = VTAB_TRAIN + VTAB_VALIDATION
-    if len(y) < wanted:
-        raise ValueError(f"VTAB-1k: got {len(y)} labelled training rows, wanted at least {wanted}")
-    split = np.arange(VTAB_TRAIN), np.arange(VTAB_TRAIN, wanted)
+    expected = VTAB_TRAIN + VTAB_VALIDATION
+    if len(y) < expected:
+        raise ValueError(f"VTAB-1k: got {len(y)} labelled training rows, expected at least {expected}")
+    split = np.arange(VTAB_TRAIN), np.arange(VTAB_TRAIN, expected)
     runs = []
     for seed in seeds:
-        kept = np.arange(wanted) if len(y) == wanted else np.random.default_rng(seed).permutation(len(y))[:wanted]
+        kept = np.arange(expected) if len(y) == expected else np.random.default_rng(seed).permutation(len(y))[:expected]
         runs.append(
             linear_probe_scores(x[kept], y[kept], test_embeds, test_labels, seeds=(seed,), split=split, **options)
         )
@@ -142,7 +142,7 @@ def vtab_scores(
         per_seed=each,
         strengths=[run.strengths[0] for run in runs],
         validation=[run.validation[0] for run in runs],
-        train=wanted,
+        train=expected,
         test=runs[0].test,
     )
 
@@ -184,12 +184,12 @@ def _scaled(x: np.ndarray, test: np.ndarray, scale: str) -> tuple[np.ndarray, np
         return tuple(((part - mean) / std).astype(np.float32) for part in (x, test))
     if scale == "none":
         return x, test
-    raise ValueError(f"scale: got {scale!r}, wanted 'standard', 'l2' or 'none'")
+    raise ValueError(f"scale: got {scale!r}, expected 'standard', 'l2' or 'none'")
 
 
 def _split(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if not 0 < share < 1:
-        raise ValueError(f"validation: got {share}, wanted a share between 0 and 1")
+        raise ValueError(f"validation: got {share}, expected a share between 0 and 1")
     held, counts = max(1, round(share * len(y))), np.unique(y, return_counts=True)[1]
     if counts.min() >= 2 and held >= len(counts) and len(y) - held >= len(counts):
         return next(StratifiedShuffleSplit(1, test_size=held, random_state=seed).split(y, y))

@@ -17,7 +17,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str] | None = None) -> Im
     """Rows are true classes, columns predictions; darkness is the share of the row. (C, C) counts."""
     count = len(matrix)
     if matrix.shape != (count, count) or not count:
-        raise ValueError(f"matrix: got shape {matrix.shape}, wanted (classes, classes)")
+        raise ValueError(f"matrix: got shape {matrix.shape}, expected (classes, classes)")
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     low, high = np.array([255, 255, 255]), np.array([20, 60, 160])
     pixels = (low + (high - low) * np.sqrt(share)[..., None]).round().astype(np.uint8)

@@ -105,7 +105,9 @@ def model_index(results: Sequence[Result], name: str | None = None) -> str:
     """
     models = {result.model for result in results}
     if len(models) != 1:
-        raise ValueError(f"model-index: got results of {len(models)} models ({', '.join(sorted(models))}), wanted one")
+        raise ValueError(
+            f"model-index: got results of {len(models)} models ({', '.join(sorted(models))}), expected one"
+        )
     entries = []
     for result in results:
         metrics = [
@@ -184,10 +186,10 @@ def _title_of(result: Result) -> str:
 
 
 def _shown(result: Result, everything: bool) -> list[str]:
-    wanted = HEADLINES.get(result.task)
-    if everything or wanted is None:
+    expected = HEADLINES.get(result.task)
+    if everything or expected is None:
         return list(result.metrics)
-    return [metric for metric in wanted if metric in result.metrics] or list(result.metrics)
+    return [metric for metric in expected if metric in result.metrics] or list(result.metrics)
 
 
 def _is_rank(metric: str) -> bool:

@@ -61,16 +61,16 @@ class Result:
             value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{path} is no JSON file ({error})") from error
-        wanted = {"task", "model", "dataset", "metrics"}
+        expected = {"task", "model", "dataset", "metrics"}
         fields = set(cls.__dataclass_fields__)
-        if not isinstance(value, dict) or not wanted <= set(value) <= fields or value["task"] not in TASKS:
+        if not isinstance(value, dict) or not expected <= set(value) <= fields or value["task"] not in TASKS:
             raise ValueError(
-                f"{path} is no result of kakao-models evaluate: wanted the fields {', '.join(sorted(wanted))}"
+                f"{path} is no result of kakao-models evaluate: expected the fields {', '.join(sorted(expected))}"
             )
         for name, kind in _FIELD_TYPES.items():
             if not isinstance(value.get(name, kind()), kind):
-                raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, wanted a {_SPOKEN[kind]}")
+                raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, expected a {_SPOKEN[kind]}")
         for name, number in value["metrics"].items():
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-                raise ValueError(f"{path}: the metric {name} is {number!r}, wanted a number")
+                raise ValueError(f"{path}: the metric {name} is {number!r}, expected a number")
         return cls(**value)

@@ -112,9 +112,9 @@ def first_ranks(
 def folds(image_ids: Sequence, size: int = 1000) -> list[np.ndarray]:
     """Consecutive parts of the images, as COCO's five folds of 1,000: their places, the remainder left out."""
     if size < 1:
-        raise ValueError(f"folds: got a size of {size}, wanted at least 1")
+        raise ValueError(f"folds: got a size of {size}, expected at least 1")
     if len(image_ids) < size:
-        raise ValueError(f"folds: got {len(image_ids)} images, wanted at least one fold of {size}")
+        raise ValueError(f"folds: got {len(image_ids)} images, expected at least one fold of {size}")
     return [np.arange(start, start + size) for start in range(0, len(image_ids) - size + 1, size)]
 
 
@@ -139,9 +139,9 @@ def fold_scores(
 
 
 def _numbered(image_ids, text_ids, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-    for name, ids, wanted in (("image_ids", image_ids, images), ("text_ids", text_ids, texts)):
-        if len(ids) != wanted:
-            raise ValueError(f"{name}: got {len(ids)} for {wanted} rows")
+    for name, ids, expected in (("image_ids", image_ids, images), ("text_ids", text_ids, texts)):
+        if len(ids) != expected:
+            raise ValueError(f"{name}: got {len(ids)} for {expected} rows")
     place = {}
     numbers = [np.array([place.setdefault(i, len(place)) for i in np.asarray(ids).tolist()]) for ids in
                (image_ids, text_ids)]  # fmt: skip

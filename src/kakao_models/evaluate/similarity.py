@@ -57,16 +57,18 @@ def read_ratings(path: str | os.PathLike) -> Ratings:
     header = tuple(rows[0]) if rows else ()
     kind = next((kind for kind, columns in COLUMNS.items() if header[:3] == (*columns, "agg_score")), None)
     if kind is None:
-        wanted = "; ".join(",".join(columns) for columns in COLUMNS.values())
-        raise ValueError(f"{path}: got the header {','.join(header)!r}, wanted one of {wanted}, then agg_score")
+        expected = "; ".join(",".join(columns) for columns in COLUMNS.values())
+        raise ValueError(f"{path}: got the header {','.join(header)!r}, expected one of {expected}, then agg_score")
     scores = np.empty(len(rows) - 1)
     for number, row in enumerate(rows[1:]):
         try:
             scores[number] = float(row[2])
         except (IndexError, ValueError):
-            raise ValueError(f"{path}, line {number + 2}: wanted two ids and a score, got {','.join(row)!r}") from None
+            raise ValueError(
+                f"{path}, line {number + 2}: expected two ids and a score, got {','.join(row)!r}"
+            ) from None
     if not len(scores) or not np.isfinite(scores).all():
-        raise ValueError(f"{path}: wanted at least one pair, and finite scores")
+        raise ValueError(f"{path}: expected at least one pair, and finite scores")
     left, right = ([row[column] for row in rows[1:]] for column in (0, 1))
     return Ratings(kind, left, right, scores, [row[3] if len(row) > 3 else "" for row in rows[1:]])
 
@@ -108,10 +110,10 @@ def similarity_scores(
     ratings, similarities = np.asarray(ratings, np.float64), np.asarray(similarities, np.float64)
     if ratings.ndim != 1 or ratings.shape != similarities.shape or len(ratings) < 4:
         raise ValueError(
-            f"ratings {ratings.shape}, similarities {similarities.shape}: wanted as many of each, at least 4"
+            f"ratings {ratings.shape}, similarities {similarities.shape}: expected as many of each, at least 4"
         )
     if not (np.isfinite(ratings).all() and np.isfinite(similarities).all()):
-        raise ValueError("ratings and similarities: wanted finite numbers")
+        raise ValueError("ratings and similarities: expected finite numbers")
     if queries is None:
         place = np.arange(len(ratings))
     else:
@@ -119,9 +121,9 @@ def similarity_scores(
             raise ValueError(f"queries: got {len(queries)} for {len(ratings)} pairs")
         place = np.unique(np.asarray(queries), return_inverse=True)[1]
     if samples < 1:
-        raise ValueError(f"samples: got {samples}, wanted at least 1")
+        raise ValueError(f"samples: got {samples}, expected at least 1")
     if place.max() < 1:
-        raise ValueError("queries: all pairs are of one query, and a sample has one pair of each: wanted at least 2")
+        raise ValueError("queries: all pairs are of one query, and a sample has one pair of each: expected at least 2")
     order = np.argsort(place, kind="stable")
     counts = np.bincount(place)
     starts = np.cumsum(counts) - counts

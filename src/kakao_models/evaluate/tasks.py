@@ -87,7 +87,7 @@ def robustness(run: TaskRun, sets: Sequence[tuple[Labelled, Sequence[str]]], tem
     `drop` is the accuracy on the first minus the mean over the others.
     """
     if len(sets) < 2:
-        raise ValueError(f"robustness: got {len(sets)} data sets, wanted the usual one and at least one shifted one")
+        raise ValueError(f"robustness: got {len(sets)} data sets, expected the usual one and at least one shifted one")
     if len({data.name for data, _ in sets}) < len(sets):
         raise ValueError("robustness: two data sets have the same name: " + ", ".join(data.name for data, _ in sets))
     metrics, counts, top1 = {}, {}, []
@@ -267,6 +267,6 @@ def _real_labels(path: Path, data: Labelled) -> list[list[int]]:
     for name in data.names:
         number = re.search(r"val_0*(\d+)", name)
         if not number or not 1 <= int(number[1]) <= len(labels):
-            raise ValueError(f"{name}: wanted a name such as ILSVRC2012_val_00000001.JPEG, 1 to {len(labels)}")
+            raise ValueError(f"{name}: expected a name such as ILSVRC2012_val_00000001.JPEG, 1 to {len(labels)}")
         found.append(labels[int(number[1]) - 1])
     return found

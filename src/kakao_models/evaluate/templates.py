@@ -62,7 +62,7 @@ def _open_clip_file() -> Path:
         )
     path = Path(spec.submodule_search_locations[0], "zero_shot_metadata.py")
     if not path.is_file():
-        raise ImportError(f"the installed open_clip has no {path.name}: wanted release 2.20 or newer")
+        raise ImportError(f"the installed open_clip has no {path.name}: expected release 2.20 or newer")
     return path
 
 
@@ -87,5 +87,5 @@ def _as_text(item: ast.expr, path: Path) -> str:
         elif isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
             texts.append("{}")
         else:
-            raise ValueError(f"{path}, line {item.lineno}: wanted a string or a lambda that returns an f-string")
+            raise ValueError(f"{path}, line {item.lineno}: expected a string or a lambda that returns an f-string")
     return "".join(texts)

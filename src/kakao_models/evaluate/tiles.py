@@ -25,13 +25,13 @@ def check_rows(name: str, rows: np.ndarray, width: int | None = None) -> np.ndar
     """`rows` as an array (N, D), or an error that says what is wrong with its shape.
 
     Raises:
-        ValueError: not two axes, no rows, or not of the wanted width.
+        ValueError: not two axes, no rows, or not of the expected width.
     """
     rows = rows if isinstance(rows, np.ndarray) else np.asarray(rows)
     if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(f"{name}: got shape {rows.shape}, wanted (rows, width) with at least one of each")
+        raise ValueError(f"{name}: got shape {rows.shape}, expected (rows, width) with at least one of each")
     if rows.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: got {rows.dtype}, wanted numbers")
+        raise ValueError(f"{name}: got {rows.dtype}, expected numbers")
     if width is not None and rows.shape[1] != width:
         raise ValueError(
             f"{name}: rows are {rows.shape[1]} wide, but those they are compared with {width}. Are they of one model?"
@@ -42,7 +42,7 @@ def check_rows(name: str, rows: np.ndarray, width: int | None = None) -> np.ndar
 def check_at(at: Sequence[int]) -> None:
     """Raises ValueError unless `at`, the k of recall at k or top-k, are one or more whole numbers of at least 1."""
     if not len(at) or not all(isinstance(k, Integral) and k >= 1 for k in at):
-        raise ValueError(f"at: got {list(at)}, wanted whole numbers of at least 1")
+        raise ValueError(f"at: got {list(at)}, expected whole numbers of at least 1")
 
 
 def unit_rows(name: str, rows: np.ndarray, numbers: int | np.ndarray = 0) -> np.ndarray:
@@ -127,7 +127,7 @@ def tiles(queries: np.ndarray, targets: np.ndarray, max_memory: int = MAX_MEMORY
 def tile_shape(queries: int, targets: int, width: int, max_memory: int) -> tuple[int, int]:
     """Rows and columns of a tile: half the memory for its values and its rows, the rest for what is done with them."""
     if max_memory < 2**20:
-        raise ValueError(f"max_memory: got {max_memory} bytes, wanted at least {2**20} (1 MiB)")
+        raise ValueError(f"max_memory: got {max_memory} bytes, expected at least {2**20} (1 MiB)")
     room = max_memory // 2 // 4
     t = min(targets, max(1, room // (4 * width)), 16_384)
     q = min(queries, max(1, (room - width * t) // (t + width)), 2048)

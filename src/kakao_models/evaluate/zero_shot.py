@@ -40,7 +40,9 @@ def class_embeddings(embedder: TextEmbedder, names: Sequence[str], templates: Se
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class {number} has no name: got {name!r}")
         if name in seen:
-            raise ValueError(f"classes {seen[name]} and {number} have the same name {name!r}: wanted names that differ")
+            raise ValueError(
+                f"classes {seen[name]} and {number} have the same name {name!r}: expected names that differ"
+            )
         seen[name] = number
     parts = range(0, max(1, len(names)), _CLASSES)  # no names: the error of LabelEmbeddings
     make = LabelEmbeddings(embedder)
@@ -85,7 +87,7 @@ def zero_shot_scores(
 def _confidences(images, classes, best: np.ndarray, temperature: float, max_memory: int) -> np.ndarray:
     """exp(best / t) / sum over classes of exp(similarity / t), added in float64."""
     if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, wanted a number above 0")
+        raise ValueError(f"temperature: got {temperature}, expected a number above 0")
     columns = unit_rows("class_embeds", classes).T
     result = np.empty(len(images))
     step = max(1, min(4096, max_memory // (32 * columns.shape[1])))

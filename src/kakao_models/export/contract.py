@@ -126,12 +126,12 @@ def _parts(embedder: Embedder, what: str | None) -> tuple[str, ...]:
     there = ("image", "text") if engine.reads_texts else ("image", "classifier") if engine.classifies else ("image",)
     if what is None:
         return there if engine.reads_texts else there[-1:]
-    wanted = ("image", "text") if what == "both" else (what,)
-    if absent := [name for name in wanted if name not in there]:
+    expected = ("image", "text") if what == "both" else (what,)
+    if absent := [name for name in expected if name not in there]:
         raise ValueError(
             f"{embedder.name} has no {absent[0]} to export, it has {' and '.join(there)}: --what {there[-1]}"
         )
-    return wanted
+    return expected
 
 
 def _pixels(embedder: Embedder, kind: str) -> ImageInput:

@@ -105,7 +105,7 @@ def export(
             described |= {"file": files[name].file, "signature": files[name].signature, "check": check}
             if check["cosine"] < least and not force:
                 raise ValueError(
-                    f"{to}: the cosine of {name} to its source is {check['cosine']:.6f}, wanted {least:g} or more. Nothing "
+                    f"{to}: the cosine of {name} to its source is {check['cosine']:.6f}, expected {least:g} or more. Nothing "
                     "is written. " + (f"Take another --quantize than {quantize}, " if quantize else "Report this, ")
                     + "or --force it (--min-cosine moves the bound)"
                 )  # fmt: skip
@@ -159,11 +159,11 @@ def _shape(tensor: dict) -> str:
 
 def _checked(to: str, what: str | None, input: str, quantize: str | None) -> Format:
     if to not in EXPORT_FORMATS:
-        raise ValueError(f"--to {to}: wanted one of {', '.join(EXPORT_FORMATS)}")
+        raise ValueError(f"--to {to}: expected one of {', '.join(EXPORT_FORMATS)}")
     if what is not None and what not in PARTS:
-        raise ValueError(f"--what {what}: wanted one of {', '.join(PARTS)}")
+        raise ValueError(f"--what {what}: expected one of {', '.join(PARTS)}")
     if input not in IMAGE_INPUTS:
-        raise ValueError(f"--input {input}: wanted one of {', '.join(IMAGE_INPUTS)}")
+        raise ValueError(f"--input {input}: expected one of {', '.join(IMAGE_INPUTS)}")
     form = EXPORT_FORMATS[to]
     if quantize is not None and quantize not in form.quantize:
         raise ValueError(f"--quantize {quantize}: {to} has {', '.join(form.quantize)}")

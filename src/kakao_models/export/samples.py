@@ -32,28 +32,28 @@ def compare(embedder: Embedder, contract: Contract, name: str, run: RunFunction)
     Raises:
         ValueError: the export's output has another shape, or is not finite.
     """
-    given, expected = [], []
-    for inputs, wanted in _samples(embedder, contract, name):
+    outputs, references = [], []
+    for inputs, expected in _samples(embedder, contract, name):
         got = np.asarray(run(inputs), np.float32)
         shapes = ", ".join(f"{key} {value.shape}" for key, value in inputs.items())
-        if got.shape != wanted.shape:
-            raise ValueError(f"the exported {name} gives {got.shape} for {shapes}, wanted {wanted.shape}")
+        if got.shape != expected.shape:
+            raise ValueError(f"the exported {name} gives {got.shape} for {shapes}, expected {expected.shape}")
         if not np.isfinite(got).all():
             raise ValueError(f"the exported {name} gives numbers that are not finite for {shapes}")
-        given.append(got)
-        expected.append(wanted)
-    got, wanted = np.concatenate(given).astype(np.float64), np.concatenate(expected).astype(np.float64)
-    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
-    cosines = (got * wanted).sum(1) / np.maximum(lengths, 1e-30)
-    cosines[(got == wanted).all(1)] = 1  # rows of zeros too: a new classifier's
+        outputs.append(got)
+        references.append(expected)
+    got, expected = np.concatenate(outputs).astype(np.float64), np.concatenate(references).astype(np.float64)
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    cosines = (got * expected).sum(1) / np.maximum(lengths, 1e-30)
+    cosines[(got == expected).all(1)] = 1  # rows of zeros too: a new classifier's
     result = {
         "inputs": len(got),
         "cosine": float(cosines.min()),
-        "difference": float(np.abs(got - wanted).max()),
-        "of": float(np.abs(wanted).max()),
+        "difference": float(np.abs(got - expected).max()),
+        "of": float(np.abs(expected).max()),
     }
     if name == "classifier":
-        result["same_best"] = float((got.argmax(1) == wanted.argmax(1)).mean())
+        result["same_best"] = float((got.argmax(1) == expected.argmax(1)).mean())
     return result
 
 

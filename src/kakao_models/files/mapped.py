@@ -19,13 +19,13 @@ def forget_pages(files: Iterable[Path]) -> None:
     """
     if sys.platform != "linux":
         return
-    wanted = {os.path.realpath(file) for file in files}
+    expected = {os.path.realpath(file) for file in files}
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/self/maps", encoding=sys.getfilesystemencoding(), errors="surrogateescape") as maps:
         lines = maps.readlines()
     for line in lines:
         addresses, *_, path = line.rstrip("\n").split(maxsplit=5) if line.count("/") else ("", "")
-        if path in wanted:
+        if path in expected:
             start, end = (int(address, 16) for address in addresses.split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 

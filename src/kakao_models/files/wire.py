@@ -88,9 +88,9 @@ def decode(
         else:
             raise CheckpointError(f"field {number} has wire type {wire}, which isn't known")
         if number in schema:
-            name, wanted = schema[number]
-            if wire != wanted:
-                raise CheckpointError(f"field {number} ({name}) has wire type {wire}, wanted {wanted}")
+            name, expected = schema[number]
+            if wire != expected:
+                raise CheckpointError(f"field {number} ({name}) has wire type {wire}, expected {expected}")
             values[name].append(value)
         elif number == 0 or not skip_unknown:
             raise CheckpointError(f"field {number} isn't known. Was it written by a newer program?")
@@ -100,7 +100,7 @@ def decode(
 def single(values: Mapping[str, list], name: str, default: Any):
     """The value of a field that may be there once."""
     if len(values[name]) > 1:
-        raise CheckpointError(f"field {name} is there {len(values[name])} times, wanted once")
+        raise CheckpointError(f"field {name} is there {len(values[name])} times, expected once")
     return values[name][0] if values[name] else default
 
 

@@ -165,5 +165,5 @@ class Attention(nn.Module):
 
 def check_pixels(pixels: torch.Tensor, channels: int, size: tuple[int, int] | None = None) -> None:
     if pixels.ndim != 4 or pixels.shape[1] != channels or (size and pixels.shape[2:] != size):
-        wanted = f"(batch, {channels}, {', '.join(map(str, size or ('height', 'width')))})"
-        raise ValueError(f"pixel_values must be {wanted}, got {tuple(pixels.shape)}")
+        expected = f"(batch, {channels}, {', '.join(map(str, size or ('height', 'width')))})"
+        raise ValueError(f"pixel_values must be {expected}, got {tuple(pixels.shape)}")

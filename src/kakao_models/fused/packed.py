@@ -95,8 +95,8 @@ def _works(kind: type[nn.Module], convolution: Convolution) -> bool:
     x = torch.linspace(-1, 1, weight.shape[1] * convolution.groups * 81, dtype=weight.dtype).reshape(1, -1, 9, 9)
     x = x.contiguous(memory_format=torch.channels_last)
     try:
-        found, wanted = kind(convolution)(x), convolution(x)
+        found, expected = kind(convolution)(x), convolution(x)
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
     rounding = 1e-4 if weight.dtype == torch.float32 else 5e-2
-    return bool((found - wanted).abs().max() <= rounding * wanted.abs().max())
+    return bool((found - expected).abs().max() <= rounding * expected.abs().max())

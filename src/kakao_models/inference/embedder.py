@@ -259,7 +259,7 @@ class Embedder:
         """
         run = self._outputs(output)
         if on_error not in ("report", "ignore", "raise"):
-            raise ValueError(f"on_error: got {on_error!r}, wanted 'report', 'ignore' or 'raise'")
+            raise ValueError(f"on_error: got {on_error!r}, expected 'report', 'ignore' or 'raise'")
         size = self.batch_size if batch_size is None else _positive("batch_size", batch_size)
         prepare = self._preparing(image_options or {}, processor_options or {})
         workers = self.num_workers if num_workers is None else _workers(num_workers)
@@ -291,7 +291,7 @@ class Embedder:
     def _outputs(self, output: str) -> Callable[[np.ndarray], np.ndarray]:
         known = {"features": self.engine.features, "hidden": self.engine.hidden, "logits": self.engine.logits}
         if output not in known:
-            raise ValueError(f"output: got {output!r}, wanted one of {', '.join(known)}")
+            raise ValueError(f"output: got {output!r}, expected one of {', '.join(known)}")
         if output == "logits" and not self.engine.classifies:
             raise ValueError(
                 f"{self.name} has no classifier: it is {type(self.engine.model).__name__}. ViTForImageClassification and "
@@ -358,7 +358,7 @@ class Embedder:
         texts = [texts] if isinstance(texts, str) else list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise ValueError(f"texts[{index}]: wanted a string, got {type(text).__name__} ({text!r:.80})")
+                raise ValueError(f"texts[{index}]: expected a string, got {type(text).__name__} ({text!r:.80})")
             if not text.isascii():
                 _check_unicode(index, text)
         place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
@@ -414,7 +414,7 @@ def _source(model, hub: dict, engine: str | None, dtype: str | None):
     from kakao_models.inference.runners import ENGINES
 
     if engine not in (None, "auto", *ENGINES):
-        raise ValueError(f"engine: got {engine!r}, wanted 'auto' or one of {', '.join(map(repr, ENGINES))}")
+        raise ValueError(f"engine: got {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}")
     if dtype not in (None, "auto"):
         torch_dtype(dtype)
     return ModelTensors(model, hub)
@@ -437,5 +437,5 @@ def _workers(count: int) -> int:
 
 def _positive(name: str, value: int) -> int:
     if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+        raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
     return value

@@ -136,11 +136,11 @@ def _device(name: str | int) -> jax.Device:
     except (RuntimeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device {name!r} can't be used ({reason}): wanted 'auto', 'cpu', 'gpu', 'cuda:1', 'tpu', ..."
+            f"device {name!r} can't be used ({reason}): expected 'auto', 'cpu', 'gpu', 'cuda:1', 'tpu', ..."
         ) from error
 
 
 def _dtype(dtype: str) -> str:
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype!r}: wanted 'float32', 'bfloat16' or 'float16'")
+        raise ValueError(f"dtype {dtype!r}: expected 'float32', 'bfloat16' or 'float16'")
     return dtype

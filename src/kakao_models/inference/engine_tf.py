@@ -117,15 +117,15 @@ def _device(name: str | int) -> str:
         name = f"gpu:{name}" if name >= 0 else "cpu"
     kind, _, number = str(name).replace("cuda", "gpu").upper().partition(":")
     found = tf.config.list_logical_devices(kind)
-    wanted = f"{kind}:{number or 0}"
-    if not any(device.name.endswith(wanted) for device in found):
+    expected = f"{kind}:{number or 0}"
+    if not any(device.name.endswith(expected) for device in found):
         there = ", ".join(device.name.removeprefix("/device:").lower() for device in tf.config.list_logical_devices())
         raise ValueError(f"device {name!r} can't be used: TensorFlow sees {there}; 'auto' takes the best")
-    return wanted
+    return expected
 
 
 def _dtype(name) -> str:
     dtype = str(getattr(name, "name", name)).removeprefix("torch.")
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype {name!r}: wanted {', '.join(map(repr, _DTYPES))}")
+        raise ValueError(f"dtype {name!r}: expected {', '.join(map(repr, _DTYPES))}")
     return dtype

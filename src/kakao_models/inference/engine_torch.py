@@ -133,7 +133,7 @@ def torch_device(name: str | int) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device {name!r} can't be used ({reason}): wanted 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ..."
+            f"device {name!r} can't be used ({reason}): expected 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ..."
         ) from error
     return device
 
@@ -141,5 +141,5 @@ def torch_device(name: str | int) -> torch.device:
 def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     dtype = getattr(torch, name, None) if isinstance(name, str) else name
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype {name!r}: wanted 'float32', 'bfloat16' or 'float16'")
+        raise ValueError(f"dtype {name!r}: expected 'float32', 'bfloat16' or 'float16'")
     return dtype

@@ -43,7 +43,7 @@ def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing
 
 
 class Tokenizer:
-    """Texts → ids, by the `tokenizers` library alone; for texts of which nothing but ids is wanted."""
+    """Texts → ids, by the `tokenizers` library alone; for texts of which nothing but ids is expected."""
 
     def __init__(self, tokenizer: Any, pad_token_id: int):
         self._tokenizer, self.pad_token_id = tokenizer, pad_token_id

@@ -54,7 +54,7 @@ def check_format(path: str | os.PathLike) -> None:
     """Raises what `write_embeddings` would raise for this path, before there is anything to write."""
     path = Path(path)
     if path.suffix not in EMBEDDING_FORMATS:
-        raise ValueError(f"{path}: wanted a name that ends in {' or '.join(EMBEDDING_FORMATS)}")
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(EMBEDDING_FORMATS)}")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -280,4 +280,4 @@ def _in_order(batches: Iterable[ImageBatch], finish: Callable[[np.ndarray], list
 
 def _check_top_k(top_k: int | None) -> None:
     if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
-        raise ValueError(f"top_k: got {top_k!r}, wanted a whole number of at least 1")
+        raise ValueError(f"top_k: got {top_k!r}, expected a whole number of at least 1")

@@ -154,7 +154,7 @@ class Preprocessing:
             right = all(np.isfinite(x) and (least is None or x > least) for x in numbers)
             if not right or not (single or len(numbers) == 3 and name != "rescale_factor"):
                 raise ValueError(
-                    f"{name}: got {value!r}, wanted a number{'' if least is None else ' above 0'}, or three"
+                    f"{name}: got {value!r}, expected a number{'' if least is None else ' above 0'}, or three"
                 )
             return value if single else numbers
         return int(value) if name == "resample" else value

@@ -100,11 +100,11 @@ def check_columns(types: Mapping[str, str]) -> list[Finding]:
     dataset = published(types)
     found = [Finding(name, f"missing ({dataset.name} has it)") for name in dataset.types if name not in types]
     for name, kind in types.items():
-        wanted = dataset.types.get(name)
-        if wanted is None:
+        expected = dataset.types.get(name)
+        if expected is None:
             found.append(Finding(name, f"not a column of {dataset.name}"))
-        elif _kind(kind) != _kind(wanted):
-            found.append(Finding(name, f"is {kind}, {dataset.name} has {wanted}"))
+        elif _kind(kind) != _kind(expected):
+            found.append(Finding(name, f"is {kind}, {dataset.name} has {expected}"))
     return found
 
 

@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: is no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: wanted a JSON object, got {type(content).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 

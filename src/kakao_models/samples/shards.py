@@ -128,7 +128,7 @@ class Source(ABC):
         Raises:
             ValueError: none of the samples has one of them.
         """
-        wanted, names = {*needs, *columns.chosen}, {}
+        expected, names = {*needs, *columns.chosen}, {}
         for shard, count in enumerate(self.counts):
             for row in range(min(count, _TRIED - len(names))):
                 try:
@@ -136,7 +136,7 @@ class Source(ABC):
                 except (ValueError, OSError):  # broken samples are told when they are read
                     continue
             if names:
-                columns.find(names, wanted, self.name)
+                columns.find(names, expected, self.name)
                 return
 
 

@@ -43,7 +43,7 @@ def connect(
         connection.raw_sql("SET preserve_insertion_order = false")  # otherwise whole row groups wait in memory
         return connection
     if backend != "pyspark":
-        raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(BACKENDS)}")
+        raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
     try:
         from pyspark.sql import SparkSession
     except ModuleNotFoundError as error:
@@ -195,8 +195,8 @@ def fresh(table: ir.Table, name: str) -> str:
 
 def _typed(table: ir.Table) -> ir.Table:
     schema = table.schema()
-    wanted = {name: TYPES[name] for name in table.columns if name in TYPES and str(schema[name]) != TYPES[name]}
-    return table.mutate(**{name: table[name].try_cast(kind) for name, kind in wanted.items()}) if wanted else table
+    expected = {name: TYPES[name] for name in table.columns if name in TYPES and str(schema[name]) != TYPES[name]}
+    return table.mutate(**{name: table[name].try_cast(kind) for name, kind in expected.items()}) if expected else table
 
 
 def _hub_table(connection, name: str) -> ir.Table:

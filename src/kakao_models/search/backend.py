@@ -114,7 +114,9 @@ def clear_unfinished(uri: str, collection: str) -> None:
 def _local(uri: str, create: bool):
     path = Path(uri)
     if path.suffix != ".db":
-        raise ValueError(f"{uri}: wanted a name that ends in .db, or a server's address such as http://localhost:19530")
+        raise ValueError(
+            f"{uri}: expected a name that ends in .db, or a server's address such as http://localhost:19530"
+        )
     _check_format(path)
     if not path.exists() and not create:
         raise FileNotFoundError(f"{uri}: there is no index. Make one: kakao-models index build FOLDER --index {uri}")
@@ -151,7 +153,7 @@ def _check_format(path: Path) -> None:
                 f"{path}: is a database of Milvus Lite 2, and since 3 it has another format. Its embeddings can be "
                 f"taken over as they are: kakao-models index load {path} --index NEW.db --model MODEL"
             )
-        raise ValueError(f"{path}: is a file, and no index: wanted the folder that kakao-models index build makes")
+        raise ValueError(f"{path}: is a file, and no index: expected the folder that kakao-models index build makes")
     if path.is_dir() and any(path.iterdir()) and not (path / "collections").is_dir():
         raise ValueError(f"{path}: is a folder of something else. Name another one")
 

@@ -345,7 +345,7 @@ def _params(option: str, text: str | None) -> dict:
     except json.JSONDecodeError as error:
         raise typer.BadParameter(f"{option} {text}: is no JSON ({error})") from error
     if not isinstance(found, dict):
-        raise typer.BadParameter(f'{option} {text}: wanted an object, such as {{"ef": 128}}')
+        raise typer.BadParameter(f'{option} {text}: expected an object, such as {{"ef": 128}}')
     return found
 
 
@@ -355,4 +355,6 @@ def _weights(pairs: list[str]) -> dict[str, float]:
     try:
         return check_weights({name: float(value) for name, _, value in (pair.partition("=") for pair in pairs)})
     except ValueError as error:
-        raise typer.BadParameter(f"--weight {' '.join(pairs)}: wanted text=NUMBER or image=NUMBER ({error})") from error
+        raise typer.BadParameter(
+            f"--weight {' '.join(pairs)}: expected text=NUMBER or image=NUMBER ({error})"
+        ) from error

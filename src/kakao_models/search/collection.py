@@ -16,7 +16,7 @@ KEY = "kakao_models"  # the property of a collection that says what it is of
 
 def row_of(key: str, vector: np.ndarray, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(key, str) or not 0 < len(key) <= 64:
-        raise ValueError(f"id: got {key!r:.100}, wanted a string of 1 to 64 characters")
+        raise ValueError(f"id: got {key!r:.100}, expected a string of 1 to 64 characters")
     defaults = {"path": "", "caption": "", "width": 0, "height": 0, "bytes": 0}
     if wrong := set(metadata) & set(OWN):
         raise ValueError(f"metadata: {', '.join(sorted(wrong))} is a column of the index itself")

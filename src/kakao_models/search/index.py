@@ -271,7 +271,7 @@ class SearchIndex:
         if isinstance(query, str):
             query = self._needed().texts([query], progress=False)[0]
         if not isinstance(k, (int, np.integer)) or not 1 <= k <= _MOST:
-            raise ValueError(f"k: got {k!r}, wanted a whole number from 1 to {_MOST}")
+            raise ValueError(f"k: got {k!r}, expected a whole number from 1 to {_MOST}")
         single = np.ndim(query) == 1
         vectors = self._checked(np.atleast_2d(query), "the query")
         params = {"metric_type": self._facts["metric"], "params": self._search_params}
@@ -388,7 +388,7 @@ class SearchIndex:
         """`vectors` as float32 (N, D) of length 1."""
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
-            raise ValueError(f"{name}: got {vectors.dtype} of shape {vectors.shape}, wanted floats (N, {self.dim})")
+            raise ValueError(f"{name}: got {vectors.dtype} of shape {vectors.shape}, expected floats (N, {self.dim})")
         if vectors.shape[1] != self.dim:
             raise ValueError(
                 f"{name}: got width {vectors.shape[1]}, the index {self.uri} has {self.dim} ({self._facts['model']}). "
@@ -403,4 +403,4 @@ class SearchIndex:
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(known)}")
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")

@@ -77,13 +77,13 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
         ValueError: of another kind than text and image, or not a positive number.
     """
     if unknown := set(weights) - set(QUERY_WEIGHTS):
-        raise ValueError(f"weights: got {', '.join(sorted(unknown))}, wanted {' and '.join(QUERY_WEIGHTS)}")
+        raise ValueError(f"weights: got {', '.join(sorted(unknown))}, expected {' and '.join(QUERY_WEIGHTS)}")
     return QUERY_WEIGHTS | {name: check_weight(name, value) for name, value in weights.items()}
 
 
 def check_weight(name: str, value: float) -> float:
     if not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
-        raise ValueError(f"weights: {name} is {value!r}, wanted a number above 0; minus subtracts")
+        raise ValueError(f"weights: {name} is {value!r}, expected a number above 0; minus subtracts")
     return float(value)
 
 

@@ -59,20 +59,20 @@ class StoredEmbeddings:
         index.flush()
         return loaded
 
-    def check(self, wanted: "Embedder | Mapping[str, Any]") -> None:
+    def check(self, expected: "Embedder | Mapping[str, Any]") -> None:
         """Nothing, if these can be embeddings of a model: an `Embedder`, or an index's `metadata`.
 
         Raises:
             ValueError: they are of another width, or said to be of another model.
         """
-        if not isinstance(wanted, Mapping):
-            wanted = {"model": wanted.name, "dim": wanted.dim}
-        if self.model is not None and os.path.basename(self.model) != os.path.basename(wanted["model"]):
-            raise ValueError(f"{self.source}: holds embeddings of {self.model}, not of {wanted['model']}")
+        if not isinstance(expected, Mapping):
+            expected = {"model": expected.name, "dim": expected.dim}
+        if self.model is not None and os.path.basename(self.model) != os.path.basename(expected["model"]):
+            raise ValueError(f"{self.source}: holds embeddings of {self.model}, not of {expected['model']}")
         for _, vectors, _ in self._rows():
-            if vectors.shape[1] != wanted["dim"]:
+            if vectors.shape[1] != expected["dim"]:
                 raise ValueError(
-                    f"{self.source}: holds embeddings of width {vectors.shape[1]}, {wanted['model']} makes {wanted['dim']}"
+                    f"{self.source}: holds embeddings of width {vectors.shape[1]}, {expected['model']} makes {expected['dim']}"
                 )
             return
         raise ValueError(f"{self.source}: holds no embeddings")
@@ -84,7 +84,7 @@ class StoredEmbeddings:
             names = json.loads(beside.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{self.source}: wanted an array, and the names of its rows in {beside} ({error})"
+                f"{self.source}: expected an array, and the names of its rows in {beside} ({error})"
             ) from error
         if rows.ndim != 2 or not isinstance(names, list) or len(names) != len(rows):
             raise ValueError(f"{self.source}: an array of shape {rows.shape}, and {beside} has {len(names)} names")
@@ -111,7 +111,7 @@ class StoredEmbeddings:
         for path, file in zip(files, opened):
             names = file.schema_arrow.names
             if "embedding" not in names or not {"id", "name"} & set(names):
-                raise ValueError(f"{path}: wanted columns embedding, and id or name; there are {', '.join(names)}")
+                raise ValueError(f"{path}: expected columns embedding, and id or name; there are {', '.join(names)}")
 
         def read() -> Iterator[StoredRows]:
             for file in opened:
@@ -135,7 +135,7 @@ class StoredEmbeddings:
             found = connection.execute("SELECT DISTINCT collection_name FROM collection_meta").fetchall()
             names = [name.decode() for (name,) in found]
             if len(names) != 1:
-                raise ValueError(f"{self.source}: wanted one collection, there are {', '.join(names) or 'none'}")
+                raise ValueError(f"{self.source}: expected one collection, there are {', '.join(names) or 'none'}")
             table = '"' + names[0].replace('"', '""') + '"'
             (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
         except sqlite3.DatabaseError as error:
@@ -184,8 +184,8 @@ def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> StoredRows:
         caption = facts.pop("text", None) if "caption" not in facts else None
         facts |= {"caption": str(caption)} if caption else {}
         facts.setdefault("path", name)
-        for key, wanted in (("path", str), ("caption", str), ("width", int), ("height", int), ("bytes", int)):
-            if key in facts and not isinstance(facts[key], wanted):
+        for key, expected in (("path", str), ("caption", str), ("width", int), ("height", int), ("bytes", int)):
+            if key in facts and not isinstance(facts[key], expected):
                 facts[f"{key}_"] = facts.pop(key)
         metadata.append(facts)
     return _ids(names), vectors, metadata

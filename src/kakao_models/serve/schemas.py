@@ -127,7 +127,7 @@ def image_source(part: str | ContentPart, place: str) -> str | None:
         return part if part[:11].lower() == "data:image/" else None
     given = [value for value in (part.image, part.image_url.url if part.image_url else None) if value is not None]
     if len(given) + (part.text is not None) != 1:
-        raise Refused(400, f"{place}: wanted one of text, image and image_url", param="input")
+        raise Refused(400, f"{place}: expected one of text, image and image_url", param="input")
     return given[0] if given else None
 
 
@@ -141,7 +141,7 @@ def decoded(source: str, place: str) -> bytes:
     if source[:5].lower() == "data:":
         head, comma, data = source.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise Refused(400, f"{place}: wanted data:image/...;base64,...", param="input")
+            raise Refused(400, f"{place}: expected data:image/...;base64,...", param="input")
     try:
         return base64.b64decode("".join(data.split()), validate=True)  # `base64` wraps its lines
     except (binascii.Error, ValueError) as error:

@@ -138,7 +138,7 @@ class Service:
     def _checked_inputs(self, given: Any) -> list[str | ContentPart]:
         parts = as_list(given)
         if not parts:
-            raise Refused(400, "input: got nothing, wanted at least one text or image", param="input")
+            raise Refused(400, "input: got nothing, expected at least one text or image", param="input")
         if isinstance(parts[0], (int, list)):
             raise Refused(
                 400,
@@ -235,11 +235,11 @@ class Service:
 
     async def _sentence_rows(self, sentences: list[str]) -> np.ndarray:
         """(sentences, D), each row of length 1."""
-        wanted = dict.fromkeys(sentences)
-        missing = [sentence for sentence in wanted if sentence not in self._sentences]
+        expected = dict.fromkeys(sentences)
+        missing = [sentence for sentence in expected if sentence not in self._sentences]
         fresh = dict(zip(missing, (l2_normalize(row) for row, _ in await self._submit("text", missing))))
         rows = {}
-        for sentence in wanted:
+        for sentence in expected:
             # A sentence may have been dropped while others were computed.
             row = fresh.get(sentence)
             row = self._sentences.get(sentence) if row is None else row

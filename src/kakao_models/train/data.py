@@ -31,7 +31,7 @@ class Order:
 
     def __init__(self, counts: Sequence[int], seed: int = 0, window: int = 16):
         if window < 1:
-            raise ValueError(f"shuffle window: wanted at least 1 shard, got {window}")
+            raise ValueError(f"shuffle window: expected at least 1 shard, got {window}")
         self.counts, self.seed, self.window = np.asarray(counts, np.int64), seed, window
         self._epoch, self._rows = None, {}
 

@@ -191,7 +191,9 @@ class DistillTrainer(AlignTrainer):
         if classes and len(self.chunks) > 1 and self.args.world_size > 1:
             raise ValueError("distill: loss 'classes' among several processes needs a share of the batch in one chunk")
 
-    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         self._keys = inputs.get("keys", [])
         for name, term in self.distill.items():
             if callable(term.targets):
@@ -208,7 +210,9 @@ class DistillTrainer(AlignTrainer):
             inputs |= {f"distill/{name}": rows, f"distilled/{name}": present}
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def forward_backward(self, model: nn.Module, inputs: dict, num_items_in_batch) -> torch.Tensor:
+    def forward_backward(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
         self._start_step(model)
         inputs, plain = self._prepare_inputs(inputs), self.accelerator.unwrap_model(model)
         for name, term in self.distill.items():

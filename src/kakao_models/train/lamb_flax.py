@@ -42,9 +42,9 @@ def lamb(
         elif hasattr(module, "text_projection"):
             unused.add((*path, "text_model", "pooler", "dense"))
 
-    def mask(wanted) -> nnx.State:
+    def mask(expected) -> nnx.State:
         paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
-        return nnx.from_flat_state([(path, wanted(path[:-1])) for path in paths])
+        return nnx.from_flat_state([(path, expected(path[:-1])) for path in paths])
 
     adapted = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio())
     return optax.chain(

@@ -49,7 +49,7 @@ def tiled_contrastive_loss(
     """
     if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape or not len(image_embeds):
         raise ValueError(
-            "tiled_contrastive_loss: wanted images and texts in pairs, two (samples, width) of one shape, got "
+            "tiled_contrastive_loss: expected images and texts in pairs, two (samples, width) of one shape, got "
             f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
         )
     if not 0 <= label_smoothing < 1:

@@ -34,7 +34,7 @@ def global_contrastive_loss(
     """
     if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
         raise ValueError(
-            "global_contrastive_loss: wanted images and texts in pairs, two (samples, width) of one shape, got "
+            "global_contrastive_loss: expected images and texts in pairs, two (samples, width) of one shape, got "
             f"{image_embeds.shape} and {text_embeds.shape}"
         )
     wide = jnp.promote_types(image_embeds.dtype, jnp.float32)
@@ -65,7 +65,7 @@ def classification_loss(
     """
     if labels.shape not in (logits.shape, logits.shape[:1]):
         raise ValueError(
-            f"classification_loss: wanted class numbers {logits.shape[:1]} or numbers in [0, 1] {logits.shape}, got labels "
+            f"classification_loss: expected class numbers {logits.shape[:1]} or numbers in [0, 1] {logits.shape}, got labels "
             f"{labels.shape}"
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -34,7 +34,7 @@ class LAMB(torch.optim.Optimizer):
     ):
         if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(
-                f"LAMB: wanted lr >= 0, eps > 0, weight_decay >= 0 and betas in [0, 1), got {lr=}, {eps=}, "
+                f"LAMB: expected lr >= 0, eps > 0, weight_decay >= 0 and betas in [0, 1), got {lr=}, {eps=}, "
                 f"{weight_decay=}, {betas=}"
             )
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, adapt=adapt))
@@ -144,7 +144,7 @@ def build_optimizer(name: str, groups: list[dict], **options: Any) -> torch.opti
         return torch.optim.AdamW(groups, **({"eps": 1e-7} | options))
     if name == "sgd":
         return torch.optim.SGD(groups, **({"momentum": 0.9} | options))
-    raise ValueError(f"optimizer: got {name!r}, wanted one of {', '.join(OPTIMIZERS)}")
+    raise ValueError(f"optimizer: got {name!r}, expected one of {', '.join(OPTIMIZERS)}")
 
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -163,7 +163,7 @@ def check_schedule(schedule: str | Mapping) -> None:
             )
     elif schedule not in SCHEDULES:
         raise ValueError(
-            f"schedule: got {schedule!r}, wanted one of {', '.join(SCHEDULES)}, or points, {{step: share, ...}}"
+            f"schedule: got {schedule!r}, expected one of {', '.join(SCHEDULES)}, or points, {{step: share, ...}}"
         )
 
 

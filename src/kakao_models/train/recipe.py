@@ -183,11 +183,11 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: no YAML ({error})") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path}: wanted a mapping of settings by their names, got {reprlib.repr(values)}")
+        raise ValueError(f"{path}: expected a mapping of settings by their names, got {reprlib.repr(values)}")
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise ValueError(f"{change}: wanted key=value")
+            raise ValueError(f"{change}: expected key=value")
         *above, last = key.strip().split(".")
         inner = values
         for name in above:
@@ -233,8 +233,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         value = int(value)
     fits = tuple(kind for kind in kinds if isinstance(kind, type))
     if not isinstance(value, fits) or isinstance(value, bool) and bool not in fits:
-        wanted = " or ".join(kind.__name__ for kind in fits if kind is not type(None))
-        raise ValueError(f"recipe: {name} must be {wanted}, got {value!r}")
+        expected = " or ".join(kind.__name__ for kind in fits if kind is not type(None))
+        raise ValueError(f"recipe: {name} must be {expected}, got {value!r}")
     return value
 
 

@@ -21,6 +21,6 @@ def checkpointing(what: str) -> dict:
             block again: less memory, and a third more work.
     """
     if what not in CHECKPOINTING:
-        raise ValueError(f"checkpointing: got {what!r}, wanted one of {', '.join(CHECKPOINTING)}")
+        raise ValueError(f"checkpointing: got {what!r}, expected one of {', '.join(CHECKPOINTING)}")
     kept = {"context_fn": partial(create_selective_checkpoint_contexts, _KEPT)} if what == "activations" else {}
     return {"use_reentrant": False, **kept}

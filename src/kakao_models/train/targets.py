@@ -31,7 +31,7 @@ def targeted_contrastive_loss(
     """
     if targets.shape != (len(image_embeds), len(text_embeds)):
         raise ValueError(
-            f"targeted_contrastive_loss: wanted targets of {len(image_embeds)} pictures and {len(text_embeds)} texts, got "
+            f"targeted_contrastive_loss: expected targets of {len(image_embeds)} pictures and {len(text_embeds)} texts, got "
             f"{tuple(targets.shape)}"
         )
     dtype = torch.promote_types(image_embeds.dtype, torch.float32)
@@ -76,7 +76,7 @@ def pair_loss(
     text_embeds: torch.Tensor,
     teacher: torch.Tensor,
     temperature: float,
-    student_temperature,
+    student_temperature: torch.Tensor | float,
 ) -> torch.Tensor:
     """The contrastive loss both ways, in which each sample's target is shared out by the softmax of the teacher's similarities,
     its own included: texts of similar samples are no negatives.
@@ -106,7 +106,7 @@ def class_loss(
     class_embeds: torch.Tensor,
     probabilities: torch.Tensor,
     temperature: float,
-    student_temperature,
+    student_temperature: torch.Tensor | float,
 ) -> torch.Tensor:
     """Cross entropy of the softmax over classes from the teacher's; mean over images that have a probability of any of them.
 

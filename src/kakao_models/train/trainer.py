@@ -137,7 +137,9 @@ class AlignTrainer(BaseTrainer):
             self.optimizer.train()
         rest_frozen(model, self.options.freeze)
 
-    def forward_backward(self, model, inputs, num_items_in_batch) -> torch.Tensor:
+    def forward_backward(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
         self._start_step(model)
         plain = self.accelerator.unwrap_model(model)
         statistics = BatchNormStatistics(plain)

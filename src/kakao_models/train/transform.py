@@ -49,7 +49,7 @@ class SampleTransform:
                 "SampleTransform: give a tokenizer (captions) or a number of classes (labels), and not both"
             )
         if self.pad_to not in ("longest", "max_tokens"):
-            raise ValueError(f"pad_to: got {self.pad_to!r}, wanted 'longest' or 'max_tokens'")
+            raise ValueError(f"pad_to: got {self.pad_to!r}, expected 'longest' or 'max_tokens'")
         self.affine = affine_of(self.image_processor)
         self.tokenizer = copy.deepcopy(self.tokenizer)  # what it is asked for here is kept in it, and would be saved
         self._numbers = {name: number for number, name in enumerate(self.names)}

@@ -110,7 +110,7 @@ class FlaxViTEmbeddings(nnx.Module):
         )  # (B, L, D)
         if not interpolate_pos_encoding and (height, width) != self.image_size:
             raise ValueError(
-                f"FlaxViTModel: got images of {height}*{width}, wanted {self.image_size[0]}*{self.image_size[1]}. "
+                f"FlaxViTModel: got images of {height}*{width}, expected {self.image_size[0]}*{self.image_size[1]}. "
                 "Give interpolate_pos_encoding=True, or call set_image_size once"
             )
         return self.dropout(x + self.interpolate_pos_encoding(height, width))

@@ -114,7 +114,7 @@ class TFViTEmbeddings(Layer):
             positions = resize_position_embeddings(positions, self.grid(*self.image_size), self.grid(height, width))
         elif (height or self.image_size[0], width or self.image_size[1]) != self.image_size:
             raise ValueError(
-                f"TFViTModel: got images of {height}*{width}, wanted {self.image_size[0]}*{self.image_size[1]}. "
+                f"TFViTModel: got images of {height}*{width}, expected {self.image_size[0]}*{self.image_size[1]}. "
                 "Give interpolate_pos_encoding=True, or call set_image_size once"
             )
         return self.dropout(x + ops.cast(positions, x.dtype))

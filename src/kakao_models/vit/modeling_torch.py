@@ -127,8 +127,8 @@ class _FollowFile:
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             if source is not None:
-                wanted, config.image_size = config.image_size, cls._stored_image_size(source, config, kwargs)
-                image_size = wanted if image_size is None else image_size
+                expected, config.image_size = config.image_size, cls._stored_image_size(source, config, kwargs)
+                image_size = expected if image_size is None else image_size
         pooler_by_file = issubclass(cls, ViTModel) and not model_args and kwargs.get("add_pooling_layer") is None
         if pooler_by_file:
             kwargs["add_pooling_layer"] = True

@@ -40,10 +40,10 @@ def attention_rollout(attentions: Sequence[np.ndarray], token: int = 0) -> np.nd
     shapes = {layer.shape for layer in layers}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or shape[1] != shape[2]:
         raise ValueError(
-            f"attentions: wanted the same (B, N, L, L) or (B, L, L) of every layer, got {[np.shape(a) for a in attentions]}"
+            f"attentions: expected the same (B, N, L, L) or (B, L, L) of every layer, got {[np.shape(a) for a in attentions]}"
         )
     if not -shape[1] <= token < shape[1]:
-        raise ValueError(f"token: got {token}, wanted one of the {shape[1]} tokens")
+        raise ValueError(f"token: got {token}, expected one of the {shape[1]} tokens")
     flow = np.zeros(shape[:2])
     flow[:, token] = 1
     for number in reversed(range(len(layers))):
@@ -94,5 +94,7 @@ def patch_map(rollout: np.ndarray, model: Any) -> np.ndarray:
     embeddings = model.base_model.embeddings
     height, width = embeddings.grid(*embeddings.image_size)
     if rollout.shape[1:] != (1 + height * width,):
-        raise ValueError(f"rollout: got {rollout.shape}, wanted (B, {1 + height * width}): {height} x {width} patches")
+        raise ValueError(
+            f"rollout: got {rollout.shape}, expected (B, {1 + height * width}): {height} x {width} patches"
+        )
     return rollout[:, 1:].reshape(-1, height, width)
