@@ -1,6 +1,6 @@
 """Depthwise convolution in JAX, in the formulation that is fast on the platform at hand; the same numbers in either.
 
-XLA's depthwise convolution is 12 to 30 times slower on processors than the same sum as shifted multiply-adds, and its
+XLA's depthwise convolution is 12 to 30 times slower on CPUs than the same sum as shifted multiply-adds, and its
 gradients 4 to 50 times. Accelerators have kernels of their own.
 
 Axes: B batch  H, W height, width of a map  C channels  h, w height, width of the kernel

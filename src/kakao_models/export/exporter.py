@@ -180,7 +180,7 @@ def _module(form: Format, to: str):
 
 
 def _plain(name: str, where: dict) -> Embedder:
-    """The model as it is, on the processor: what makes an engine fast is not to be on both sides of the comparison."""
+    """The model as it is, on the CPU: what makes an engine fast is not to be on both sides of the comparison."""
     model = engine_class(None, name).load(name, device="cpu", dtype="float32", **where).model
     embedder = Embedder(model, processor=name, batch_size=4, **where)
     embedder.name = name

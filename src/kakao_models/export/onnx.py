@@ -34,7 +34,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
 
 
 def load(folder: Path, contract: Contract, name: str) -> RunFunction:
-    """Runs a function out of its file, in ONNX Runtime on the processor."""
+    """Runs a function out of its file, in ONNX Runtime on the CPU."""
     import onnx
     import onnxruntime
 

@@ -45,7 +45,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
 
 
 def load(folder: Path, contract: Contract, name: str) -> RunFunction:
-    """Runs a function out of its file, in OpenVINO on the processor, in float32."""
+    """Runs a function out of its file, in OpenVINO on the CPU, in float32."""
     options = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would compute in bfloat16
     compiled = openvino_core().compile_model(folder / name / VERSION / "model.xml", "CPU", options)
     output = contract.functions[name].output.name

@@ -1,4 +1,4 @@
-"""A tower on a processor: convolutions as single calls of oneDNN, weights laid out for them once.
+"""A tower on a CPU: convolutions as single calls of oneDNN, weights laid out for them once.
 
 PyTorch lays the weights of a convolution out anew in every call, and runs its activation as a pass of its own over the
 largest arrays of the model. oneDNN does both inside the convolution; PyTorch's compiler calls it through

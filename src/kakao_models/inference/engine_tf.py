@@ -25,13 +25,13 @@ _DTYPES = ("float32", "bfloat16", "float16")
 class KerasEngine(Engine):
     """A model in Keras on TensorFlow, always in evaluation mode; the interface of `TorchEngine`.
 
-    What runs is a graph, made once for each size of image and for any size of batch. XLA is left out: on processors
+    What runs is a graph, made once for each size of image and for any size of batch. XLA is left out: on CPUs
     TensorFlow's own convolutions are faster, and every new shape would be compiled for minutes.
 
     A model object is used as it is: `device="auto"` and `dtype=None` leave it where and what it is.
 
     Args:
-        device: "auto" (TensorFlow's choice: the first GPU, else the processor), "cpu", "cuda", "gpu", "cuda:1", or the
+        device: "auto" (TensorFlow's choice: the first GPU, else the CPU), "cpu", "cuda", "gpu", "cuda:1", or the
             number of a GPU.
         dtype: "float32", "bfloat16" or "float16"; of a checkpoint by default float32.
     """

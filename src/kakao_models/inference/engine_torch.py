@@ -22,7 +22,7 @@ class TorchEngine(Engine):
     mode is put back after each batch.
 
     Args:
-        device: "auto" (CUDA, else Apple's GPU, else the processor), a name PyTorch knows, or a CUDA number.
+        device: "auto" (CUDA, else Apple's GPU, else the CPU), a name PyTorch knows, or a CUDA number.
         dtype: "float32", "bfloat16" or "float16"; of a checkpoint by default float32.
     """
 

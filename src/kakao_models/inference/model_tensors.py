@@ -71,7 +71,7 @@ class ModelTensors:
 
     @cached_property
     def plain(self) -> TorchEngine:
-        """The model as it is, in float32 on the processor, with nothing done to make it fast."""
+        """The model as it is, in float32 on the CPU, with nothing done to make it fast."""
         if isinstance(self._model, (str, os.PathLike)):
             return TorchEngine.load(self._model, device="cpu", dtype="float32", **self._where)
         return TorchEngine(self._model)
@@ -96,7 +96,7 @@ class ModelTensors:
 
     @property
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Weight (classes, D) and bias (classes,), float32 on the processor."""
+        """Weight (classes, D) and bias (classes,), float32 on the CPU."""
         if "classifier.weight" not in self._tensors:
             return None
         return tuple(self._tensors[f"classifier.{leaf}"].float().cpu() for leaf in ("weight", "bias"))

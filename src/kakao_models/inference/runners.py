@@ -53,7 +53,7 @@ def make_runner(
         engine: of `ENGINES`.
         tower: gives the tower of `inference.fused`, in float32; called only where nothing is kept of an earlier time.
         what: "image" or "text".
-        device: a `torch.device`; OpenVINO and ONNX Runtime run on the processor.
+        device: a `torch.device`; OpenVINO and ONNX Runtime run on the CPU.
         dtype: "float32", "bfloat16" or "float16".
         folder: where what an engine makes is kept for the next time; None keeps nothing.
 
@@ -67,7 +67,7 @@ def make_runner(
     if engine == "compile":
         return CompiledRunner(tower(), device, dtype)
     if device.type != "cpu":
-        raise EngineError(f"engine={engine!r} runs on the processor, not on {device}: use engine='compile' there")
+        raise EngineError(f"engine={engine!r} runs on the CPU, not on {device}: use engine='compile' there")
     uint8 = arrays[0].dtype == np.uint8
     size = None if what == "text" else arrays[0].shape[1:3] if uint8 else arrays[0].shape[2:]
     make = OpenVINORunner if engine == "openvino" else OnnxRunner
@@ -82,7 +82,7 @@ def make_runner(
 
 
 class TorchRunner:
-    """A tower in PyTorch: on a processor with oneDNN's fused convolutions, else as it is; images are channels last."""
+    """A tower in PyTorch: on a CPU with oneDNN's fused convolutions, else as it is; images are channels last."""
 
     _drops_masks = True  # a mask that hides nothing
 
@@ -125,7 +125,7 @@ _INDUCTOR = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
 
 
 class CompiledRunner(TorchRunner):
-    """A tower compiled by `torch.compile`: with weights packed into the code on a processor, with CUDA graphs and tuned
+    """A tower compiled by `torch.compile`: with weights packed into the code on a CPU, with CUDA graphs and tuned
     kernels on a GPU. What is compiled is kept in the user's cache, so that the next process only looks it up.
 
     Every shape is compiled once: batches are padded to powers of two, or to a larger size that has been compiled already,
@@ -171,7 +171,7 @@ def openvino_core() -> Any:
 
 
 class OpenVINORunner:
-    """A tower in OpenVINO, on the processor.
+    """A tower in OpenVINO, on the CPU.
 
     Of ALIGN's image tower, dtype "mixed" computes the blocks on maps of an eighth of the image's side and larger in
     float32, the rest in bfloat16: the rest has most of the products and a third of bfloat16's error.
@@ -186,7 +186,7 @@ class OpenVINORunner:
         if dtype in ("bfloat16", "mixed") and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError(f"dtype={dtype!r}: OpenVINO does not compute in bfloat16 on this processor")
         if dtype == "float16":
-            raise EngineError("dtype='float16': of OpenVINO on a processor use 'bfloat16' or 'float32'")
+            raise EngineError("dtype='float16': of OpenVINO on a CPU use 'bfloat16' or 'float32'")
 
         def write(place: Path) -> None:
             from kakao_models.fused.openvino import to_openvino
@@ -240,7 +240,7 @@ def _strides(node: Any) -> bool:
 
 
 class OnnxRunner:
-    """A tower in ONNX Runtime, on the processor, in float32."""
+    """A tower in ONNX Runtime, on the CPU, in float32."""
 
     def __init__(
         self, tower: Callable, what: str, size: tuple[int, ...] | None, uint8: bool, dtype: str, folder: Path | None
@@ -248,7 +248,7 @@ class OnnxRunner:
         import onnxruntime
 
         if dtype != "float32":
-            raise EngineError(f"dtype={dtype!r}: ONNX Runtime has float32 alone on a processor; use engine='openvino'")
+            raise EngineError(f"dtype={dtype!r}: ONNX Runtime has float32 alone on a CPU; use engine='openvino'")
 
         def write(place: Path) -> None:
             from kakao_models.fused.onnx import to_onnx

@@ -97,7 +97,7 @@ def explain(checks: list[dict]) -> str:
 def _candidates(engine: TowerEngine, what: str, name: str | None, dtype: str | None) -> list[EngineChoice]:
     gpu = engine.device.type != "cpu"
     if name in (None, "auto"):
-        # Compiling takes minutes on a processor: there it is for those who ask for it.
+        # Compiling takes minutes on a CPU: there it is for those who ask for it.
         names = ["torch", "compile"] if gpu else ["torch", "openvino", "onnx"]
         names = [name for name in names if missing_package(name) is None]
     else:

@@ -32,7 +32,7 @@ def connect(
         backend: "duckdb", embedded, which spills to disk what is too large; or "pyspark", the session of spark-submit
             or a local one.
         memory_limit: of DuckDB, such as "8GB"; by default 80 % of the machine's.
-        threads: of DuckDB; by default one per processor core.
+        threads: of DuckDB; by default one per CPU core.
         spill: folder for what DuckDB moves out of memory.
     """
     if backend == "duckdb":

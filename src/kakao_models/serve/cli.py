@@ -34,7 +34,7 @@ def serve(
             envvar=_KEY,
             show_envvar=True,
             show_default=False,
-            help="Expected of every request. Rather by the environment: others can read the command line.",
+            help="API key required on every request. Prefer the environment variable: others can see the command line.",
         ),
     ] = None,
     allow_urls: Annotated[bool, typer.Option(help="Fetch images from public http(s) URLs that clients name.")] = False,
