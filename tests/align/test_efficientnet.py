@@ -19,7 +19,7 @@ SIZE = 64
 def tower_of(read) -> AlignVisionModel:
     """In float64; a tensor of the table that the model lacks, or the other way round, is an error."""
     model = AlignVisionModel(read.config)
-    state = {key: torch.from_numpy(np.asarray(read.tensors[key])) for key in read.tensors}
+    state = {key: torch.from_numpy(np.array(read.tensors[key])) for key in read.tensors}
     missing, unknown = model.load_state_dict(state, strict=False)
     assert not unknown and all(key.endswith("num_batches_tracked") for key in missing)
     return model.double().eval()

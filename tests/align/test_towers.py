@@ -7,6 +7,7 @@ import published
 import pytest
 import tiny
 import torch
+from safetensors.torch import save
 from tolerances import TOLERANCE
 from transformers import BertModel
 
@@ -98,6 +99,20 @@ def test_three_frameworks_join_the_same_towers(image, options, towers):
         theirs = np.asarray(model.vision_model(batch["pixel_values"].numpy()).pooler_output)
         scale = np.sqrt(np.square(features).mean())
         np.testing.assert_allclose(theirs, features, rtol=0, atol=TOLERANCE["image_features / rms"] * scale)
+
+
+def test_a_bert_of_the_hub_is_read_at_one_commit_under_its_old_names(towers, hub, tmp_path):
+    old = {}
+    for name, x in BertModel.from_pretrained(towers / "bert").state_dict().items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        old[f"bert.{name}"] = x.contiguous()
+    files = {path.name: path.read_bytes() for path in (towers / "bert").iterdir()}
+    files["model.safetensors"] = save(old | {"cls.predictions.bias": torch.zeros(7)})
+    hub.commit("someone/bert", files)
+    model = AlignModel.from_towers(towers / "tower", "someone/bert", 16)
+    assert hub.count(r"GET /api/models/someone/bert") == 1 and hub.count("/resolve/main/") == 0
+    same = AlignModel.from_towers(towers / "tower", towers / "bert", 16).text_model.state_dict()
+    assert all(torch.equal(x, same[name]) for name, x in model.text_model.state_dict().items())
 
 
 def test_a_tensor_that_a_bert_lacks_is_named(towers, tmp_path):
