@@ -48,9 +48,10 @@ test-without-torch: $(WITHOUT_TORCH)/.test  ## the tests of Flax and TensorFlow 
 		tests/vit/test_modeling_tf.py tests/train/test_loss_flax.py tests/train/test_lamb_tf.py tests/align/test_config.py \
 		-k 'not align_a and not ghost and not devices and not lamb_steps and not fit and not replicas and not half_precision'
 
-lint: $(VENV)/.lint  ## ruff: style and imports
+lint: $(VENV)/.lint  ## ruff: style and imports; ty: the types of the core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check
 
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) $(WITHOUT_TORCH) build .pytest_cache .ruff_cache demo.png
@@ -59,8 +60,9 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kakao-models needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.lint: Makefile | $(BIN)/python
-	$(BIN)/python -m pip install --quiet 'ruff>=0.9'
+# ty reads the types of the packages that the tests install.
+$(VENV)/.lint: $(VENV)/.test Makefile
+	$(BIN)/python -m pip install --quiet 'ruff>=0.9' 'ty==0.0.108'
 	touch $@
 
 $(VENV)/.main: setup.py Makefile | $(BIN)/python

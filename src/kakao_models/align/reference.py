@@ -32,7 +32,9 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
     vision = config.vision_config
     activation = {"swish": swish, "silu": swish, "relu6": relu6}.get(vision.hidden_act)
     if activation is None:
-        raise ValueError(f"vision_config: hidden_act is {vision.hidden_act!r}; the forward pass in numpy knows swish and relu6")
+        raise ValueError(
+            f"vision_config: hidden_act is {vision.hidden_act!r}; the forward pass in numpy knows swish and relu6"
+        )
     number = iter(range(10_000))
 
     def layer() -> Callable[[str], np.ndarray]:
