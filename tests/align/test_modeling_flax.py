@@ -25,6 +25,8 @@ from kakao_models import AlignConfig, FlaxAlignModel, FlaxAlignTextModel, FlaxAl
 from kakao_models.align import modeling_flax
 from kakao_models.align.depthwise_flax import _native, depthwise_convolution
 from kakao_models.checkpoint.flax import LayerNorm
+from kakao_models.inference.engine_flax import FlaxEngine
+from kakao_models.train.lamb_flax import lamb
 
 # compiling the larger towers takes most of a minute
 SMALL = ["align_a", "align_nano", pytest.param("align_b", marks=pytest.mark.slow)]
@@ -430,6 +432,63 @@ def test_half_precision(folder):
     half.train()
     loss, gradients = nnx.jit(nnx.value_and_grad(lambda m, x: m(**x, return_loss=True).loss))(half, inputs)
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves((loss, gradients)))
+
+
+def test_mixed_precision(folder):
+    """Float32 parameters, averages, embeddings and gradients around bfloat16 maps; a step of LAMB is that of float32."""
+    inputs, steps = batch(dtype=np.float32), {}
+    for options in ({}, {"dtype": jnp.bfloat16, "param_dtype": "float32"}):
+        model = FlaxAlignModel.from_pretrained(folder, **options)
+        output = nnx.eval_shape(lambda model, x: model(**x), model, inputs)
+        maps = output.vision_model_output.last_hidden_state, output.text_model_output.last_hidden_state
+        assert {x.dtype for x in maps} == {jnp.dtype(options.get("dtype", "float32"))}
+        assert output.image_embeds.dtype == output.logits_per_image.dtype == jnp.float32
+        start = {path: np.asarray(variable) for path, variable in model._variables().items()}
+        model.train()
+        optimizer = nnx.Optimizer(model, lamb(model, 0.01), wrt=nnx.Param)
+        loss = nnx.jit(training_step)(model, optimizer, inputs)
+        end = {path: np.asarray(variable) for path, variable in model._variables().items()}
+        assert {value.dtype for value in end.values()} == {np.dtype("float32")}
+        steps[bool(options)] = float(loss), np.concatenate([(end[path] - start[path]).ravel() for path in start])
+    (loss, step), (mixed_loss, mixed_step) = steps[False], steps[True]
+    assert 0 < abs(mixed_loss - loss) < 0.05
+    assert step @ mixed_step / np.linalg.norm(step) / np.linalg.norm(mixed_step) > 0.9
+
+
+def training_step(model, optimizer, inputs):
+    loss, gradients = nnx.value_and_grad(lambda model: model(**inputs, return_loss=True).loss)(model)
+    optimizer.update(model, gradients)
+    return loss
+
+
+def test_compute_dtype_of_a_model_that_was_constructed():
+    model = FlaxAlignModel(tiny.one_block_config(), rngs=nnx.Rngs(0))
+    model.set_compute_dtype("bfloat16")
+    assert FlaxEngine(model).dtype == jnp.bfloat16 and FlaxEngine(model, dtype="float32").dtype == jnp.float32
+    assert model.visual_projection.dtype == jnp.bfloat16  # the engine in float32 left it
+    model.set_compute_dtype(None)
+    assert FlaxEngine(model).dtype == jnp.float32
+    with pytest.raises(ValueError, match="dtype='bfloat16', param_dtype='float32'"):
+        model.set_compute_dtype("mixed_bfloat16")
+
+
+def test_names_of_transformers_4_say_what_replaces_them(folder):
+    model = FlaxAlignModel.from_pretrained(folder)
+    for name, instead in (("params", "nnx.split"), ("to_bf16", "dtype='bfloat16'"), ("get_input_embeddings", "layer")):
+        with pytest.raises(AttributeError, match=f"FlaxAlignModel has no {name}.*{instead}"):
+            getattr(model, name)
+    for arguments, instead in (
+        ({"train": True}, "model.train"),
+        ({"params": {}}, "merge"),
+        ({"dropout_rng": 0}, "reseed"),
+    ):
+        with pytest.raises(TypeError, match=f"FlaxAlignModel has no argument.*{instead}"):
+            model(**batch(), **arguments)
+    with pytest.raises(TypeError, match="seed.*rngs=nnx.Rngs"):
+        FlaxAlignModel(model.config, seed=0)
+    with pytest.raises(TypeError, match="_do_init.*nnx.eval_shape"):
+        FlaxAlignModel.from_pretrained(folder, _do_init=False)
+    assert model.num_parameters() == pytorch_model(folder).num_parameters()
 
 
 @flax_arrays.jitted

@@ -391,6 +391,16 @@ def test_mixed_precision(small):
     assert (output.image_embeds.numpy() * wanted.image_embeds.numpy()).sum(1).min() > 0.99
 
 
+def test_names_of_transformers_4_say_what_replaces_them(small):
+    model = TFAlignModel.from_pretrained(small[0])
+    with pytest.raises(AttributeError, match="TFAlignModel has no prepare_tf_dataset.*to_tf_dataset"):
+        model.prepare_tf_dataset(None)
+    with pytest.raises(AttributeError, match="get_input_embeddings. Take the layer"):
+        model.get_input_embeddings()
+    variables = {id(variable): variable for variable in model.weights if "moving" not in variable.path}
+    assert model.num_parameters() == sum(int(np.prod(variable.shape)) for variable in variables.values())
+
+
 def test_dropout_is_where_the_original_has_it(monkeypatch):
     """Maps of the blocks with a skip, then BERT's embeddings, attention weights and both outputs."""
     seen = []

@@ -262,6 +262,17 @@ def test_bfloat16(folder, pixels):
     assert got.dtype == jnp.bfloat16 and error(got, wanted) <= 0.1 * float(wanted.std())
 
 
+def test_mixed_precision(folder, pixels):
+    """All maps are bfloat16 from the embeddings on; parameters and the loss are float32."""
+    model = FlaxViTForImageClassification.from_pretrained(folder, dtype="bfloat16", param_dtype="float32")
+    assert {variable.dtype for variable in model._variables().values()} == {jnp.dtype("float32")}
+    output = nnx.eval_shape(lambda m, x: m(x, np.array([0, 1, 2]), output_hidden_states=True), model, pixels)
+    assert {state.dtype for state in output.hidden_states} == {jnp.dtype("bfloat16")}
+    assert output.loss.dtype == jnp.float32
+    wanted = FlaxViTForImageClassification.from_pretrained(folder)(pixels).logits
+    assert error(model(pixels).logits, wanted) <= 0.1 * float(wanted.std())
+
+
 def test_dropout_is_where_the_original_has_it(folder, monkeypatch):
     """After the positions, in the attention weights, after the attention and after the inner layer."""
     seen = []

@@ -27,6 +27,7 @@ from kakao_models.checkpoint.flax import (
     FlaxModelOutput,
     LayerNorm,
     check_images,
+    compute_dtype,
     output_class,
     run_layer,
     wide_dtype,
@@ -67,10 +68,10 @@ def contrastive_loss(logits_per_image: jax.Array, label_smoothing: float) -> jax
     return cross_entropy(logits_per_image) + cross_entropy(logits_per_image.T)
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
+def l2_normalize(x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """x / sqrt(max(sum of squares, 1e-12)) along the last axis, as in the original; computed in at least float32."""
     wide = x.astype(wide_dtype(x))  # in float16 the squares overflow from a norm of 256 on
-    return (wide * lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-12))).astype(x.dtype)
+    return (wide * lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-12))).astype(dtype or x.dtype)
 
 
 class FlaxAlignBatchNorm(nnx.BatchNorm):
@@ -490,7 +491,7 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        dtype = self.embeddings.convolution.kernel.dtype
+        dtype = compute_dtype(self.embeddings.convolution)
         pixel_values = jnp.asarray(pixel_values, dtype).transpose(0, 2, 3, 1)  # (B, H, W, 3)
         x, states = self.encoder(self.embeddings(pixel_values), output_hidden_states)  # (B, H/32, W/32, C)
         output = FlaxBaseModelOutputWithPooling(
@@ -594,15 +595,16 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
         With `return_loss=True` image i belongs to text i, and `loss` is `contrastive_loss` over this batch.
         """
         vision = text = image_embeds = text_embeds = logits_per_image = logits_per_text = loss = None
+        dtype = self.temperature.dtype  # in mixed precision the embeddings and what follows are float32
         if pixel_values is not None:
             vision = self.vision_model(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-            image_embeds = l2_normalize(self._project_image(vision))  # (images, P)
+            image_embeds = l2_normalize(self._project_image(vision), dtype)  # (images, P)
         if pixel_values is None or input_ids is not None or inputs_embeds is not None:
             text = self.text_model(
                 input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
                 output_attentions=output_attentions, output_hidden_states=output_hidden_states,
             )  # fmt: skip
-            text_embeds = l2_normalize(self._project_text(text))  # (texts, P)
+            text_embeds = l2_normalize(self._project_text(text), dtype)  # (texts, P)
         if image_embeds is not None and text_embeds is not None:
             logits_per_image = image_embeds @ text_embeds.T / self.temperature[...]  # (images, texts)
             logits_per_text = logits_per_image.T

@@ -1,9 +1,11 @@
 """What the Flax NNX models share: loading and saving, outputs that are pytrees, placing on a mesh of devices."""
 
 import dataclasses
+import inspect
+import os
 import re
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, wraps
 from typing import Any, ClassVar, Self
 
 import jax
@@ -14,7 +16,7 @@ from jax import export, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from transformers import PreTrainedConfig
 
-from kakao_models.checkpoint.pretrained import PretrainedLoading
+from kakao_models.checkpoint.pretrained import PretrainedLoading, Replaced, dtype_name
 
 # Activations by transformers' names
 ACT2FN = {
@@ -28,6 +30,11 @@ ACT2FN = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+
+
+def compute_dtype(layer: nnx.Linear | nnx.Conv) -> jnp.dtype:
+    """The type that a layer computes in: its own, or else that of its kernel."""
+    return layer.dtype or layer.kernel.dtype
 
 
 def wide_dtype(x: jax.Array) -> jnp.dtype:
@@ -155,11 +162,62 @@ class _Config:
         return self.value.to_json_string(use_diff=False)
 
 
+def _check_dtype(dtype: str | None) -> None:
+    if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError('dtype float64: JAX makes float32 of it without jax.config.update("jax_enable_x64", True)')
+    if dtype is not None and dtype.startswith("mixed_"):
+        raise ValueError(
+            f"dtype {dtype!r} is a policy of Keras. In Flax mixed precision is "
+            f"dtype={dtype.removeprefix('mixed_')!r}, param_dtype='float32'"
+        )
+
+
+def _names_replacements(method: Callable) -> Callable:
+    """The method, with a TypeError that says what replaces an argument of transformers 4."""
+    takes = inspect.signature(method).parameters
+
+    @wraps(method)
+    def call(self, *args, **kwargs):
+        for name in kwargs:
+            if name not in takes and (instead := self.arguments_replaced.get(name)):
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}. {instead}")
+        return method(self, *args, **kwargs)
+
+    return call
+
+
 class FlaxLoading(PretrainedLoading, nnx.Module):
     """Base of the Flax models: `from_pretrained` gives a model in evaluation mode, as in PyTorch."""
 
+    arguments_replaced: ClassVar[dict[str, str]] = {
+        **PretrainedLoading.arguments_replaced,
+        "params": "The model holds its values: graph, params, rest = nnx.split(model, nnx.Param, ...), and later "
+        "nnx.merge(graph, params, rest)(...)",
+        "train": "Call model.train() or model.eval() before",
+        "dropout_rng": "The model keeps its keys: nnx.reseed(model, dropout=0)",
+        "seed": "Write rngs=nnx.Rngs(0)",
+        "input_shape": "Leave it out: no parameter depends on it",
+        "_do_init": "nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))) makes a model without values",
+    }
+
     tensor_parallel_columns: ClassVar[tuple[str, ...]] = ()
     tensor_parallel_rows: ClassVar[tuple[str, ...]] = ()
+
+    params = Replaced(arguments_replaced["params"])
+    to_bf16 = Replaced(
+        "Write from_pretrained(..., dtype='bfloat16'), or model.set_compute_dtype('bfloat16') to compute in it"
+    )
+    to_fp16 = Replaced(
+        "Write from_pretrained(..., dtype='float16'), or model.set_compute_dtype('float16') to compute in it"
+    )
+    to_fp32 = Replaced("Write from_pretrained(..., dtype='float32')")
+    init_weights = Replaced("The constructor makes all values: Model(config, rngs=nnx.Rngs(0))")
+
+    def __init_subclass__(cls, **options) -> None:
+        super().__init_subclass__(**options)
+        for name in ("__init__", "__call__"):
+            if name in vars(cls):
+                setattr(cls, name, _names_replacements(vars(cls)[name]))
 
     def __init__(self, config: PreTrainedConfig):
         self._config = _Config(config)
@@ -172,13 +230,35 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
         return self.config.return_dict if return_dict is None else return_dict
 
     @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike, *, dtype: Any = None, param_dtype: Any = None, **options
+    ) -> Self:
+        """`PretrainedLoading.from_pretrained`, with mixed precision.
+
+        Args:
+            dtype: type to compute in.
+            param_dtype: type of the parameters, by default `dtype`. "float32" beside `dtype="bfloat16"` trains in mixed
+                precision.
+        """
+        if param_dtype is None:
+            return super().from_pretrained(name_or_path, dtype=dtype, **options)
+        model = super().from_pretrained(name_or_path, dtype=param_dtype, **options)
+        model.set_compute_dtype(dtype)
+        return model
+
+    def set_compute_dtype(self, dtype: Any) -> None:
+        """Sets the type that all layers compute in. Parameters and the averages of batch norm keep theirs.
+
+        Args:
+            dtype: "bfloat16" or "float16", by name or as jnp.bfloat16; None or "auto" for the type of the parameters.
+        """
+        name = None if dtype is None or isinstance(dtype, str) and dtype == "auto" else dtype_name(dtype)
+        _check_dtype(name)
+        self.set_attributes(dtype=None if name is None else jnp.dtype(name))
+
+    @classmethod
     def _build(cls, config: PreTrainedConfig, dtype: str | None, *, rngs: nnx.Rngs | None = None, **options) -> Self:
-        if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            raise ValueError('dtype float64: JAX makes float32 of it without jax.config.update("jax_enable_x64", True)')
-        if dtype is not None and dtype.startswith("mixed_"):
-            raise ValueError(
-                f"dtype {dtype!r} is a policy of Keras. In Flax 'bfloat16' makes parameters narrow as well"
-            )
+        _check_dtype(dtype)
         rngs = rngs or nnx.Rngs(0)
         model = nnx.eval_shape(  # no time and no memory for values
             lambda: cls(config, rngs=nnx.Rngs(params=0, dropout=0), **options)

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from kakao_models.checkpoint.config import as_pair
-from kakao_models.checkpoint.pretrained import PretrainedLoading, find_variable
+from kakao_models.checkpoint.pretrained import PretrainedLoading, Replaced, find_variable
 
 Tensor = Any  # a tensor of Keras' backend: TensorFlow's, JAX's or PyTorch's
 
@@ -92,6 +92,10 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
     """Base of the Keras models. Their variables are made by the constructor, in the global dtype policy
     (`keras.config.set_dtype_policy("mixed_bfloat16")`) or in the `dtype` of `from_pretrained`.
     """
+
+    prepare_tf_dataset = Replaced(
+        "datasets has it: dataset.to_tf_dataset(batch_size=32, columns=['pixel_values'], label_cols=['labels'])"
+    )
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)

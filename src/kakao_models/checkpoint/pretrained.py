@@ -32,6 +32,21 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 StoredTensors = Mapping[str, TensorEntry]  # by key: shape, and the function that reads the tensor
 
 
+class Replaced:
+    """An attribute of transformers 4's classes that these do not have. Its error says what to write instead."""
+
+    def __init__(self, instead: str):
+        self.instead = instead
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: Any, owner: type) -> Self:
+        if model is None:
+            return self
+        raise AttributeError(f"{owner.__name__} has no {self.name}. {self.instead}")
+
+
 class PretrainedLoading:
     """Mixin of our Keras and NNX models: `from_pretrained`, `save_pretrained`, `push_to_hub`.
 
@@ -47,6 +62,7 @@ class PretrainedLoading:
             tower, a head), which it may therefore skip.
         tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
         tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
+        arguments_replaced: what to write instead of arguments of transformers 4's classes, by their names.
     """
 
     config: StrictConfig
@@ -56,6 +72,16 @@ class PretrainedLoading:
     tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
     tensors_replaceable: ClassVar[tuple[str, ...]] = ()
     tensors_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
+    arguments_replaced: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("from_pt", "from_tf", "from_flax", "use_safetensors"),
+        "Leave it out: one model.safetensors is for all frameworks",
+    )
+
+    get_input_embeddings = Replaced(
+        "Take the layer: embeddings.word_embeddings of an ALIGN's text_model, embeddings.convolution of its vision_model, "
+        "embeddings.patch_embeddings of a ViT"
+    )
+    resize_token_embeddings = Replaced("Resize them with the PyTorch class, and save: the folder is for all frameworks")
 
     # --- hooks
 
@@ -178,6 +204,12 @@ class PretrainedLoading:
             variable = variables[own[slot.key]]
             self._fill(variable, np.asarray(others[slot.local_key], _numpy_type(variable.dtype)))
 
+    def num_parameters(self) -> int:
+        """The number of parameters, as of the PyTorch class: without the averages of batch norm."""
+        variables = self._variables()
+        slots = [slot for slot in self._slots() if not slot.key.endswith(("running_mean", "running_var"))]
+        return sum(math.prod(variables[slot.local_key].shape) for slot in slots)
+
     # --- saving
 
     def save_pretrained(
@@ -237,11 +269,10 @@ def _check_options(cls: type[PretrainedLoading], options: dict) -> None:
     if not unknown:
         return
     name = unknown[0]
-    one_file = name in ("from_pt", "from_tf", "from_flax", "use_safetensors")
+    instead = cls.arguments_replaced.get(name)
     raise TypeError(
         f"{cls.__name__}.from_pretrained has no argument {name!r}, {cls.config_class.__name__} no such field, and the "
-        "constructor no such argument"
-        + (". Leave it out: one model.safetensors is for all frameworks" if one_file else "")
+        "constructor no such argument" + (f". {instead}" if instead else "")
     )
 
 
@@ -287,6 +318,11 @@ def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:
     if dtype is None or isinstance(dtype, str) and dtype == "auto":
         stored = str(config.dtype or "float32").removeprefix("torch.")
         return None if stored == "float32" else stored
+    return dtype_name(dtype)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a type of numpy, JAX, TensorFlow or PyTorch, or of a policy of Keras; ValueError for others."""
     name = getattr(dtype, "name", str(dtype)).removeprefix("torch.")  # of TensorFlow's and numpy's types
     if isinstance(dtype, type):  # jnp.bfloat16, np.float16
         name = np.dtype(dtype).name

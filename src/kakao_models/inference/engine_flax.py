@@ -40,6 +40,9 @@ class FlaxEngine(Engine):
         self.model = model
         self.config = model.config
         evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+        if dtype is not None:
+            evaluating.set_compute_dtype(None)  # the view's own, not the model's
+        self._dtype = next((m.dtype for _, m in nnx.iter_modules(evaluating) if getattr(m, "dtype", None)), None)
         self._graph, state = nnx.split(evaluating)
         if dtype is not None:
             state = jax.tree.map(partial(_cast, dtype=_dtype(dtype)), state)
@@ -59,7 +62,7 @@ class FlaxEngine(Engine):
 
     @property
     def dtype(self) -> np.dtype:
-        return self._weight.dtype
+        return self._dtype or self._weight.dtype
 
     @property
     def _weight(self) -> jax.Array:

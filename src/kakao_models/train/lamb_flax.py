@@ -33,7 +33,8 @@ def lamb(
         if jnp.finfo(parameter.dtype).bits < 32:
             raise ValueError(
                 f"lamb: {'.'.join(map(str, path))} is {parameter.dtype}, which rounds b2 to 1 and small steps to none. Train "
-                "a model of float32 parameters: from_pretrained(..., dtype='float32')"
+                "a model of float32 parameters: from_pretrained(..., param_dtype='float32'), with dtype='bfloat16' to "
+                "compute in bfloat16"
             )
     normalised, unused = set(), set()
     for path, module in nnx.iter_modules(model):

@@ -21,6 +21,7 @@ from kakao_models.checkpoint.flax import (
     FlaxLoading,
     LayerNorm,
     check_images,
+    compute_dtype,
     run_layer,
     wide_dtype,
 )
@@ -104,16 +105,15 @@ class FlaxViTEmbeddings(nnx.Module):
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError("FlaxViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
-            x = jnp.where(jnp.asarray(bool_masked_pos, bool)[..., None], self.mask_token[...], x)
-        x = jnp.concatenate(
-            (jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1])), x), axis=1
-        )  # (B, L, D)
+            x = jnp.where(jnp.asarray(bool_masked_pos, bool)[..., None], self.mask_token[...].astype(x.dtype), x)
+        first = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate((first.astype(x.dtype), x), axis=1)  # (B, L, D)
         if not interpolate_pos_encoding and (height, width) != self.image_size:
             raise ValueError(
                 f"FlaxViTModel: got images of {height}*{width}, expected {self.image_size[0]}*{self.image_size[1]}. "
                 "Give interpolate_pos_encoding=True, or call set_image_size once"
             )
-        return self.dropout(x + self.interpolate_pos_encoding(height, width))
+        return self.dropout(x + self.interpolate_pos_encoding(height, width).astype(x.dtype))
 
 
 def eager_attention(
@@ -256,7 +256,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        dtype = self.embeddings.patch_embeddings.projection.kernel.dtype
+        dtype = compute_dtype(self.embeddings.patch_embeddings.projection)
         pixel_values = jnp.asarray(pixel_values, dtype).transpose(0, 2, 3, 1)  # (B, height, width, 3)
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)  # (B, L, D)
         mask = None if attention_mask is None else jnp.asarray(attention_mask)[:, None, None] != 0  # (B, 1, 1, L)
