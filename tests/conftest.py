@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")  # TensorFlow's own gives no memory back
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: more threads than one would spin and wait
-    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ.setdefault(name, "1")
 
 # Its import sets up logging, which closes the handlers that are there: later, absl's would close what pytest captures.
@@ -22,6 +22,10 @@ with contextlib.suppress(ImportError):
 
 import goldens  # noqa: E402
 import tiny  # noqa: E402
+
+LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+# Parameters of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 held = 0  # bytes after memory was last given back
 
@@ -35,14 +39,10 @@ def pytest_runtest_teardown(item, nextitem):
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, default in (
-            (-1, 128 << 10),
-            (-4, 65536),
-        ):  # M_TRIM_THRESHOLD and M_MMAP_MAX: a trainer sets them
-            libc.mallopt(parameter, default)
-        libc.malloc_trim(0)
+    if LIBC:
+        LIBC.mallopt(M_TRIM_THRESHOLD, 128 << 10)  # as they are by default: a trainer changes both
+        LIBC.mallopt(M_MMAP_MAX, 65536)
+        LIBC.malloc_trim(0)
     held = resident()
 
 
@@ -50,6 +50,16 @@ def resident() -> int:
     """Bytes of memory of this process, 0 where that is not known."""
     file = Path("/proc/self/statm")
     return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else 0
+
+
+@pytest.fixture
+def little_memory():
+    """Arrays of more than 4 MB are given back when they are freed: slower, but a test of gigabytes needs fewer of them."""
+    if LIBC:
+        LIBC.mallopt(M_MMAP_THRESHOLD, 4 << 20)
+    yield
+    if LIBC:
+        LIBC.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # where glibc's own adaptation ends
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def server(models, catalogue, tmp_path_factory):
         page.close(verbose=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # an event loop runs in this thread as long as it is there
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="no browser test without playwright")
     if CHROMIUM is None:
@@ -50,7 +50,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def opened(server, browser):
     """A function that opens the page in a window of its own; at the end nothing may have been asked of other hosts."""
 

@@ -196,3 +196,6 @@ def test_lists_of_labels(tmp_path):
     assert labels == [[3, 1], []] and len(images) == 2 and name.endswith("/a")
     with pytest.raises(ValueError, match="no image has several labels; expected a column of lists"):
         read_many_labels(table(tmp_path / "b.parquet", image=[encoded(0)], labels=[3]))
+    (tmp_path / "manifest.json").write_text('{"kind": "shards", "classes": ["cat", "dog"]}')
+    unlisted = table(tmp_path / "c.parquet", image=[encoded(0)], labels=[["dog", "emu"]])
+    assert read_many_labels(unlisted)[2] == [[1, -1]]  # no class; scores refuse it by its number

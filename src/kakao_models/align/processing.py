@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from transformers import AutoTokenizer, BatchFeature, BertTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
@@ -116,7 +116,7 @@ class AlignProcessor(ProcessorMixin):
             self.image_processor = AlignImageProcessor.from_dict(image_processor.to_dict())
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """From the Hub or a folder: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision` and
         `subfolder` as everywhere; other arguments are fields of the image processor."""
         source = resolve(pretrained_model_name_or_path)

@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from transformers import GenerationConfig, PreTrainedConfig
 
@@ -76,7 +76,7 @@ class StrictConfig(PreTrainedConfig):
             raise ValueError(f"{type(self).__name__}: id2label has the label {strange[0]!r:.80}, expected text")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
         if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
             return super().from_pretrained(source, **kwargs)
@@ -91,7 +91,7 @@ class StrictConfig(PreTrainedConfig):
         return cls.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         values, foreign = cls._parted(config_dict)
         result = super().from_dict(values, **kwargs)
         (result[0] if isinstance(result, tuple) else result)._keep(foreign)

@@ -231,7 +231,7 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike, *, dtype: Any = None, param_dtype: Any = None, **options
+        cls, name_or_path: str | os.PathLike, *, dtype: Any = None, param_dtype: Any = None, **options: Any
     ) -> Self:
         """`PretrainedLoading.from_pretrained`, with mixed precision.
 

@@ -167,7 +167,8 @@ class PretrainedLoading:
             for name in [name for name in overrides if hasattr(config, name)]:
                 setattr(config, name, overrides.pop(name))
             return config, overrides
-        return cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
+        loaded: Any = cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
+        return loaded  # a pair, by `return_unused_kwargs`
 
     def _load(self, stored: StoredTensors, source, may_replace: bool) -> None:
         slots, variables = self._slots(), self._variables()

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
@@ -33,7 +33,9 @@ class BijectiveLoading:
     tensors_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> Self:
         """As transformers' `from_pretrained` (hub id or folder, `revision`, `subfolder`, `dtype`, `token`, ...), and
         the name of a checkpoint that ships with this package.
 

@@ -42,7 +42,7 @@ class FlaxEngine(Engine):
         evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
         if dtype is not None:
             evaluating.set_compute_dtype(None)  # the view's own, not the model's
-        self._dtype = next((m.dtype for _, m in nnx.iter_modules(evaluating) if getattr(m, "dtype", None)), None)
+        self._dtype = next(filter(None, (getattr(m, "dtype", None) for _, m in nnx.iter_modules(evaluating))), None)
         self._graph, state = nnx.split(evaluating)
         if dtype is not None:
             state = jax.tree.map(partial(_cast, dtype=_dtype(dtype)), state)

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -82,7 +82,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         return as_tensors({"pixel_values": pictures}, return_tensors)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
         if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
             return super().from_pretrained(source, **kwargs)
@@ -90,7 +90,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         return super().from_pretrained(source, **(kwargs | where))
 
     @classmethod
-    def from_dict(cls, image_processor_dict: dict, **kwargs: Any):
+    def from_dict(cls, image_processor_dict: dict, **kwargs: Any) -> Self:
         if not isinstance(image_processor_dict, dict):
             raise ValueError(f"{cls.__name__}: the file of its fields holds a {type(image_processor_dict).__name__}")
         given = {name: value for name, value in image_processor_dict.items() if value is not None}
