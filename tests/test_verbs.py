@@ -52,5 +52,7 @@ def test_options_become_one_argument():
     options = ModelOptions("align-tiny", dtype="bfloat16", batch_size=4)
     assert seen == [("cat", options, True), ("dog", ModelOptions("elsewhere", "v1"), False)]
     assert options.arguments() == {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "model"
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.init and field.name != "model"
     }

@@ -47,7 +47,6 @@ def attach(
 
 def is_installed(module: str) -> bool:
     """Whether a top-level module can be imported. It is not imported."""
-    try:
-        return find_spec(module) is not None
-    except ValueError:  # sys.modules holds None for it
-        return False
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return find_spec(module) is not None

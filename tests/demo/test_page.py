@@ -90,7 +90,7 @@ def test_what_can_not_be_done_is_said(opened):
         take(panel, "cat")
         panel.get_by_label("Templates").fill("no place for it")
         button.click()
-        alert.filter(has_text="does not say once").wait_for()
+        alert.filter(has_text="must contain exactly one").wait_for()
         panel.get_by_label("Labels").fill(" \n")
         button.click()
         alert.filter(has_text="Write the labels").wait_for()
