@@ -44,6 +44,7 @@ EXTRAS = {
     "onnx": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"],
     "serve": ["fastapi>=0.115", "pydantic>=2.10", "uvicorn>=0.34", "prometheus-client>=0.21"],  # beside a framework
+    "test-torch": ["sentence-transformers>=6"],  # beside test, where PyTorch may be: it requires that
     "test": [
         "pytest>=8",
         "pytest-xdist>=3",
@@ -52,11 +53,10 @@ EXTRAS = {
         "h5py>=3.11",
         "msgpack>=1.1",
         "playwright>=1.50",
-        "sentence-transformers>=6",
     ],
 }
 EXTRAS["all"] = sorted(
-    {requirement for name in EXTRAS if name not in ("test", "spark") for requirement in EXTRAS[name]}
+    {requirement for name in EXTRAS if name not in ("test", "test-torch", "spark") for requirement in EXTRAS[name]}
 )
 
 setup(
