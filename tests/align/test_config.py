@@ -6,7 +6,8 @@ import logging
 import pytest
 import transformers
 
-from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig
+import kakao_models
+from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig, ViTConfig
 from kakao_models.align.config import EFFICIENTNET_SIZES
 
 # (width of the last block, blocks): Tan & Le 2019, and 4.3 * 320 for L2
@@ -139,3 +140,21 @@ def test_towers_may_be_configured_by_transformers_classes():
 
 def test_bundled_checkpoints_go_by_their_name():
     assert AlignConfig.from_pretrained("align-tiny").model_type == "align"
+
+
+@pytest.mark.parametrize("name", ["AlignModel", "AlignTextModel", "AlignVisionConfig", "FlaxAlignModel"])
+def test_the_configuration_of_another_model_is_refused(name, tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    for source in (tmp_path, tmp_path / "config.json"):
+        if source.is_dir() or name.endswith("Config"):
+            with pytest.raises(ValueError, match="model_type is 'vit', Align.*ViTForImageClassification can load it"):
+                getattr(kakao_models, name).from_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    ("part", "classes"), [("text_config", "AlignTextModel"), ("vision_config", "AlignVisionModel or")]
+)
+def test_the_configuration_of_a_tower_is_not_that_of_the_whole(part, classes, tmp_path):
+    getattr(AlignConfig.from_pretrained("align-tiny"), part).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"AlignConfig expected 'align'. {classes}"):
+        AlignConfig.from_pretrained(tmp_path)

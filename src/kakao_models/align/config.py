@@ -34,6 +34,7 @@ class AlignTextConfig(StrictConfig, transformers.AlignTextConfig):
     The config.json of a BERT will do as well.
     """
 
+    _model_types: ClassVar[frozenset[str]] = frozenset({"bert"})
     # Of heads, and of the program that trained BERT
     _derived_fields: ClassVar[frozenset[str]] = frozenset(
         "classifier_dropout gradient_checkpointing directionality pooler_fc_size pooler_num_attention_heads "
@@ -50,7 +51,9 @@ class AlignTextConfig(StrictConfig, transformers.AlignTextConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return (values | {"model_type": cls.model_type} if values.get("model_type") == "bert" else values), kwargs
+        return (
+            values | {"model_type": cls.model_type} if values.get("model_type") in cls._model_types else values
+        ), kwargs
 
     @classmethod
     def bert(cls, size: str, **kwargs: Any) -> "AlignTextConfig":

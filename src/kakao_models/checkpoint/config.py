@@ -5,11 +5,13 @@ import functools
 import logging
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from kakao_models.checkpoint.hub import fetch_all, hub_arguments
+from kakao_models.checkpoint.hub import fetch, fetch_all, hub_arguments, read_config
+from kakao_models.checkpoint.kinds import classes_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class StrictConfig(PreTrainedConfig):
     `from_pretrained`, keeps them as attributes with a warning, which also suggests the right name.
     """
 
+    # Other model_types of the same model
+    _model_types: ClassVar[frozenset[str]] = frozenset()
     # Fields of other versions of the class that decide nothing; accepted and dropped.
     _derived_fields: ClassVar[frozenset[str]] = frozenset()
 
@@ -77,11 +81,34 @@ class StrictConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
-        if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
-            return super().from_pretrained(source, **kwargs)
-        source, where = fetch_all(source, ["config.json"], **hub_arguments(kwargs))
+        """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package.
+
+        Raises:
+            ValueError: the file describes another model.
+            OSError: it is not there, or damaged.
+        """
+        name = source = pretrained_model_name_or_path
+        if os.path.isfile(name):  # a file of another name
+            file, where = Path(name), {}
+        else:
+            source, where = fetch_all(name, ["config.json"], **hub_arguments(kwargs))
+            file = fetch(source, "config.json", **where)
+        try:
+            values = read_config(file)
+        except ValueError as error:
+            raise OSError(str(error)) from error
+        cls._check_model_type(values, name)
         return super().from_pretrained(source, **(kwargs | where))
+
+    @classmethod
+    def _check_model_type(cls, values: dict, name: str | os.PathLike) -> None:
+        """transformers only warns, and goes on with the defaults of a model that is not in the file."""
+        model_type = values.get("model_type", cls.model_type)
+        parts = [part.get("model_type") for part in values.values() if isinstance(part, dict)]
+        if cls.model_type not in (model_type, *parts) and model_type not in cls._model_types:
+            classes = classes_of(model_type)
+            hint = f". {' or '.join(classes)} can load it" if classes else ""
+            raise ValueError(f"{name}: model_type is {model_type!r}, {cls.__name__} expected {cls.model_type!r}{hint}")
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:

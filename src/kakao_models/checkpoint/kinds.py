@@ -57,6 +57,13 @@ def kind_of(model_type: Any, name: Any) -> ModelKind:
     return MODEL_KINDS[model_type]
 
 
+def classes_of(model_type: Any) -> tuple[str, ...]:
+    """Names of the classes that load a model_type, without a framework's prefix; none for other models."""
+    if model_type == _TEXT_TOWER:
+        return ("AlignTextModel",)
+    return MODEL_KINDS[model_type].models if model_type in MODEL_KINDS else ()
+
+
 def whole_keys(tensors: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     """The entries of a checkpoint by their keys in a checkpoint of the whole model, whether or not it holds the backbone
     alone."""
