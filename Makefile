@@ -46,7 +46,7 @@ test-without-torch: $(WITHOUT_TORCH)/.test  ## the tests of Flax and TensorFlow 
 	$(WITHOUT_TORCH)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
 		tests/align/test_modeling_flax.py tests/align/test_modeling_tf.py tests/vit/test_modeling_flax.py \
 		tests/vit/test_modeling_tf.py tests/train/test_loss_flax.py tests/train/test_lamb_tf.py tests/align/test_config.py \
-		-k 'not transformers_4_say and not align_a and not ghost and not devices and not lamb_steps and not fit and not replicas and not half_precision'
+		-k 'not align_a and not ghost and not devices and not lamb_steps and not fit and not replicas and not half_precision'
 
 lint: $(VENV)/.lint  ## ruff: style and imports; ty: the types of the core
 	$(BIN)/ruff check .

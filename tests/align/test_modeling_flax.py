@@ -487,7 +487,10 @@ def test_names_of_transformers_4_say_what_replaces_them(folder):
         FlaxAlignModel(model.config, seed=0)
     with pytest.raises(TypeError, match="_do_init.*nnx.eval_shape"):
         FlaxAlignModel.from_pretrained(folder, _do_init=False)
-    assert model.num_parameters() == pytorch_model(folder).num_parameters()
+
+
+def test_parameters_are_counted_as_in_pytorch(torch, folder):
+    assert FlaxAlignModel.from_pretrained(folder).num_parameters() == pytorch_model(folder).num_parameters()
 
 
 @flax_arrays.jitted
