@@ -144,6 +144,8 @@ def test_bundled_checkpoints_go_by_their_name():
 
 @pytest.mark.parametrize("name", ["AlignModel", "AlignTextModel", "AlignVisionConfig", "FlaxAlignModel"])
 def test_the_configuration_of_another_model_is_refused(name, tmp_path):
+    if name in ("AlignModel", "AlignTextModel"):
+        pytest.importorskip("torch")
     ViTConfig().save_pretrained(tmp_path)
     for source in (tmp_path, tmp_path / "config.json"):
         if source.is_dir() or name.endswith("Config"):
