@@ -1,6 +1,7 @@
 """One table, one answer: every command reads the same images, captions and classes from every form of a table."""
 
 import json
+import pickle
 from pathlib import Path
 
 import image_tables as tables
@@ -15,7 +16,7 @@ from kakao_models.data.preview import contact_sheet, first_rows
 from kakao_models.data.shard import write_sample_shards
 from kakao_models.evaluate import read_captioned, read_labelled, read_many_labels
 from kakao_models.pixels.images import load_image
-from kakao_models.samples.columns import Columns
+from kakao_models.samples.columns import Columns, SampleError
 from kakao_models.samples.rows import Rows
 from kakao_models.samples.sources import open_source
 from kakao_models.search.items import Items
@@ -134,8 +135,12 @@ def test_a_column_that_is_not_there(verb, align, command, tmp_path):
         ),
         "line 2 is badly quoted": tmp_path / "e.csv",
         "line 2 has 4 values": tmp_path / "f.csv",
+        "its first line is empty": tmp_path / "g.csv",
+        "its lines end in a carriage return": tmp_path / "h.csv",
     }
     places["line 2 is badly quoted"].write_text('image,caption,label\na.png,"a "b" c",0\n')
+    places["its first line is empty"].write_text("\nimage,caption,label\na.png,a cat,0\n")
+    places["its lines end in a carriage return"].write_bytes(b"image,caption,label\ra.png,a cat,0\r")
     places["line 2 has 4 values"].write_text("image,caption,label\na.png,a cat, a dog,0\n")
     for expected, place in places.items():
         arguments = [part.format(place=place, tmp=tmp_path, align=align) for part in COMMANDS[verb]]
@@ -301,3 +306,43 @@ def test_a_text_table_is_read_where_it_lies(tmp_path):
     assert [sample.captions for sample in samples] == [("plain",), ("two\nlines",), ("a\u2028b",)]
     assert [(sample.id, sample.record["width"]) for sample in samples] == [(9, None), (7, 1), (8, None)]
     assert Path(samples[0].image) == tmp_path / columns["image"][2]
+
+
+def test_names_and_numbers_are_not_one_kind_of_label(tmp_path):
+    """A class number beside names would stand for any of them."""
+    tables.write_parquet(tmp_path / "a.parquet", {"image": [b"x"], "label": ["cat"]})
+    tables.write_parquet(tmp_path / "b.parquet", {"image": [b"y"], "label": [0]})
+    with pytest.raises(ValueError, match="labels are names, such as 'cat', and numbers, such as 0: .* --label-column"):
+        _ = open_source(tmp_path).classes
+
+
+def test_rows_of_one_image_keep_all_their_labels(tmp_path):
+    rows = {"image": ["a.png", "a.png", "b.png", "b.png"], "label": ["cat", "dog", "cat", "cat"]}
+    source = open_source(tables.write_csv(tmp_path / "t.csv", rows))
+    assert [sample.labels for sample in everything(source)] == [("cat", "dog"), ("cat",)]
+
+
+@pytest.mark.parametrize("need", ["caption", "label"])
+def test_tables_beside_images_are_named(need, tmp_path):
+    tables.write_csv(tmp_path / "t.csv", {"image": [], "caption": [], "label": []})
+    (tmp_path / "0.png").write_bytes(tables.content(0))
+    with pytest.raises(ValueError, match="To read a table in it, name the table: .*t.csv"):
+        open_source(tmp_path, needs=("image", need))
+
+
+def test_a_sample_that_cannot_be_read_is_named(tmp_path):
+    place = tables.write_jsonl(tmp_path / "t.jsonl", {"image": ["a.png", 7], "caption": ["x", "y"]})
+    with pytest.raises(SampleError, match="^t.jsonl 1: the image is int") as caught:
+        open_source(place).read(0, 1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert [sample.error for sample in Rows(place).read(Rows(place).parts(2)[0])] == [None, caught.value.reason]
+
+
+def test_a_row_may_lack_a_chosen_column(tmp_path):
+    """A record without a caption is an image without one."""
+    tables.files(tmp_path)
+    (tmp_path / "t.jsonl").write_text('{"pic": "pictures/0.png"}\n{"pic": "pictures/1.png", "words": "a cat"}\n')
+    items = Items([tmp_path / "t.jsonl"], fields=Columns(image="pic", caption="words"))
+    read = items.read(0)
+    items.close()
+    assert [(item.error, item.metadata.get("caption")) for item in read] == [(None, ""), (None, "a cat")]

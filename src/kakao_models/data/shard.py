@@ -14,7 +14,7 @@ from kakao_models.data.writers import WRITERS, StoredSample
 from kakao_models.files.atomic import unfinished
 from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.pixels.limits import MAX_PIXELS
-from kakao_models.samples.columns import Sample
+from kakao_models.samples.columns import Sample, SampleError
 from kakao_models.samples.manifest import entry, write_manifest
 from kakao_models.samples.shards import Source
 
@@ -145,6 +145,7 @@ def _write(task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
                 labels = tuple(classes[label] if isinstance(label, str) else label for label in sample.labels)
                 "".join(sample.captions).encode()  # JSON may have half a character
             except Exception as error:  # noqa: BLE001  one sample must not end a run of millions
+                name = error.sample.key if isinstance(error, SampleError) else name
                 failures.append((name, getattr(error, "reason", str(error))))
                 continue
             writer.write(StoredSample(f"{number:05d}{place:06d}", data, form, sample.captions, labels))

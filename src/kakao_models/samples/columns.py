@@ -157,14 +157,14 @@ class Sample:
 
 
 class SampleError(ValueError):
-    """A record whose image, caption or label can't be one; `sample` has the rest of it."""
+    """A record whose image, caption or label can't be one: `reason` says why; `sample` has the rest of it, and its name."""
 
-    def __init__(self, message: str, sample: Sample):
-        super().__init__(message)
-        self.sample = sample
+    def __init__(self, reason: str, sample: Sample):
+        super().__init__(reason, sample)
+        self.reason, self.sample = reason, sample
 
-    def __reduce__(self) -> tuple:
-        return type(self), (str(self), self.sample)
+    def __str__(self) -> str:
+        return f"{self.sample.key}: {self.reason}"
 
 
 def as_sample(

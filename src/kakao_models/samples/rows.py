@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kakao_models.samples.columns import BY_NAME, Columns, Sample
+from kakao_models.samples.columns import BY_NAME, Columns, Sample, SampleError
 from kakao_models.samples.paths import is_hub
 from kakao_models.samples.sources import ImageFolder, open_source
 
@@ -96,9 +96,11 @@ class Rows:
         shard = int(np.searchsorted(self._ends, first + row, side="right"))
         try:
             sample = self.source.read(shard, first + row - int(self._ends[shard - 1] if shard else 0))
+        except SampleError as error:
+            sample = error.sample
+            sample.error = error.reason
         except (ValueError, OSError) as error:
-            sample = getattr(error, "sample", Sample(f"{os.path.basename(self.files[file])}:{row}", None))
-            sample.error = str(error)
+            sample = Sample(f"{os.path.basename(self.files[file])}:{row}", None, error=str(error))
         if sample.id is None and not self.source.own_ids:
             sample.id = first + row if self.numbered else f"{os.path.basename(self.files[file])}:{row}"
         elif sample.id is not None and not self.numbered:

@@ -97,11 +97,18 @@ class Source(ABC):
         if described := self.described():
             return described
         names: set[str] = set()
+        numbers: set[int] = set()
         numbered: dict[int, str] = {}
         for sample in self.scan():
-            names.update(label for label in sample.labels if isinstance(label, str))
+            for label in sample.labels:
+                names.add(label) if isinstance(label, str) else numbers.add(label)
             if sample.class_name and len(sample.labels) == 1 and isinstance(sample.labels[0], int):
                 numbered.setdefault(sample.labels[0], sample.class_name)
+        if names and numbers:
+            raise ValueError(
+                f"{self.name}: labels are names, such as {min(names)!r}, and numbers, such as {min(numbers)}: expected one "
+                "kind. Another column is named with --label-column (in a recipe, columns.label)"
+            )
         if names:
             return class_names(names)
         if not numbered or (count := max(numbered) + 1) > 10**6:

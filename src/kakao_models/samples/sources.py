@@ -92,13 +92,20 @@ class ImageFolder(Source):
         self.paths = [str(path.relative_to(folder)) for path in list_images(folder)]
         self.counts, self.shard_files = [len(self.paths)] if self.paths else [], [0]
         if "caption" in needs and self.paths and not any(map(self._text, self.paths)):
-            raise ValueError(f"{folder}: no image has a .txt of the same name beside it, with captions")
+            raise ValueError(f"{folder}: no image has a .txt of the same name beside it, with captions{self._tables()}")
         if "label" in needs and self.paths and not self.classes:
-            raise ValueError(f"{folder}: no folders of classes; each class needs a folder of its own with images")
+            raise ValueError(
+                f"{folder}: no folders of classes; each class needs a folder of its own with images{self._tables()}"
+            )
 
     @cached_property
     def classes(self) -> list[str] | None:
         return class_names(label for path in self.paths for label in _folder_of(path)) or None
+
+    def _tables(self) -> str:
+        """What a message adds where there are tables beside the images."""
+        tables = files_in(self.root, KINDS, deep=False)
+        return f". To read a table in it, name the table: {', '.join(tables[:3])}" if tables else ""
 
     def _text(self, path: str) -> Path | None:
         text = (self.root / path).with_suffix(".txt")

@@ -18,7 +18,7 @@ from kakao_models.checkpoint.hub import asking, pin_data_set
 from kakao_models.files.atomic import flush, workplace
 from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.paths import TABLES, files_of, is_hub, suffix_of
-from kakao_models.samples.text import separator_of
+from kakao_models.samples.text import TextTable, separator_of
 
 BACKENDS = ("duckdb", "pyspark")
 
@@ -80,16 +80,22 @@ def read_files(connection: ibis.BaseBackend, paths: Sequence[str | os.PathLike])
     paths = [os.fspath(path) for path in paths]
     kind = TABLES[suffix_of(paths[0])]
     separator = separator_of(paths[0]) if kind == "csv" else ","
+    if kind == "csv" and (other := next((path for path in paths if separator_of(path) != separator), None)):
+        raise ValueError(f"{other}: its separator is {separator_of(other)!r}, that of {paths[0]} is {separator!r}")
     if connection.name == "duckdb":
-        paths = [glob.escape(path) for path in paths]  # it takes the names of files for patterns
-    if connection.name == "duckdb":
+        patterns = [glob.escape(path) for path in paths]  # it takes the names of files for patterns
         if kind == "csv":
             options = {"header": True, "all_varchar": True, "delim": separator, "quote": '"', "escape": '"'}
             options["max_line_size"] = 2**24
-            return getattr(connection, f"read_{kind}")(paths, **options)
+            try:
+                return getattr(connection, f"read_{kind}")(patterns, **options)
+            except Exception:
+                for path in paths:
+                    TextTable(path)  # says which line is wrong, in words of this package
+                raise
         # text stays text, also where all of it looks like dates
         options = {"dateformat": "none", "timestampformat": "none"} if kind == "json" else {}
-        return getattr(connection, f"read_{kind}")(paths, **options)
+        return getattr(connection, f"read_{kind}")(patterns, **options)
     from pyspark.sql import SparkSession
 
     reader = SparkSession.builder.getOrCreate().read

@@ -84,6 +84,12 @@ class TextTable(Source):
     def _read_head(self, file: BinaryIO, columns: Columns | None) -> None:
         self._head = file.readline()
         head = self._decoded(self._head, 1)
+        if "\r" in head.rstrip("\r\n"):
+            raise ValueError(
+                f"{self.path}: its lines end in a carriage return alone. Save it with line feeds (LF or CRLF)"
+            )
+        if not head.strip():
+            raise ValueError(f"{self.path}: its first line is empty, expected names of columns, such as image,caption")
         self._separator = _separator(head, self.path, columns or Columns())
         with self._told(1):
             names = [name.strip() for name in next(csv.reader([head], delimiter=self._separator, strict=True), [])]
@@ -181,7 +187,7 @@ class TextTable(Source):
         ends, rows = self._groups
         samples = [self._sample(int(place), row, with_image) for place in rows[ends[row] : ends[row + 1]]]
         samples[0].captions = tuple(text for sample in samples for text in sample.captions)
-        samples[0].labels = next((sample.labels for sample in samples if sample.labels), ())
+        samples[0].labels = tuple(dict.fromkeys(label for sample in samples for label in sample.labels))
         return samples[0]
 
     def row_number(self, shard: int, row: int) -> int:

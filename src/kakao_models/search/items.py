@@ -151,7 +151,7 @@ class Items:
     def _metadata(self, sample: Sample, path: str, known: dict[str, Any]) -> dict[str, Any]:
         caption, image = (
             next(iter(sample.captions), ""),
-            self.fields.find(sample.record).image if sample.record else None,
+            Columns(self.fields.image).find(sample.record).image if sample.record else None,
         )
         found = {"path": _fitting(path, "path", cut=False), "caption": _fitting(caption, "caption", cut=True)}
         for name, value in (known | dict(sample.record)).items():
