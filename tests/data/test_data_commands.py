@@ -3,6 +3,8 @@
 import functools
 import json
 
+import image_tables as tables
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -122,3 +124,46 @@ def test_shard_and_verify(command, tmp_path):
     (tmp_path / "in/broken.jpg").write_bytes(b"x")
     code, out, err = command("shard", tmp_path / "in", "-o", tmp_path / "again", "--format", "tfrecord")
     assert code == 1 and "failed: in 3" in err and (tmp_path / "again/00000.tfrecord").exists()
+
+
+def test_only_addresses_are_downloaded(command, tmp_path):
+    """A folder or a column of images is an error, never "0 of 4 pictures" and exit code 0."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(tables.content(0))
+    place = tables.write_parquet(tmp_path / "t.parquet", {"pic": tables.encoded(), "caption": tables.CAPTIONS})
+    for source, *chosen in (["images"], ["t.parquet", "--image-column", "pic"]):
+        code, _, err = command("download", tmp_path / source, "-o", tmp_path / "out", *chosen)
+        assert code == 2 and "holds images, not addresses" in err and "--image-column" in err
+    assert place.exists() and not (tmp_path / "out").exists()
+
+
+def test_preview_of_types_that_ibis_has_not(command, tmp_path):
+    columns = {"image": pa.array(tables.encoded(), pa.binary_view()), "text": pa.array(["x"] * 5, pa.string_view())}
+    code, out, err = command("preview", tables.write_parquet(tmp_path / "t.parquet", columns), "--columns", "text")
+    assert (code, err) == (0, "") and "not a column of COYO-700M" in out
+
+
+def test_preview_of_a_chosen_column(command, tmp_path):
+    """A row without a picture is counted; a column that no row has is an error, also without a page."""
+    tables.files(tmp_path)
+    place = tmp_path / "t.jsonl"
+    place.write_text('{"pic": "pictures/0.png", "n": 1}\n{"pic": null, "n": 2}\n{"pic": 7, "n": 3}\n')
+    code, _, err = command("preview", place, "--html", tmp_path / "page.html", "--image-column", "pic")
+    assert code == 0 and "1 images, 2 could not be had" in err
+    code, _, err = command("preview", place, "--image-column", "nope")
+    assert code == 2 and "no column 'nope'; there are pic, n" in err
+
+
+def test_stats_says_what_is_wrong_with_a_csv(command, tmp_path):
+    """The message is that of the other commands, or DuckDB's without its options."""
+    place = tmp_path / "t.csv"
+    place.write_text('id,text\n1,"a "b" c"\n')
+    code, _, err = command("stats", place)
+    assert code == 2 and "t.csv: line 2 is badly quoted" in err and "null_padding" not in err
+    tables.write_csv(place, {"id": [1, 2], "text": ["x", "ü"]}, encoding="latin-1")
+    code, _, err = command("stats", place)
+    assert code == 2 and "t.csv" in err and "not utf-8" in err.lower() and "ignore_errors" not in err
+    for name, separator in (("a.csv", ","), ("b.csv", ";")):
+        tables.write_csv(tmp_path / name, {"id": [1], "text": ["x"]}, separator)
+    code, _, err = command("stats", tmp_path / "[ab].csv")
+    assert code == 2 and "b.csv: its separator is ';', that of" in err

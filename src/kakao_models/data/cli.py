@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,8 +41,10 @@ class _Group(TyperGroup):
                 raise KeyboardInterrupt from error
             if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
                 raise
-            said = str(error).split("\n\nLINE ")[0].split("\n\nJVM stacktrace")[0]  # what follows is our own query
-            raise ValueError(f"{type(error).__name__}: {said}") from error
+            # What follows is our own query, or options of DuckDB that this command has not.
+            reason = re.split(r"\n\nLINE |\n\nJVM stacktrace|\n\s*Possible (?:fixes|Solution)", str(error))[0].strip()
+            file = re.search(r"^  file = (.+)$", str(error), re.MULTILINE)
+            raise ValueError(f"{file[1]}: {reason}" if file else f"{type(error).__name__}: {reason}") from error
 
 
 app = group(
@@ -112,6 +115,8 @@ def preview(
     from kakao_models.samples.columns import Columns
 
     found, types = first_rows(source, rows, split)
+    chosen = Columns(image_column)
+    chosen.find(types, source=source)
     said = list(map(str, findings(types)))
     if as_json:
         # NaN is no JSON
@@ -122,7 +127,7 @@ def preview(
         print(*said, sep="\n", end="\n" if said else "")
     if page:
         place = Path(source) if Path(source).is_dir() else Path(source).parent
-        text, lost = contact_sheet(found, source, columns=Columns(image_column), folder=place, timeout=timeout)
+        text, lost = contact_sheet(found, source, columns=chosen, folder=place, timeout=timeout)
         write_text(page, text)
         print(f"{page}: {len(found) - lost} images, {lost} could not be had", file=sys.stderr)
 

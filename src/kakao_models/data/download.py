@@ -149,16 +149,14 @@ def table_of_addresses(source: Any, columns: Columns = BY_NAME) -> Rows:
     """
     rows = Rows(source, replace(columns, prefer=URLS), keep=HASHES)
     start = [sample for part in rows.parts(_TRIED)[:1] for sample in rows.read(part) if sample.image is not None]
-    column = rows.columns.find(start[0].record).image if start else None
-    if (
-        start
-        and column != columns.image
-        and str(column).lower() not in URLS
-        and not any("://" in str(s.path) for s in start)
-    ):
+    column = Columns(columns.image, prefer=URLS).find(start[0].record).image if start and start[0].record else None
+    named = column is not None and (column == columns.image or column.lower() in URLS)
+    texts = [sample.path for sample in start if sample.path]
+    if start and not (texts if named else any("://" in text for text in texts)):
+        place = "it" if column is None else f"column {column!r}"
         raise ValueError(
-            f"{rows.name}: column {column!r} holds {start[0].path or 'images'!s:.60}, not addresses such as https://...: name "
-            "the column of addresses with --image-column"
+            f"{rows.name}: {place} holds {(texts or ['images'])[0]:.60}, not addresses such as https://...: name a table, and "
+            "its column of addresses with --image-column"
         )
     return rows
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ibis
 from PIL import Image
@@ -19,6 +19,9 @@ from kakao_models.samples.coyo import TYPES, Finding, check_columns
 from kakao_models.samples.paths import is_hub
 from kakao_models.samples.rows import Rows
 from kakao_models.samples.sources import load_hub_dataset
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MAX_BYTES = 64 * 2**20
 _ON_HUB = re.compile(r"((zip|tar|gzip)://[^:]*::)?hf://")  # as `datasets` calls pictures that are files of a data set
@@ -44,7 +47,7 @@ def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> t
     parts = [replace(part, stop=min(part.stop, part.start + count)) for part in table.parts(count)[:count]]
     rows = [dict(sample.record) for part in parts for sample in table.read(part)][:count]
     if hasattr(table.source, "schemas"):
-        return rows, {name: str(kind) for name, kind in ibis.Schema.from_pyarrow(table.source.schemas[0]).items()}
+        return rows, {field.name: _arrow_type(field) for field in table.source.schemas[0]}
     names = dict.fromkeys(name for row in rows for name in row)
     return rows, {name: TYPES.get(name) or _value_type(row.get(name) for row in rows) for name in names}
 
@@ -96,7 +99,11 @@ def contact_sheet(
         columns: the image's column, where it has another name than usual.
         folder: what relative paths of images are relative to.
         timeout: seconds for a picture.
+
+    Raises:
+        ValueError: no row has the chosen column.
     """
+    columns.find(dict.fromkeys(name for row in rows for name in row), source=title)
 
     def read(place: int) -> Image.Image:
         return _picture(rows[place], columns, folder, timeout, allow_private_addresses)
@@ -110,9 +117,16 @@ def _picture(
 ) -> Image.Image:
     source = row.get("image")
     on_hub = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
-    source = (
-        _read_on_hub(on_hub) if isinstance(on_hub, str) and _ON_HUB.match(on_hub) else image_of(row, folder, columns)
-    )
+    try:
+        source = (
+            _read_on_hub(on_hub)
+            if isinstance(on_hub, str) and _ON_HUB.match(on_hub)
+            else image_of(row, folder, columns)
+        )
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise ImageError("row", str(error)) from error
     if source is None:
         raise ImageError("row", "has no image")
     options = {"timeout": timeout, "max_pixels": MAX_SHOWN_PIXELS, "allow_private_addresses": allow_private}
@@ -127,6 +141,16 @@ def _read_on_hub(path: str) -> bytes:
             return file.read(_MAX_BYTES)
     except Exception as error:  # of the network, of the archive, of the Hub: a page with other pictures is still of use
         raise ImageError(path, f"can't be read ({error})") from error
+
+
+def _arrow_type(field: "pa.Field") -> str:
+    """As Ibis would call the type of a column of Parquet; as Arrow does where Ibis has none, such as string_view."""
+    import pyarrow as pa
+
+    try:
+        return str(ibis.Schema.from_pyarrow(pa.schema([field]))[field.name])
+    except (KeyError, NotImplementedError, ibis.IbisError):
+        return str(field.type)
 
 
 def _value_type(values: Iterable[Any]) -> str:
