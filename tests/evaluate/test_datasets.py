@@ -199,3 +199,15 @@ def test_lists_of_labels(tmp_path):
     (tmp_path / "manifest.json").write_text('{"kind": "shards", "classes": ["cat", "dog"]}')
     unlisted = table(tmp_path / "c.parquet", image=[encoded(0)], labels=[["dog", "emu"]])
     assert read_many_labels(unlisted)[2] == [[1, -1]]  # no class; scores refuse it by its number
+
+
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_json_of_objects_lies_beside_its_images(form, tmp_path):
+    """As for every other reader, paths start in the folder of the file."""
+    (tmp_path / "0.png").write_bytes(encoded(0))
+    record = json.dumps({"image": "0.png", "caption": "a cat"})
+    other = json.dumps({"image": "1.png", "caption": "a dog"})
+    place = tmp_path / "t.json"
+    place.write_text(f"[{record}, {other}]" if form == "list" else f"{record}\n{other}\n")
+    captioned = read_captioned(place)
+    assert captioned.captions == ["a cat", "a dog"] and captioned.images[0] == tmp_path / "0.png"

@@ -182,10 +182,10 @@ def read_captioned(
         ValueError: no images, an image without captions, no such column.
     """
     source = os.fspath(source)
-    if images is None and source.endswith(".json"):
-        raise ValueError(f"{source}: say where its images are (--images)")
     columns = Columns(image=image_column, caption=caption_column)
     found = _open(source, split, columns, "caption", images=images, keep=("marks",))
+    if images is None and source.endswith(".json") and "marks" in next(found.scan()).record:  # COCO's or Karpathy's
+        raise ValueError(f"{source}: say where its images are (--images)")
     groups, captions, marks = [], [], []
     for row, sample in enumerate(found.scan()):
         groups.append(row if sample.group is None else sample.group)
