@@ -39,6 +39,7 @@ def pytest_runtest_teardown(item, nextitem):
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
+    gc.freeze()  # the frameworks' millions of objects, which each collection would look at again
     if LIBC:
         LIBC.mallopt(M_TRIM_THRESHOLD, 128 << 10)  # as they are by default: a trainer changes both
         LIBC.mallopt(M_MMAP_MAX, 65536)
