@@ -21,7 +21,8 @@ from common import machine
 from kakao_models import AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.weightmap import permute
-from kakao_models.conversion.tensorflow import SUFFIX, write_checkpoint
+from kakao_models.conversion.object_graph import SUFFIX
+from kakao_models.conversion.tensorflow import write_checkpoint
 
 # Not ru_maxrss: a process that subprocess starts inherits its parent's
 PROGRAM = """

@@ -30,8 +30,9 @@ from kakao_models import (
 )
 from kakao_models.conversion.convert import convert
 from kakao_models.conversion.info import as_text, describe_checkpoint
+from kakao_models.conversion.object_graph import SUFFIX
 from kakao_models.conversion.report import verify_report
-from kakao_models.conversion.tensorflow import SUFFIX, open_checkpoint
+from kakao_models.conversion.tensorflow import open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HUB = GOLDEN / "hub"

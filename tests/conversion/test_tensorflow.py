@@ -14,22 +14,14 @@ from pathlib import Path
 import goldens
 import numpy as np
 import pytest
+from conversion.object_graphs import find, names_of, read_graph
 from fuzz.fuzz_tensorflow import CHECKPOINTS, fuzz
 
-from kakao_models.conversion import bundle, object_graph, sstable
-from kakao_models.conversion.tensorflow import (
-    OBJECT_GRAPH,
-    SUFFIX,
-    CheckpointError,
-    ObjectGraph,
-    key_of,
-    kind_of,
-    open_checkpoint,
-    path_of,
-    slot_key,
-    write_checkpoint,
-)
+from kakao_models.conversion import bundle, sstable
+from kakao_models.conversion.object_graph import OBJECT_GRAPH, SUFFIX, key_of, kind_of, path_of
+from kakao_models.conversion.tensorflow import open_checkpoint, write_checkpoint
 from kakao_models.files import wire
+from kakao_models.files.wire import CheckpointError
 
 # name → SHA-256 (the first half) over all tensors in the order of keys, as TensorFlow 2.21 reads them
 DIGESTS = {
@@ -46,6 +38,11 @@ A, B = key_of("a"), key_of("b")
 
 def manifest(name: str) -> dict:
     return json.loads((goldens.FOLDER / f"manifest_{name}.json").read_text())
+
+
+def slot_key(key: str, slot: str, optimizer: str = "optimizer") -> str:
+    """The key of what an optimizer keeps beside a variable."""
+    return f"{path_of(key)}/.OPTIMIZER_SLOT/{optimizer}/{slot}{SUFFIX}"
 
 
 def copies(checkpoint) -> dict:
@@ -118,25 +115,25 @@ def test_keys_are_paths_in_the_objects_of_the_original_program(name, tmp_path):
     checkpoint = open_checkpoint(CHECKPOINTS / name)
     again = write_checkpoint(tmp_path / "x", copies(checkpoint))
     keys = checkpoint.entries.keys() - {OBJECT_GRAPH}
-    for graph in (checkpoint.graph, again.graph, ObjectGraph.from_bytes(checkpoint.graph.to_bytes())):
-        assert graph.names().keys() == keys
+    for graph in (read_graph(checkpoint), read_graph(again)):
+        assert names_of(graph).keys() == keys
         slots = set()
-        for node in graph.nodes:
+        for node in graph:
             for variable, slot, number in node.slots:
-                key = graph.nodes[variable].attributes[0].key
-                optimizer = "optimizer" if graph.find("optimizer") is node else "optimizer/base_optimizer"
-                assert graph.find(optimizer) is node
-                assert graph.nodes[number].attributes[0].key == slot_key(key, slot, optimizer)
+                (key,) = graph[variable].keys
+                optimizer = "optimizer" if find(graph, "optimizer") is node else "optimizer/base_optimizer"
+                assert find(graph, optimizer) is node
+                assert graph[number].keys == [slot_key(key, slot, optimizer)]
                 slots.add(slot_key(key, slot, optimizer))
         for key in keys - slots:
-            assert [attribute.key for attribute in graph.find(path_of(key)).attributes] == [key]
+            assert find(graph, path_of(key)).keys == [key]
         assert slots == {key for key in keys if kind_of(key) == "optimizer_slot"}
     for key in keys:
         np.testing.assert_array_equal(again.read(key), checkpoint.read(key), err_msg=key, strict=True)
 
 
 def test_a_variable_may_have_several_names():
-    names = open_checkpoint(CHECKPOINTS / "align_nano").graph.names()
+    names = names_of(read_graph(open_checkpoint(CHECKPOINTS / "align_nano")))
     table = "text_encoder/layer_with_weights-0/bert/embeddings/"
     assert names[key_of(table + "embeddings")] == {"embeddings", "position_embeddings"}
     assert names[key_of(table + "weight")] == {"weight"}
@@ -516,48 +513,10 @@ def test_bounds_of_a_table(monkeypatch):
     assert len(sstable.read_table(table)) == 5000
 
 
-def node(*, child: int = 0, names: int = 1) -> bytes:
-    children = (wire.bytes_field(1, wire.number_field(1, child) + wire.bytes_field(2, f"n{i}")) for i in range(names))
-    return wire.bytes_field(1, b"".join(children))
-
-
-def test_object_graphs(monkeypatch):
-    cycle = ObjectGraph.from_bytes(node(child=1) + node(child=0))
-    assert cycle.find("n0/n0") is cycle.nodes[0] and cycle.names() == {} and cycle.find("n0/x") is None
-    assert ObjectGraph.from_bytes(cycle.to_bytes()) == cycle
-    for message, error in (
-        (b"", "without nodes"),
-        (node(child=1), "node 0 of the object graph: number is node 1, of 1"),
-        (node() + node(child=2**64 - 1), "node 1 of the object graph: number is node 18446744073709551615, of 2"),
-        (wire.bytes_field(1, node()[2:].replace(b"n0", b"\xff0")), "isn't UTF-8"),
-        (wire.bytes_field(1, node()[2:] * 2), "two children of the name 'n0'"),
-        (b"\x0a\xff\xff\xff\xff\x7f", "is said to have"),
-    ):
-        with pytest.raises(CheckpointError, match=error):
-            ObjectGraph.from_bytes(message)
-    monkeypatch.setattr(object_graph, "_MAX_ITEMS", 50)
-    assert len(ObjectGraph.from_bytes(node() * 25).nodes) == 25
-    for message in (node() * 51, node(names=51), node(names=30) * 2 + node()):
-        with pytest.raises(CheckpointError, match="absurdly many|more than 50"):
-            ObjectGraph.from_bytes(message)
-
-
-def test_a_graph_that_is_none(tmp_path):
-    write_checkpoint(tmp_path / "x", {A: 1.0}, graph=b"\xff")
-    with pytest.raises(CheckpointError, match=f"x: {OBJECT_GRAPH}: no number"):
-        _ = open_checkpoint(tmp_path / "x").graph
-    lie(tmp_path / "x", OBJECT_GRAPH, dtype="uint8", shape=(6,))
-    with pytest.raises(CheckpointError, match="expected a single string|checksum"):
-        _ = open_checkpoint(tmp_path / "x").graph
-    forge(tmp_path / "x", lambda table: table.pop(OBJECT_GRAPH.encode()))
-    with pytest.raises(CheckpointError, match=f"no tensor '{OBJECT_GRAPH}'"):
-        _ = open_checkpoint(tmp_path / "x").graph
-
-
 def test_fuzz(tmp_path):
     """tests/fuzz/fuzz_tensorflow.py tries more."""
     results = fuzz(400, seed=1_000_000, folder=tmp_path)
-    for mutation in ("damaged", "forged_index", "forged_blocks", "forged_graph"):
+    for mutation in ("damaged", "forged_index", "forged_blocks"):
         assert results[mutation, "refused"] > 20 and results[mutation, "read"] > 0, results
 
 

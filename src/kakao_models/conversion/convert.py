@@ -25,10 +25,11 @@ from kakao_models.checkpoint.tensors import BUFFERS, COUNTER, LazyTensors, check
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.conversion import recorded, verification
 from kakao_models.conversion.folder import download
+from kakao_models.conversion.object_graph import SUFFIX
 from kakao_models.conversion.read import located, read_source
 from kakao_models.conversion.report import REPORT, model_card, recognised, versions
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
-from kakao_models.conversion.tensorflow import SUFFIX, write_checkpoint
+from kakao_models.conversion.tensorflow import write_checkpoint
 from kakao_models.evaluate.results import Result
 from kakao_models.files.atomic import flush, sha256_of, unfinished, workplace
 

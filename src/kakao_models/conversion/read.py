@@ -13,9 +13,10 @@ from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.conversion.efficientnet import read_efficientnet
 from kakao_models.conversion.folder import download, read_folder
 from kakao_models.conversion.google import read_npz
+from kakao_models.conversion.object_graph import SUFFIX, kind_of
 from kakao_models.conversion.recognize import align_config, family_of, vit_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
-from kakao_models.conversion.tensorflow import SUFFIX, kind_of, open_checkpoint
+from kakao_models.conversion.tensorflow import open_checkpoint
 from kakao_models.vit.weights import vit_tpu_slots
 
 _AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"

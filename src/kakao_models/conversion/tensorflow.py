@@ -10,7 +10,6 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,35 +27,10 @@ from kakao_models.conversion.bundle import (
     read_header,
     values_of,
 )
-from kakao_models.conversion.object_graph import (
-    OBJECT_GRAPH,
-    SUFFIX,
-    ObjectGraph,
-    key_of,
-    kind_of,
-    object_graph,
-    path_of,
-    slot_key,
-)
+from kakao_models.conversion.object_graph import OBJECT_GRAPH, object_graph
 from kakao_models.conversion.sstable import MAX_BYTES, read_table, write_table
 from kakao_models.files import wire
 from kakao_models.files.wire import CheckpointError, within
-
-__all__ = [
-    "OBJECT_GRAPH",
-    "SUFFIX",
-    "CheckpointError",
-    "BundleEntry",
-    "ObjectGraph",
-    "TensorFlowCheckpoint",
-    "key_of",
-    "kind_of",
-    "object_graph",
-    "open_checkpoint",
-    "path_of",
-    "slot_key",
-    "write_checkpoint",
-]
 
 _PIECE = 1 << 20  # bytes read and checked at a time, while they are in the processor's cache
 
@@ -82,19 +56,6 @@ class TensorFlowCheckpoint:
         with within(f"{file}: {key}"):
             data, crc = _read_bytes(file, entry)
             return values_of(data, crc, entry)
-
-    @cached_property
-    def graph(self) -> ObjectGraph:
-        """The objects of the program that wrote the checkpoint.
-
-        Raises:
-            CheckpointError: there is none, as in checkpoints of TensorFlow 1, or it is damaged.
-        """
-        message = self.read(OBJECT_GRAPH)
-        with within(f"{self.prefix}: {OBJECT_GRAPH}"):
-            if message.shape != () or message.dtype != object:
-                raise CheckpointError(f"{message.dtype} {message.shape}, expected a single string")
-            return ObjectGraph.from_bytes(message.item())
 
 
 def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
@@ -139,7 +100,7 @@ def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
 def write_checkpoint(
     prefix: str | os.PathLike,
     tensors: Mapping[str, ArrayLike | Callable[[], ArrayLike]],
-    graph: ObjectGraph | bytes | None = None,
+    graph: bytes | None = None,
 ) -> TensorFlowCheckpoint:
     """Writes a checkpoint that TensorFlow 2 restores: one data file, an index, and the folder's file `checkpoint`.
 
@@ -149,7 +110,7 @@ def write_checkpoint(
         prefix: path without suffix; its folder exists, the checkpoint doesn't.
         tensors: by key (path + SUFFIX) arrays or strings, or functions that give them, which are called one by one:
             no more than one tensor is held. Their order is the order in the data file.
-        graph: the object graph, by default the smallest for these keys.
+        graph: the message of the object graph, by default of the smallest for these keys.
 
     Raises:
         FileExistsError: there is such a checkpoint.
@@ -162,12 +123,11 @@ def write_checkpoint(
     if OBJECT_GRAPH in tensors:
         raise ValueError(f"{OBJECT_GRAPH} is among the tensors. Pass it as graph")
     graph = object_graph(tensors) if graph is None else graph
-    message = graph.to_bytes() if isinstance(graph, ObjectGraph) else graph
     data, index, state = unfinished = [_add(path, ".unfinished") for path in finals]
     try:
         with open(data, "wb") as file:
             entries = {key.encode(): _append(file, key, tensors[key]) for key in tensors}
-            entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, message)
+            entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, graph)
         table = write_table([(b"", HEADER), *sorted(entries.items())])
         read_table(table)  # within the bounds of what is read
         index.write_bytes(table)
