@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,10 +20,10 @@ from transformers import PreTrainedConfig
 from kakao_models.checkpoint.config import StrictConfig
 from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import pin
-from kakao_models.checkpoint.shards import counters, split, write_index, write_safetensors
-from kakao_models.checkpoint.tensors import UNUSED, TensorEntry, misfit, outside
+from kakao_models.checkpoint.shards import write_shards
+from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, misfit, outside
 from kakao_models.checkpoint.upload import upload
-from kakao_models.checkpoint.weightmap import Slot, permute
+from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
 from kakao_models.files.sizes import parse_bytes
 
 _FORMATS = ("model.safetensors", "pytorch_model.bin")  # the others name and turn their tensors otherwise
@@ -182,7 +183,7 @@ class PretrainedLoading:
         fitting = []
         for key in sorted(expected.keys() & stored.keys()):
             slot, (shape, _) = expected[key], stored[key]
-            fits = _shape(tuple(variables[slot.local_key].shape), slot.local_axes, slot.axes)
+            fits = _canonical_shape(variables[slot.local_key], slot)
             if shape == fits:
                 fitting.append(slot)
             elif outside([key], replaceable):
@@ -242,11 +243,16 @@ class PretrainedLoading:
         variables = self._variables()
         strip = self.key_prefix if self.is_base else ""
         tensors = {slot.key.removeprefix(strip): (variables[slot.local_key], slot) for slot in self._slots()}
-        types = {_numpy_type(variable.dtype).name for variable in variables.values()}
+        entries = {
+            key: (_canonical_shape(variable, slot), partial(_canonical, variable, slot))
+            for key, (variable, slot) in sorted(tensors.items())
+        }
+        dtypes = {key: _numpy_type(variable.dtype).name for key, (variable, _) in tensors.items()}
+        types = set(dtypes.values())
         config = self.config_class.from_dict(self.config.to_dict())
         config.architectures = [re.sub("^(TF|Flax)", "", type(self).__name__)]
         config.dtype = types.pop() if len(types) == 1 else "float32"
-        _write(folder, tensors, parse_bytes(max_shard_size, "max_shard_size"))
+        write_shards(folder, LazyTensors(entries, dtypes), parse_bytes(max_shard_size, "max_shard_size"))
         config.save_pretrained(folder)
         if push_to_hub:
             upload(folder, repo_id or folder.resolve().name, **upload_options)
@@ -292,22 +298,12 @@ def _stored(name_or_path, where: dict) -> StoredTensors:
     return {key: entry for key, entry in stored.items() if not key.endswith(UNUSED)}
 
 
-def _shape(shape: tuple[int, ...], axes: str, expected: str) -> tuple[int, ...]:
-    return permute(np.broadcast_to(np.int8(0), shape), axes, expected).shape
+def _canonical_shape(variable: Any, slot: Slot) -> tuple[int, ...]:
+    return permuted_shape(tuple(variable.shape), slot.local_axes, slot.axes, slot.key)
 
 
-def _write(folder: Path, tensors: Mapping[str, tuple[Any, Slot]], limit: int) -> None:
-    """model.safetensors, or files of at most `limit` bytes of tensors and their index."""
-    sizes = {key: math.prod(v.shape) * _numpy_type(v.dtype).itemsize for key, (v, _) in sorted(tensors.items())}
-    counts = counters(tensors)
-    sizes |= {key: count.nbytes for key, count in counts.items()}
-    shards = split(sizes, limit)
-    for name, keys in shards.items():
-        arrays = {key: (np.asarray(tensors[key][0]), tensors[key][1]) for key in keys if key in tensors}
-        arrays = {key: permute(array, slot.local_axes, slot.axes) for key, (array, slot) in arrays.items()}
-        arrays |= {key: counts[key] for key in keys if key in counts}
-        write_safetensors(folder / name, arrays)
-    write_index(folder, shards, sizes)
+def _canonical(variable: Any, slot: Slot) -> np.ndarray:
+    return permute(np.asarray(variable), slot.local_axes, slot.axes)
 
 
 def _numpy_type(dtype: Any) -> np.dtype:

@@ -17,14 +17,15 @@ TensorEntry = tuple[tuple[int, ...], Callable[[], np.ndarray]]  # shape, functio
 
 
 class LazyTensors(Mapping):
-    """key → array, read each time it is asked for; shapes are known beforehand.
+    """key → array, read each time it is asked for; shapes and dtypes are known beforehand.
 
     Args:
         entries: key → (shape, function that reads the tensor).
+        dtypes: key → numpy's name of the dtype, where it is not float32 (of batch norm's counters: int64).
     """
 
-    def __init__(self, entries: Mapping[str, TensorEntry]):
-        self._entries = dict(entries)
+    def __init__(self, entries: Mapping[str, TensorEntry], dtypes: Mapping[str, str] | None = None):
+        self._entries, self._dtypes = dict(entries), dtypes or {}
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self._entries[key][1]()
@@ -38,9 +39,16 @@ class LazyTensors(Mapping):
     def shape(self, key: str) -> tuple[int, ...]:
         return self._entries[key][0]
 
+    def dtype(self, key: str) -> str:
+        return self._dtypes.get(key, "int64" if key.endswith(COUNTER) else "float32")
+
     def only(self, keys: Iterable[str]) -> "LazyTensors":
-        """These of the tensors."""
-        return LazyTensors({key: self._entries[key] for key in keys})
+        """The tensors with these keys."""
+        return LazyTensors({key: self._entries[key] for key in keys}, self._dtypes)
+
+    def with_entries(self, entries: Mapping[str, TensorEntry]) -> "LazyTensors":
+        """These tensors, and more."""
+        return LazyTensors(self._entries | dict(entries), self._dtypes)
 
 
 def float32(array: np.ndarray, name: str) -> np.ndarray:

@@ -192,6 +192,18 @@ def permute(array: np.ndarray, axes: str, expected: str) -> np.ndarray:
     return core.reshape([1 if axis == "1" else next(sizes) for axis in expected])
 
 
+def permuted_shape(shape: tuple[int, ...], axes: str, expected: str, name: str) -> tuple[int, ...]:
+    """The shape that `permute` gives a tensor.
+
+    Raises:
+        ValueError: the tensor `name` does not have these axes.
+    """
+    try:
+        return permute(np.broadcast_to(np.int8(0), shape), axes, expected).shape
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}. Is this another model or size?") from None
+
+
 def permuted(entry: TensorEntry, axes: str, expected: str, name: str) -> TensorEntry:
     """A tensor of a file with its axes in another order and in float32, once it is read.
 
@@ -199,8 +211,4 @@ def permuted(entry: TensorEntry, axes: str, expected: str, name: str) -> TensorE
         ValueError: the tensor `name` does not have these axes; when it is read, it is of another dtype than `float32` takes.
     """
     shape, read = entry
-    try:
-        shape = permute(np.broadcast_to(np.int8(0), shape), axes, expected).shape
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}. Is this another model or size?") from None
-    return shape, lambda: permute(float32(read(), name), axes, expected)
+    return permuted_shape(shape, axes, expected, name), lambda: permute(float32(read(), name), axes, expected)

@@ -1,5 +1,6 @@
 """Converts checkpoints of the original implementations to verified folders for the Hub, and back."""
 
+import itertools
 import json
 import math
 import os
@@ -11,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 import kakao_models
@@ -20,9 +20,9 @@ from kakao_models.align.efficientnet import is_lite
 from kakao_models.checkpoint.formats import read_safetensors
 from kakao_models.checkpoint.hub import described_by, read_config
 from kakao_models.checkpoint.kinds import kind_of
-from kakao_models.checkpoint.shards import Written, bytes_of, counters, read_tensors, write_shards
+from kakao_models.checkpoint.shards import Written, digest_of, read_tensors, write_shards
 from kakao_models.checkpoint.tensors import BUFFERS, COUNTER, LazyTensors, check_keys, float32
-from kakao_models.checkpoint.weightmap import permute
+from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
 from kakao_models.conversion import recorded, verification
 from kakao_models.conversion.folder import download
 from kakao_models.conversion.object_graph import SUFFIX
@@ -185,10 +185,10 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
         ValueError: a tensor is not finite, is changed on disk, or is all zero where no trained model has that.
     """
     check_keys([slot.local_key for slot in source.slots], source.tensors, source.files[0])
-    sums: dict[str, int] = {}
     zeros: list[str] = []
+    count = itertools.count(1)
 
-    def canonical(slot) -> np.ndarray:
+    def canonical(slot: Slot) -> np.ndarray:
         local = float32(source.tensors[slot.local_key], f"{source.files[0]}: {slot.local_key}")
         if not np.isfinite(local).all():  # the verification reads a few rows of a table only
             raise ValueError(f"{slot.local_key} has numbers that are not finite. Did the training diverge?")
@@ -203,22 +203,17 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
         back = permute(array, slot.axes, slot.local_axes)
         if not np.array_equal(back.view(np.uint32), local.view(np.uint32)):  # bits: NaN is equal to nothing
             raise ValueError(f"{slot.key}: turned back, it is not {slot.local_key} of the source")
-        sums[slot.key] = google_crc32c.value(bytes_of(array))
-        advance("tensors", min(len(sums), len(source.slots)), len(source.slots))
+        advance("tensors", next(count), len(source.slots))
         return array
 
-    def counter(key: str, count: np.ndarray) -> np.ndarray:
-        sums[key] = google_crc32c.value(bytes_of(count))
-        return count
-
     entries = {slot.key: (_shape_of(source, slot), partial(canonical, slot)) for slot in source.slots}
-    entries |= {key: ((), partial(counter, key, count)) for key, count in counters(entries).items()}
     written = write_shards(folder, LazyTensors(entries), max_shard_size)
+    digests = dict(written.tensors)
     for done, (key, array) in enumerate(read_tensors(folder), 1):
-        if google_crc32c.value(bytes_of(array)) != sums.pop(key):
+        if digest_of(array) != digests.pop(key):
             raise ValueError(f"{key}: what is on disk is not what was written. Is the disk faulty?")
-        advance("reading back", done, len(entries))
-    check_keys([], sums, folder)
+        advance("reading back", done, len(written.tensors))
+    check_keys([], digests, folder)
     return written, zeros
 
 
@@ -231,12 +226,9 @@ def _verify(source: SourceCheckpoint, folder: Path, expected: recorded.Reference
     return stages
 
 
-def _shape_of(source: SourceCheckpoint, slot) -> tuple[int, ...]:
-    shape = source.tensors.shape(slot.local_key)
-    try:
-        return permute(np.broadcast_to(np.float32(0), shape), slot.local_axes, slot.axes).shape
-    except ValueError as error:
-        raise ValueError(f"{slot.local_key} (for {slot.key}): {error}. Is this another model or size?") from None
+def _shape_of(source: SourceCheckpoint, slot: Slot) -> tuple[int, ...]:
+    shape, name = source.tensors.shape(slot.local_key), f"{slot.local_key} (for {slot.key})"
+    return permuted_shape(shape, slot.local_axes, slot.axes, name)
 
 
 def _write_config(source: SourceCheckpoint, folder: Path) -> None:
@@ -371,7 +363,7 @@ def convert_back(
     tensors = LazyTensors({key: entry for key, entry in entries.items() if not key.endswith(COUNTER)})
     check_keys([slot.key for slot in slots], tensors, folder)
 
-    def original(slot) -> np.ndarray:
+    def original(slot: Slot) -> np.ndarray:
         return permute(float32(tensors[slot.key], slot.key), slot.axes, slot.local_axes)
 
     model = verification.load_model(found, folder)  # compares every shape with config.json

@@ -1,17 +1,14 @@
 """What a conversion says of itself: its report, the check of a folder against it, the model card, a table."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
 from kakao_models.align.config import BERT_SIZES
 from kakao_models.align.efficientnet import name_of
-from kakao_models.checkpoint.shards import bytes_of, read_tensors
+from kakao_models.checkpoint.shards import digest_of, read_tensors
 from kakao_models.conversion.card import Card, in_transformers
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.evaluate.results import Result
@@ -111,10 +108,6 @@ def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
 
 def _size_of(sizes: Mapping[str, tuple], numbers: tuple) -> str | None:
     return next((name for name, size in sizes.items() if size == numbers), None)
-
-
-def digest_of(array: np.ndarray) -> str:
-    return hashlib.sha256(bytes_of(array)).hexdigest()
 
 
 def versions() -> dict[str, str]:
