@@ -26,12 +26,12 @@ from kakao_models.checkpoint.flax import (
     FlaxLoading,
     FlaxModelOutput,
     LayerNorm,
-    check_images,
     compute_dtype,
     output_class,
     run_layer,
     wide_dtype,
 )
+from kakao_models.checkpoint.pretrained import check_images
 from kakao_models.checkpoint.weightmap import Slot
 
 

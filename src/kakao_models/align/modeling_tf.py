@@ -26,7 +26,6 @@ from kakao_models.checkpoint.keras import (
     TFPreTrainedModel,
     activation,
     at_least_float32,
-    check_images,
     convolution,
     dense,
     embedding,
@@ -34,6 +33,7 @@ from kakao_models.checkpoint.keras import (
     image_signatures,
     layer_norm,
 )
+from kakao_models.checkpoint.pretrained import check_images
 
 
 class TFAlignOutput(ModelOutput):

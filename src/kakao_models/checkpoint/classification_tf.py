@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kakao_models.checkpoint.classification import problem_type_of
 from kakao_models.checkpoint.keras import ModelOutput, at_least_float32, global_count
 
 
@@ -34,28 +35,11 @@ class TFImageClassifier:
     def _loss_of_each(self, logits, labels):
         """(B, classes), labels → (B,)."""
         logits, labels = at_least_float32(logits), ops.convert_to_tensor(labels)
-        single = len(labels.shape) == 1 or labels.shape[1:] == (1,)
-        kind = self.config.problem_type
-        if kind is None and self.num_labels == 1:
-            kind = "regression"
-        elif kind is None:
-            whole = "int" in keras.backend.standardize_dtype(labels.dtype)
-            kind = "single_label_classification" if whole and single else "multi_label_classification"
-        counts = labels.shape[0], logits.shape[0]  # None: not known when a graph is made
-        if None not in counts and counts[0] != counts[1]:
-            raise ValueError(f"{type(self).__name__}: got labels of {counts[0]} images for {counts[1]} images")
-        if kind == "single_label_classification" and single:
-            labels = ops.reshape(labels, (-1,))
-            return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        if kind == "regression" and single and self.num_labels == 1:
-            labels = ops.reshape(labels, (-1, 1))
-        if kind == "single_label_classification" or tuple(labels.shape[1:]) != tuple(logits.shape[1:]):
-            raise ValueError(
-                f"{type(self).__name__}: labels of shape {tuple(labels.shape)} and type "
-                f"{keras.backend.standardize_dtype(labels.dtype)} are none of {kind} with {self.num_labels} classes. Expected "
-                f"whole numbers (batch,), or numbers in [0, 1] (batch, {self.num_labels})"
-            )
-        labels = ops.cast(labels, logits.dtype)
+        dtype = keras.backend.standardize_dtype(labels.dtype)
+        kind = problem_type_of(self, tuple(labels.shape), dtype, tuple(logits.shape))
+        if kind == "single_label_classification":
+            return ops.sparse_categorical_crossentropy(ops.reshape(labels, (-1,)), logits, from_logits=True)
+        labels = ops.cast(ops.reshape(labels, (-1, self.num_labels)), logits.dtype)
         if kind == "regression":
             return ops.mean(ops.square(logits - labels), -1)
         return ops.sum(ops.relu(logits) - logits * labels + ops.softplus(-ops.abs(logits)), -1)

@@ -4,6 +4,7 @@ import difflib
 import functools
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -41,6 +42,11 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that may be a single number."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def name_of_size(sizes: Mapping[str, tuple], size: tuple) -> str | None:
+    """The name of a published size; None where it is another."""
+    return next((name for name, published in sizes.items() if published == size), None)
 
 
 class StrictConfig(PreTrainedConfig):

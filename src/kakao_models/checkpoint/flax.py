@@ -57,17 +57,11 @@ def output_class(cls: type) -> type:
     return cls
 
 
-class FlaxModelOutput:
-    """Access as of transformers' `ModelOutput`: by attribute, by name, by position; fields that are None are left out."""
+class FlaxModelOutput(Mapping):
+    """Fields by attribute, by name and by position, as in transformers' `ModelOutput`; those that are None are left out."""
 
     def keys(self) -> list[str]:
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
-
-    def values(self) -> list[Any]:
-        return [getattr(self, name) for name in self.keys()]
-
-    def items(self) -> list[tuple[str, Any]]:
-        return list(zip(self.keys(), self.values()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -75,13 +69,10 @@ class FlaxModelOutput:
     def __len__(self) -> int:
         return len(self.keys())
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.keys()
-
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]
-        if key not in self:
+        if key not in self.keys():
             raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self.keys())}")
         return getattr(self, key)
 
@@ -124,26 +115,6 @@ def run_layer(encoder: nnx.Module, layer: nnx.Module, *inputs: Any):
 
 
 # --- models
-
-
-def check_images(model: "FlaxLoading", pixel_values: jax.Array) -> None:
-    """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
-    channels, shape = model.config.num_channels, getattr(pixel_values, "shape", None)
-    if shape is None or len(shape) != 4 or shape[1] != channels:
-        got = (None if pixel_values is None else f"a {type(pixel_values).__name__}") if shape is None else tuple(shape)
-        hint = (
-            ". Channels come first: transpose(0, 3, 1, 2)" if shape and len(shape) == 4 and shape[3] == channels else ""
-        )
-        if isinstance(pixel_values, Mapping):
-            hint = ". Arguments go by name: model(**inputs)"
-        raise ValueError(
-            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}"
-        )
-    if not jnp.issubdtype(pixel_values.dtype, jnp.floating):
-        raise ValueError(
-            f"{type(model).__name__}: pixel_values must be floating-point numbers in [-1, 1], as the image processor gives "
-            f"them, got {pixel_values.dtype}"
-        )
 
 
 class _Config:
@@ -225,9 +196,6 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
     @property
     def config(self) -> PreTrainedConfig:
         return self._config.value
-
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
 
     @classmethod
     def from_pretrained(

@@ -106,9 +106,6 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         self.config = config
         self.built = True
 
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
-
     def __call__(self, *args: Any, **kwargs: Any):
         """`model(pixels)`, `model(pixel_values=pixels)` or, as `fit` and Keras' functional models give inputs, a mapping of
         arguments: `model({"pixel_values": pixels}, training=True)`.
@@ -266,24 +263,6 @@ def activation(name: str):
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown here; there are {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
-
-
-def check_images(model: TFPreTrainedModel, pixel_values: Tensor) -> None:
-    """Raises ValueError where these are no (B, channels, height, width) of numbers with a fraction."""
-    channels, shape = model.config.num_channels, getattr(pixel_values, "shape", None)
-    if shape is None or len(shape) != 4 or shape[1] != channels:
-        got = (None if pixel_values is None else f"a {type(pixel_values).__name__}") if shape is None else tuple(shape)
-        hint = (
-            ". Channels come first: transpose(0, 3, 1, 2)" if shape and len(shape) == 4 and shape[3] == channels else ""
-        )
-        raise ValueError(
-            f"{type(model).__name__}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}"
-        )
-    if "float" not in keras.backend.standardize_dtype(pixel_values.dtype):
-        raise ValueError(
-            f"{type(model).__name__}: pixel_values must be floating-point numbers in [-1, 1], as the image processor gives "
-            f"them, got {keras.backend.standardize_dtype(pixel_values.dtype)}"
-        )
 
 
 def at_least_float32(x: Tensor):

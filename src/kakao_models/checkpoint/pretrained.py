@@ -21,7 +21,7 @@ from kakao_models.checkpoint.config import StrictConfig
 from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import pin
 from kakao_models.checkpoint.shards import write_shards
-from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, misfit, outside
+from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, TensorPatterns
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
 from kakao_models.files.sizes import parse_bytes
@@ -48,7 +48,7 @@ class Replaced:
         raise AttributeError(f"{owner.__name__} has no {self.name}. {self.instead}")
 
 
-class PretrainedLoading:
+class PretrainedLoading(TensorPatterns):
     """Mixin of our Keras and NNX models: `from_pretrained`, `save_pretrained`, `push_to_hub`.
 
     Loading is a bijection: every tensor of the file is used once, every variable is filled once. The base class of a
@@ -59,10 +59,6 @@ class PretrainedLoading:
         key_prefix: what stands before the keys of the base model ("vit.") in a checkpoint of the whole, and does not in
             one of the base model alone.
         is_base: whether this class is that base model.
-        tensors_elsewhere: patterns of keys that a complete checkpoint has and this class has no use for (the other
-            tower, a head), which it may therefore skip.
-        tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
-        tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
         arguments_replaced: what to write instead of arguments of transformers 4's classes, by their names.
     """
 
@@ -70,9 +66,6 @@ class PretrainedLoading:
     config_class: ClassVar[type[StrictConfig]]
     key_prefix: ClassVar[str] = ""
     is_base: ClassVar[bool] = False
-    tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
-    tensors_replaceable: ClassVar[tuple[str, ...]] = ()
-    tensors_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
     arguments_replaced: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("from_pt", "from_tf", "from_flax", "use_safetensors"),
         "Leave it out: one model.safetensors is for all frameworks",
@@ -107,6 +100,9 @@ class PretrainedLoading:
     def _options_of(cls, config: PreTrainedConfig, stored: StoredTensors, options: dict) -> dict:
         """The arguments of `_build`, where the file has a say in them."""
         return options
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
 
     # --- loading
 
@@ -175,33 +171,25 @@ class PretrainedLoading:
         slots, variables = self._slots(), self._variables()
         if unnamed := variables.keys() ^ {slot.local_key for slot in slots}:
             raise ValueError(f"{type(self).__name__}: the weight table and the variables differ: {sorted(unnamed)}")
-        replaceable = self.tensors_replaceable if may_replace else ()
         expected = {slot.key: slot for slot in slots}
-        problems = {key: f"missing {key}" for key in outside(expected.keys() - stored.keys(), replaceable)}
-        unknown = outside(stored.keys() - expected.keys(), self.tensors_elsewhere + replaceable)
-        problems |= {key: f"unknown {key}" for key in unknown}
-        fitting = []
-        for key in sorted(expected.keys() & stored.keys()):
-            slot, (shape, _) = expected[key], stored[key]
-            fits = _canonical_shape(variables[slot.local_key], slot)
-            if shape == fits:
-                fitting.append(slot)
-            elif outside([key], replaceable):
-                problems[key] = f"{key}: the file has {shape}, the model wants {fits}"
-        if problems:
-            raise ValueError(misfit(source, type(self), problems))
-        for slot in fitting:
+        shapes = {
+            key: (stored[key][0], _canonical_shape(variables[slot.local_key], slot))
+            for key, slot in expected.items()
+            if key in stored
+        }
+        mismatched = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
+        missing, unknown = expected.keys() - stored.keys(), stored.keys() - expected.keys()
+        self._check_tensors(source, missing, unknown, mismatched, may_replace)
+        for key in sorted(shapes.keys() - mismatched.keys()):
+            slot = expected[key]
             variable = variables[slot.local_key]
             array = permute(stored[slot.key][1](), slot.axes, slot.local_axes)
             self._fill(variable, np.asarray(array, _numpy_type(variable.dtype)))
 
     def copy_from(self, part: "PretrainedLoading") -> None:
         """Takes over every tensor of a model that is a part of this one, such as a tower."""
-        own, variables, others = (
-            {slot.key: slot.local_key for slot in self._slots()},
-            self._variables(),
-            part._variables(),
-        )
+        own = {slot.key: slot.local_key for slot in self._slots()}
+        variables, others = self._variables(), part._variables()
         for slot in part._slots():
             variable = variables[own[slot.key]]
             self._fill(variable, np.asarray(others[slot.local_key], _numpy_type(variable.dtype)))
@@ -262,6 +250,25 @@ class PretrainedLoading:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             return upload(Path(folder), repo_id, **upload_options)
+
+
+def check_images(model: PretrainedLoading, pixel_values: Any) -> None:
+    """Raises ValueError where these are not floating-point images (B, channels, height, width)."""
+    name, channels, shape = type(model).__name__, model.config.num_channels, getattr(pixel_values, "shape", None)
+    if shape is None or len(shape) != 4 or shape[1] != channels:
+        got, hint = shape and tuple(shape), ""
+        if shape is None and pixel_values is not None:
+            got = f"a {type(pixel_values).__name__}"
+        if isinstance(pixel_values, Mapping):
+            hint = ". Arguments go by name: model(**inputs)"
+        elif shape is not None and len(shape) == 4 and shape[3] == channels:
+            hint = ". Channels come first: transpose(0, 3, 1, 2)"
+        raise ValueError(f"{name}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}")
+    dtype = getattr(pixel_values.dtype, "name", str(pixel_values.dtype))  # a type of TensorFlow's has a name
+    if "float" not in dtype:
+        raise ValueError(
+            f"{name}: pixel_values must be floating-point numbers in [-1, 1], as the image processor gives them, got {dtype}"
+        )
 
 
 def find_variable(model: Any, path: str) -> Any:

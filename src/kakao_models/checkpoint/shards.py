@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 
 from kakao_models.checkpoint.formats import read_safetensors
 from kakao_models.checkpoint.tensors import COUNTER, LazyTensors
-from kakao_models.files.atomic import write_text
+from kakao_models.files.atomic import replacing, write_text
 
 WEIGHTS = "model.safetensors"
 
@@ -59,31 +58,22 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"{key}: dtype {dtype}, expected one of {', '.join(DTYPE_NAMES)}")
     keys = sorted(kinds, key=lambda key: (-_width(kinds[key][0]), key))  # widest first keeps every tensor aligned
-    unfinished = path.with_name(path.name + ".unfinished")
     written, whole = Written(), hashlib.sha256()
-    try:
-        with ThreadPoolExecutor(2) as pool, open(unfinished, "wb") as stream:
-            header = _header({key: kinds[key] for key in keys})
-            whole.update(header)
-            stream.write(header)
-            for key in keys:
-                array = arrays[key]
-                if array_kind(array) != kinds[key]:
-                    raise ValueError(
-                        f"{key}: got {array.dtype} {array.shape}, expected {' '.join(map(str, kinds[key]))}"
-                    )
-                part, data = hashlib.sha256(), bytes_of(array).data
-                hashing = [pool.submit(digest.update, data) for digest in (part, whole)]
-                stream.write(data)
-                for job in hashing:
-                    job.result()
-                written.tensors[key] = part.hexdigest()
-                del array, data, hashing, job  # before the next is read
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, ThreadPoolExecutor(2) as pool, open(unfinished, "wb") as stream:
+        header = _header({key: kinds[key] for key in keys})
+        whole.update(header)
+        stream.write(header)
+        for key in keys:
+            array = arrays[key]
+            if array_kind(array) != kinds[key]:
+                raise ValueError(f"{key}: got {array.dtype} {array.shape}, expected {' '.join(map(str, kinds[key]))}")
+            part, data = hashlib.sha256(), bytes_of(array).data
+            hashing = [pool.submit(digest.update, data) for digest in (part, whole)]
+            stream.write(data)
+            for job in hashing:
+                job.result()
+            written.tensors[key] = part.hexdigest()
+            del array, data, hashing, job  # before the next is read
     written.files[path.name] = whole.hexdigest()
     return written
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -89,22 +89,55 @@ def shape_of(shapes: Mapping[str, tuple[int, ...]], key: str, axes: int) -> tupl
     return shapes[key]
 
 
-class _Loading(Protocol):
-    """`PretrainedLoading` or `BijectiveLoading`."""
+class TensorPatterns:
+    """Base of the classes that load a checkpoint as a bijection: which of its tensors they may skip, replace or rename.
 
-    tensors_replaceable: ClassVar[tuple[str, ...]]
+    Class attributes:
+        tensors_elsewhere: patterns of keys that a complete checkpoint has and this class has no use for (the other
+            tower, a head), which it may therefore skip.
+        tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
+        tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
+    """
+
+    tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
+    tensors_replaceable: ClassVar[tuple[str, ...]] = ()
+    tensors_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @classmethod
+    def _check_tensors(
+        cls,
+        source: Any,
+        missing: Iterable[str],
+        unknown: Iterable[str],
+        mismatched: Mapping[str, Any],
+        may_replace: bool,
+    ) -> None:
+        """Refuses a file that does not hold every tensor of the model once.
+
+        Args:
+            missing, unknown: keys that only the model has, and keys that only the file has.
+            mismatched: key → (shape in the file, shape in the model), where they differ.
+            may_replace: whether `tensors_replaceable` may start anew.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape; the message names each one.
+        """
+        replaceable = cls.tensors_replaceable if may_replace else ()
+        problems = {key: f"missing {key}" for key in _outside(missing, replaceable)}
+        problems |= {key: f"unknown {key}" for key in _outside(unknown, cls.tensors_elsewhere + replaceable)}
+        for key in _outside(mismatched, replaceable):
+            stored, expected = mismatched[key]
+            problems[key] = f"{key}: the file has {stored}, the model wants {expected}"
+        if not problems:
+            return
+        lines = list(problems.values())
+        shown = "\n  ".join(lines[:20] + [f"... and {len(lines) - 20} more"] * (len(lines) > 20))
+        advice = "Is this another model or size, or does config.json belong to another checkpoint?"
+        if not _outside(problems, cls.tensors_replaceable):
+            advice = "A head of another size starts anew with ignore_mismatched_sizes=True"
+        raise ValueError(f"{source} does not hold the weights of this {cls.__name__}:\n  {shown}\n{advice}")
 
 
-def misfit(source: Any, model: type[_Loading], problems: Mapping[str, str]) -> str:
-    """What to say of a checkpoint that is not one of `model`; `problems` are by key."""
-    lines = list(problems.values())
-    shown = "\n  ".join(lines[:20] + [f"... and {len(lines) - 20} more"] * (len(lines) > 20))
-    advice = "Is this another model or size, or does config.json belong to another checkpoint?"
-    if not outside(problems, model.tensors_replaceable):
-        advice = "A head of another size starts anew with ignore_mismatched_sizes=True"
-    return f"{source} does not hold the weights of this {model.__name__}:\n  {shown}\n{advice}"
-
-
-def outside(keys: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+def _outside(keys: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
     """The keys that no pattern matches."""
     return sorted(key for key in keys if not any(re.match(pattern, key) for pattern in patterns))

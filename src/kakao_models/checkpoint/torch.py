@@ -4,33 +4,22 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 
 from kakao_models.checkpoint.formats import find_weights
 from kakao_models.checkpoint.hub import cached_only, hub_arguments, pin, resolve
-from kakao_models.checkpoint.tensors import misfit, outside
+from kakao_models.checkpoint.tensors import TensorPatterns
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_FILES = {"variant", "use_safetensors", "gguf_file", "state_dict"}  # arguments by which transformers reads others
 _MOST_MISSING = 2**28  # numbers, a gigabyte; of what may be missing, a head of 21,841 classes has 22 million
 
 
-class BijectiveLoading:
-    """Mixin for `PreTrainedModel` classes: every tensor of the file is used once, every variable is filled once.
-
-    Class attributes:
-        tensors_elsewhere: patterns of keys that a complete checkpoint has and this class has no use for (the other
-            tower, a head), which it may therefore skip.
-        tensors_replaceable: patterns of keys that `ignore_mismatched_sizes=True` may leave freshly initialised.
-        tensors_renamed: (pattern, replacement) for keys that other checkpoints have for the same tensors.
-    """
-
-    tensors_elsewhere: ClassVar[tuple[str, ...]] = ()
-    tensors_replaceable: ClassVar[tuple[str, ...]] = ()
-    tensors_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
+class BijectiveLoading(TensorPatterns):
+    """Mixin for `PreTrainedModel` classes: every tensor of the file is used once, every variable is filled once."""
 
     @classmethod
     def from_pretrained(
@@ -67,7 +56,10 @@ class BijectiveLoading:
             raise OSError(
                 f"{source}: the weights are no readable safetensors file ({error}). Is the download complete?"
             ) from error
-        cls._check(info, source, may_replace)
+        mismatched = {key: (tuple(stored), tuple(expected)) for key, stored, expected in info["mismatched_keys"]}
+        cls._check_tensors(
+            source or "state_dict", info["missing_keys"], info["unexpected_keys"], mismatched, may_replace
+        )
         if cls.tensors_renamed:
             model._weight_conversions = None  # or `save_pretrained` gives tensors back the names of the file
         return (model, info) if with_info else model
@@ -80,7 +72,7 @@ class BijectiveLoading:
                 file.chmod(config.stat().st_mode)  # safetensors makes them 0600
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *arguments, **options):
-        """transformers', which gives memory to all that a file does not have as config.json says, before `_check` can refuse it."""
+        """transformers', which gives memory to all that a file does not have as config.json says, before `_check_tensors` can refuse it."""
         numbers = sum(self.get_parameter_or_buffer(key).numel() for key in missing_keys)
         if numbers > _MOST_MISSING:
             raise ValueError(
@@ -88,20 +80,6 @@ class BijectiveLoading:
                 f"{numbers:,} numbers, {min(missing_keys)} among them. Does config.json belong to another checkpoint?"
             )
         super()._move_missing_keys_from_meta_to_device(missing_keys, *arguments, **options)
-
-    @classmethod
-    def _check(cls, info: dict, source, may_replace: bool) -> None:
-        replaceable = cls.tensors_replaceable if may_replace else ()
-        missing = outside(info["missing_keys"], replaceable)
-        unknown = outside(info["unexpected_keys"], cls.tensors_elsewhere + replaceable)
-        problems = {key: f"missing {key}" for key in missing} | {key: f"unknown {key}" for key in unknown}
-        problems |= {
-            key: f"{key}: the file has {tuple(got)}, the model wants {tuple(expected)}"
-            for key, got, expected in sorted(info["mismatched_keys"])
-            if key in outside([key], replaceable)
-        }
-        if problems:
-            raise ValueError(misfit(source or "state_dict", cls, problems))
 
 
 @contextlib.contextmanager

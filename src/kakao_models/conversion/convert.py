@@ -26,7 +26,7 @@ from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
 from kakao_models.conversion import recorded, verification
 from kakao_models.conversion.folder import download
 from kakao_models.conversion.object_graph import SUFFIX
-from kakao_models.conversion.read import located, read_source
+from kakao_models.conversion.read import read_source
 from kakao_models.conversion.report import REPORT, model_card, recognised, versions
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import write_checkpoint
@@ -79,7 +79,9 @@ def convert(
         ValueError: a broken or unknown checkpoint, a temperature that is not above 0, weights that are all zero; `VerificationError` if the result does not compute what the source does.
         OSError: `output` is there already, or can't be written.
     """
-    read = read_source(located(source, revision=revision), weights=weights, expected=family, **overrides)
+    if not os.path.exists(source) and not os.path.exists(f"{source}.index"):
+        source = download(source, revision=revision)
+    read = read_source(source, weights=weights, expected=family, **overrides)
     if labels is not None:
         _name_classes(read, labels)
     if tokenizer is not None and read.family != "align":
@@ -240,28 +242,11 @@ def _write_config(source: SourceCheckpoint, folder: Path) -> None:
 
 
 def _write_image_processor(source: SourceCheckpoint, folder: Path) -> None:
-    if source.image_processor is not None:
-        processor = source.image_processor()
-        if processor is None:
-            return
-    elif source.family == "vit":
-        from kakao_models.vit.processing import ViTImageProcessor
-
-        size = source.config.image_size
-        if source.config.representation_size:  # as the pretraining program evaluates
-            shorter = {"shortest_edge": round(size * 256 / 224)}
-            fields = dict(size=shorter, resample=4, do_center_crop=True, crop_size=size)
-        else:
-            fields = dict(size=size)
-        processor = ViTImageProcessor(preprocessing="tf", **fields)
-    else:
-        from kakao_models.align.processing import AlignImageProcessor
-
-        crop = source.config.vision_config.image_size
-        processor = AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop)
+    if source.image_processor is None:
+        return
     if source.family == "align":
-        processor.processor_class = "AlignProcessor"
-    processor.save_pretrained(folder)
+        source.image_processor.processor_class = "AlignProcessor"
+    source.image_processor.save_pretrained(folder)
 
 
 def _write_tokenizer(source: SourceCheckpoint, folder: Path, chosen: str | None) -> None:

@@ -1,17 +1,17 @@
 """An EfficientNet that others published, as a source of a conversion: the image tower alone."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kakao_models.align.processing import AlignImageProcessor
 from kakao_models.align.towers import read_published
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.checkpoint.weightmap import permuted
+from kakao_models.conversion.recognize import check_overrides
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
-from kakao_models.pixels.processor import ImageProcessor
 
 
 def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides: Any) -> SourceCheckpoint:
@@ -26,9 +26,7 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides:
         ValueError: as of `read_published`; or an override that contradicts the tensors.
     """
     tower = read_published(path, image_size=image_size)
-    for name, value in overrides.items():
-        if value is not None and getattr(tower.config, name, None) != value:
-            raise ValueError(f"{name}: you say {value}, the tensors say {getattr(tower.config, name, None)}")
+    check_overrides(overrides, [tower.config])
     slots = [replace(slot, key=slot.key.removeprefix("vision_model.")) for slot in align_tpu_slots(tower.config)]
     entries = {slot.key: (tower.tensors.shape(slot.key), partial(tower.tensors.get, slot.key)) for slot in slots}
     return SourceCheckpoint(
@@ -36,20 +34,11 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides:
         config=tower.config,
         slots=slots,
         tensors=LazyTensors({s.local_key: permuted(entries[s.key], s.axes, s.local_axes, s.key) for s in slots}),
-        key_layout=None,
-        weights="raw",
-        has_averages=False,
         skipped=dict(tower.skipped),
         files=tower.files,
         kind=tower.kind,
         names={slot.local_key: tower.names.get(slot.key, "constant") for slot in slots},
         assumed=tower.assumed,
-        image_processor=partial(_image_processor, tower.preprocessing),
+        image_processor=AlignImageProcessor(**tower.preprocessing),
         license={"license": "apache-2.0"} if path.suffix == ".h5" else {},  # a state dict may be anybody's
     )
-
-
-def _image_processor(fields: Mapping[str, Any]) -> ImageProcessor:
-    from kakao_models.align.processing import AlignImageProcessor
-
-    return AlignImageProcessor(**fields)

@@ -6,7 +6,6 @@ The folder's config.json stays what it says. Nothing of a file is run.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from kakao_models.checkpoint.hub import (
 from kakao_models.checkpoint.kinds import kind_of, whole_keys
 from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, check_keys
 from kakao_models.checkpoint.weightmap import Slot, permuted
+from kakao_models.conversion.recognize import check_overrides
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.vit.config import ViTConfig
@@ -87,25 +87,24 @@ def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
         raise ValueError(f"{folder}: no conversion is known of model_type {model_type!r}")
     weights = whole_keys(weights, model_type)
     family, slots, key_layout = _ORIGINALS[model_type](config, {key: entry for key, (_, entry) in weights.items()})
-    _compare(config, overrides, folder)
+    parts = [config, *(getattr(config, name) for name in config.sub_configs)]
+    check_overrides(overrides, parts, f"{folder / 'config.json'} says")
     homes = [_foreign(slot, dialect) for slot in slots]  # name in the files, axes
     check_keys([key for key, _ in homes], weights, ", ".join(map(str, files)))
-    found = {slot.local_key: (slot, *weights[key], axes) for slot, (key, axes) in zip(slots, homes)}
+    matches = {slot.local_key: (slot, *weights[key], axes) for slot, (key, axes) in zip(slots, homes)}
     return SourceCheckpoint(
         family=family,
         config=config,
         slots=slots,
         tensors=LazyTensors(
-            {ours: permuted(entry, axes, slot.local_axes, key) for ours, (slot, key, entry, axes) in found.items()}
+            {ours: permuted(entry, axes, slot.local_axes, key) for ours, (slot, key, entry, axes) in matches.items()}
         ),
         key_layout=key_layout,
-        weights="raw",
-        has_averages=False,
         skipped={"buffer": len(buffers)} if buffers else {},
         files=[*files, folder / "config.json"],
         kind=f"{name} of a Hub folder",
-        names={ours: key for ours, (_, key, _, _) in found.items()},
-        image_processor=partial(_image_processor, family, folder),
+        names={ours: key for ours, (_, key, _, _) in matches.items()},
+        image_processor=_image_processor(family, folder),
         tokenizer=folder if family == "align" and _has(folder, TOKENIZER_FILES) else None,
         license=_license(folder / CARD),
     )
@@ -165,14 +164,6 @@ def _foreign(slot: Slot, dialect: Mapping) -> tuple[str, str]:
     return f"{module}.{leaf}" if module else leaf, axes
 
 
-def _compare(config: AlignConfig | AlignVisionConfig | ViTConfig, overrides: Mapping, folder: Path) -> None:
-    parts = [config, *(getattr(config, name) for name in config.sub_configs)]
-    for name, value in overrides.items():
-        found = [getattr(part, name) for part in parts if hasattr(part, name)]
-        if value is not None and value not in found:
-            raise ValueError(f"{name}: you say {value}, {folder / 'config.json'} says {', '.join(map(str, found))}")
-
-
 def _has(folder: Path, names: Sequence[str]) -> bool:
     return any((folder / name).is_file() for name in names)
 
@@ -180,5 +171,5 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
 def _image_processor(family: str, folder: Path) -> ImageProcessor | None:
     if not _has(folder, PROCESSOR_FILES):
         return None
-    name = "ViTImageProcessor" if family == "vit" else "AlignImageProcessor"
-    return getattr(kakao_models, name).from_pretrained(folder)
+    processor = kakao_models.ViTImageProcessor if family == "vit" else kakao_models.AlignImageProcessor
+    return processor.from_pretrained(folder)

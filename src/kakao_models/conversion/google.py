@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, check_keys, float32
-from kakao_models.conversion.recognize import vit_config
+from kakao_models.conversion.recognize import check_overrides, vit_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
-from kakao_models.pixels.processor import ImageProcessor
+from kakao_models.vit.processing import ViTImageProcessor
 from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 
 _LAYER, _BLOCK = "enc_layers/{}/", "Transformer/encoderblock_{}/"
@@ -79,30 +79,19 @@ def read_npz(path: Path, **overrides: Any) -> SourceCheckpoint:
     check_keys([theirs for theirs, _ in names.values()], stored, path)
     tensors = LazyTensors({ours: _flat(path, theirs, axes, stored[theirs]) for ours, (theirs, axes) in names.items()})
     heads = stored[_ATTENTION.format(0) + "query/kernel"][0][1]
-    asked = overrides.pop("num_attention_heads", None)
-    if asked not in (None, heads):
-        raise ValueError(f"num_attention_heads: you say {asked}, the tensors say {heads}")
-    shapes = {key: tensors.shape(key) for key in tensors}
-    config, _ = vit_config(shapes, num_attention_heads=heads, **overrides)
+    config, _ = vit_config({key: tensors.shape(key) for key in tensors}, num_attention_heads=heads)
+    check_overrides(overrides, [config])
     return SourceCheckpoint(
         family="vit",
         config=config,
         slots=vit_tpu_slots(config, key_layout),
         tensors=tensors,
         key_layout=key_layout,
-        weights="raw",
-        has_averages=False,
         files=[path],
         kind="Google's published .npz",
         names={ours: theirs for ours, (theirs, _) in names.items()},
-        image_processor=partial(_image_processor, config.image_size),
+        image_processor=ViTImageProcessor(preprocessing="tf", size=config.image_size),
     )
-
-
-def _image_processor(size: int) -> ImageProcessor:
-    from kakao_models.vit.processing import ViTImageProcessor
-
-    return ViTImageProcessor(preprocessing="tf", size=size)
 
 
 def _flat(path: Path, key: str, axes: str, entry: TensorEntry) -> TensorEntry:

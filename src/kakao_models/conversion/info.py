@@ -1,6 +1,5 @@
 """What a checkpoint is, from its config and the headers of its files: no weights are read, no framework runs."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -8,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from kakao_models.checkpoint.config import name_of_size
 from kakao_models.checkpoint.formats import WEIGHT_FILES, find_weights, read_weights
 from kakao_models.checkpoint.hub import (
     PROCESSOR_FILES,
@@ -103,7 +105,7 @@ def _align(config: dict, parameters: dict[str, int]) -> dict:
     image_tower = _efficientnet(config.vision_config, _count(parameters, ("vision_model.", "visual_projection.")))
     text_tower = {
         "kind": "BERT",
-        "size": _published(BERT_SIZES, (text.num_hidden_layers, text.hidden_size)),
+        "size": name_of_size(BERT_SIZES, (text.num_hidden_layers, text.hidden_size)),
         "layers": text.num_hidden_layers,
         "width": text.hidden_size,
         "heads": text.num_attention_heads,
@@ -146,7 +148,7 @@ def _vit(config: dict, parameters: dict[str, int]) -> dict:
     config = ViTConfig.from_dict(config)
     tower = {
         "kind": "ViT",
-        "size": _published(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)),
+        "size": name_of_size(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)),
         "image_size": config.image_size,
         "patch": config.patch_size,
         "layers": config.num_hidden_layers,
@@ -164,10 +166,6 @@ def _classes(config, parameters: dict[str, int]) -> int:
 
 
 _TOWERS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
-
-
-def _published(sizes: dict[str, tuple], numbers: tuple) -> str | None:
-    return next((name for name, size in sizes.items() if size == numbers), None)
 
 
 def _count(parameters: dict[str, int], prefixes: tuple[str, ...]) -> int:
@@ -217,23 +215,13 @@ def _of_pickle(tensors: Mapping[str, PickledTensor]) -> dict[str, dict]:
 
 
 def _header(path: Path) -> dict[str, dict]:
-    """Names, dtypes and shapes of a safetensors file: eight bytes of length, then JSON."""
+    """Names, dtypes and shapes of a safetensors file."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError(f"its header is said to be {length} bytes long")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        described = {name: {"dtype": entry["dtype"], "shape": entry["shape"]} for name, entry in header.items()}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        with safe_open(path, "np") as file:
+            entries = {key: file.get_slice(key) for key in file.offset_keys()}
+            return {key: {"dtype": entry.get_dtype(), "shape": entry.get_shape()} for key, entry in entries.items()}
+    except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}. Is the download complete?") from error
-    if end != path.stat().st_size:
-        raise ValueError(
-            f"{path} has {path.stat().st_size:,} bytes, its header says {end:,}. Is the download complete?"
-        )
-    return described
 
 
 def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:

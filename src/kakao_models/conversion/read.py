@@ -7,16 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kakao_models.align.config import AlignConfig
+from kakao_models.align.processing import AlignImageProcessor
 from kakao_models.align.towers import is_published
 from kakao_models.align.weights import align_tpu_slots
 from kakao_models.checkpoint.tensors import LazyTensors
 from kakao_models.conversion.efficientnet import read_efficientnet
-from kakao_models.conversion.folder import download, read_folder
+from kakao_models.conversion.folder import read_folder
 from kakao_models.conversion.google import read_npz
 from kakao_models.conversion.object_graph import SUFFIX, kind_of
 from kakao_models.conversion.recognize import align_config, family_of, vit_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import open_checkpoint
+from kakao_models.pixels.processor import ImageProcessor
+from kakao_models.vit.config import ViTConfig
+from kakao_models.vit.processing import ViTImageProcessor
 from kakao_models.vit.weights import vit_tpu_slots
 
 _AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
@@ -48,16 +53,6 @@ def read_source(
     if expected not in (None, source.family):
         raise ValueError(f"{path} holds a model of family {source.family!r}, expected {expected!r}")
     return source
-
-
-def located(source: str | os.PathLike, **where: Any) -> str | os.PathLike:
-    """`source`, if it is a path; of a checkpoint on the Hub, or inside this package, its folder.
-
-    Raises:
-        OSError: there is neither such a path nor such a checkpoint.
-    """
-    there = os.path.exists(source) or os.path.exists(f"{os.fspath(source)}.index")
-    return source if there else download(source, **where)
 
 
 def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
@@ -116,5 +111,18 @@ def _read_tensorflow(path: str | Path, weights: str | None, expected: str | None
         has_averages=bool(averages),
         skipped=dict(Counter(kind for kind in kinds.values() if kind != "weight")),
         files=list(checkpoint.files),
+        image_processor=_original_processor(config),
         assumed=assumed,
     )
+
+
+def _original_processor(config: AlignConfig | ViTConfig) -> ImageProcessor:
+    """The preprocessing of the original implementation."""
+    if isinstance(config, AlignConfig):
+        crop = config.vision_config.image_size
+        return AlignImageProcessor(preprocessing="tf", size=round(crop * 346 / 289), crop_size=crop)
+    size = config.image_size
+    if not config.representation_size:
+        return ViTImageProcessor(preprocessing="tf", size=size)
+    shorter = {"shortest_edge": round(size * 256 / 224)}  # as the pretraining program evaluates
+    return ViTImageProcessor(preprocessing="tf", size=shorter, resample=4, do_center_crop=True, crop_size=size)

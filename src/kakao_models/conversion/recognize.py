@@ -6,11 +6,12 @@ published models, or given as an override; an override that contradicts the tens
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kakao_models.align.config import AlignConfig, AlignTextConfig
 from kakao_models.align.efficientnet import match_efficientnet, numbered_layers
+from kakao_models.checkpoint.config import StrictConfig
 from kakao_models.checkpoint.tensors import shape_of
 from kakao_models.vit.config import VIT_SIZES, ViTConfig
 from kakao_models.vit.weights import TPU_KEY_LAYOUTS
@@ -67,8 +68,7 @@ def align_config(shapes: Shapes, **overrides: Any) -> AlignConfig:
         projection_dim=shape_of(shapes, "text_encoder/layer_with_weights-1/kernel", 2)[1],
         use_visual_projection="image_encoder/layer_with_weights-1/kernel" in shapes,
     )
-    found = {name: getattr(part, name) for part in (config, text, vision) for name in overrides if hasattr(part, name)}
-    _compare(overrides, found)
+    check_overrides(overrides, [config, text, vision])
     return config
 
 
@@ -103,7 +103,7 @@ def vit_config(shapes: Shapes, **overrides: Any) -> tuple[ViTConfig, str]:
         representation_size=shape_of(shapes, prefix + "representation/bias", 1)[0] if pre_logits else None,
         num_labels=shape_of(shapes, head + "/kernel", 2)[1] if head else 0,
     )
-    _compare(overrides, {name: getattr(config, name) for name in overrides if hasattr(config, name)})
+    check_overrides(overrides, [config])
     return config, key_layout
 
 
@@ -114,7 +114,17 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return len(numbers)
 
 
-def _compare(overrides: Mapping, found: Mapping) -> None:
+def check_overrides(overrides: Mapping, configs: Sequence[StrictConfig], source: str = "the tensors say") -> None:
+    """Compares sizes that the user stated with those that were recognised, of a model or of its parts.
+
+    Args:
+        overrides: field of the configuration → stated value; None is not compared.
+        source: what the recognised sizes come from, for the message.
+
+    Raises:
+        ValueError: a stated size is not the recognised one.
+    """
     for name, value in overrides.items():
-        if value is not None and found.get(name) != value:
-            raise ValueError(f"{name}: you say {value}, the tensors say {found.get(name)}")
+        recognised = [getattr(config, name) for config in configs if hasattr(config, name)]
+        if value is not None and value not in recognised:
+            raise ValueError(f"{name}: you say {value}, {source} {', '.join(map(str, recognised)) or None}")

@@ -2,12 +2,13 @@
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kakao_models.align.config import BERT_SIZES
 from kakao_models.align.efficientnet import name_of
+from kakao_models.checkpoint.config import name_of_size
 from kakao_models.checkpoint.shards import digest_of, read_tensors
 from kakao_models.conversion.card import Card, in_transformers
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
@@ -91,12 +92,12 @@ def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
     if source.family == "efficientnet":
         return [name_of(config), stated("image_size", f"{config.image_size} px")]
     if source.family == "vit":
-        size = _size_of(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads))
+        size = name_of_size(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads))
         name = f"ViT-{size.upper()}" if size else f"ViT of {config.num_hidden_layers} layers of {config.hidden_size}"
         heads = stated("num_attention_heads", f"{config.num_attention_heads} heads")
         return [f"{name}/{config.patch_size}", heads, f"{config.image_size} px", f"{config.num_labels or 'no'} classes"]
     text = config.text_config
-    size = _size_of(BERT_SIZES, (text.num_hidden_layers, text.hidden_size))
+    size = name_of_size(BERT_SIZES, (text.num_hidden_layers, text.hidden_size))
     return [
         name_of(config.vision_config),
         f"BERT-{size}" if size else f"BERT of {text.num_hidden_layers} layers of {text.hidden_size}",
@@ -104,10 +105,6 @@ def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
         stated("image_size", f"{config.vision_config.image_size} px"),
         f"tokenizer: {'its size fits' if tokenizer or source.tokenizer else 'not checked'}",
     ]
-
-
-def _size_of(sizes: Mapping[str, tuple], numbers: tuple) -> str | None:
-    return next((name for name, size in sizes.items() if size == numbers), None)
 
 
 def versions() -> dict[str, str]:
@@ -133,7 +130,7 @@ def model_card(source: SourceCheckpoint, report: dict, name: str, results: Seque
     title = {"align": "ALIGN", "efficientnet": "EfficientNet"}.get(use, "ViT")
     resizing = "Preprocessing and tokenizer are those of the source, where it has them."
     if not source.kind.endswith("Hub folder"):
-        original = source.image_processor is None or source.image_processor().preprocessing == "tf"
+        original = source.image_processor.preprocessing == "tf"
         resizing = (
             '`preprocessor_config.json` asks for the resizing of the original implementation (`"preprocessing": "tf"`).'
             if original

@@ -1,6 +1,6 @@
 """What a conversion reads, whatever file it came from: tensors by the keys and in the layout of the original checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,15 +19,14 @@ class SourceCheckpoint:
     config: AlignConfig | ViTConfig | AlignVisionConfig
     slots: list[Slot]
     tensors: LazyTensors
-    key_layout: str | None  # of ViT's keys, see TPU_KEY_LAYOUTS
-    weights: str  # "raw" or "average": which were taken
-    has_averages: bool
+    key_layout: str | None = None  # of ViT's keys, see TPU_KEY_LAYOUTS
+    weights: str = "raw"  # or "average": which were taken
+    has_averages: bool = False
     skipped: dict[str, int] = field(default_factory=dict)  # kind of key → how many were left out
     files: list[Path] = field(default_factory=list)
     kind: str = "the original program's checkpoint"
     names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
-    # Reads the source's image processor, None if it has none; without this function the original implementation's is taken.
-    image_processor: Callable[[], ImageProcessor | None] | None = None
+    image_processor: ImageProcessor | None = None  # of the source; None if it has none
     tokenizer: Path | None = None  # folder with the tokenizer of the source
     assumed: tuple[str, ...] = ()  # fields of the configuration that the source does not show and nobody stated
     # Fields of the model card; all three original implementations published under this license.

@@ -30,6 +30,7 @@ from kakao_models.conversion.bundle import (
 from kakao_models.conversion.object_graph import OBJECT_GRAPH, object_graph
 from kakao_models.conversion.sstable import MAX_BYTES, read_table, write_table
 from kakao_models.files import wire
+from kakao_models.files.atomic import replacing, write_text
 from kakao_models.files.wire import CheckpointError, within
 
 _PIECE = 1 << 20  # bytes read and checked at a time, while they are in the processor's cache
@@ -72,9 +73,7 @@ def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
     prefix = _find(Path(path))
     index = _add(prefix, ".index")
     with within(index):
-        if _size(index) > MAX_BYTES:
-            raise CheckpointError(f"{_size(index)} bytes, expected at most {MAX_BYTES}")
-        table = read_table(_read_file(index))
+        table = read_table(_read_small(index))
         if b"" not in table:
             raise CheckpointError("no header")
         with within("header"):
@@ -117,27 +116,23 @@ def write_checkpoint(
         ValueError: a dtype that isn't supported, or a key from which no graph can be made.
     """
     prefix = Path(prefix)
-    finals = [_add(prefix, ".data-00000-of-00001"), _add(prefix, ".index"), prefix.with_name("checkpoint")]
-    if finals[1].exists():
-        raise FileExistsError(f"{finals[1]} exists. Remove that checkpoint, or choose another name")
+    index = _add(prefix, ".index")
+    if index.exists():
+        raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
     if OBJECT_GRAPH in tensors:
         raise ValueError(f"{OBJECT_GRAPH} is among the tensors. Pass it as graph")
     graph = object_graph(tensors) if graph is None else graph
-    data, index, state = unfinished = [_add(path, ".unfinished") for path in finals]
-    try:
-        with open(data, "wb") as file:
-            entries = {key.encode(): _append(file, key, tensors[key]) for key in tensors}
-            entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, graph)
+    with replacing(_add(prefix, ".data-00000-of-00001")) as path, open(path, "wb") as file:
+        entries = {key.encode(): _append(file, key, tensors[key]) for key in tensors}
+        entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, graph)
         table = write_table([(b"", HEADER), *sorted(entries.items())])
         read_table(table)  # within the bounds of what is read
-        index.write_bytes(table)
-        name = "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in os.fsencode(prefix.name))
-        state.write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n')
-        for path, final in zip(unfinished, finals):
-            os.replace(path, final)
-    finally:
-        for path in unfinished:
-            path.unlink(missing_ok=True)
+    with replacing(index) as path:
+        path.write_bytes(table)
+    name = "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in os.fsencode(prefix.name))
+    write_text(
+        prefix.with_name("checkpoint"), f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+    )
     return open_checkpoint(prefix)
 
 
@@ -152,14 +147,11 @@ def _find(path: Path) -> Path:
             return path / here[0]
         raise CheckpointError(f"{path}: expected one checkpoint or a file `checkpoint` that names one, got {here[:20]}")
     with within(path / "checkpoint"):
-        if _size(path / "checkpoint") > MAX_BYTES:
-            raise CheckpointError("too large to be the text file that names the latest checkpoint")
-        found = re.findall(
-            rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)*)"', _read_file(path / "checkpoint")
-        )
-        if len(found) != 1:
-            raise CheckpointError(f"model_checkpoint_path is there {len(found)} times, expected once")
-        name = os.fsdecode(re.sub(rb"\\(?:([0-7]{1,3})|(.))", _unescape, found[0]))
+        pattern = rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)*)"'
+        names = re.findall(pattern, _read_small(path / "checkpoint"))
+        if len(names) != 1:
+            raise CheckpointError(f"model_checkpoint_path is there {len(names)} times, expected once")
+        name = os.fsdecode(re.sub(rb"\\(?:([0-7]{1,3})|(.))", _unescape, names[0]))
         parts = re.split(r"[/\\]", name)
         if ".." in parts or parts[-1] in ("", "."):
             raise CheckpointError(f"names {name!r}, expected a checkpoint in this folder")
@@ -188,10 +180,12 @@ def _size(file: Path) -> int:
     return status.st_size
 
 
-def _read_file(file: Path) -> bytes:
+def _read_small(file: Path) -> bytes:
+    """The content of an index or of the file `checkpoint`."""
+    if (size := _size(file)) > MAX_BYTES:
+        raise CheckpointError(f"{size} bytes, expected at most {MAX_BYTES}")
     try:
-        with open(file, "rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+        return file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"can't be read ({error})") from error
 

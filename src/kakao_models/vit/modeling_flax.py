@@ -20,11 +20,11 @@ from kakao_models.checkpoint.flax import (
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
     LayerNorm,
-    check_images,
     compute_dtype,
     run_layer,
     wide_dtype,
 )
+from kakao_models.checkpoint.pretrained import check_images
 from kakao_models.checkpoint.weightmap import Slot
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading

@@ -19,12 +19,12 @@ from kakao_models.checkpoint.keras import (
     TFPreTrainedModel,
     activation,
     at_least_float32,
-    check_images,
     convolution,
     dense,
     image_signatures,
     layer_norm,
 )
+from kakao_models.checkpoint.pretrained import check_images
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading
 from kakao_models.vit.weights import vit_slots
