@@ -14,24 +14,23 @@ from typing import Any
 
 import numpy as np
 
-import kakao_models
 from kakao_models.align.config import BERT_SIZES
 from kakao_models.align.efficientnet import is_lite
-from kakao_models.checkpoint.formats import read_safetensors
-from kakao_models.checkpoint.hub import described_by, read_config
-from kakao_models.checkpoint.kinds import kind_of
-from kakao_models.checkpoint.shards import Written, digest_of, read_tensors, write_shards
+from kakao_models.align.weights import align_tpu_slots
+from kakao_models.checkpoint.formats import read_weights
+from kakao_models.checkpoint.shards import WEIGHTS, Written, digest_of, read_tensors, write_shards
 from kakao_models.checkpoint.tensors import BUFFERS, COUNTER, LazyTensors, check_keys, float32
-from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
+from kakao_models.checkpoint.weightmap import Slot, permute, permuted, permuted_shape
 from kakao_models.conversion import recorded, verification
-from kakao_models.conversion.folder import download
+from kakao_models.conversion.folder import download, read_model_config
 from kakao_models.conversion.object_graph import SUFFIX
 from kakao_models.conversion.read import read_source
 from kakao_models.conversion.report import REPORT, model_card, recognised, versions
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import write_checkpoint
 from kakao_models.evaluate.results import Result
-from kakao_models.files.atomic import flush, sha256_of, unfinished, workplace
+from kakao_models.files.atomic import sha256_of, unfinished, workplace
+from kakao_models.vit.weights import vit_tpu_slots
 
 # Rows beyond the words of a tokenizer, by which a table is rounded up. BERT's cased vocabulary has 1,526 words fewer than
 # the uncased one: what a tokenizer has too few shows another one's just as well as what it has too many.
@@ -194,13 +193,11 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
         local = float32(source.tensors[slot.local_key], f"{source.files[0]}: {slot.local_key}")
         if not np.isfinite(local).all():  # the verification reads a few rows of a table only
             raise ValueError(f"{slot.local_key} has numbers that are not finite. Did the training diverge?")
-        if not local.any():
-            if ".squeeze_excite." not in slot.key or not is_lite(
-                getattr(source.config, "vision_config", source.config)
-            ):
-                if local.ndim > 1 or slot.key.endswith((".weight", "running_var")):
-                    raise ValueError(f"{slot.local_key} is all zero, as in no trained model. Is the file damaged?")
-                zeros.append(slot.key)  # biases and means start at zero
+        open_gate = ".squeeze_excite." in slot.key and is_lite(getattr(source.config, "vision_config", source.config))
+        if not local.any() and not open_gate:
+            if local.ndim > 1 or slot.key.endswith((".weight", "running_var")):
+                raise ValueError(f"{slot.local_key} is all zero, as in no trained model. Is the file damaged?")
+            zeros.append(slot.key)  # biases and means start at zero
         array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
         back = permute(array, slot.axes, slot.local_axes)
         if not np.array_equal(back.view(np.uint32), local.view(np.uint32)):  # bits: NaN is equal to nothing
@@ -221,7 +218,7 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
 
 def _verify(source: SourceCheckpoint, folder: Path, expected: recorded.Reference | None) -> list[verification.Stage]:
     """The model is gone when this returns: on Windows nobody can rename a folder whose files are mapped."""
-    model = verification.load_model(source.family, folder)
+    model = verification.load_model(folder)
     stages = verification.verify(source, model)
     if expected is not None:
         stages += recorded.verify_against(expected, model, folder)
@@ -323,47 +320,31 @@ def convert_back(
             not have.
         OSError: a file is missing, or the checkpoint is there already.
     """
-    from kakao_models.align.weights import align_tpu_slots
-    from kakao_models.vit.weights import vit_tpu_slots
-
     folder, prefix = download(folder, revision=revision), Path(prefix)
-    found = read_config(folder / "config.json").get("model_type")
-    config_class = getattr(kakao_models, kind_of(found, folder).config)
-    if family not in (None, found):
-        raise ValueError(f"{folder}: model_type is {found!r}, expected {family!r}")
-    if found not in ("align", "vit"):
+    config = read_model_config(folder)
+    model_type = config.model_type
+    if family not in (None, model_type):
+        raise ValueError(f"{folder}: model_type is {model_type!r}, expected {family!r}")
+    if model_type not in ("align", "vit"):
         raise ValueError(
-            f"{folder}: model_type is {found!r}, for which there is no original program: only an ALIGN or a ViT goes back"
+            f"{folder}: model_type is {model_type!r}, for which there is no original program: only an ALIGN or a ViT goes back"
         )
-    with described_by(folder / "config.json"):
-        config = config_class.from_pretrained(folder)
     _check_functions(config, folder)
-    slots = align_tpu_slots(config) if found == "align" else vit_tpu_slots(config, key_layout)
-    entries = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        of_file = read_safetensors(file)
-        if twice := entries.keys() & of_file.keys():
-            raise ValueError(f"{file}: {min(twice)} is in another file of {folder} too. Remove the one that is not its")
-        entries |= of_file
-    tensors = LazyTensors({key: entry for key, entry in entries.items() if not key.endswith(COUNTER)})
-    check_keys([slot.key for slot in slots], tensors, folder)
-
-    def original(slot: Slot) -> np.ndarray:
-        return permute(float32(tensors[slot.key], slot.key), slot.axes, slot.local_axes)
-
-    model = verification.load_model(found, folder)  # compares every shape with config.json
-    shown = {"num_attention_heads": (config.text_config if found == "align" else config).num_attention_heads}
-    if found == "align":
-        shown["image_size"] = config.vision_config.image_size
+    slots = align_tpu_slots(config) if model_type == "align" else vit_tpu_slots(config, key_layout)
+    entries = read_weights(folder, WEIGHTS, sorted(folder.glob("*.safetensors")))
+    check_keys([slot.key for slot in slots], [key for key in entries if not key.endswith(COUNTER)], folder)
+    tensors = {
+        slot.local_key + SUFFIX: permuted(entries[slot.key], slot.axes, slot.local_axes, slot.key)[1] for slot in slots
+    }
+    model = verification.load_model(folder)  # compares every shape with config.json
+    stated = {"num_attention_heads": (config.text_config if model_type == "align" else config).num_attention_heads}
+    if model_type == "align":
+        stated["image_size"] = config.vision_config.image_size
     with workplace(prefix, prefix) as place:
         if (index := prefix.with_name(f"{prefix.name}.index")).exists():
             raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
-        tensors_of = {slot.local_key + SUFFIX: partial(original, slot) for slot in slots}
-        written = write_checkpoint(place / prefix.name, tensors_of)
-        stages = verification.verify(read_source(written.files[0], **shown), model)
-        files = [*reversed(written.files), place / "checkpoint"]  # without its index a checkpoint is none
-        for file in files:
-            flush(file)
-        for file in files:
+        written = write_checkpoint(place / prefix.name, tensors)
+        stages = verification.verify(read_source(written.files[0], **stated), model)
+        for file in [*reversed(written.files), place / "checkpoint"]:  # without its index a checkpoint is none
             os.replace(file, prefix.with_name(file.name))
     return stages

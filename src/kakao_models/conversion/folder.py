@@ -36,18 +36,11 @@ from kakao_models.vit.weights import TPU_KEY_LAYOUTS, vit_tpu_slots
 CARD = "README.md"
 
 # How a leaf and its axes in model.safetensors are in TensorFlow and Flax files. The modules' names are the same.
-_KERAS = {
-    ("weight", "OI"): ("kernel", "IO"),
-    ("weight", "OIHW"): ("kernel", "HWIO"),
-    ("weight", "D"): ("gamma", "D"),
-    ("bias", "D"): ("beta", "D"),
+_KERNELS = {("weight", "OI"): ("kernel", "IO"), ("weight", "OIHW"): ("kernel", "HWIO")}
+_DIALECTS = {
+    "tf_model.h5": _KERNELS | {("weight", "D"): ("gamma", "D"), ("bias", "D"): ("beta", "D")},
+    "flax_model.msgpack": _KERNELS | {("weight", "D"): ("scale", "D")},
 }
-_FLAX = {
-    ("weight", "OI"): ("kernel", "IO"),
-    ("weight", "OIHW"): ("kernel", "HWIO"),
-    ("weight", "D"): ("scale", "D"),
-}
-_DIALECTS = {"tf_model.h5": _KERAS, "flax_model.msgpack": _FLAX}
 
 
 def download(name_or_path: str | Path, **where: Any) -> Path:
@@ -65,6 +58,18 @@ def download(name_or_path: str | Path, **where: Any) -> Path:
     return folder
 
 
+def read_model_config(folder: Path) -> AlignConfig | AlignVisionConfig | ViTConfig:
+    """The configuration of a folder's model.
+
+    Raises:
+        ValueError: another model, or values that describe none.
+    """
+    file = folder / "config.json"
+    config_class = getattr(kakao_models, kind_of(read_config(file).get("model_type"), folder).config)
+    with described_by(file):
+        return config_class.from_pretrained(folder)
+
+
 def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
     """Recognises a Hub folder by its config.json.
 
@@ -75,14 +80,12 @@ def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
         ValueError: another model, no weights, a damaged file, a key of unknown kind, or an override that contradicts the
             configuration. Sizes of config.json that contradict the tensors are found when the result is loaded.
     """
-    model_type = read_config(folder / "config.json").get("model_type")
-    config_class = getattr(kakao_models, kind_of(model_type, folder).config)
     name, files = find_weights(folder)
     stored, dialect = read_weights(folder, name, files), _DIALECTS.get(name, {})
     buffers = [key for key in stored if key.endswith(UNUSED)]
     weights = {key: (key, entry) for key, entry in stored.items() if key not in buffers}
-    with described_by(folder / "config.json"):
-        config = config_class.from_pretrained(folder)
+    config = read_model_config(folder)
+    model_type = config.model_type
     if model_type not in _ORIGINALS:
         raise ValueError(f"{folder}: no conversion is known of model_type {model_type!r}")
     weights = whole_keys(weights, model_type)

@@ -76,7 +76,7 @@ def verify(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     return stages
 
 
-def load_model(family: str, folder: Path):
+def load_model(folder: Path):
     """The model in `folder`, in PyTorch, through the loader that users go through. Its weights stay on disk, mapped; of
     those that a forward touches, no more than a block's stay in memory.
     """
