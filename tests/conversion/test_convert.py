@@ -161,7 +161,7 @@ def test_a_reference_of_somebody_else(tmp_path):
     with pytest.raises(VerificationError, match="logits of bad.npz"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "bad.npz")
     (tmp_path / "broken.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-50])
-    with pytest.raises(ValueError, match="broken.npz is no .npz of arrays"):
+    with pytest.raises(ValueError, match="broken.npz is not an .npz of arrays"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "broken.npz")
     with pytest.raises(ValueError, match="expected the arrays"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "other.npz")
@@ -239,7 +239,7 @@ def test_verify_sees_every_change(tmp_path):
     (folder / "model.safetensors").unlink()
     assert "model.safetensors: missing" in verify_report(folder)
     (folder / REPORT).write_text("{}")
-    with pytest.raises(ValueError, match="no report of a conversion"):
+    with pytest.raises(ValueError, match="not the report of a conversion"):
         verify_report(folder)
     (folder / REPORT).unlink()
     with pytest.raises(OSError, match=f"has no {REPORT}, which `kakao-models convert` leaves"):

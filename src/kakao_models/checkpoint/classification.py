@@ -1,4 +1,4 @@
-"""Which loss a classifier's labels ask for, in Flax and in Keras."""
+"""The type of loss that labels ask for, in Flax and in Keras."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the classifiers of all models in Flax NNX have in common: outputs and loss."""
+"""Outputs and loss of all image classifiers in Flax NNX."""
 
 import jax
 import jax.numpy as jnp

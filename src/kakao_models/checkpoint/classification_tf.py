@@ -1,4 +1,4 @@
-"""What the classifiers of all models in Keras 3 have in common: outputs, loss and training by `fit`."""
+"""Outputs, loss and training by `fit` of all image classifiers in Keras 3."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -65,5 +65,5 @@ class TFImageClassifier:
 
 
 def _labels(x, y):
-    """Of a batch of `fit`: beside its inputs, or among them, as in datasets made for transformers 4."""
+    """Labels of a batch of `fit`: beside its inputs, or among them, as in datasets made for transformers 4."""
     return x.get("labels") if y is None and isinstance(x, Mapping) else y

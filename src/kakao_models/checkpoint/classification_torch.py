@@ -1,4 +1,4 @@
-"""What the classifiers of all models in PyTorch have in common: their loss."""
+"""The loss of all image classifiers in PyTorch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every configuration class shares: a misspelt field is an error, a file from the Hub is not."""
+"""The base of every configuration class: a misspelt field is an error, a file from the Hub is not."""
 
 import difflib
 import functools
@@ -87,7 +87,7 @@ class StrictConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package.
+        """transformers' `from_pretrained`, which also takes the name of a checkpoint that ships with this package.
 
         Raises:
             ValueError: the file describes another model.
@@ -108,7 +108,7 @@ class StrictConfig(PreTrainedConfig):
 
     @classmethod
     def _check_model_type(cls, values: dict, name: str | os.PathLike) -> None:
-        """transformers only warns, and goes on with the defaults of a model that is not in the file."""
+        """transformers only warns, and continues with the defaults of a model that is not in the file."""
         model_type = values.get("model_type", cls.model_type)
         parts = [part.get("model_type") for part in values.values() if isinstance(part, dict)]
         if cls.model_type not in (model_type, *parts) and model_type not in cls._model_types:

@@ -1,4 +1,4 @@
-"""What the Flax NNX models share: loading and saving, outputs that are pytrees, placing on a mesh of devices."""
+"""The base of our Flax NNX models: loading and saving, outputs that are pytrees, placing on a mesh of devices."""
 
 import dataclasses
 import inspect
@@ -82,7 +82,7 @@ class FlaxModelOutput(Mapping):
 
 @output_class
 class FlaxBaseModelOutputWithPooling(FlaxModelOutput):
-    """Of a tower: `last_hidden_state`, `pooler_output`; when asked for, `hidden_states` (the embeddings' and each
+    """Output of a tower: `last_hidden_state`, `pooler_output`; when asked for, `hidden_states` (the embeddings' and each
     layer's) and `attentions` (each layer's)."""
 
     last_hidden_state: jax.Array | None = None

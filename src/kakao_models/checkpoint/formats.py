@@ -22,7 +22,7 @@ from kakao_models.files.mapped import MappedFile
 
 
 def read_safetensors(file: Path) -> dict[str, TensorEntry]:
-    """Of transformers since 2023."""
+    """Reads model.safetensors, the format of transformers since 2023."""
     try:
         tensors = safe_open(file, "np")
         keys = list(tensors.keys())
@@ -40,7 +40,7 @@ def read_safetensors(file: Path) -> dict[str, TensorEntry]:
 
 
 def read_h5(file: Path) -> dict[str, TensorEntry]:
-    """Of the TensorFlow classes: groups by layer and model stand before the module's name, shards leave them out."""
+    """Reads tf_model.h5 of the TensorFlow classes: groups by layer and model stand before the module's name, shards leave them out."""
     from kakao_models.checkpoint.hdf5 import read_datasets
 
     tensors = {}
@@ -52,7 +52,7 @@ def read_h5(file: Path) -> dict[str, TensorEntry]:
 
 
 def read_msgpack(file: Path) -> dict[str, TensorEntry]:
-    """Of the Flax classes: nested dicts whose leaves are arrays, flax's extension type 1. The file is held in memory."""
+    """Reads flax_model.msgpack of the Flax classes: nested dicts whose leaves are arrays, flax's extension type 1. The file is held in memory."""
     try:
         import msgpack
     except ImportError:
@@ -110,7 +110,7 @@ def find_weights(
         where: arguments of `fetch`, which downloads them.
 
     Raises:
-        MissingFile: there are none; of a shard that an index names, `OSError` says so.
+        MissingFile: there are none, or a shard that an index names is missing.
     """
     first: MissingFile | None = None
     for name in names:

@@ -1,4 +1,4 @@
-"""Where checkpoints are found: the Hub, a folder, inside this package."""
+"""Finds checkpoints: on the Hub, in a folder, inside this package."""
 
 import difflib
 import json
@@ -32,7 +32,7 @@ def bundled_checkpoints() -> list[str]:
 
 
 def resolve(name_or_path: str | os.PathLike) -> str:
-    """What transformers and huggingface_hub should be given for `name_or_path`.
+    """The name or path to pass to transformers and huggingface_hub for `name_or_path`.
 
     A folder of that name wins, then a checkpoint inside the package; anything else is left to the Hub.
     """
@@ -43,7 +43,7 @@ def resolve(name_or_path: str | os.PathLike) -> str:
 
 
 def called(name_or_path: str | os.PathLike) -> str:
-    """What others may call a checkpoint: its name, of a folder without the path on this machine."""
+    """The public name of a checkpoint: of a folder without the path on this machine."""
     name = os.fspath(name_or_path)
     return Path(name).resolve().name if os.path.isdir(name) else name
 
@@ -65,7 +65,7 @@ class NotCached(MissingFile):
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `kwargs` that say where a checkpoint is."""
+    """Selects from `kwargs` the arguments that say where a checkpoint is."""
     return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
 
 
@@ -82,7 +82,7 @@ def pin(name_or_path: str | os.PathLike, **where: Any) -> dict[str, Any]:
         HubError: the Hub refuses, or does not answer and the cache has no commit.
         NotCached: the Hub is not to be asked, and the cache has no commit.
         TypeError: another argument than HUB_ARGUMENTS.
-        FileNotFoundError: the name can be none on the Hub, and there is no such folder.
+        FileNotFoundError: neither a folder nor a possible name on the Hub.
     """
     if unknown := sorted(where.keys() - set(HUB_ARGUMENTS)):
         raise TypeError(f"there is no argument {unknown[0]!r}; a checkpoint is found by {', '.join(HUB_ARGUMENTS)}")
@@ -170,7 +170,7 @@ def fetch_all(name_or_path: str | os.PathLike, files: Iterable[str], **where: An
     request of its own: the first argument of `from_pretrained`, and its HUB_ARGUMENTS.
 
     Raises:
-        HubError, FileNotFoundError: as of `fetch`; MissingFile if there is none of them.
+        HubError, FileNotFoundError: see `fetch`; MissingFile if the checkpoint has none of them.
     """
     where = pin(name_or_path, **where)
     missing, there = [], []
@@ -333,14 +333,14 @@ def read_config(file: Path) -> dict:
     """The content of a config.json.
 
     Raises:
-        ValueError: it is no JSON object, or its `model_type` is no string.
+        ValueError: it is not a JSON object, or its `model_type` is not a string.
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON file ({error}). Is the download complete?") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
-        raise ValueError(f"{file}: expected an object that says of itself which model_type it describes")
+        raise ValueError(f"{file}: expected an object with a model_type")
     return config
 
 
@@ -360,7 +360,7 @@ def shards_of(index: Path) -> list[str]:
     """The files that an index of weights names, without repetition.
 
     Raises:
-        OSError: it is no index, or names what can be no file of weights beside it.
+        OSError: it is not an index, or names something that can't be a file of weights beside it.
     """
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     try:

@@ -1,4 +1,4 @@
-"""What our Keras 3 models have in common: loading and saving, the policy of their numbers, and the form of their outputs."""
+"""The base of our Keras 3 models: loading and saving, dtype policies, layers and outputs."""
 
 import math
 import os
@@ -118,7 +118,7 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         super().compile(*args, **kwargs)
 
     def compile_from_config(self, config: dict) -> None:
-        """Of a saved model. Keras' own does nothing where `compile` is not its own."""
+        """Compiles a saved model. Keras' own method does nothing where `compile` is overridden."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
@@ -293,7 +293,7 @@ def global_count(x: Tensor):
 
 
 def count_replicas() -> int:
-    """Of the tf.distribute step that is running; else 1."""
+    """The number of replicas of the tf.distribute step that is running; else 1."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

@@ -45,7 +45,7 @@ def write_signatures(
 
 
 def chosen(model: keras.Model, names: list[str] | None) -> Signatures:
-    """Those of a model's signatures that are named; all by default."""
+    """The named signatures of a model; all by default."""
     available = model.signatures()
     if unknown := set(names or ()) - available.keys():
         raise ValueError(
@@ -64,8 +64,8 @@ def export_litert(
     """Writes a .tflite file; `Interpreter(file).get_signature_runner("image_features")` runs it.
 
     Args:
-        signatures: as for `export_saved_model`.
-        optimizations: of `tf.lite.TFLiteConverter`; `[tf.lite.Optimize.DEFAULT]` makes the weights 8 bits wide.
+        signatures: see `export_saved_model`.
+        optimizations: optimizations of `tf.lite.TFLiteConverter`; `[tf.lite.Optimize.DEFAULT]` makes the weights 8 bits wide.
     """
     variables = [variable.value for variable in model.weights]
     Path(file).write_bytes(converted(chosen(model, signatures), variables, optimizations=optimizations))

@@ -1,4 +1,4 @@
-"""The kinds of models there are, by the `model_type` of a config.json, and what their classes are called.
+"""The supported kinds of models, by the `model_type` of a config.json, and what their classes are called.
 
 Names of public classes, without a framework's prefix, so that nothing is imported here. What a kind does in its own way is
 code, and stands where it is done.

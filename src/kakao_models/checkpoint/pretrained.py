@@ -1,6 +1,6 @@
 """Loading and saving of the Keras and NNX models: model.safetensors to variables and back, by the weight table.
 
-Numpy alone: no framework is imported here, nor those parts of transformers that need one.
+Only numpy: no framework is imported here, nor those parts of transformers that need one.
 """
 
 import inspect
@@ -55,11 +55,11 @@ class PretrainedLoading(TensorPatterns):
     framework implements the hooks `_build`, `_variables`, `_fill`; a model class implements `_slots`.
 
     Class attributes:
-        config_class: of the model's configuration.
-        key_prefix: what stands before the keys of the base model ("vit.") in a checkpoint of the whole, and does not in
-            one of the base model alone.
+        config_class: class of the model's configuration.
+        key_prefix: prefix of the base model's keys ("vit.") in a checkpoint of the whole model; a checkpoint of only the
+            base model lacks it.
         is_base: whether this class is that base model.
-        arguments_replaced: what to write instead of arguments of transformers 4's classes, by their names.
+        arguments_replaced: argument of transformers 4's classes → what to write instead.
     """
 
     config: StrictConfig
@@ -149,7 +149,7 @@ class PretrainedLoading(TensorPatterns):
             stored = {re.sub(pattern, name, key): entry for key, entry in stored.items()}
         prefix = cls.key_prefix
         if prefix and not any(key.startswith(prefix) for key in stored):
-            stored = {prefix + key: entry for key, entry in stored.items()}  # the base model was saved alone
+            stored = {prefix + key: entry for key, entry in stored.items()}  # only the base model was saved
         options = cls._options_of(config, stored, options)
         model = cls._build(config, _dtype(dtype, config), **options)
         model._load(stored, name_or_path, ignore_mismatched_sizes)
@@ -157,7 +157,7 @@ class PretrainedLoading(TensorPatterns):
 
     @classmethod
     def _configure(cls, name_or_path, where: dict, config, overrides: dict) -> tuple[PreTrainedConfig, dict]:
-        """The configuration, and those of `overrides` that are no fields of it."""
+        """The configuration, and those of `overrides` that are not fields of it."""
         if config is not None:
             config = cls.config_class.from_config(config)
             config = cls.config_class.from_dict(config.to_dict())  # the caller's own is left as it is
@@ -272,7 +272,7 @@ def check_images(model: PretrainedLoading, pixel_values: Any) -> None:
 
 
 def find_variable(model: Any, path: str) -> Any:
-    """What stands at an attribute path; numbers in it are places in a list."""
+    """The object at an attribute path; numbers in it are places in a list."""
     for name in path.split("."):
         model = model[int(name)] if name.isdigit() else getattr(model, name)
     return model

@@ -48,7 +48,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
 
     Raises:
         OSError: the file can't be written.
-        ValueError: a dtype that safetensors files do not have, or an array that is not of the shape it said.
+        ValueError: a dtype that safetensors files do not have, or an array whose shape differs from the announced one.
     """
     if isinstance(arrays, LazyTensors):
         kinds = {key: (arrays.dtype(key), arrays.shape(key)) for key in arrays}

@@ -62,13 +62,13 @@ def float32(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-def check_keys(expected: Iterable[str], found: Iterable[str], where: Any) -> None:
-    """Every key once.
+def check_keys(expected: Iterable[str], keys: Iterable[str], where: Any) -> None:
+    """Compares the keys of a checkpoint with the expected ones.
 
     Raises:
         ValueError: a key is missing or unknown; the message names them.
     """
-    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    missing, unknown = sorted(set(expected) - set(keys)), sorted(set(keys) - set(expected))
     if missing or unknown:
         raise ValueError(
             f"{where}: {len(missing)} of {len(set(expected))} tensors are missing ({', '.join(missing[:5])}) and "

@@ -25,8 +25,8 @@ class BijectiveLoading(TensorPatterns):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
     ) -> Self:
-        """As transformers' `from_pretrained` (hub id or folder, `revision`, `subfolder`, `dtype`, `token`, ...), and
-        the name of a checkpoint that ships with this package.
+        """transformers' `from_pretrained` (hub id or folder, `revision`, `subfolder`, `dtype`, `token`, ...),
+        which also takes the name of a checkpoint that ships with this package.
 
         Raises:
             ValueError: a tensor is missing, unknown or of another shape; the message names each one.
@@ -36,7 +36,7 @@ class BijectiveLoading(TensorPatterns):
         if source is not None:
             where = pin(source, **hub_arguments(kwargs))
             if not any(kwargs.get(name) is not None for name in _OTHER_FILES):
-                if kwargs.get("config") is None:  # what is wrong with it is said before weights are downloaded
+                if kwargs.get("config") is None:  # an error in it is reported before weights are downloaded
                     cls.config_class.from_pretrained(source, **where)
                 find_weights(source, _FILES, **where)
                 where = cached_only(where)
@@ -65,7 +65,7 @@ class BijectiveLoading(TensorPatterns):
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As transformers' `save_pretrained`; whoever may read config.json may read the weights too."""
+        """transformers' `save_pretrained`; whoever may read config.json may read the weights too."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if (config := Path(save_directory, "config.json")).is_file():  # absent on all processes but the main one
             for file in config.parent.glob("*.safetensors"):
@@ -84,7 +84,7 @@ class BijectiveLoading(TensorPatterns):
 
 @contextlib.contextmanager
 def _quiet_loading_report():
-    """transformers logs what did not fit as a warning; here it is an error with the same facts, said once."""
+    """transformers logs what did not fit as a warning; here it is a single error with the same content."""
     report = logging.getLogger(modeling_utils.__name__)
 
     def drop_report(record: logging.LogRecord) -> bool:

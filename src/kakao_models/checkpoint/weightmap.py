@@ -1,7 +1,7 @@
 """Where every tensor lives: rows of a table, kinds of modules, dialects of frameworks.
 
 A table (`align/weights.py`, `vit/weights.py`) has one row per kind of module. A kind names its leaves and their axes
-once, as they are in `model.safetensors`; a dialect says how a framework spells them. From both follow the slots of a
+once, as they are in `model.safetensors`; a dialect says how a framework names them. From both follow the slots of a
 model: one per tensor, with its name and axes on either side. Moving arrays is one loop, the same in both directions.
 
 Axes: O output  I input  H, W height, width of a kernel  C channels  D width  V rows of a table  1 a single entry
@@ -93,7 +93,7 @@ class Row:
 
     @classmethod
     def same(cls, key: str, kind: str, tpu: str) -> "Row":
-        """Of a module that goes by its key in our classes too."""
+        """A row for a module whose path in our classes is its key."""
         return cls(key, kind, key, tpu)
 
 

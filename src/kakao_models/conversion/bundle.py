@@ -30,7 +30,7 @@ _MAX_RANK, _MAX_ELEMENTS, _MAX_STRING_BYTES, _MAX_STRINGS = 32, 1 << 40, 64 << 2
 
 @dataclass(frozen=True, slots=True)
 class BundleEntry:
-    """Where a tensor lies."""
+    """Dtype, shape and place of a tensor."""
 
     dtype: str  # as TensorFlow calls it: float32, bfloat16, string, ...
     shape: tuple[int, ...]
@@ -93,7 +93,7 @@ def read_entry(message: bytes) -> BundleEntry:
 
 
 def entry_message(entry: BundleEntry) -> bytes:
-    """What `read_entry` reads."""
+    """The message of an entry, the inverse of `read_entry`."""
     shape = b"".join(wire.bytes_field(2, wire.number_field(1, size)) for size in entry.shape)
     numbers = wire.number_field(3, entry.shard) + wire.number_field(4, entry.offset) + wire.number_field(5, entry.size)
     start = wire.number_field(1, _NUMBERS[entry.dtype]) + wire.bytes_field(2, shape)

@@ -22,18 +22,18 @@ _TASKS = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is made of.
+    """The contents of a model card.
 
     Attributes:
         title: its heading.
-        name: what the examples load, a name on the Hub or a path.
+        name: name on the Hub or path that the examples load.
         use: "align", "classifier" (a ViT with classes), "backbone" (a ViT without) or "efficientnet".
         multi_label: whether the classes of a classifier exclude each other (False) or not (True).
         in_transformers: whether transformers' own class computes the same.
         metadata: `license`, `datasets`, `base_model`, `language`, `tags`, ... for the Hub.
         sections: heading → Markdown, in order; the first, "", stands above the examples.
         published: figures of others.
-        results: what `kakao-models evaluate` wrote of this model.
+        results: results of `kakao-models evaluate` for this model.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Card:
         """The README.md: front matter and text.
 
         Args:
-            model_name: what `model-index` calls the model.
+            model_name: the model's name in `model-index`.
         """
         front = {
             "library_name": "transformers" if self.in_transformers else "kakao-models",
@@ -163,7 +163,7 @@ def examples(card: Card) -> str:
         labels = ', candidate_labels=["cat", "dog"]' if card.use == "align" else ""
         code = _PIPELINE.format(task=_TASKS[card.use], name=card.name, labels=labels)
         blocks.append(
-            f"transformers alone, which resizes with antialiasing, so that scores differ slightly:\n\n```python\n{code}```"
+            f"With transformers only; it resizes with antialiasing, so scores differ slightly:\n\n```python\n{code}```"
         )
     return "\n\n".join(blocks)
 

@@ -67,7 +67,7 @@ def convert(
         reference: .npz or .json of inputs and expected outputs, see `recorded.read_reference`.
         labels: names of a ViT's classes.
         evaluation: files that `kakao-models evaluate` wrote of this model; their figures go into the model card.
-        advance: told (step, done, total) as the work goes on.
+        advance: called with (step, done, total) during the work.
         overrides: sizes that tensors do not show, see `recognize`.
 
     Returns:
@@ -155,7 +155,7 @@ def _check_temperature(source: SourceCheckpoint) -> None:
 
 
 def _warnings(source: SourceCheckpoint, stages: list[verification.Stage], zeros: list[str]) -> list[str]:
-    """What a right checkpoint may have, and a wrong one is likely to."""
+    """Messages about properties that are rare in a right checkpoint and likely in a wrong one."""
     messages = []
     if source.family == "align" and not source.kind.endswith("Hub folder"):
         text = source.config.text_config
@@ -217,7 +217,7 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
 
 
 def _verify(source: SourceCheckpoint, folder: Path, expected: recorded.Reference | None) -> list[verification.Stage]:
-    """The model is gone when this returns: on Windows nobody can rename a folder whose files are mapped."""
+    """The model is gone when this returns: Windows can't rename a folder whose files are mapped."""
     model = verification.load_model(folder)
     stages = verification.verify(source, model)
     if expected is not None:
@@ -250,7 +250,7 @@ def _write_tokenizer(source: SourceCheckpoint, folder: Path, chosen: str | None)
     """Writes the chosen tokenizer, with ALIGN's length, or that of the source, if it fits the model.
 
     Raises:
-        OSError, ValueError: there is none, it is another model's, or it keeps capitals that its vocabulary does not have.
+        OSError, ValueError: no such tokenizer, it is another model's, or it keeps capitals that its vocabulary does not have.
     """
     from kakao_models.align.processing import MAX_TOKENS, is_uncased, read_tokenizer, write_tokenizer
 
@@ -306,10 +306,10 @@ def convert_back(
 
     Args:
         folder: config.json and safetensors files of an ALIGN or a ViT; or the name of one on the Hub.
-        revision: branch, tag or commit of that.
+        revision: branch, tag or commit on the Hub.
         prefix: the checkpoint's path without suffix, such as `out/model-weights`; its folder is made.
         family: "align" or "vit" refuses the other.
-        key_layout: of a ViT's keys, see `TPU_KEY_LAYOUTS`: "model" for `model.load_weights`, "manager" for
+        key_layout: layout of a ViT's keys, see `TPU_KEY_LAYOUTS`: "model" for `model.load_weights`, "manager" for
             `tf.train.Checkpoint(model=, backbone=)`, "backbone" for `model.backbone.load_weights`.
 
     Returns:
@@ -345,6 +345,6 @@ def convert_back(
             raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
         written = write_checkpoint(place / prefix.name, tensors)
         stages = verification.verify(read_source(written.files[0], **stated), model)
-        for file in [*reversed(written.files), place / "checkpoint"]:  # without its index a checkpoint is none
+        for file in [*reversed(written.files), place / "checkpoint"]:  # without its index it is not a checkpoint
             os.replace(file, prefix.with_name(file.name))
     return stages

@@ -1,4 +1,4 @@
-"""An EfficientNet that others published, as a source of a conversion: the image tower alone."""
+"""An EfficientNet that others published, as a source of a conversion: only the image tower."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides:
         overrides: sizes to compare with the tensors'.
 
     Raises:
-        ValueError: as of `read_published`; or an override that contradicts the tensors.
+        ValueError: see `read_published`; or an override that contradicts the tensors.
     """
     tower = read_published(path, image_size=image_size)
     check_overrides(overrides, [tower.config])

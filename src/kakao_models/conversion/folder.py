@@ -86,8 +86,6 @@ def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
     weights = {key: (key, entry) for key, entry in stored.items() if key not in buffers}
     config = read_model_config(folder)
     model_type = config.model_type
-    if model_type not in _ORIGINALS:
-        raise ValueError(f"{folder}: no conversion is known of model_type {model_type!r}")
     weights = whole_keys(weights, model_type)
     family, slots, key_layout = _ORIGINALS[model_type](config, {key: entry for key, (_, entry) in weights.items()})
     parts = [config, *(getattr(config, name) for name in config.sub_configs)]
@@ -140,7 +138,7 @@ def _align_vision(config: AlignVisionConfig, weights: Mapping[str, TensorEntry])
 
 
 def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], str]:
-    """What a file decides beside config.json: whether there is a head, and a pooler (the Dense layer of the pre-logits)."""
+    """A file also decides, beside config.json, whether there is a head, and a pooler (the Dense layer of the pre-logits)."""
     key_layout = "model" if "classifier.bias" in weights else "backbone"
     if "vit.pooler.dense.bias" in weights:
         if key_layout == "model" and not config.representation_size:

@@ -110,21 +110,21 @@ def _flat(path: Path, key: str, axes: str, entry: TensorEntry) -> TensorEntry:
 
 def _members(path: Path) -> dict[str, TensorEntry]:
     """key → shape and reader of every array. Only the headers are read."""
-    found = {}
+    members = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 key = member.filename.removesuffix(".npy")
-                if key in found:
+                if key in members:
                     raise ValueError(f"{path}: {key} is there twice")
                 with archive.open(member) as file:
-                    found[key] = (
+                    members[key] = (
                         _header(file, member.file_size, f"{path}: {key}"),
                         partial(_read, path, member.filename),
                     )
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read: {error}. Is the download complete?") from error
-    return found
+    return members
 
 
 def _header(file, size: int, name: str) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ def _header(file, size: int, name: str) -> tuple[int, ...]:
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, _, dtype = read(file)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{name} is no array of numpy's ({error})") from error
+        raise ValueError(f"{name} is not a numpy array ({error})") from error
     if dtype.hasobject:
         raise ValueError(f"{name} holds pickled Python objects, expected numbers. Nothing of it was run")
     if math.prod(shape) * dtype.itemsize != size - file.tell():

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its config and the headers of its files: no weights are read, no framework runs."""
+"""Describes a checkpoint by its config and the headers of its files: no weights are read, no framework runs."""
 
 import math
 import os
@@ -33,7 +33,7 @@ _UNKNOWN = "unknown"  # the dtype of a tensor whose file says it nowhere but bes
 
 
 def describe_checkpoint(name_or_path: str | os.PathLike, **where: Any) -> dict:
-    """Facts about a checkpoint, ready for JSON.
+    """Describes a checkpoint, ready for JSON.
 
     Keys: name, folder (or None: then files were looked at on the Hub), model_type, dim, towers (image, text:
     kind, size, parameters, ...), parameters, preprocessing, files (name, bytes, sha256), tensors (name → dtype, shape).
@@ -225,7 +225,7 @@ def _header(path: Path) -> dict[str, dict]:
 
 
 def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:
-    """What is on the Hub, by the headers of the files: only these are read."""
+    """Files and tensors of a checkpoint on the Hub. Only the headers of the files are read."""
     from huggingface_hub import HfApi, HfFileSystem
 
     revision, token, folder = where["revision"], where.get("token"), where.get("subfolder", "")

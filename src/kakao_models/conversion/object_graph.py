@@ -1,4 +1,4 @@
-"""What the keys of a TensorFlow 2 checkpoint mean: paths through the objects of the program that wrote it.
+"""The keys of a TensorFlow 2 checkpoint and their meaning: paths through the objects of the program that wrote it.
 
 TensorFlow restores by walking the live objects from the root, child by child, along the names in the checkpoint's object
 graph (message TrackableObjectGraph, tensorflow/core/protobuf/trackable_object_graph.proto); the keys only say where a
@@ -39,7 +39,7 @@ def key_of(path: str) -> str:
 
 
 def kind_of(key: str) -> KeyKind:
-    """What an entry of the original programs' checkpoints is, from its key. All that isn't something else is a weight.
+    """The kind of an entry of an original checkpoint, from its key. A key of no other kind is a weight.
 
     Raises:
         CheckpointError: not the key of a variable, nor that of the object graph.

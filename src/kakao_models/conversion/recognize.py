@@ -1,4 +1,4 @@
-"""Which model a checkpoint of an original program holds: family, key layout and sizes, from keys and shapes alone.
+"""Recognises the model in a checkpoint of an original program: family, key layout and sizes, from keys and shapes only.
 
 What tensors do not show (the number of attention heads of an unpublished width, the resolution of ALIGN) is taken from the
 published models, or given as an override; an override that contradicts the tensors is an error.
@@ -119,7 +119,7 @@ def check_overrides(overrides: Mapping, configs: Sequence[StrictConfig], source:
 
     Args:
         overrides: field of the configuration → stated value; None is not compared.
-        source: what the recognised sizes come from, for the message.
+        source: origin of the recognised sizes, for the message.
 
     Raises:
         ValueError: a stated size is not the recognised one.

@@ -24,7 +24,7 @@ _OUTPUTS = {
 
 @dataclass(frozen=True)
 class Reference:
-    """Recorded inputs and what a model is expected to make of them."""
+    """Recorded inputs and the expected output."""
 
     name: str  # of the file
     family: str
@@ -47,7 +47,7 @@ def read_reference(path: Path, family: str) -> Reference:
             `tolerance` (optional): these go through the folder's own preprocessing and tokenizer.
 
     Raises:
-        ValueError: it is no such file, or lacks one of these.
+        ValueError: the file is not of this form, or lacks one of these.
     """
     if path.suffix.lower() == ".json":
         return _read_json(path, family)
@@ -55,7 +55,7 @@ def read_reference(path: Path, family: str) -> Reference:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, BadZipFile, AttributeError, TypeError) as error:  # also a single .npy
-        raise ValueError(f"{path} is no .npz of arrays ({error})") from error
+        raise ValueError(f"{path} is not an .npz of arrays ({error})") from error
     output = _output(arrays, family)
     needed = {output} | ({"input_ids", "attention_mask"} if family == "align" else set())
     images = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
@@ -102,9 +102,9 @@ def verify_against(reference: Reference, model: nn.Module, folder: Path) -> list
     """Runs the converted model on recorded inputs and compares with the recorded outputs.
 
     Args:
-        reference: what `read_reference` gave.
-        model: what `load_model` gave.
-        folder: of the model, with its preprocessing and tokenizer.
+        reference: result of `read_reference`.
+        model: result of `load_model`.
+        folder: the model's folder, with its preprocessing and tokenizer.
 
     Raises:
         VerificationError: they differ by more than the reference's tolerance.

@@ -1,4 +1,4 @@
-"""What a conversion says of itself: its report, the check of a folder against it, the model card, a table."""
+"""The report of a conversion: its contents, the check of a folder against it, the model card, a table."""
 
 import json
 import platform
@@ -23,10 +23,10 @@ _PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
 def verify_report(
     folder: str | Path, advance: Callable[[str, int, int], None] = lambda step, done, total: None
 ) -> list[str]:
-    """What is wrong with a converted folder, compared with its report; an empty list if nothing is.
+    """Compares a converted folder with its report, and lists what is wrong; an empty list if nothing is.
 
     Args:
-        advance: is told (step, done, total).
+        advance: called with (step, done, total).
 
     Raises:
         OSError: there is no report, or it can't be read.
@@ -39,7 +39,7 @@ def verify_report(
     except FileNotFoundError as error:
         raise OSError(f"{folder} has no {REPORT}, which `kakao-models convert` leaves beside what it writes") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / REPORT} is no report of a conversion ({error!r})") from error
+        raise ValueError(f"{folder / REPORT} is not the report of a conversion ({error!r})") from error
     wrong = []
     for place, (name, digest) in enumerate(files.items(), 1):
         if not (folder / name).is_file():
@@ -83,7 +83,7 @@ def summary(report: dict) -> str:
 
 
 def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
-    """What the model is, with "(assumed)" behind all that the source does not show and nobody stated."""
+    """Describes the model; "(assumed)" follows all that the source does not show and the caller did not state."""
     config = source.config
 
     def stated(name: str, text: str) -> str:
@@ -108,20 +108,20 @@ def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def model_card(source: SourceCheckpoint, report: dict, name: str, results: Sequence[Result] = ()) -> str:
     """The folder's README.md.
 
     Args:
-        name: of the model, for its `model-index`.
+        name: the model's name in `model-index`.
         results: evaluations of this model; no figure of a model's quality comes from elsewhere.
     """
     use = source.family

@@ -1,4 +1,4 @@
-"""What a conversion reads, whatever file it came from: tensors by the keys and in the layout of the original checkpoints."""
+"""The input of a conversion, whatever its format: tensors with the keys and layout of the original checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from kakao_models.vit.config import ViTConfig
 
 @dataclass(frozen=True)
 class SourceCheckpoint:
-    """A checkpoint of an original program, or one that is presented as such: by the keys and in the layout of theirs."""
+    """A checkpoint of an original program, or one that is presented with the keys and layout of such a checkpoint."""
 
-    family: str  # "align", "vit", or "efficientnet" for ALIGN's image tower alone
+    family: str  # "align", "vit", or "efficientnet" for only ALIGN's image tower
     config: AlignConfig | ViTConfig | AlignVisionConfig
     slots: list[Slot]
     tensors: LazyTensors
@@ -28,6 +28,8 @@ class SourceCheckpoint:
     names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
     image_processor: ImageProcessor | None = None  # of the source; None if it has none
     tokenizer: Path | None = None  # folder with the tokenizer of the source
-    assumed: tuple[str, ...] = ()  # fields of the configuration that the source does not show and nobody stated
+    assumed: tuple[
+        str, ...
+    ] = ()  # fields of the configuration that the source does not show and the caller did not state
     # Fields of the model card; all three original implementations published under this license.
     license: Mapping[str, str] = field(default_factory=lambda: {"license": "apache-2.0"})

@@ -33,7 +33,7 @@ Outputs = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """How far the two are apart after a stage of the model."""
+    """The difference between the two models after one stage."""
 
     name: str
     difference: float  # largest absolute difference
@@ -63,7 +63,7 @@ def verify(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     """Runs the converted model and the numpy reference on fixed inputs.
 
     Args:
-        model: what `load_model` gave.
+        model: result of `load_model`.
 
     Raises:
         VerificationError: some stage differs by more than `LIMIT`.
@@ -185,7 +185,7 @@ def _side_by_side(
     """A stage of the converted model, then the same of the reference, and their comparison; then the next.
 
     Args:
-        modules: by the stage's name, the module that gives it.
+        modules: name of a stage → the module that computes it.
         run: runs the model; returns the stages that no module of these gives.
         expected: the reference's stages.
         turned: brings a stage of the converted model into the axes of the reference.
@@ -215,7 +215,7 @@ def _side_by_side(
 
 
 def compare(name: str, got: np.ndarray, expected: np.ndarray) -> Stage:
-    """How far `got` is from `expected`, and whether by more than `LIMIT` allows."""
+    """Compares an output of the model with the expected one; `Stage.limit` follows from `LIMIT`."""
     scale = root_mean_square(expected)
     if got.shape != expected.shape:
         return Stage(name, math.inf, scale, 0.0)

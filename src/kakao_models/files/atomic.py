@@ -25,10 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(temporary), temporary):
             raise
-        said = (
-            f"{path} can't be written: {error.strerror or error}"  # numpy and the system do not always say which file
-        )
-        raise (OSError(said) if error.errno is None else OSError(error.errno, said)) from error
+        # numpy and the system do not always say which file
+        message = f"{path} can't be written: {error.strerror or error}"
+        raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,7 +63,7 @@ def workplace(output: Path, named: Path) -> Iterator[Path]:
     """An empty folder beside `output` that no other process has; it goes when the block is left, unless it was renamed.
 
     Args:
-        named: what errors call `output`.
+        named: name of `output` in errors.
 
     Raises:
         FileExistsError: another process works there.
@@ -106,7 +105,7 @@ def _locked(path: Path, output: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    """What is left of a killed run; a link goes itself, and not what it leads to."""
+    """Removes what a killed run left; a link is removed, and not its target."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
     else:
@@ -119,6 +118,6 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """What was written to a file is on the disk when this returns."""
+    """Returns once the content of a file is on the disk."""
     with open(path, "r+b") as file:
         os.fsync(file.fileno())

@@ -8,7 +8,7 @@ def lines_of(path: str | os.PathLike) -> list[str]:
     """The lines of a text file that are not blank. Only line feeds end a line: U+2028 may stand within a caption.
 
     Raises:
-        ValueError: it is no UTF-8 text.
+        ValueError: it is not UTF-8 text.
         OSError: it can't be read.
     """
     try:

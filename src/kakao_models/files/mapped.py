@@ -31,7 +31,7 @@ def forget_pages(files: Iterable[Path]) -> None:
 
 
 class MappedFile:
-    """A file that is looked through by way of a mapping: not much more than `HELD` bytes of it stay in memory."""
+    """A mapped file that is read through: not much more than `HELD` bytes of it stay in memory."""
 
     HELD = 64 << 20
 
@@ -39,7 +39,7 @@ class MappedFile:
         self.file, self._held = file, 0
 
     def looked_at(self, size: int) -> None:
-        """So many bytes have been read since the last call."""
+        """Reports the number of bytes that were read since the last call."""
         self._held += size
         if self._held > self.HELD:
             forget_pages([self.file])
