@@ -28,12 +28,19 @@ MODULE_KINDS: dict[str, dict[str, str]] = {
     "array": {"": ""},
 }
 
-# A checkpoint of the original programs. Keys of tables and arrays stand complete in the row, hence no leaf.
-TPU: dict[str, dict[str, tuple[str, str]]] = {
+# A dialect: kind -> leaf -> its name and axes in a framework
+Dialect = Mapping[str, Mapping[str, tuple[str, str]]]
+_SHARED: Dialect = {  # by TensorFlow, Keras and Flax
     "dense": {"weight": ("kernel", "IO"), "bias": ("bias", "O")},
     "matrix": {"weight": ("kernel", "IO")},
     "conv": {"weight": ("kernel", "HWIO")},
     "conv_bias": {"weight": ("kernel", "HWIO"), "bias": ("bias", "O")},
+    "array": {"": ("", "")},
+}
+
+# A checkpoint of the original programs. Keys of tables and arrays stand complete in the row, hence no leaf.
+TPU: Dialect = {
+    **_SHARED,
     "depthwise": {"weight": ("depthwise_kernel", "HWC1")},
     "norm": {"weight": ("gamma", "D"), "bias": ("beta", "D")},
     "batchnorm": {
@@ -43,15 +50,11 @@ TPU: dict[str, dict[str, tuple[str, str]]] = {
         "running_var": ("moving_variance", "1111D"),
     },
     "embedding": {"weight": ("", "VD")},
-    "array": {"": ("", "")},
 }
 
 # Attributes of our classes in Keras 3 and in Flax NNX
-KERAS: dict[str, dict[str, tuple[str, str]]] = {
-    "dense": {"weight": ("kernel", "IO"), "bias": ("bias", "O")},
-    "matrix": {"weight": ("kernel", "IO")},
-    "conv": {"weight": ("kernel", "HWIO")},
-    "conv_bias": {"weight": ("kernel", "HWIO"), "bias": ("bias", "O")},
+KERAS: Dialect = {
+    **_SHARED,
     "depthwise": {"weight": ("kernel", "HWC1")},
     "norm": {"weight": ("gamma", "D"), "bias": ("beta", "D")},
     "batchnorm": {
@@ -61,13 +64,9 @@ KERAS: dict[str, dict[str, tuple[str, str]]] = {
         "running_var": ("moving_variance", "D"),
     },
     "embedding": {"weight": ("embeddings", "VD")},
-    "array": {"": ("", "")},
 }
-NNX: dict[str, dict[str, tuple[str, str]]] = {
-    "dense": {"weight": ("kernel", "IO"), "bias": ("bias", "O")},
-    "matrix": {"weight": ("kernel", "IO")},
-    "conv": {"weight": ("kernel", "HWIO")},
-    "conv_bias": {"weight": ("kernel", "HWIO"), "bias": ("bias", "O")},
+NNX: Dialect = {
+    **_SHARED,
     "depthwise": {"weight": ("kernel", "HW1C")},
     "norm": {"weight": ("scale", "D"), "bias": ("bias", "D")},
     "batchnorm": {
@@ -77,7 +76,6 @@ NNX: dict[str, dict[str, tuple[str, str]]] = {
         "running_var": ("var", "D"),
     },
     "embedding": {"weight": ("embedding", "VD")},
-    "array": {"": ("", "")},
 }
 DIALECTS = {"keras": KERAS, "nnx": NNX}
 
@@ -154,7 +152,7 @@ def pytorch_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]]) 
 def _slots(
     rows: Iterable[Row],
     index_sets: Mapping[str, Iterable[int]],
-    dialect: Mapping[str, Mapping[str, tuple[str, str]]],
+    dialect: Dialect,
     separator: str,
     local: Callable[[Row], str],
 ) -> Iterator[Slot]:

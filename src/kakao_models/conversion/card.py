@@ -12,6 +12,7 @@ from kakao_models.evaluate.report import markdown_report, model_index, model_ind
 from kakao_models.evaluate.results import Result
 from kakao_models.vit.config import ViTConfig
 
+_MODELS = {"align": "AlignModel", "classifier": "ViTForImageClassification", "backbone": "ViTModel"}
 _TASKS = {
     "align": "zero-shot-image-classification",
     "classifier": "image-classification",
@@ -94,31 +95,22 @@ def in_transformers(config: AlignConfig | ViTConfig) -> bool:
     return not any(block.skip for block in first)
 
 
-_ALIGN = """\
+_EXAMPLE = """\
 import {module}
 from PIL import Image
 
-from kakao_models import AlignProcessor, {prefix}AlignModel
-
-model = {prefix}AlignModel.from_pretrained("{name}")
-processor = AlignProcessor.from_pretrained("{name}")
-image, texts = Image.open("cat.jpg"), ["a photo of a cat", "a photo of a dog"]
-inputs = processor(images=image, text=texts, return_tensors="{tensors}")
-{forward}
-{result}
-"""
-_VIT = """\
-import {module}
-from PIL import Image
-
-from kakao_models import ViTImageProcessor, {prefix}{model}
+from kakao_models import {processor}, {prefix}{model}
 
 model = {prefix}{model}.from_pretrained("{name}")
-processor = ViTImageProcessor.from_pretrained("{name}")
-inputs = processor(Image.open("cat.jpg"), return_tensors="{tensors}")
+processor = {processor}.from_pretrained("{name}")
+{inputs}
 {forward}
 {result}
 """
+_ALIGN_INPUTS = """\
+image, texts = Image.open("cat.jpg"), ["a photo of a cat", "a photo of a dog"]
+inputs = processor(images=image, text=texts, return_tensors="{tensors}")"""
+_VIT_INPUTS = 'inputs = processor(Image.open("cat.jpg"), return_tensors="{tensors}")'
 _TOWER = """\
 from kakao_models import AlignVisionModel
 
@@ -152,11 +144,11 @@ def examples(card: Card) -> str:
             "classifier": f"probabilities = {module}.{scores}  # (images, classes of model.config.id2label)",
             "backbone": "features = output.last_hidden_state[:, 0]  # (images, width)",
         }[card.use]
-        model = "ViTForImageClassification" if card.use == "classifier" else "ViTModel"
-        template = _ALIGN if card.use == "align" else _VIT
-        code = template.format(
-            module=module.split(".")[0], prefix=prefix, name=card.name, model=model, tensors=tensors, forward=forward,
-            result=result,
+        inputs = _ALIGN_INPUTS if card.use == "align" else _VIT_INPUTS
+        processor = "AlignProcessor" if card.use == "align" else "ViTImageProcessor"
+        code = _EXAMPLE.format(
+            module=module.split(".")[0], prefix=prefix, name=card.name, model=_MODELS[card.use], processor=processor,
+            inputs=inputs.format(tensors=tensors), forward=forward, result=result,
         )  # fmt: skip
         blocks.append(f"{framework} (`pip install 'kakao-models[{extra}]'`):\n\n```python\n{code}```")
     if card.in_transformers and card.use != "backbone":

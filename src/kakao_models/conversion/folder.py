@@ -25,7 +25,7 @@ from kakao_models.checkpoint.hub import (
     read_config,
 )
 from kakao_models.checkpoint.kinds import kind_of, whole_keys
-from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, check_keys
+from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, check_keys
 from kakao_models.checkpoint.weightmap import Slot, permuted
 from kakao_models.conversion.recognize import check_overrides
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
@@ -87,7 +87,17 @@ def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
     config = read_model_config(folder)
     model_type = config.model_type
     weights = whole_keys(weights, model_type)
-    family, slots, key_layout = _ORIGINALS[model_type](config, {key: entry for key, (_, entry) in weights.items()})
+    shapes = {key: shape for key, (_, (shape, _)) in weights.items()}
+    key_layout = _vit_key_layout(config, shapes) if model_type == "vit" else None
+    slots = vit_tpu_slots(config, key_layout) if key_layout else align_tpu_slots(config)
+    family = model_type
+    if model_type == "align_vision_model":
+        family = "efficientnet"
+        if "classifier.bias" in shapes:
+            raise ValueError(
+                "the weights have a classifier on ALIGN's image tower, which no original program has to convert from. "
+                "AlignForImageClassification.from_pretrained reads such a folder as it is"
+            )
     parts = [config, *(getattr(config, name) for name in config.sub_configs)]
     check_overrides(overrides, parts, f"{folder / 'config.json'} says")
     homes = [_foreign(slot, dialect) for slot in slots]  # name in the files, axes
@@ -124,23 +134,11 @@ def _license(card: Path) -> dict[str, str]:
     }
 
 
-def _align(config: AlignConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], None]:
-    return "align", align_tpu_slots(config), None
-
-
-def _align_vision(config: AlignVisionConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], None]:
-    if "classifier.bias" in weights:
-        raise ValueError(
-            "the weights have a classifier on ALIGN's image tower, which no original program has to convert from. "
-            "AlignForImageClassification.from_pretrained reads such a folder as it is"
-        )
-    return "efficientnet", align_tpu_slots(config), None
-
-
-def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, list[Slot], str]:
-    """A file also decides, beside config.json, whether there is a head, and a pooler (the Dense layer of the pre-logits)."""
-    key_layout = "model" if "classifier.bias" in weights else "backbone"
-    if "vit.pooler.dense.bias" in weights:
+def _vit_key_layout(config: ViTConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The key layout of a ViT. The tensors also decide, beside config.json, whether there is a head, and a pooler (the Dense
+    layer of the pre-logits): `config` is changed accordingly."""
+    key_layout = "model" if "classifier.bias" in shapes else "backbone"
+    if "vit.pooler.dense.bias" in shapes:
         if key_layout == "model" and not config.representation_size:
             raise ValueError(
                 "the weights have a pooler and a classifier. transformers' classifier passes the pooler by, the original's "
@@ -148,14 +146,10 @@ def _vit(config: ViTConfig, weights: Mapping[str, TensorEntry]) -> tuple[str, li
             )
         if getattr(config, "pooler_act", None) not in (None, "tanh"):
             raise ValueError(f"config.json: pooler_act is {config.pooler_act!r}, expected 'tanh'")
-        (config.representation_size,) = weights["vit.pooler.dense.bias"][0]
+        (config.representation_size,) = shapes["vit.pooler.dense.bias"]
     if TPU_KEY_LAYOUTS[key_layout][1] is None:
         config.num_labels = 0
-    return "vit", vit_tpu_slots(config, key_layout), key_layout
-
-
-# model_type → (configuration, tensors) to the family of the original, the slots, and the key layout of a ViT's
-_ORIGINALS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
+    return key_layout
 
 
 def _foreign(slot: Slot, dialect: Mapping) -> tuple[str, str]:
