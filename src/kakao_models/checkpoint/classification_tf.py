@@ -50,9 +50,7 @@ class TFImageClassifier:
         """This replica's share of the mean over the global batch: the shares of all replicas add up to it."""
         y = _labels(x, y)
         if y is None:
-            raise ValueError(
-                f"{type(self).__name__}: fit and evaluate need labels, as (images, labels) or as labels in a dict"
-            )
+            raise ValueError("fit and evaluate need labels: (images, labels), or a dict that also has labels")
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred.logits, sample_weight, training)
         losses = self._loss_of_each(y_pred.logits, y)

@@ -28,9 +28,8 @@ _KNOWN_TO_TRANSFORMERS = frozenset(
     "use_bfloat16 use_cache position_embedding_type".split()
 )
 
-_SIZES = frozenset(
-    "hidden_size num_attention_heads intermediate_size patch_size image_size vocab_size projection_dim".split()
-)
+_SIZES = {"hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "image_size", "vocab_size"}
+_SIZES |= {"projection_dim"}
 
 
 @functools.cache

@@ -175,12 +175,8 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
     tensor_parallel_rows: ClassVar[tuple[str, ...]] = ()
 
     params = Replaced(arguments_replaced["params"])
-    to_bf16 = Replaced(
-        "Write from_pretrained(..., dtype='bfloat16'), or model.set_compute_dtype('bfloat16') to compute in it"
-    )
-    to_fp16 = Replaced(
-        "Write from_pretrained(..., dtype='float16'), or model.set_compute_dtype('float16') to compute in it"
-    )
+    to_bf16 = Replaced("Write from_pretrained(..., dtype='bfloat16'), or model.set_compute_dtype('bfloat16')")
+    to_fp16 = Replaced("Write from_pretrained(..., dtype='float16'), or model.set_compute_dtype('float16')")
     to_fp32 = Replaced("Write from_pretrained(..., dtype='float32')")
     init_weights = Replaced("The constructor makes all values: Model(config, rngs=nnx.Rngs(0))")
 

@@ -137,9 +137,7 @@ def fetch(name_or_path: str | os.PathLike, filename: str, **where: Any) -> Path:
     if os.path.isdir(source):
         path = Path(source, where.get("subfolder") or "", filename)
         if not path.is_file():
-            raise MissingFile(
-                f"{name_or_path}: the folder {path.parent} has no {filename}. Is it a checkpoint's folder?"
-            )
+            raise MissingFile(f"{name_or_path}: the folder {path.parent} has no {filename}. Is it a checkpoint?")
         return path
     where = pin(source, **where)
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -288,9 +286,8 @@ def _check_name(name: str) -> None:
     """Raises FileNotFoundError where `name` can only be a path, or is nearly that of a checkpoint inside this package."""
     bundled = bundled_checkpoints()
     if os.path.exists(name):
-        raise FileNotFoundError(
-            f"{name} is a file, expected the folder of a checkpoint. Give {os.path.dirname(name) or '.'}"
-        )
+        folder = os.path.dirname(name) or "."
+        raise FileNotFoundError(f"{name} is a file, expected the folder of a checkpoint. Give {folder}")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(
             f"{name}: no such folder. Expected one, a name on the Hub (owner/name), or {' or '.join(bundled)}"
@@ -309,9 +306,8 @@ def _timeout() -> float:
     """Seconds to wait for an answer: what HF_HUB_ETAG_TIMEOUT says, else few enough to say soon that there is no network."""
     from huggingface_hub import constants
 
-    return (
-        _SECONDS if constants.HF_HUB_ETAG_TIMEOUT == constants.DEFAULT_ETAG_TIMEOUT else constants.HF_HUB_ETAG_TIMEOUT
-    )
+    seconds = constants.HF_HUB_ETAG_TIMEOUT
+    return _SECONDS if seconds == constants.DEFAULT_ETAG_TIMEOUT else seconds
 
 
 def _cache_of(repo: str, where: Mapping[str, Any]) -> Path:
@@ -369,7 +365,5 @@ def shards_of(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{index} is no index of weights ({error!r}). Is the download complete?") from error
     if wrong or not names:
-        raise OSError(
-            f"{index} names {(wrong or [''])[0]!r}, which is no name of a file beside it that ends in {suffix}"
-        )
+        raise OSError(f"{index} names {(wrong or [''])[0]!r}, expected a file beside it that ends in {suffix}")
     return names

@@ -48,9 +48,7 @@ def chosen(model: keras.Model, names: list[str] | None) -> Signatures:
     """The named signatures of a model; all by default."""
     available = model.signatures()
     if unknown := set(names or ()) - available.keys():
-        raise ValueError(
-            f"{type(model).__name__} has no signature {sorted(unknown)[0]!r}; it has {', '.join(available)}"
-        )
+        raise ValueError(f"{type(model).__name__} has no signature {min(unknown)!r}; it has {', '.join(available)}")
     return {name: available[name] for name in names or available}
 
 

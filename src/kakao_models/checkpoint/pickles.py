@@ -184,6 +184,4 @@ def _unpickle(stream: BinaryIO, name: str) -> Any:
     try:
         return _Unpickler(stream).load()
     except Exception as error:  # whatever a pickle that somebody else made leads to
-        raise ValueError(
-            f"{name} is not a state dict of tensors only, or it is damaged. Nothing else is unpickled ({error})"
-        ) from error
+        raise ValueError(f"{name} is not a state dict of tensors only, or it is damaged ({error})") from error

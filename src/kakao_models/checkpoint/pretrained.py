@@ -223,8 +223,7 @@ class PretrainedLoading(TensorPatterns):
         """
         if unknown := upload_options.keys() - {"token", "private", "create_pr", "commit_message"}:
             raise TypeError(
-                f"{type(self).__name__}.save_pretrained has no argument {sorted(unknown)[0]!r}. It writes the values that the "
-                "model has now, for every framework"
+                f"save_pretrained has no argument {min(unknown)!r}. It writes the values that the model has now"
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +266,7 @@ def check_images(model: PretrainedLoading, pixel_values: Any) -> None:
     dtype = getattr(pixel_values.dtype, "name", str(pixel_values.dtype))  # a type of TensorFlow's has a name
     if "float" not in dtype:
         raise ValueError(
-            f"{name}: pixel_values must be floating-point numbers in [-1, 1], as the image processor gives them, got {dtype}"
+            f"{name}: pixel_values must be floating-point numbers in [-1, 1], got {dtype}. Use the processor"
         )
 
 

@@ -28,10 +28,14 @@ def upload(
     api = HfApi(token=token)
     try:
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        about = dict(
-            commit_message=commit_message, create_pr=create_pr, allow_patterns=files, delete_patterns=_OLDER_WEIGHTS
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            allow_patterns=files,
+            delete_patterns=_OLDER_WEIGHTS,
         )
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, **about)
     except HfHubHTTPError as error:
         raise OSError(f"{repo}: the Hub refused the upload: {str(error).splitlines()[0]}") from error
     except Exception as error:  # the HTTP client's own errors, whose module changes with huggingface_hub's version

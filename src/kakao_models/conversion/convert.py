@@ -147,11 +147,9 @@ def convert(
 
 
 def _check_temperature(source: SourceCheckpoint) -> None:
-    temperature = float(source.tensors["temperature"])
+    file, temperature = source.files[0], float(source.tensors["temperature"])
     if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"{source.files[0]}: temperature is {temperature:g}, expected a number above 0. Is the file damaged?"
-        )
+        raise ValueError(f"{file}: temperature is {temperature:g}, expected a number above 0. Is the file damaged?")
 
 
 def _warnings(source: SourceCheckpoint, stages: list[verification.Stage], zeros: list[str]) -> list[str]:
@@ -326,9 +324,7 @@ def convert_back(
     if family not in (None, model_type):
         raise ValueError(f"{folder}: model_type is {model_type!r}, expected {family!r}")
     if model_type not in ("align", "vit"):
-        raise ValueError(
-            f"{folder}: model_type is {model_type!r}, for which there is no original program: only an ALIGN or a ViT goes back"
-        )
+        raise ValueError(f"{folder}: model_type is {model_type!r}, for which there is no original program")
     _check_functions(config, folder)
     slots = align_tpu_slots(config) if model_type == "align" else vit_tpu_slots(config, key_layout)
     entries = read_weights(folder, WEIGHTS, sorted(folder.glob("*.safetensors")))

@@ -52,9 +52,7 @@ def read_npz(path: Path, **overrides: Any) -> SourceCheckpoint:
     stored = _members(path)
     hybrid = [key for key in stored if key.startswith(("conv_root/", "gn_root/", "block1/"))]
     if hybrid:
-        raise ValueError(
-            f"{path} is a hybrid of a ResNet and a ViT ({hybrid[0]}, ...); only plain ViTs can be converted"
-        )
+        raise ValueError(f"{path} is a hybrid of a ResNet and a ViT ({hybrid[0]}, ...), expected a plain ViT")
     key_layout = "model" if "head/kernel" in stored else "backbone"
     prefix, head = TPU_KEY_LAYOUTS[key_layout]
     layers = len({key.split("/")[1] for key in stored if key.startswith("Transformer/encoderblock_")}) or 1

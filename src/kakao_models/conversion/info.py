@@ -82,9 +82,8 @@ def as_text(info: dict) -> str:
     lines = [f"{info['name']}: {info['model_type']}, {_millions(info['parameters'])}"]
     lines.append(f"  embedding      {info['dim']} wide")
     for name, tower in info["towers"].items():
-        details = ", ".join(
-            f"{key} {value}" for key, value in tower.items() if key not in ("kind", "size", "parameters")
-        )
+        named = {"kind", "size", "parameters"}
+        details = ", ".join(f"{key} {value}" for key, value in tower.items() if key not in named)
         kind = " ".join(filter(None, (tower["kind"], tower["size"])))
         lines.append(f"  {name + ' tower':<14} {kind}: {details}; {_millions(tower['parameters'])}")
     lines.append(f"  preprocessing  {_in_words(info['model_type'], info['preprocessing'])}")

@@ -62,9 +62,7 @@ def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
     if not os.path.isfile(path):  # False where pathlib raises, as for names that are too long
         return None
     if path.name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):
-        raise ValueError(
-            f"{path} is a part of a Hub folder. Give the folder, {path.parent}, which has its config.json too"
-        )
+        raise ValueError(f"{path} is a part of a Hub folder. Give the folder with its config.json, {path.parent}")
     if path.suffix == ".npz":
         return read_npz
     if path.suffix in (".h5", ".pth", ".pt"):
@@ -86,10 +84,8 @@ def _read_tensorflow(path: str | Path, weights: str | None, expected: str | None
         raise ValueError(f"{path}: moving averages are there for some weights only; they differ in {differing[:5]}")
     taken = weights or ("average" if averages else "raw")
     stored = averages if taken == "average" else raw
-    tensors = LazyTensors(
-        {key: (checkpoint.entries[name].shape, partial(checkpoint.read, name)) for key, name in stored.items()}
-    )
-    shapes = {key: tensors.shape(key) for key in tensors}
+    shapes = {key: checkpoint.entries[name].shape for key, name in stored.items()}
+    tensors = LazyTensors({key: (shapes[key], partial(checkpoint.read, name)) for key, name in stored.items()})
     family, key_layout = family_of(shapes), None
     hidden = ("num_attention_heads", "image_size") if family == "align" else ("num_attention_heads",)
     assumed = tuple(name for name in hidden if overrides.get(name) is None)

@@ -87,9 +87,7 @@ def vit_config(shapes: Shapes, **overrides: Any) -> tuple[ViTConfig, str]:
     tall, wide = shape_of(shapes, prefix + "embedding/kernel", 4)[:2]
     side = math.isqrt(positions - 1)
     if side * side != positions - 1 or tall != wide:
-        raise ValueError(
-            f"{prefix}pos_emb has {positions} positions and patches are {tall}x{wide}: only square images and patches are known"
-        )
+        raise ValueError(f"{positions} positions and patches of {tall}x{wide}: expected square images and patches")
     layers = _count(shapes, re.escape(prefix) + r"enc_layers/(\d+)/")
     pre_logits = prefix + "representation/bias" in shapes
     published = next((heads for depth, d, heads in VIT_SIZES.values() if (depth, d) == (layers, width)), None)

@@ -60,9 +60,7 @@ def read_reference(path: Path, family: str) -> Reference:
     needed = {output} | ({"input_ids", "attention_mask"} if family == "align" else set())
     images = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
     if not (needed <= arrays.keys() and images & arrays.keys()):
-        raise ValueError(
-            f"{path}: expected the arrays {sorted(needed)} and images or pixel_values, got {sorted(arrays)}"
-        )
+        raise ValueError(f"{path}: expected the arrays {sorted(needed)} and one of {images}, got {sorted(arrays)}")
     return Reference(path.name, family, output, arrays[output], arrays)
 
 

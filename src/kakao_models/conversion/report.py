@@ -75,9 +75,8 @@ def summary(report: dict) -> str:
     ]
     lines += [f"{s['name']:<20}{s['difference']:>12.2e}{s['limit']:>12.2e}" for s in report["verification"]]
     size = sum(file["bytes"] for file in source["files"].values()) / 1e6
-    lines.append(
-        f"{size:,.0f} MB in {report['seconds']:.1f} s: {size / report['seconds']:,.0f} MB/s, verification included"
-    )
+    seconds = report["seconds"]
+    lines.append(f"{size:,.0f} MB in {seconds:.1f} s: {size / seconds:,.0f} MB/s, verification included")
     lines += [f"warning: {message}" for message in report["warnings"]]
     return "\n".join(lines)
 

@@ -161,9 +161,8 @@ def _vit_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
         return {"features": features} | ({"logits": model.classifier(features)} if head else {})
 
     modules = {"embeddings": backbone.embeddings, **_numbered("layer", backbone.layers), "norm": backbone.layernorm}
-    modules |= _numbered(
-        "keys", (layer.attention.k_proj for layer in backbone.layers)
-    )  # no output depends on their bias
+    # no output depends on the bias of the keys
+    modules |= _numbered("keys", (layer.attention.k_proj for layer in backbone.layers))
     expected = vit_reference.image_stages(source.tensors, source.config, pixels, prefix, head)
     return _side_by_side(modules, run, expected, lambda values: values)
 
