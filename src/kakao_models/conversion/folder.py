@@ -14,16 +14,8 @@ import yaml
 import kakao_models
 from kakao_models.align.config import AlignConfig, AlignVisionConfig
 from kakao_models.align.weights import align_tpu_slots
+from kakao_models.checkpoint import hub
 from kakao_models.checkpoint.formats import find_weights, read_weights
-from kakao_models.checkpoint.hub import (
-    PROCESSOR_FILES,
-    TOKENIZER_FILES,
-    MissingFile,
-    described_by,
-    fetch,
-    pin,
-    read_config,
-)
 from kakao_models.checkpoint.kinds import kind_of, whole_keys
 from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, check_keys
 from kakao_models.checkpoint.weightmap import Slot, permuted
@@ -49,12 +41,12 @@ def download(name_or_path: str | Path, **where: Any) -> Path:
     Raises:
         OSError: no such checkpoint, or the Hub does not give it.
     """
-    where = pin(name_or_path, **where)
-    folder = fetch(name_or_path, "config.json", **where).parent
+    where = hub.pin(name_or_path, **where)
+    folder = hub.fetch(name_or_path, "config.json", **where).parent
     find_weights(name_or_path, **where)
-    for filename in (*TOKENIZER_FILES, *PROCESSOR_FILES, CARD):
-        with suppress(MissingFile):
-            fetch(name_or_path, filename, **where)
+    for filename in (*hub.TOKENIZER_FILES, *hub.PROCESSOR_FILES, CARD):
+        with suppress(hub.MissingFile):
+            hub.fetch(name_or_path, filename, **where)
     return folder
 
 
@@ -65,8 +57,8 @@ def read_model_config(folder: Path) -> AlignConfig | AlignVisionConfig | ViTConf
         ValueError: another model, or values that describe none.
     """
     file = folder / "config.json"
-    config_class = getattr(kakao_models, kind_of(read_config(file).get("model_type"), folder).config)
-    with described_by(file):
+    config_class = getattr(kakao_models, kind_of(hub.read_config(file).get("model_type"), folder).config)
+    with hub.described_by(file):
         return config_class.from_pretrained(folder)
 
 
@@ -116,7 +108,7 @@ def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
         kind=f"{name} of a Hub folder",
         names={ours: key for ours, (_, key, _, _) in matches.items()},
         image_processor=_image_processor(family, folder),
-        tokenizer=folder if family == "align" and _has(folder, TOKENIZER_FILES) else None,
+        tokenizer=folder if family == "align" and _has(folder, hub.TOKENIZER_FILES) else None,
         license=_license(folder / CARD),
     )
 
@@ -164,7 +156,7 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _image_processor(family: str, folder: Path) -> ImageProcessor | None:
-    if not _has(folder, PROCESSOR_FILES):
+    if not _has(folder, hub.PROCESSOR_FILES):
         return None
     processor = kakao_models.ViTImageProcessor if family == "vit" else kakao_models.AlignImageProcessor
     return processor.from_pretrained(folder)

@@ -9,19 +9,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from kakao_models.checkpoint import hub
 from kakao_models.checkpoint.config import name_of_size
 from kakao_models.checkpoint.formats import WEIGHT_FILES, find_weights, read_weights
-from kakao_models.checkpoint.hub import (
-    PROCESSOR_FILES,
-    MissingFile,
-    asking,
-    cached_only,
-    described_by,
-    fetch,
-    pin,
-    read_config,
-    resolve,
-)  # fmt: skip
 from kakao_models.checkpoint.kinds import kind_of
 from kakao_models.checkpoint.pickles import PickledTensor, pickled_tensors
 from kakao_models.checkpoint.shards import DTYPE_NAMES
@@ -46,13 +36,13 @@ def describe_checkpoint(name_or_path: str | os.PathLike, **where: Any) -> dict:
         OSError: no such checkpoint.
         ValueError: another kind of model, or a broken file.
     """
-    where = pin(name_or_path, **where)
-    file = fetch(name_or_path, "config.json", **where)
-    folder, config = file.parent, read_config(file)
+    where = hub.pin(name_or_path, **where)
+    file = hub.fetch(name_or_path, "config.json", **where)
+    folder, config = file.parent, hub.read_config(file)
     try:
-        files, tensors = _local_files(name_or_path, cached_only(where))
-    except MissingFile:
-        if os.path.isdir(resolve(name_or_path)) or where.get("local_files_only"):
+        files, tensors = _local_files(name_or_path, hub.cached_only(where))
+    except hub.MissingFile:
+        if os.path.isdir(hub.resolve(name_or_path)) or where.get("local_files_only"):
             files, tensors = [], {}
         else:
             files, tensors = _hub_files(os.fspath(name_or_path), where)
@@ -60,7 +50,7 @@ def describe_checkpoint(name_or_path: str | os.PathLike, **where: Any) -> dict:
     parameters = {key: math.prod(entry["shape"]) for key, entry in tensors.items() if not key.endswith(BUFFERS)}
     model_type = config.get("model_type")
     kind_of(model_type, name_or_path)  # another kind of model is an error
-    with described_by(file):
+    with hub.described_by(file):
         towers = _TOWERS[model_type](config, parameters)
     if not tensors:
         for tower in towers["towers"].values():
@@ -173,12 +163,12 @@ def _count(parameters: dict[str, int], prefixes: tuple[str, ...]) -> int:
 
 def _preprocessing(name_or_path, where: Mapping) -> dict:
     """The image processor's file; transformers 5 also writes it as a part of the processor's."""
-    for filename in PROCESSOR_FILES:
+    for filename in hub.PROCESSOR_FILES:
         try:
-            file = fetch(name_or_path, filename, **where)
-        except MissingFile:
+            file = hub.fetch(name_or_path, filename, **where)
+        except hub.MissingFile:
             continue
-        values = read_config(file)
+        values = hub.read_config(file)
         return values if filename.startswith("pre") else values.get("image_processor", {})
     return {}
 
@@ -229,7 +219,7 @@ def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:
 
     revision, token, folder = where["revision"], where.get("token"), where.get("subfolder", "")
     api, tensors = HfApi(token=token), {}
-    with asking(repo, where, revision=revision):
+    with hub.asking(repo, where, revision=revision):
         siblings = api.model_info(repo, revision=revision, files_metadata=True).siblings
         sizes = {Path(file.rfilename): file for file in siblings if Path(file.rfilename).parent == Path(folder)}
         format = next(

@@ -17,16 +17,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kakao_models.conversion.bundle import (
-    HEADER,
-    SLICED,
-    BundleEntry,
-    encode,
-    entry_message,
-    read_entry,
-    read_header,
-    values_of,
-)
+from kakao_models.conversion import bundle
 from kakao_models.conversion.object_graph import OBJECT_GRAPH, object_graph
 from kakao_models.conversion.sstable import MAX_BYTES, read_table, write_table
 from kakao_models.files import wire
@@ -41,7 +32,7 @@ class TensorFlowCheckpoint:
     """An opened checkpoint; `open_checkpoint` makes it. No file is held open."""
 
     prefix: Path
-    entries: dict[str, BundleEntry]  # by key, in the order of keys; the object graph is one of them
+    entries: dict[str, bundle.BundleEntry]  # by key, in the order of keys; the object graph is one of them
     files: tuple[Path, ...]  # the index, then the data files
 
     def read(self, key: str) -> np.ndarray:
@@ -56,7 +47,7 @@ class TensorFlowCheckpoint:
         file = self.files[1 + entry.shard]
         with within(f"{file}: {key}"):
             data, crc = _read_bytes(file, entry)
-            return values_of(data, crc, entry)
+            return bundle.values_of(data, crc, entry)
 
 
 def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
@@ -77,15 +68,15 @@ def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
         if b"" not in table:
             raise CheckpointError("no header")
         with within("header"):
-            count = read_header(table.pop(b""))
+            count = bundle.read_header(table.pop(b""))
         entries = {}
         for key, message in table.items():
             with within(f"tensor {repr(key)[2:-1]}"):
                 if key.startswith(b"\0"):
-                    raise CheckpointError(SLICED)
+                    raise CheckpointError(bundle.SLICED)
                 if not wire.text(key).isprintable():
                     raise CheckpointError("a key with control characters")
-                entries[key.decode()] = read_entry(message)
+                entries[key.decode()] = bundle.read_entry(message)
     files, sizes = [index], []
     for shard in range(count):
         files.append(_add(prefix, f".data-{shard:05d}-of-{count:05d}"))
@@ -125,7 +116,7 @@ def write_checkpoint(
     with replacing(_add(prefix, ".data-00000-of-00001")) as path, open(path, "wb") as file:
         entries = {key.encode(): _append(file, key, tensors[key]) for key in tensors}
         entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, graph)
-        table = write_table([(b"", HEADER), *sorted(entries.items())])
+        table = write_table([(b"", bundle.HEADER), *sorted(entries.items())])
         read_table(table)  # within the bounds of what is read
     with replacing(index) as path:
         path.write_bytes(table)
@@ -190,7 +181,7 @@ def _read_small(file: Path) -> bytes:
         raise CheckpointError(f"can't be read ({error})") from error
 
 
-def _check_places(entries: Mapping[str, BundleEntry], shards: list[Path], sizes: list[int]) -> None:
+def _check_places(entries: Mapping[str, bundle.BundleEntry], shards: list[Path], sizes: list[int]) -> None:
     """Every tensor lies within its file, and none within another."""
     shard, end, before = 0, 0, ""
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset, item[1].size)):
@@ -208,7 +199,7 @@ def _check_places(entries: Mapping[str, BundleEntry], shards: list[Path], sizes:
         end, before = max(end, entry.offset + entry.size), key
 
 
-def _read_bytes(file: Path, entry: BundleEntry) -> tuple[np.ndarray, int]:
+def _read_bytes(file: Path, entry: bundle.BundleEntry) -> tuple[np.ndarray, int]:
     """The bytes of a tensor, and their checksum."""
     data, crc = np.empty(entry.size, np.uint8), 0
     try:
@@ -226,7 +217,7 @@ def _read_bytes(file: Path, entry: BundleEntry) -> tuple[np.ndarray, int]:
 
 def _append(file: BinaryIO, key: str, value: ArrayLike | Callable[[], ArrayLike]) -> bytes:
     """Writes a tensor; returns the message of its entry."""
-    entry, data = encode(key, value() if callable(value) else value)
+    entry, data = bundle.encode(key, value() if callable(value) else value)
     offset = file.tell()
     file.write(data)
-    return entry_message(replace(entry, offset=offset))
+    return bundle.entry_message(replace(entry, offset=offset))
