@@ -159,7 +159,7 @@ def test_info_of_a_vit_and_of_a_broken_file(command, vit, tmp_path):
     (tmp_path / "config.json").write_text(Path(vit, "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     code, _, err = command("info", tmp_path)
-    assert code == 2 and "no safetensors file" in err
+    assert code == 2 and "not a safetensors file" in err
 
 
 def test_too_little_memory_is_one_message(command, align, monkeypatch):
@@ -272,7 +272,7 @@ def test_files_of_lines(command, align, photos, tmp_path):
     assert json.loads((tmp_path / "out.names.json").read_text(encoding="utf-8")) == ["a cat\u2028and a dog", "the sea"]
     latin.write_bytes(b"caf\xe9\n")
     code, _, err = command("embed", latin, "-o", tmp_path / "out.npy", "--model", align)
-    assert code == 2 and f"{latin} is no UTF-8 text" in err
+    assert code == 2 and f"{latin} is not UTF-8 text" in err
 
 
 def test_convert_takes_equal_class_names_and_prints_nothing_but_the_report(command, tmp_path):
@@ -299,7 +299,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
 @pytest.mark.parametrize(
     "model, file, change, message",
     [
-        ("vit", "config.json", NESTED, "config.json is no JSON file"),
+        ("vit", "config.json", NESTED, "config.json is not a JSON file"),
         ("vit", "config.json", {"hidden_act": "nope"}, "config.json describes no model: KeyError: 'nope'"),
         ("vit", "config.json", {"num_attention_heads": 5}, "5 num_attention_heads do not divide hidden_size 32"),
         ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, expected at least 1"),

@@ -278,7 +278,7 @@ def test_an_index_that_names_no_weights(places, vit, tmp_path):
     (vit / "model.safetensors").unlink()
     (vit / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     for read in (lambda: convert(vit, tmp_path / "out"), lambda: ViTForImageClassification.from_pretrained(vit)):
-        with pytest.raises(OSError, match="model.safetensors.index.json (is no index of weights|names )"):
+        with pytest.raises(OSError, match="model.safetensors.index.json (is not an index of weights|names )"):
             read()
 
 
@@ -391,7 +391,7 @@ def test_flax_arrays_that_lie_are_refused(tmp_path):
     for leaf, message in (
         (msgpack.ExtType(1, array), "claims b'float32'"),
         (msgpack.ExtType(2, array), "extension type 2"),
-        (3, "cls is no array, but int"),
+        (3, "cls is not an array, but int"),
     ):
         (tmp_path / "vit" / "flax_model.msgpack").write_bytes(msgpack.packb({"cls": leaf}))
         with pytest.raises(ValueError, match=message):

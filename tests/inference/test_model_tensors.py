@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_named(align, vit, tmp_path, caplog):
         Embedder(copied(vit, tmp_path / "depth", num_hidden_layers=1))
     torn = copied(align, tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(OSError, match="no readable safetensors file"):
+    with pytest.raises(OSError, match="not a readable safetensors file"):
         Embedder(torn)
     assert Embedder(copied(vit, tmp_path / "misspelt", image_sise=3)).config.image_size == 32
     assert "'image_sise' of this configuration, which changes nothing; did you mean 'image_size'?" in caplog.text

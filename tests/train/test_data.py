@@ -114,7 +114,7 @@ def test_a_line_of_a_text_file_is_a_caption(tmp_path):
     (tmp_path / "0.txt").write_bytes("\ufeffa cat\r\n\r\na\u2028dog\n".encode())
     assert open_source(str(tmp_path)).read(0, 0).captions == ("a cat", "a\u2028dog")
     (tmp_path / "0.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(ValueError, match="0.txt is no UTF-8 text"):
+    with pytest.raises(ValueError, match="0.txt is not UTF-8 text"):
         open_source(str(tmp_path)).read(0, 0)
 
 

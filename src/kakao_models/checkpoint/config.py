@@ -19,13 +19,11 @@ logger = logging.getLogger(__name__)
 # Names that transformers 4 and 5 themselves write into every config.json, or accept beside the fields of a class,
 # other than those with an underscore in front.
 _KNOWN_TO_TRANSFORMERS = frozenset(
-    "add_cross_attention attn_implementation "
-    "base_model_pp_plan base_model_tp_plan cross_attention_hidden_size experts_implementation finetuning_task "
-    "is_composition is_decoder keys_to_ignore_at_inference model_type name_or_path num_labels output_attentions "
-    "output_hidden_states per_layer_config prefix pruned_heads return_dict sep_token_id decoder_start_token_id "
-    "bos_token_id eos_token_id pad_token_id task_specific_params tf_legacy_loss tie_encoder_decoder "
-    "tie_last_hidden_states tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version "
-    "use_bfloat16 use_cache position_embedding_type".split()
+    "add_cross_attention attn_implementation base_model_pp_plan base_model_tp_plan cross_attention_hidden_size "
+    "experts_implementation finetuning_task is_composition is_decoder keys_to_ignore_at_inference model_type name_or_path "
+    "num_labels output_attentions per_layer_config prefix pruned_heads sep_token_id decoder_start_token_id bos_token_id "
+    "eos_token_id pad_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tie_last_hidden_states "
+    "tie_word_embeddings tokenizer_class torch_dtype torchscript use_bfloat16 use_cache position_embedding_type".split()
 )
 
 _SIZES = {"hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "image_size", "vocab_size"}

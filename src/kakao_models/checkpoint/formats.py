@@ -73,7 +73,7 @@ def read_msgpack(file: Path) -> dict[str, TensorEntry]:
         with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             tree = msgpack.unpackb(content, ext_hook=array, raw=False)
     except (ValueError, TypeError) as error:  # msgpack's own errors are ValueErrors
-        raise ValueError(f"{file} is no file of Flax weights: {error}. Is the download complete?") from error
+        raise ValueError(f"{file} is not a file of Flax weights: {error}. Is the download complete?") from error
     tensors, branches = {}, [("", tree)]
     while branches:
         prefix, branch = branches.pop()
@@ -83,7 +83,7 @@ def read_msgpack(file: Path) -> dict[str, TensorEntry]:
             elif isinstance(value, tuple):
                 tensors[f"{prefix}{key}"] = value
             else:
-                raise ValueError(f"{file}: {prefix}{key} is no array, but {type(value).__name__}")
+                raise ValueError(f"{file}: {prefix}{key} is not an array, but {type(value).__name__}")
     return tensors
 
 

@@ -28,7 +28,7 @@ def read_datasets(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
     def visit(path: str, item) -> None:  # not called for soft and external links
         if not isinstance(path, str):  # h5py's way to tell
-            raise ValueError(f"{file}: the name {path!r} is no UTF-8. Is the file damaged?")
+            raise ValueError(f"{file}: the name {path!r} is not UTF-8. Is the file damaged?")
         if isinstance(item, h5py.Dataset):
             if item.dtype.kind == "f" and (item.external or item.id.get_storage_size() != item.nbytes):
                 raise ValueError(f"{file}: {path} does not keep its {item.nbytes} bytes in this file, uncompressed")

@@ -334,7 +334,7 @@ def read_config(file: Path) -> dict:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON file ({error}). Is the download complete?") from error
+        raise ValueError(f"{file} is not a JSON file ({error}). Is the download complete?") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
         raise ValueError(f"{file}: expected an object with a model_type")
     return config
@@ -363,7 +363,7 @@ def shards_of(index: Path) -> list[str]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         wrong = [name for name in names if Path(name).name != name or Path(name).suffix != suffix]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OSError(f"{index} is no index of weights ({error!r}). Is the download complete?") from error
+        raise OSError(f"{index} is not an index of weights ({error!r}). Is the download complete?") from error
     if wrong or not names:
         raise OSError(f"{index} names {(wrong or [''])[0]!r}, expected a file beside it that ends in {suffix}")
     return names

@@ -184,7 +184,7 @@ class PretrainedLoading(TensorPatterns):
             slot = expected[key]
             variable = variables[slot.local_key]
             array = permute(stored[slot.key][1](), slot.axes, slot.local_axes)
-            self._fill(variable, np.asarray(array, _numpy_type(variable.dtype)))
+            self._fill(variable, np.asarray(array, dtype_name(variable.dtype)))
 
     def copy_from(self, part: "PretrainedLoading") -> None:
         """Takes over every tensor of a model that is a part of this one, such as a tower."""
@@ -192,7 +192,7 @@ class PretrainedLoading(TensorPatterns):
         variables, others = self._variables(), part._variables()
         for slot in part._slots():
             variable = variables[own[slot.key]]
-            self._fill(variable, np.asarray(others[slot.local_key], _numpy_type(variable.dtype)))
+            self._fill(variable, np.asarray(others[slot.local_key], dtype_name(variable.dtype)))
 
     def num_parameters(self) -> int:
         """The number of parameters, as of the PyTorch class: without the averages of batch norm."""
@@ -234,7 +234,7 @@ class PretrainedLoading(TensorPatterns):
             key: (_canonical_shape(variable, slot), partial(_canonical, variable, slot))
             for key, (variable, slot) in sorted(tensors.items())
         }
-        dtypes = {key: _numpy_type(variable.dtype).name for key, (variable, _) in tensors.items()}
+        dtypes = {key: dtype_name(variable.dtype) for key, (variable, _) in tensors.items()}
         types = set(dtypes.values())
         config = self.config_class.from_dict(self.config.to_dict())
         config.architectures = [re.sub("^(TF|Flax)", "", type(self).__name__)]
@@ -310,10 +310,6 @@ def _canonical_shape(variable: Any, slot: Slot) -> tuple[int, ...]:
 
 def _canonical(variable: Any, slot: Slot) -> np.ndarray:
     return permute(np.asarray(variable), slot.local_axes, slot.axes)
-
-
-def _numpy_type(dtype: Any) -> np.dtype:
-    return np.dtype(str(dtype).removeprefix("torch.")) if not isinstance(dtype, np.dtype) else dtype
 
 
 def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:

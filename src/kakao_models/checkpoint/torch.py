@@ -53,7 +53,7 @@ class BijectiveLoading(TensorPatterns):
                     source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
                 )
         except SafetensorError as error:
-            raise OSError(f"{source}: no readable safetensors file ({error}). Is the download complete?") from error
+            raise OSError(f"{source}: not a readable safetensors file ({error}). Is the download complete?") from error
         mismatched = {key: (tuple(stored), tuple(expected)) for key, stored, expected in info["mismatched_keys"]}
         cls._check_tensors(
             source or "state_dict", info["missing_keys"], info["unexpected_keys"], mismatched, may_replace

@@ -89,9 +89,7 @@ def convert(
         raise ValueError("the source has a tokenizer of its own, which is taken over: leave --tokenizer out")
     if read.family == "align":
         _check_temperature(read)
-    expected = None
-    if reference is not None:
-        expected = recorded.read_reference(Path(reference), read.family)
+    expected = None if reference is None else recorded.read_reference(Path(reference), read.family)
     results = [Result.read(Path(file)) for file in evaluation]
     start = time.perf_counter()
     with unfinished(Path(output)) as folder:
@@ -105,17 +103,12 @@ def convert(
             files = {file: pool.submit(sha256_of, file) for file in read.files}
             stages = _verify(read, folder, expected)
         advance("verification", 1, 1)
-        tensors = {
-            slot.key: {
-                "sha256": written.tensors[slot.key],
-                "dtype": "float32",
-                "shape": list(_shape_of(read, slot)),
-                "source": read.names.get(slot.local_key, slot.local_key),
-            }
-            for slot in read.slots
-        }
-        for key in written.tensors.keys() - tensors.keys():
-            tensors[key] = {"sha256": written.tensors[key], "dtype": "int64", "shape": [], "source": None}
+        tensors = {}
+        for slot in read.slots:
+            shape, name = _shape_of(read, slot), read.names.get(slot.local_key, slot.local_key)
+            tensors[slot.key] = {"dtype": "float32", "shape": list(shape), "source": name}
+        for key, digest in written.tensors.items():  # batch norm's counters are in no source
+            tensors.setdefault(key, {"dtype": "int64", "shape": [], "source": None})["sha256"] = digest
         report = {
             "family": read.family,
             "source": {

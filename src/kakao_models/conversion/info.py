@@ -210,7 +210,7 @@ def _header(path: Path) -> dict[str, dict]:
             entries = {key: file.get_slice(key) for key in file.offset_keys()}
             return {key: {"dtype": entry.get_dtype(), "shape": entry.get_shape()} for key, entry in entries.items()}
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}. Is the download complete?") from error
+        raise ValueError(f"{path} is not a safetensors file: {error}. Is the download complete?") from error
 
 
 def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:

@@ -14,5 +14,5 @@ def lines_of(path: str | os.PathLike) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     return list(filter(None, map(str.strip, text.split("\n"))))
