@@ -99,7 +99,8 @@ def _of_zip(stream: BinaryIO, name: str):
             raise ValueError(f"{name} is a zip without a state dict")
         prefix = inside.removesuffix("data.pkl")
         state = _unpickle(archive.open(inside), name)
-        big = prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") == b"big"
+        if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
+            raise ValueError(f"{name} was written on a big-endian machine. Write it again on a little-endian one")
     except _DAMAGE as error:
         raise ValueError(f"{name} can't be read: {error}. Is the download complete?") from error
     start = f"{prefix}data/"
@@ -114,7 +115,7 @@ def _of_zip(stream: BinaryIO, name: str):
             data = archive.read(start + tensor.storage)  # which compares the checksum
         except _DAMAGE as error:
             raise ValueError(f"{name}: {error}. The file is damaged") from error
-        return _view(data, tensor, ">" if big else "<")
+        return _view(data, tensor)
 
     return state, sizes, read
 
@@ -140,20 +141,17 @@ def _of_pickles(stream: BinaryIO, name: str):
 
     def read(tensor: PickledTensor) -> np.ndarray:
         stream.seek(starts[tensor.storage])
-        return _view(stream.read(sizes[tensor.storage]), tensor, "<")
+        return _view(stream.read(sizes[tensor.storage]), tensor)
 
     return tensors, sizes, read
 
 
-def _view(data: bytes, tensor: PickledTensor, order: str) -> np.ndarray:
-    dtype = tensor.dtype
-    if order == ">" and dtype.itemsize > 1:
-        data = np.frombuffer(data, f"V{dtype.itemsize}").view(f">u{dtype.itemsize}").astype(f"<u{dtype.itemsize}")
-    whole = np.frombuffer(data, dtype)
-    strides = [stride * dtype.itemsize for stride in tensor.strides]
+def _view(data: bytes, tensor: PickledTensor) -> np.ndarray:
     if not math.prod(tensor.shape):
-        return np.empty(tensor.shape, dtype)
-    return np.lib.stride_tricks.as_strided(whole[tensor.offset :], tensor.shape, strides, writeable=False)
+        return np.empty(tensor.shape, tensor.dtype)
+    values = np.frombuffer(data, tensor.dtype)[tensor.offset :]
+    strides = [stride * tensor.dtype.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(values, tensor.shape, strides, writeable=False)
 
 
 class _Unpickler(pickle.Unpickler):
