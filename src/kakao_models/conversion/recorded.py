@@ -1,8 +1,9 @@
 """Compares a converted model with outputs recorded elsewhere, such as those of the original implementation."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -27,12 +28,9 @@ class Reference:
     """Recorded inputs and the expected output."""
 
     name: str  # of the file
-    family: str
     output: str  # name of the expected output
     expected: np.ndarray
-    arrays: Mapping[str, np.ndarray]  # inputs, prepared elsewhere
-    files: tuple[Path, ...] = ()  # images to prepare
-    texts: tuple[str, ...] = ()  # texts to tokenize
+    inputs: Callable[[Path], dict[str, torch.Tensor]]  # prepares the inputs for the model of a folder
     tolerance: float = REFERENCE_LIMIT
 
 
@@ -61,7 +59,7 @@ def read_reference(path: Path, family: str) -> Reference:
     images = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
     if not (needed <= arrays.keys() and images & arrays.keys()):
         raise ValueError(f"{path}: expected the arrays {sorted(needed)} and one of {images}, got {sorted(arrays)}")
-    return Reference(path.name, family, output, arrays[output], arrays)
+    return Reference(path.name, output, arrays[output], lambda folder: _recorded_inputs(arrays, family))
 
 
 def _read_json(path: Path, family: str) -> Reference:
@@ -71,14 +69,10 @@ def _read_json(path: Path, family: str) -> Reference:
         lists = {name: values[name] for name in ("images", *(["texts"] if family == "align" else []))}
         expected = np.asarray(values[output], np.float32)
         tolerance = float(values.get("tolerance", REFERENCE_LIMIT))
-        right = all(names and all(isinstance(name, str) for name in names) for names in lists.values())
-        shape = [len(names) for names in lists.values()]
-        if (
-            not right
-            or list(expected.shape[: len(shape)]) != shape
-            or not np.isfinite(expected).all()
-            or not tolerance > 0
-        ):
+        named = all(names and all(isinstance(name, str) for name in names) for names in lists.values())
+        shape = tuple(len(names) for names in lists.values())
+        fits = expected.shape[: len(shape)] == shape and np.isfinite(expected).all()
+        if not (named and fits and tolerance > 0):
             raise ValueError(f"{output} has shape {expected.shape} for {shape} inputs")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         names = "images, texts" if family == "align" else "images"
@@ -86,10 +80,11 @@ def _read_json(path: Path, family: str) -> Reference:
             f"{path}: expected a JSON object with {names} (lists of text), {_OUTPUTS[family][0]} (a row per image, numbers) "
             f"and, if need be, tolerance (above 0): {error!r}"
         ) from error
-    files = tuple(path.parent / name for name in lists["images"])
-    for file in files:
-        load_image(file)  # before hours of work
-    return Reference(path.name, family, output, expected, {}, files, tuple(lists.get("texts", ())), tolerance)
+    images = [path.parent / name for name in lists["images"]]
+    for image in images:
+        load_image(image)  # before hours of work
+    inputs = partial(_prepared_inputs, path.name, images, lists.get("texts"), family)
+    return Reference(path.name, output, expected, inputs, tolerance)
 
 
 def _output(values: Mapping, family: str) -> str:
@@ -111,7 +106,7 @@ def verify_against(reference: Reference, model: nn.Module, folder: Path) -> list
     """
     name, output = reference.name, reference.output
     with torch.inference_mode():
-        outputs = model(**(_prepared(reference, folder) if reference.files else _recorded(reference)))
+        outputs = model(**reference.inputs(folder))
         if outputs.get(output) is None:
             raise ValueError(f"{name}: the model has no {output}; it gives {', '.join(outputs)}")
         got = outputs[output].numpy()
@@ -126,24 +121,23 @@ def verify_against(reference: Reference, model: nn.Module, folder: Path) -> list
     return [stage]
 
 
-def _recorded(reference: Reference) -> dict[str, torch.Tensor]:
-    arrays = reference.arrays
+def _recorded_inputs(arrays: Mapping[str, np.ndarray], family: str) -> dict[str, torch.Tensor]:
     pixels = arrays.get("pixel_values")
     if pixels is None:
         pixels = arrays["images"].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
     inputs = {"pixel_values": torch.from_numpy(np.ascontiguousarray(pixels))}
     for key in ("input_ids", "attention_mask", "token_type_ids"):
-        if reference.family == "align" and key in arrays:
+        if family == "align" and key in arrays:
             inputs[key] = torch.from_numpy(arrays[key].astype(np.int64))
     return inputs
 
 
-def _prepared(reference: Reference, folder: Path) -> dict[str, torch.Tensor]:
-    images = list(reference.files)
-    if reference.family != "align":
-        name = "ViTImageProcessor" if reference.family == "vit" else "AlignImageProcessor"
-        return dict(getattr(kakao_models, name).from_pretrained(folder)(images, return_tensors="pt"))
+def _prepared_inputs(
+    name: str, images: list[Path], texts: list[str] | None, family: str, folder: Path
+) -> dict[str, torch.Tensor]:
+    if texts is None:
+        processor = kakao_models.ViTImageProcessor if family == "vit" else kakao_models.AlignImageProcessor
+        return dict(processor.from_pretrained(folder)(images, return_tensors="pt"))
     if not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"{reference.name} has texts, and the model has no tokenizer: name one by --tokenizer")
-    processor = kakao_models.AlignProcessor.from_pretrained(folder)
-    return dict(processor(images, list(reference.texts), return_tensors="pt"))
+        raise ValueError(f"{name} has texts, and the model has no tokenizer: name one by --tokenizer")
+    return dict(kakao_models.AlignProcessor.from_pretrained(folder)(images, texts, return_tensors="pt"))
