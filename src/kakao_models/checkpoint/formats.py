@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from kakao_models.checkpoint.hub import MissingFile, NotCached, fetch, shards_of
 from kakao_models.checkpoint.pickles import read_pickle
 from kakao_models.checkpoint.tensors import TensorEntry
-from kakao_models.files.mapped import MappedFile
+from kakao_models.files.mapped import forget_pages
+
+_MOST_HELD = 64 << 20
 
 
 def read_safetensors(file: Path) -> dict[str, TensorEntry]:
@@ -29,11 +31,15 @@ def read_safetensors(file: Path) -> dict[str, TensorEntry]:
         shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
     except SafetensorError as error:
         raise ValueError(f"{file} can't be read: {error}. Is the download complete?") from error
-    mapped = MappedFile(file)
+    held = 0  # bytes of the mapped file in memory
 
     def read(key: str) -> np.ndarray:
+        nonlocal held
         array = tensors.get_tensor(key)
-        mapped.looked_at(array.nbytes)
+        held += array.nbytes
+        if held > _MOST_HELD:
+            forget_pages([file])
+            held = 0
         return array
 
     return {key: (shapes[key], partial(read, key)) for key in keys}

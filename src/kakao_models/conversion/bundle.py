@@ -100,15 +100,15 @@ def entry_message(entry: BundleEntry) -> bytes:
     return start + numbers + struct.pack("<BI", 6 << 3 | FIXED32, entry.crc32c)
 
 
-def values_of(data: np.ndarray, crc: int, entry: BundleEntry) -> np.ndarray:
-    """The tensor whose bytes and checksum are given. bfloat16 is widened to float32.
+def values_of(data: np.ndarray, entry: BundleEntry) -> np.ndarray:
+    """The tensor with these bytes. bfloat16 is widened to float32.
 
     Raises:
         CheckpointError: these aren't the bytes that were written.
     """
     if entry.dtype == "string":
         return _decode_strings(data.tobytes(), entry)
-    _check_crc(crc, entry)
+    _check_crc(google_crc32c.value(data), entry)
     if entry.dtype == "bfloat16":
         return (data.view("<u2").astype("<u4") << 16).view("<f4").reshape(entry.shape)
     if entry.dtype == "bool" and data.size and data.max() > 1:

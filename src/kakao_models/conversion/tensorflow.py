@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import google_crc32c
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -23,8 +22,6 @@ from kakao_models.conversion.sstable import MAX_BYTES, read_table, write_table
 from kakao_models.files import wire
 from kakao_models.files.atomic import replacing, write_text
 from kakao_models.files.wire import CheckpointError, within
-
-_PIECE = 1 << 20  # bytes read and checked at a time, while they are in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,7 @@ class TensorFlowCheckpoint:
         entry = self.entries[key]
         file = self.files[1 + entry.shard]
         with within(f"{file}: {key}"):
-            data, crc = _read_bytes(file, entry)
-            return bundle.values_of(data, crc, entry)
+            return bundle.values_of(_read_bytes(file, entry), entry)
 
 
 def open_checkpoint(path: str | os.PathLike) -> TensorFlowCheckpoint:
@@ -199,20 +195,15 @@ def _check_places(entries: Mapping[str, bundle.BundleEntry], shards: list[Path],
         end, before = max(end, entry.offset + entry.size), key
 
 
-def _read_bytes(file: Path, entry: bundle.BundleEntry) -> tuple[np.ndarray, int]:
-    """The bytes of a tensor, and their checksum."""
-    data, crc = np.empty(entry.size, np.uint8), 0
+def _read_bytes(file: Path, entry: bundle.BundleEntry) -> np.ndarray:
+    """The bytes of a tensor."""
     try:
-        with open(file, "rb") as stream:
-            stream.seek(entry.offset)
-            for start in range(0, entry.size, _PIECE):
-                piece = data[start : start + _PIECE]
-                if stream.readinto(piece) != len(piece):
-                    raise CheckpointError("the file ends within the tensor")
-                crc = google_crc32c.extend(crc, piece)
+        data = np.fromfile(file, np.uint8, entry.size, offset=entry.offset)
     except OSError as error:
         raise CheckpointError(f"can't be read ({error})") from error
-    return data, crc
+    if len(data) != entry.size:
+        raise CheckpointError("the file ends within the tensor")
+    return data
 
 
 def _append(file: BinaryIO, key: str, value: ArrayLike | Callable[[], ArrayLike]) -> bytes:

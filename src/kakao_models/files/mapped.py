@@ -28,19 +28,3 @@ def forget_pages(files: Iterable[Path]) -> None:
         if path in expected:
             start, end = (int(address, 16) for address in addresses.split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
-
-class MappedFile:
-    """A mapped file that is read through: not much more than `HELD` bytes of it stay in memory."""
-
-    HELD = 64 << 20
-
-    def __init__(self, file: Path):
-        self.file, self._held = file, 0
-
-    def looked_at(self, size: int) -> None:
-        """Reports the number of bytes that were read since the last call."""
-        self._held += size
-        if self._held > self.HELD:
-            forget_pages([self.file])
-            self._held = 0
