@@ -102,7 +102,7 @@ class PretrainedLoading(TensorPatterns):
         return options
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+        return bool(self.config.return_dict if return_dict is None else return_dict)
 
     # --- loading
 

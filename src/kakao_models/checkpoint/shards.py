@@ -92,7 +92,7 @@ def bytes_of(array: np.ndarray) -> np.ndarray:
 
 def digest_of(array: np.ndarray) -> str:
     """SHA-256 of an array, as in `Written.tensors`."""
-    return hashlib.sha256(bytes_of(array)).hexdigest()
+    return hashlib.sha256(bytes_of(array).data).hexdigest()
 
 
 def _width(dtype: str) -> int:
