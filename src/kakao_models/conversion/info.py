@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,7 +13,7 @@ from kakao_models.checkpoint import hub
 from kakao_models.checkpoint.config import name_of_size
 from kakao_models.checkpoint.formats import WEIGHT_FILES, find_weights, read_weights
 from kakao_models.checkpoint.kinds import kind_of
-from kakao_models.checkpoint.pickles import PickledTensor, pickled_tensors
+from kakao_models.checkpoint.pickles import pickled_tensors
 from kakao_models.checkpoint.shards import DTYPE_NAMES
 from kakao_models.checkpoint.tensors import BUFFERS
 from kakao_models.files.atomic import sha256_of
@@ -193,14 +193,14 @@ def _local_files(name_or_path, where: Mapping) -> tuple[list[dict], dict[str, di
     tensors = {}
     for path in paths:
         with open(path, "rb") as stream:
-            tensors |= _of_pickle(pickled_tensors(stream, str(path))[0])
+            tensors |= _pickle_header(stream, str(path))
     return files, tensors
 
 
-def _of_pickle(tensors: Mapping[str, PickledTensor]) -> dict[str, dict]:
-    return {
-        key: {"dtype": DTYPE_NAMES[tensor.dtype.name], "shape": list(tensor.shape)} for key, tensor in tensors.items()
-    }
+def _pickle_header(stream: BinaryIO, name: str) -> dict[str, dict]:
+    """Names, dtypes and shapes of a state dict."""
+    tensors, _ = pickled_tensors(stream, name)
+    return {key: {"dtype": DTYPE_NAMES[t.dtype.name], "shape": list(t.shape)} for key, t in tensors.items()}
 
 
 def _header(path: Path) -> dict[str, dict]:
@@ -222,9 +222,8 @@ def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:
     with hub.asking(repo, where, revision=revision):
         siblings = api.model_info(repo, revision=revision, files_metadata=True).siblings
         sizes = {Path(file.rfilename): file for file in siblings if Path(file.rfilename).parent == Path(folder)}
-        format = next(
-            (name for name in WEIGHT_FILES if {name, f"{name}.index.json"} & {path.name for path in sizes}), ""
-        )
+        names = {path.name for path in sizes}
+        format = next((name for name in WEIGHT_FILES if names & {name, f"{name}.index.json"}), "")
         files = [path for path in sizes if path.suffix == Path(format).suffix]
         if format == "model.safetensors":
             for path in files:
@@ -234,11 +233,11 @@ def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:
             system = HfFileSystem(token=token)
             for path in files:
                 with system.open(f"{repo}@{revision}/{path.as_posix()}") as stream:
-                    tensors |= _of_pickle(pickled_tensors(stream, f"{repo}: {path.name}")[0])
-    about = [sizes[path] for path in files]
-    return [
-        {"name": file.rfilename, "bytes": file.size, "sha256": file.lfs.sha256 if file.lfs else None} for file in about
-    ], tensors
+                    tensors |= _pickle_header(stream, f"{repo}: {path.name}")
+    described = []
+    for file in (sizes[path] for path in files):
+        described.append({"name": file.rfilename, "bytes": file.size, "sha256": file.lfs and file.lfs.sha256})
+    return described, tensors
 
 
 def _millions(count: int | None) -> str:
