@@ -245,9 +245,7 @@ def _translated(error: BaseException, repo: str, where, revision: str, filename:
         return OSError(error.errno, f"{repo}: {filename} can't be written: {error.strerror}", error.filename)
     # The HTTP client's own errors, whose module changes with huggingface_hub's version; and those of a download
     modules = {base.__module__.partition(".")[0] for base in type(error).__mro__}
-    if not modules & {"httpx", "httpx2", "requests", "huggingface_hub"} and not isinstance(
-        error, (OSError, RuntimeError)
-    ):
+    if not modules & {"httpx", "httpx2", "huggingface_hub"} and not isinstance(error, (OSError, RuntimeError)):
         return None
     reason = " ".join(str(error).split()) or type(error).__name__
     if filename:
