@@ -13,21 +13,22 @@ def problem_type_of(model: Any, labels_shape: tuple, labels_dtype: str, logits_s
     Raises:
         ValueError: these are not labels of that type for these logits.
     """
-    name, classes, kind = type(model).__name__, model.num_labels, model.config.problem_type
+    name, classes, problem_type = type(model).__name__, model.num_labels, model.config.problem_type
     single = labels_shape[1:] in ((), (1,))
-    if kind is None and classes == 1:
-        kind = "regression"
-    elif kind is None:
-        kind = "single_label_classification" if "int" in labels_dtype and single else "multi_label_classification"
+    if problem_type is None and classes == 1:
+        problem_type = "regression"
+    elif problem_type is None:
+        one_class = "int" in labels_dtype and single
+        problem_type = "single_label_classification" if one_class else "multi_label_classification"
     if None not in (labels_shape[0], logits_shape[0]) and labels_shape[0] != logits_shape[0]:
         raise ValueError(f"{name}: got labels of {labels_shape[0]} images for {logits_shape[0]} images")
-    if kind == "single_label_classification":
+    if problem_type == "single_label_classification":
         fits = single
     else:
-        fits = labels_shape[1:] == logits_shape[1:] or (kind == "regression" and classes == 1 and single)
+        fits = labels_shape[1:] == logits_shape[1:] or (problem_type == "regression" and classes == 1 and single)
     if not fits:
         raise ValueError(
-            f"{name}: labels of shape {labels_shape} and type {labels_dtype} do not fit {kind} with {classes} classes. "
+            f"{name}: labels of shape {labels_shape} and type {labels_dtype} do not fit {problem_type} with {classes} classes. "
             f"Expected whole numbers (batch,), or numbers in [0, 1] (batch, {classes})"
         )
-    return kind
+    return problem_type

@@ -24,13 +24,13 @@ class FlaxImageClassifier:
         """transformers' loss for `config.problem_type` (by default chosen by the labels), but for several labels
         an image the original's: binary cross entropy, summed over classes (transformers: their mean), mean over images.
         """
-        kind = problem_type_of(self, labels.shape, str(labels.dtype), logits.shape)
+        problem_type = problem_type_of(self, labels.shape, str(labels.dtype), logits.shape)
         logits = logits.astype(wide_dtype(logits))
-        if kind == "single_label_classification":
+        if problem_type == "single_label_classification":
             labels = jnp.where(labels < 0, self.num_labels, labels)  # NaN, as of any class beyond; -1 were the last
             return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels.reshape(-1, 1), axis=-1).mean()
         labels = labels.reshape(logits.shape).astype(logits.dtype)
-        if kind == "regression":
+        if problem_type == "regression":
             return jnp.square(logits - labels).mean()
         each = -labels * jax.nn.log_sigmoid(logits) - (1 - labels) * jax.nn.log_sigmoid(-logits)
         return each.sum() / len(logits)

@@ -36,11 +36,11 @@ class TFImageClassifier:
         """(B, classes), labels → (B,)."""
         logits, labels = at_least_float32(logits), ops.convert_to_tensor(labels)
         dtype = keras.backend.standardize_dtype(labels.dtype)
-        kind = problem_type_of(self, tuple(labels.shape), dtype, tuple(logits.shape))
-        if kind == "single_label_classification":
+        problem_type = problem_type_of(self, tuple(labels.shape), dtype, tuple(logits.shape))
+        if problem_type == "single_label_classification":
             return ops.sparse_categorical_crossentropy(ops.reshape(labels, (-1,)), logits, from_logits=True)
         labels = ops.cast(ops.reshape(labels, (-1, self.num_labels)), logits.dtype)
-        if kind == "regression":
+        if problem_type == "regression":
             return ops.mean(ops.square(logits - labels), -1)
         return ops.sum(ops.relu(logits) - logits * labels + ops.softplus(-ops.abs(logits)), -1)
 
