@@ -116,6 +116,8 @@ def pin(name_or_path: str | os.PathLike, **where: Any) -> dict[str, Any]:
             _remember(ref, commit)
             return where | {"revision": commit}
     if not ref.is_file():
+        if (_cache_of(repo, where) / "snapshots" / revision).is_dir():
+            return where  # a commit
         raise NotCached(_not_cached(repo, f"revision {revision}"))
     return where | {"revision": ref.read_text().strip()}
 
