@@ -20,14 +20,13 @@ WEIGHTS = "model.safetensors"
 
 # numpy's name → that of the format, https://github.com/huggingface/safetensors#format
 DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
-DTYPE_NAMES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)} | {
-    f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)
-}
+DTYPE_NAMES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
+DTYPE_NAMES |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
 
 
 @dataclass
 class Written:
-    """SHA-256 of what was written: by name of the file, and by name of the tensor."""
+    """SHA-256 of each file and of each tensor that was written, by name."""
 
     files: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
@@ -44,7 +43,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
     """Writes canonical arrays to `path`, under another name first: the file is there complete or not at all.
 
     Args:
-        arrays: by key. Of `LazyTensors`, one at a time is in memory.
+        arrays: key → array. `LazyTensors` are read one at a time.
 
     Raises:
         OSError: the file can't be written.
@@ -57,7 +56,9 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
     for key, (dtype, _) in kinds.items():
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"{key}: dtype {dtype}, expected one of {', '.join(DTYPE_NAMES)}")
-    keys = sorted(kinds, key=lambda key: (-_width(kinds[key][0]), key))  # widest first keeps every tensor aligned
+    keys = sorted(
+        kinds, key=lambda key: (-np.dtype(kinds[key][0]).itemsize, key)
+    )  # widest first keeps every tensor aligned
     written, whole = Written(), hashlib.sha256()
     with replacing(path) as unfinished, ThreadPoolExecutor(2) as pool, open(unfinished, "wb") as stream:
         header = _header({key: kinds[key] for key in keys})
@@ -95,16 +96,12 @@ def digest_of(array: np.ndarray) -> str:
     return hashlib.sha256(bytes_of(array).data).hexdigest()
 
 
-def _width(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize  # bfloat16 is another package's
-
-
 def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """Length and JSON, padded with spaces so that tensors begin at a multiple of 8."""
     entries: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key, (dtype, shape) in kinds.items():
-        start, end = end, end + _width(dtype) * math.prod(shape)
+        start, end = end, end + np.dtype(dtype).itemsize * math.prod(shape)
         entries[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -126,7 +123,7 @@ def write_shards(folder: Path, tensors: LazyTensors, max_shard_size: int) -> Wri
     statistics = [key for key in tensors if key.endswith("running_mean")]
     counters = {key.removesuffix("running_mean") + COUNTER: ((), partial(np.zeros, (), np.int64)) for key in statistics}
     tensors = tensors.with_entries(counters)
-    sizes = {key: _width(tensors.dtype(key)) * math.prod(tensors.shape(key)) for key in tensors}
+    sizes = {key: np.dtype(tensors.dtype(key)).itemsize * math.prod(tensors.shape(key)) for key in tensors}
     split = split_state_dict_into_shards_factory(
         sizes,
         get_storage_size=lambda size: size,
