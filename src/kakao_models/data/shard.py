@@ -68,13 +68,12 @@ def write_sample_shards(
         raise ValueError(f"format: got {options.format!r}, expected one of {', '.join(WRITERS)}")
     if per_shard < 1:
         raise ValueError(f"per_shard: got {per_shard}, expected at least 1")
-    counts = np.asarray(source.counts, np.int64)
-    total = int(counts.sum())
+    total = sum(source.counts)
     order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
     classes = source.classes or []
     if seed is not None:
         source.hold(_HELD)
-    shared = (source, np.cumsum([0, *counts]), {label: place for place, label in enumerate(classes)}, options)
+    shared = (source, {label: place for place, label in enumerate(classes)}, options)
     with unfinished(Path(output)) as folder:
         tasks = [(folder, number, order[start : start + per_shard])
                  for number, start in enumerate(range(0, total, per_shard))]  # fmt: skip
@@ -130,16 +129,15 @@ def _start(shared: tuple) -> None:
 
 def _write(task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
     folder, number, rows = task
-    source, firsts, classes, options = _shared
+    source, classes, options = _shared
     kind = WRITERS[options.format]
     path, failures, count = folder / f"{number:05d}{kind.suffix}", [], 0
     writer = kind(path)
     try:
         for place, row in enumerate(rows):
-            shard = int(np.searchsorted(firsts, row, side="right")) - 1
             name = f"sample {row}"
             try:
-                sample = source.read(shard, int(row - firsts[shard]))
+                sample = source.read(*source.locate(row))
                 name = sample.key
                 data, form, _ = stored(_content(sample), options)
                 labels = tuple(classes[label] if isinstance(label, str) else label for label in sample.labels)

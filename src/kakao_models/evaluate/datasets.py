@@ -22,8 +22,7 @@ class Images(Sequence):
 
     def __init__(self, items: Sequence | Source, places: np.ndarray | None = None):
         self._items = items
-        counts = items.counts if isinstance(items, Source) else [len(items)]
-        self._ends, count = np.cumsum(counts), sum(counts)
+        count = sum(items.counts) if isinstance(items, Source) else len(items)
         self._places = np.arange(count) if places is None else places
 
     def __len__(self) -> int:
@@ -38,8 +37,7 @@ class Images(Sequence):
     def _read(self, place: int):
         if not isinstance(self._items, Source):
             return self._items[place]
-        shard = int(np.searchsorted(self._ends, place, side="right"))
-        sample = self._items.read(shard, int(place - (self._ends[shard - 1] if shard else 0)))
+        sample = self._items.read(*self._items.locate(place))
         if sample.image is None:
             raise ValueError(f"{self._items.name}: row {place} has no image")
         return sample.image

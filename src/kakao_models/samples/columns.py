@@ -1,4 +1,4 @@
-"""Which column holds the image, the captions and the label: the only list of names, for every command and format.
+"""Names of the columns with images, captions and labels: the only such list, for every command and format.
 
 "Column" means a column of a table, the suffix of a file in a tar, a feature of a TFRecord, a field of JSON.
 """
@@ -56,17 +56,20 @@ class Columns:
     label: str | None = None
     prefer: tuple[str, ...] = ()
 
-    def find(self, names: Iterable[str], needs: Iterable[str] = (), source: Any = "") -> Fields:
+    def find(
+        self, names: Iterable[str], needs: Iterable[str] = (), source: Any = "", *, optional: bool = False
+    ) -> Fields:
         """The columns among `names`.
 
         Args:
             needs: kinds that must be there: "image", "caption", "label".
-            source: what messages call the table.
+            source: the table's name in messages.
+            optional: chosen columns may be missing, as in a sample that lacks what others have.
 
         Raises:
             ValueError: a chosen or needed column is not there; the message lists those that are.
         """
-        return _find(self, tuple(names), tuple(needs), str(source))
+        return _find(self, tuple(names), tuple(needs), str(source), optional)
 
     @property
     def chosen(self) -> list[str]:
@@ -77,18 +80,21 @@ BY_NAME = Columns()  # all are found by their usual names
 
 
 @lru_cache(maxsize=1024)
-def _find(columns: Columns, names: tuple[str, ...], needs: tuple[str, ...], source: str) -> Fields:
-    found = {}
+def _find(columns: Columns, names: tuple[str, ...], needs: tuple[str, ...], source: str, optional: bool) -> Fields:
+    fields = {}
     for kind, words in NAMES.items():
+        option = getattr(columns, kind)
+        if optional and option is not None and option.lower() not in map(str.lower, names):
+            continue
         words = (*(word for word in columns.prefer if word in words), *words)
-        found[kind] = find_column(names, getattr(columns, kind), words, kind, source)
-        if found[kind] is None and kind in needs:
-            raise ValueError(missing(kind, names, source))
-    named = find_column(names, None, CLASS_NAMES)
+        fields[kind] = find_column(names, option, words, kind, source)
+        if fields[kind] is None and kind in needs:
+            raise ValueError(f"{source}: no column of {kind}s; there are {_listed(names)}: {_naming(kind)}")
+    class_name = find_column(names, None, CLASS_NAMES)
     others = {"key": KEYS, "file": FILES, "id": IDS}
     return Fields(
-        **found,
-        class_name=None if named == found["label"] else named,
+        **fields,
+        class_name=None if class_name == fields.get("label") else class_name,
         **{kind: find_column(names, None, words) for kind, words in others.items()},
     )
 
@@ -118,12 +124,6 @@ def find_column(
     return None
 
 
-def missing(kind: str, names: Sequence[str], source: Any) -> str:
-    """The message for a table without a column of this kind."""
-    what = {"image": "images", "caption": "captions", "label": "labels"}[kind]
-    return f"{source}: no column of {what}; there are {_listed(names)}: {_naming(kind)}"
-
-
 def _naming(kind: str) -> str:
     return f"name the column with --{kind}-column (in a recipe, columns.{kind})"
 
@@ -135,7 +135,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class Sample:
-    """An image with what is known about it.
+    """An image with its captions, labels and metadata.
 
     key: names the sample in messages. id: its own id, where the source has one.
     image: encoded bytes, a Path, an address, or another input of `load_image`; None where images were left out.
@@ -157,7 +157,7 @@ class Sample:
 
 
 class SampleError(ValueError):
-    """A record whose image, caption or label can't be one: `reason` says why; `sample` has the rest of it, and its name."""
+    """A record with an invalid image, caption or label: `reason` says why; `sample` has its name and the other values."""
 
     def __init__(self, reason: str, sample: Sample):
         super().__init__(reason, sample)
@@ -178,12 +178,12 @@ def as_sample(
     """A sample of a record; its image is None where the record has none.
 
     Args:
-        fields: which fields are which; by default, found among those of this record that are not null.
+        fields: the names of its fields; by default, found among those of this record that are not null.
         folder: the folder that relative paths of images start from.
         with_image: False leaves the image out.
 
     Raises:
-        SampleError: an image, caption or label can't be one.
+        SampleError: an image, caption or label is invalid.
     """
     if fields is None:
         fields = Columns().find(name for name, value in record.items() if value is not None)
@@ -209,7 +209,7 @@ def as_sample(
 
 
 def image_of(record: Mapping[str, Any], folder: Path | None = None, columns: Columns = BY_NAME) -> Any:
-    """What `load_image` reads of a record, None where it has none: bytes, a Path or an address."""
+    """The image of a record, for `load_image`: bytes, a Path or an address; None where it has none."""
     fields = columns.find(name for name, value in record.items() if value is not None)
     return _image(record.get(fields.image), folder)
 

@@ -1,4 +1,4 @@
-"""What COYO-700M and COYO-Labeled-300M are published as: columns, types, ranges; and whether a table is that.
+"""The published columns, types and ranges of COYO-700M and COYO-Labeled-300M, and checks of a table against them.
 
 Columns, ranges and counts: https://github.com/kakaobrain/coyo-dataset, README.md and subset/COYO-Labeled-300M.
 """
@@ -12,7 +12,7 @@ class Column:
     """A published column; `lowest` and `highest` are the published extremes, None where none are published."""
 
     name: str
-    type: str  # of Ibis
+    type: str  # its name in Ibis
     meaning: str
     lowest: float | None = None
     highest: float | None = None
@@ -75,18 +75,18 @@ COYO_LABELED_300M = Dataset(
 )
 
 DATASETS = (COYO_700M, COYO_LABELED_300M)
-CLASSES = 21_841  # of ImageNet-21K
+CLASSES = 21_841  # classes of ImageNet-21K
 TYPES = COYO_700M.types | COYO_LABELED_300M.types
 
 
 def published(columns: Iterable[str]) -> Dataset:
-    """Which of the two data sets a table with these columns is like."""
+    """The one of the two data sets that has most of these columns."""
     return max(DATASETS, key=lambda dataset: len(set(dataset.types) & set(columns)))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What differs from the published table: an observation, never a reason to stop."""
+    """A difference from the published table: an observation, never a reason to stop."""
 
     column: str
     problem: str
@@ -98,33 +98,33 @@ class Finding:
 def check_columns(types: Mapping[str, str]) -> list[Finding]:
     """Columns that are missing, additional, or of another kind, against the published table that is most alike."""
     dataset = published(types)
-    found = [Finding(name, f"missing ({dataset.name} has it)") for name in dataset.types if name not in types]
+    findings = [Finding(name, f"missing ({dataset.name} has it)") for name in dataset.types if name not in types]
     for name, kind in types.items():
         expected = dataset.types.get(name)
         if expected is None:
-            found.append(Finding(name, f"not a column of {dataset.name}"))
+            findings.append(Finding(name, f"not a column of {dataset.name}"))
         elif _kind(kind) != _kind(expected):
-            found.append(Finding(name, f"is {kind}, {dataset.name} has {expected}"))
-    return found
+            findings.append(Finding(name, f"is {kind}, {dataset.name} has {expected}"))
+    return findings
 
 
 def check_ranges(rows: int, summary: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     """Values missing, or outside of the published range.
 
     Args:
-        summary: column → `nulls`, `min` and `max`, as `stats.summarize` gives.
+        summary: column → `nulls`, `min` and `max`.
     """
-    found = []
+    findings = []
     for column in published(summary).columns:
-        facts = summary.get(column.name, {})
-        if facts.get("nulls"):
-            found.append(Finding(column.name, f"{facts['nulls']} of {rows} rows have none"))
-        low, high = facts.get("min"), facts.get("max")
+        values = summary.get(column.name, {})
+        if values.get("nulls"):
+            findings.append(Finding(column.name, f"{values['nulls']} of {rows} rows have none"))
+        low, high = values.get("min"), values.get("max")
         if low is not None and column.lowest is not None and low < column.lowest - 1e-6:
-            found.append(Finding(column.name, f"reaches down to {low:g}, published is {column.lowest:g}"))
+            findings.append(Finding(column.name, f"reaches down to {low:g}, published is {column.lowest:g}"))
         if high is not None and column.highest is not None and high > column.highest + 1e-6:
-            found.append(Finding(column.name, f"reaches up to {high:g}, published is {column.highest:g}"))
-    return found
+            findings.append(Finding(column.name, f"reaches up to {high:g}, published is {column.highest:g}"))
+    return findings
 
 
 def _kind(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Folders of shards with a manifest: counts and SHA-256 of each file, checked again whenever one likes."""
+"""Folders of shards with a manifest: row counts and SHA-256 of each file, which can be verified at any time."""
 
 import json
 import re
@@ -17,20 +17,16 @@ PLAN = "plan.json"
 
 @contextmanager
 def alone(output: Path, rank: int) -> Iterator[None]:
-    """No other process works on this folder with this rank; the lock goes with the process, however it ends.
+    """Locks a folder for this rank; the lock goes with the process, however it ends.
 
     Raises:
-        FileExistsError: one does.
+        FileExistsError: another process works on the folder with this rank.
     """
-    lock = FileLock(output / f".rank{rank}.lock")
     try:
-        lock.acquire(blocking=False)
+        with FileLock(output / f".rank{rank}.lock", blocking=False):
+            yield
     except Timeout:
         raise FileExistsError(f"{output}: another process is at work on it as rank {rank}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -51,10 +47,10 @@ def read_json(path: Path) -> dict:
 
 
 def begin(output: Path, plan: dict) -> None:
-    """Makes a folder whose `plan.json` says what it is of, or checks that one that is there is of the same.
+    """Makes a folder with a `plan.json` that describes the run, or checks that an existing one has the same plan.
 
     Raises:
-        FileExistsError: it is a folder of something else.
+        FileExistsError: the folder has files and no plan.
         ValueError: it was begun with another plan.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -69,13 +65,15 @@ def begin(output: Path, plan: dict) -> None:
             return
     there = read_json(path)
     if other := [name for name in plan if there.get(name) != plan[name]]:
-        said = ", ".join(f"{name} was {there.get(name)!r}, is {plan[name]!r}" for name in other)
-        raise ValueError(f"{output} was begun otherwise ({said}). Name a new folder, or give what it was begun with.")
+        changes = ", ".join(f"{name} was {there.get(name)!r}, is {plan[name]!r}" for name in other)
+        raise ValueError(
+            f"{output} was begun otherwise ({changes}). Name a new folder, or give what it was begun with."
+        )
 
 
 @contextmanager
 def cleared(output: Path, name: str) -> Iterator[None]:
-    """One process at a time; what killed ones left of the file `name` is gone."""
+    """Lets one process in at a time, after removing what killed ones left of the file `name`."""
     with FileLock(output / ".lock"):
         for old in output.glob(f".{name}.*.tmp"):
             old.unlink()
@@ -91,12 +89,12 @@ def clear(output: Path, numbers: Container[int]) -> None:
 
 
 def entry(path: Path, rows: int) -> dict:
-    """What a manifest says of a file."""
+    """The entry of a file in a manifest."""
     return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **facts: Any) -> dict:
-    manifest = {"kind": kind, "rows": sum(shard["rows"] for shard in shards), **facts, "shards": list(shards)}
+def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **metadata: Any) -> dict:
+    manifest = {"kind": kind, "rows": sum(shard["rows"] for shard in shards), **metadata, "shards": list(shards)}
     write_json(folder / NAME, manifest)
     return manifest
 
@@ -122,7 +120,7 @@ def read_manifest(folder: Path) -> dict:
 def verify_manifest(
     folder: Path, *, decode: bool = False, advance: Callable[[int], None] = lambda steps: None
 ) -> list[str]:
-    """What differs from the manifest: files missing, too many, or with other bytes or rows; an empty list if nothing.
+    """Differences from the manifest: files that are missing, not listed, or have other bytes or rows.
 
     Args:
         decode: also read every sample, and its picture from the first pixel to the last.

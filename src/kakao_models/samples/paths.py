@@ -1,4 +1,4 @@
-"""Which files a source is made of: by a name, a pattern or a folder; and what kind of files they are."""
+"""The files of a source by a name, a pattern or a folder, and their kind."""
 
 import glob
 import os
@@ -11,8 +11,8 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json",
 SHARDS = {".tar": "tar", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord", ".parquet": "parquet"}
 KINDS = TABLES | SHARDS
 SAVED = ("dataset_info.json", "dataset_dict.json")  # files that datasets.save_to_disk writes
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an ImageFolder of `datasets`
-_OURS = ("manifest.json", "plan.json")  # what `shard`, `download` and `embed` say of themselves
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # tables of an ImageFolder of `datasets`
+_OURS = ("manifest.json", "plan.json")  # files that `shard`, `download` and `embed` write about their folder
 
 
 class NoSuchSource(FileNotFoundError, ValueError):
@@ -20,7 +20,7 @@ class NoSuchSource(FileNotFoundError, ValueError):
 
 
 def suffix_of(path: str | os.PathLike) -> str:
-    """The suffix by which a file is known, in lower case: `.csv` of "A.CSV" and "a.csv.gz", `.tfrecord` of
+    """The suffix that tells a file's kind, in lower case: `.csv` for "A.CSV" and "a.csv.gz", `.tfrecord` for
     "train.tfrecord-00001-of-00128"."""
     name = os.fspath(path).lower()
     inner = os.path.splitext(name.removesuffix(".gz"))[1]
@@ -46,12 +46,12 @@ def matches(source: str | os.PathLike) -> list[str]:
     name = os.fspath(source)
     if os.path.exists(name):
         return [name]
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", name)
-    if not found:
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", name)
+    if not braces:
         return sorted(glob.glob(name)) if glob.has_magic(name) else []
-    first, last = found.groups()
+    first, last = braces.groups()
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    parts = [name[: found.start()] + number + name[found.end() :] for number in numbers]
+    parts = [name[: braces.start()] + number + name[braces.end() :] for number in numbers]
     if absent := next((part for part in parts if not matches(part)), None):
         raise NoSuchSource(f"{source}: there is no such file: {absent}")
     return [path for part in parts for path in matches(part)]
@@ -73,20 +73,30 @@ def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES
         raise NoSuchSource(f"{source}: there is no such file or folder")
     if not paths:
         raise ValueError(f"{source}: this folder has no files of {', '.join(suffixes)}")
-    found = sorted({suffix_of(path) for path in paths})
-    if len(found) > 1 or not set(found) <= set(suffixes):
-        listed = ", ".join(suffix or "no ending" for suffix in found)
-        raise ValueError(f"{source}: files of {listed}; expected one of {', '.join(suffixes)}")
+    one_suffix(paths, source, suffixes)
     return paths
+
+
+def one_suffix(paths: Collection[str], source: str | os.PathLike, suffixes: Collection[str]) -> str:
+    """The suffix that all of these paths have.
+
+    Raises:
+        ValueError: they have several, or not one of `suffixes`.
+    """
+    suffix, *others = sorted({suffix_of(path) for path in paths})
+    if others or suffix not in suffixes:
+        listed = ", ".join(name or "no ending" for name in (suffix, *others))
+        raise ValueError(f"{source}: files of {listed}; expected files of one kind: {', '.join(suffixes)}")
+    return suffix
 
 
 def files_in(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True) -> list[str]:
     """The files in a folder, and with `deep` under it, that have one of these suffixes."""
-    root, found = Path(folder), []
+    root, files = Path(folder), []
     for path in sorted(root.rglob("*") if deep else root.iterdir()):
         hidden = any(part.startswith(("_", ".")) for part in path.relative_to(root).parts)
         own = path.name in (*_OURS, *SAVED) or path.name.endswith("_stats.json")
         if not hidden and not own and suffix_of(path) in suffixes and path.is_file():
-            found.append(path)
-    tars = {path.with_suffix("") for path in found if suffix_of(path) == ".tar"}
-    return [str(path) for path in found if suffix_of(path) == ".tar" or path.with_suffix("") not in tars]
+            files.append(path)
+    tars = {path.with_suffix("") for path in files if suffix_of(path) == ".tar"}
+    return [str(path) for path in files if suffix_of(path) == ".tar" or path.with_suffix("") not in tars]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Part:
     """Consecutive rows of one file."""
 
-    number: int  # of all parts
+    number: int  # its place among all parts
     file: int
     start: int
     stop: int
@@ -32,10 +32,10 @@ class Rows:
     """The rows of a source in a fixed order, each with an id.
 
     Args:
-        source, columns, needs, keep: as of `open_source`.
+        source, columns, needs, keep: see `open_source`.
 
     Raises:
-        ValueError: there is nothing, nothing that is known, or not what is needed.
+        ValueError: the source is empty, of an unknown kind, or lacks a needed column.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class Rows:
         self.where, self.columns = os.path.abspath(source) if local else source, columns  # to open it in another folder
         self.source = open_source(source, columns, needs, keep=keep, merge=False)
         self.name, self.files, self.numbered = self.source.name, self.source.files, self.source.numbered
-        self._ends = np.cumsum(self.source.counts)
         files = np.asarray(self.source.shard_files, np.int64)[: len(self.source.counts)]
         self.counts = np.bincount(files, self.source.counts, len(self.files)).astype(int).tolist()
 
@@ -74,17 +73,16 @@ class Rows:
 
     def fingerprint(self) -> str:
         """Changes when the rows do: of the files' names, lengths, times and row counts."""
-        facts = [(Path(path).name, *self._stat(path), count) for path, count in zip(self.files, self.counts)]
-        return hashlib.sha256(
-            json.dumps([facts, getattr(self.source, "paths", None)], default=str).encode()
-        ).hexdigest()
+        files = [(Path(path).name, *self._stat(path), count) for path, count in zip(self.files, self.counts)]
+        content = json.dumps([files, getattr(self.source, "paths", None)], default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def _stat(self, path: str) -> tuple:
         records = getattr(self.source, "records", None)
         if hasattr(records, "_fingerprint"):  # of `datasets`
             return (records._fingerprint,)
-        found = os.stat(path)
-        return () if isinstance(self.source, ImageFolder) else (found.st_size, found.st_mtime_ns)
+        stat = os.stat(path)
+        return () if isinstance(self.source, ImageFolder) else (stat.st_size, stat.st_mtime_ns)
 
     def read(self, part: Part) -> list[Sample]:
         """The rows of a part, each with an `id`: its own, or the name of the file or sample, or its number. A row that
@@ -93,16 +91,16 @@ class Rows:
         return [self._read(part.file, first, row) for row in range(part.start, part.stop)]
 
     def _read(self, file: int, first: int, row: int) -> Sample:
-        shard = int(np.searchsorted(self._ends, first + row, side="right"))
+        name = f"{os.path.basename(self.files[file])}:{row}"
         try:
-            sample = self.source.read(shard, first + row - int(self._ends[shard - 1] if shard else 0))
+            sample = self.source.read(*self.source.locate(first + row))
         except SampleError as error:
             sample = error.sample
             sample.error = error.reason
         except (ValueError, OSError) as error:
-            sample = Sample(f"{os.path.basename(self.files[file])}:{row}", None, error=str(error))
+            sample = Sample(name, None, error=str(error))
         if sample.id is None and not self.source.own_ids:
-            sample.id = first + row if self.numbered else f"{os.path.basename(self.files[file])}:{row}"
+            sample.id = first + row if self.numbered else name
         elif sample.id is not None and not self.numbered:
             sample.id = str(sample.id)
         return sample

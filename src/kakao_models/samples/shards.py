@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,31 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.samples.columns import (
-    BY_NAME,
-    CAPTIONS,
-    CLASS_NAMES,
-    LABELS,
-    NAMES,
-    Columns,
-    Fields,
-    Sample,
-    as_sample,
-    class_names,
-    find_column,
-)
+from kakao_models.samples.columns import BY_NAME, CAPTIONS, LABELS, Columns, Sample, as_sample, class_names
 from kakao_models.samples.tfrecord import index_records, parse_example, read_record
 
 _BLOCK = 512  # bytes of a tar that a file in it takes at the least
-_OPEN = 32  # files, indices of files or row groups that a process keeps
+_OPEN = 32  # files, and indices of files, that a process keeps
 _TEXTS = {*CAPTIONS, *LABELS}
-_TRIED = 20  # samples that are looked at to see whether a source has what is needed
+_TRIED = 20  # samples in which needed columns are looked for
 
 
 class Source(ABC):
     """Samples in shards of known sizes; any row of any shard can be read.
 
-    name: what messages call it. files: what it is made of, in the order of the rows. folder: where its relative paths
+    name: its name in messages. files: its files, in the order of the rows. folder: where its relative paths
     start, None where it has none. counts: rows of each shard. shard_files: the place in `files` of each shard.
     numbered: whether ids are whole numbers (those of a column, or of the rows); otherwise they are text. own_ids: whether
     there is a column of them.
@@ -66,16 +54,20 @@ class Source(ABC):
                 yield self.read(shard, row, with_image=False)
 
     def row_number(self, shard: int, row: int) -> int:
-        """The number of a row in the whole source; where several rows of a table are one sample, of the first of them."""
-        return self._before[shard] + row
+        """The number of a row in the whole source; where several rows of a table are one sample, that of the first."""
+        return self._firsts[shard] + row
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The shard and the row of a sample by its number among all samples."""
+        return locate(self._firsts, number)
 
     @property
     def rows(self) -> int:
-        """How many rows `row_number` counts."""
+        """Number of rows that `row_number` counts."""
         return sum(self.counts)
 
     @cached_property
-    def _before(self) -> list[int]:
+    def _firsts(self) -> list[int]:
         return list(itertools.accumulate(self.counts, initial=0))
 
     def identify(self, sample: Sample, shard: int, row: int) -> tuple[int, str | None]:
@@ -85,7 +77,7 @@ class Source(ABC):
         return 0, None if own is None else str(own)
 
     def hold(self, shards: int) -> None:  # noqa: B027
-        """Says how many shards are read in turns: as many stay in memory where a row costs reading its shard."""
+        """Sets how many shards are read in turns: as many stay in memory where a row costs reading its shard."""
 
     @cached_property
     def classes(self) -> list[str] | None:
@@ -120,10 +112,10 @@ class Source(ABC):
         return None
 
     def _reset(self) -> None:  # noqa: B027
-        """Makes what a process has of its own."""
+        """Makes the caches, which each process has for itself."""
 
     def __getstate__(self) -> dict:  # to a worker that is spawned rather than forked
-        return {name: value for name, value in self.__dict__.items() if not isinstance(value, Kept)}
+        return {name: value for name, value in vars(self).items() if not hasattr(value, "cache_info")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -140,11 +132,21 @@ class Source(ABC):
             for row in range(min(count, _TRIED - len(names))):
                 try:
                     names |= dict.fromkeys(names_of(shard, row))
-                except (ValueError, OSError):  # broken samples are told when they are read
+                except (ValueError, OSError):  # broken samples are reported when they are read
                     continue
             if names:
                 columns.find(names, expected, self.name)
                 return
+
+
+def locate(firsts: Sequence[int], number: int) -> tuple[int, int]:
+    """The part in which a number lies, and its place in that part.
+
+    Args:
+        firsts: the first number of each part, in ascending order from 0.
+    """
+    part = bisect_right(firsts, number) - 1
+    return part, int(number - firsts[part])
 
 
 def _manifest_classes(folder: Path | None) -> list[str] | None:
@@ -156,24 +158,6 @@ def _manifest_classes(folder: Path | None) -> list[str] | None:
         return list(map(str, manifest["classes"])) or None if manifest["kind"] == "shards" else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-class Kept:
-    """The last few results of a function of one number; `close` is called on those that fall out."""
-
-    def __init__(
-        self, make: Callable[[int], Any], close: Callable[[Any], object] = lambda value: None, most: int = _OPEN
-    ):
-        self.make, self.close, self.most, self.values = make, close, most, OrderedDict()
-
-    def __call__(self, number: int):
-        if number in self.values:
-            self.values.move_to_end(number)
-        else:
-            self.values[number] = self.make(number)
-            if len(self.values) > self.most:
-                self.close(self.values.popitem(last=False)[1])
-        return self.values[number]
 
 
 class _Shards(Source):
@@ -196,8 +180,8 @@ class _Shards(Source):
         """The fields of a sample."""
 
     def _reset(self) -> None:
-        self._index = Kept(lambda shard: self._read_index(self.paths[shard]))
-        self._file = Kept(lambda shard: os.open(self.paths[shard], os.O_RDONLY), os.close)
+        self._index = lru_cache(_OPEN)(lambda shard: self._read_index(self.paths[shard]))
+        self._file = lru_cache(_OPEN)(lambda shard: open(self.paths[shard], "rb", buffering=0))
 
     def _count(self, path: Path) -> int:
         return len(self._read_index(path))
@@ -207,8 +191,8 @@ class _Shards(Source):
 
 
 class TarShards(_Shards):
-    """WebDataset tars: files of one name are one sample, what follows the first dot says what they are: `.jpg` (`.png`,
-    ...), `.txt`, `.json` with captions and labels, `.cls`. img2dataset writes these. Hidden files are passed over.
+    """WebDataset tars: files of one name are one sample, and the suffix after the first dot is their kind: `.jpg` (`.png`,
+    ...), `.txt`, `.json` with captions and labels, `.cls`. img2dataset writes these. Hidden files are skipped.
 
     Beside `00000.tar`, the `successes` of img2dataset's `00000_stats.json` spare counting.
 
@@ -243,9 +227,7 @@ class TarShards(_Shards):
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
-                    if (
-                        not member.isfile() or member.issparse()
-                    ):  # the size of a sparse file is not what lies in the tar
+                    if not member.isfile() or member.issparse():  # a sparse file's size is not its size in the tar
                         continue
                     parts = [part for part in member.name.split("/") if part not in ("", ".")]
                     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
@@ -272,7 +254,7 @@ class TarShards(_Shards):
         key, parts = self._entry(shard, row)
         json_record = _object(self._bytes(shard, parts["json"])) if "json" in parts else {}
         texts = _texts(json_record, self.columns)
-        fields = _tar_fields(self.columns, tuple(parts), tuple(texts))
+        fields = self.columns.find((*parts, *texts), optional=True)  # images are files of the tar, never in the JSON
         used = (fields.caption, fields.label, fields.image if with_image else None)
         record = dict(json_record if self.whole else texts)
         for kind, place in parts.items():
@@ -292,38 +274,15 @@ class TarShards(_Shards):
         return index[row]
 
     def _bytes(self, shard: int, place: tuple[int, int]) -> bytes:
-        return os.pread(self._file(shard), place[1], place[0])
+        return os.pread(self._file(shard).fileno(), place[1], place[0])
 
     def image_bytes(self, name: str, most: int) -> bytes | None:
         """The image of a sample of the first tar by its key, or by "key:suffix"; None if there is none, or it has more bytes
         than `most`."""
         index, (key, _, suffix) = dict(self._index(0)), name.rpartition(":")
         parts, option = (index[name], None) if name in index else (index.get(key, {}), suffix)
-        image = _first(parts, option, NAMES["image"])
+        image = Columns(image=option).find(parts, optional=True).image
         return self._bytes(0, parts[image]) if image and parts[image][1] <= most else None
-
-
-def _first(names: Iterable[str], option: str | None, words: Sequence[str]) -> str | None:
-    """As `find_column`, of a sample that may lack what others have."""
-    names = tuple(names)
-    return find_column(names, option, words) if option is None or option.lower() in map(str.lower, names) else None
-
-
-@lru_cache(maxsize=256)
-def _tar_fields(columns: Columns, parts: tuple[str, ...], texts: tuple[str, ...]) -> Fields:
-    """An image lies in a file of its own; captions and labels may be in the JSON too."""
-    return Fields(
-        image=_first(parts, columns.image, NAMES["image"]),
-        caption=_first((*parts, *texts), columns.caption, CAPTIONS),
-        label=(label := _first((*parts, *texts), columns.label, LABELS)),
-        class_name=next((name for name in texts if name.lower() in CLASS_NAMES and name != label), None),
-    )
-
-
-@lru_cache(maxsize=256)
-def _example_fields(columns: Columns, names: tuple[str, ...]) -> Fields:
-    found = {kind: _first(names, getattr(columns, kind), words) for kind, words in NAMES.items()}
-    return dataclasses.replace(BY_NAME.find(names), **found)
 
 
 def _texts(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
@@ -345,7 +304,7 @@ def _class_numbers(data: bytes) -> list[int] | bytes:
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """A JSON object; of anything else in a sample's .json, such as a list, nothing is known.
+    """The JSON object in a sample's .json; an empty one for other JSON, such as a list.
 
     Raises:
         ValueError: it is no JSON.
@@ -364,7 +323,7 @@ class TFRecordShards(_Shards):
 
     def _example(self, shard: int, row: int) -> dict[str, list]:
         start, length = self._index(shard)[row]
-        data = read_record(self._file(shard), int(start), int(length), self.paths[shard])
+        data = read_record(self._file(shard).fileno(), int(start), int(length), self.paths[shard])
         return {name: values for name, values in parse_example(data).items() if values}
 
     def _names(self, shard: int, row: int) -> Iterable[str]:
@@ -372,7 +331,7 @@ class TFRecordShards(_Shards):
 
     def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
         example = self._example(shard, row)
-        fields = _example_fields(self.columns, tuple(example))
+        fields = self.columns.find(example, optional=True)
         several = (fields.caption, fields.label)
         record = {name: values if name in several else values[0] for name, values in example.items()}
         sample = as_sample(record, f"{self.paths[shard].name}:{row}", fields, with_image=with_image)
@@ -441,8 +400,8 @@ class ParquetShards(Source):
         self._reset()
 
     def _reset(self) -> None:
-        self._groups = Kept(
-            lambda shard: self._read_group(shard, self._columns[self._places[shard][0]]), most=self._held
+        self._groups = lru_cache(self._held)(
+            lambda shard: self._read_group(shard, self._columns[self._places[shard][0]])
         )
 
     def _read_group(self, shard: int, names: Sequence[str]):
@@ -459,14 +418,14 @@ class ParquetShards(Source):
         for shard in range(len(self.counts)):
             file = self._places[shard][0]
             fields, schema = self._fields[file], self.schemas[file]
-            names = [name for name in dataclasses.astuple(fields) if name and name != fields.image]
+            names = [name for name in self._columns[file] if name != fields.image]
             if fields.image:
                 kind = schema.field(fields.image).type
                 if str(kind).startswith("struct") and kind.get_field_index("path") >= 0:
                     names.append(f"{fields.image}.path")
                 elif "string" in str(kind):
                     names.append(fields.image)
-            table = self._read_group(shard, list(dict.fromkeys(names)))
+            table = self._read_group(shard, names)
             count = self.counts[shard]
             for row, record in enumerate(table.to_pylist() if table.num_columns else [{}] * count):
                 yield self._sample(record, shard, row, False)

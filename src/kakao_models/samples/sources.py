@@ -12,15 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kakao_models.checkpoint.hub import pin_data_set
 from kakao_models.files.lines import lines_of
 from kakao_models.pixels.images import SUFFIXES, list_images
 from kakao_models.samples.columns import BY_NAME, Columns, Sample, as_sample, class_names
-from kakao_models.samples.paths import KINDS, METADATA, SAVED, SHARDS, files_in, files_of, is_hub, matches, suffix_of
-from kakao_models.samples.shards import ParquetShards, Source, TarShards, TFRecordShards
-from kakao_models.samples.text import SLICE, TextTable
+from kakao_models.samples.paths import KINDS, METADATA, SAVED, SHARDS, files_in, files_of, is_hub, matches, one_suffix
+from kakao_models.samples.shards import ParquetShards, Source, TarShards, TFRecordShards, locate
+from kakao_models.samples.text import SLICE, TextTable, slices
 
 
 class Records(Source):
@@ -46,8 +44,7 @@ class Records(Source):
         kind = getattr(self.features.get(self.fields.id), "dtype", "int64")
         self.numbered = str(kind).startswith("int") if self.features else self.fields.id is None
         self.own_ids = self.fields.id is not None
-        self.counts = [min(SLICE, len(records) - start) for start in range(0, len(records), SLICE)]
-        self.shard_files = [0] * len(self.counts)
+        self.counts, self.shard_files = slices(len(records))
 
     def described(self) -> list[str] | None:
         feature = self.features.get(self.fields.label)
@@ -62,10 +59,8 @@ class Records(Source):
         records, image = self.records, self.fields.image
         paths = _paths_of_images(records, image) if self.features and image else None
         if paths is not None:
-            records = records.select_columns([name for name in self.features if name != image])
-            for row, (record, path) in enumerate(zip(records, paths)):
-                yield self._sample({**record, image: {"bytes": None, "path": path}}, row, False)
-            return
+            others = records.select_columns([name for name in self.features if name != image])
+            records = ({**record, image: {"bytes": None, "path": path}} for record, path in zip(others, paths))
         for row, record in enumerate(records):
             yield self._sample(record, row, False)
 
@@ -103,7 +98,7 @@ class ImageFolder(Source):
         return class_names(label for path in self.paths for label in _folder_of(path)) or None
 
     def _tables(self) -> str:
-        """What a message adds where there are tables beside the images."""
+        """A hint for messages where there are tables beside the images."""
         tables = files_in(self.root, KINDS, deep=False)
         return f". To read a table in it, name the table: {', '.join(tables[:3])}" if tables else ""
 
@@ -133,8 +128,7 @@ def _folder_of(path: str) -> tuple[str, ...]:
 class Joined(Source):
     """Several sources one after another. Where their classes differ, labels become names.
 
-    name: what the whole is called, where it is one source in several files. Without it, this is a list of sources, and each
-    has ids of its own.
+    name: the name of one source in several files. Without it, this is a list of sources, and each has ids of its own.
     """
 
     def __init__(self, sources: Sequence[Source], name: str = ""):
@@ -144,11 +138,11 @@ class Joined(Source):
         self.counts = [count for source in self.sources for count in source.counts]
         self.numbered = all(source.numbered for source in self.sources)
         self.own_ids = any(source.own_ids for source in self.sources)
-        before = np.cumsum([0, *(len(source.files) for source in self.sources)])
+        first_files = itertools.accumulate((len(source.files) for source in self.sources), initial=0)
         self.shard_files = [
-            int(start) + file for source, start in zip(self.sources, before) for file in source.shard_files
+            first + file for source, first in zip(self.sources, first_files) for file in source.shard_files
         ]
-        self._first = np.cumsum([0, *(len(source.counts) for source in self.sources)])
+        self._first_shards = list(itertools.accumulate((len(source.counts) for source in self.sources), initial=0))
 
     def hold(self, shards: int) -> None:
         for source in self.sources:
@@ -168,45 +162,40 @@ class Joined(Source):
             raise ValueError(f"{unnamed[0]}: its classes have no names, those of other sources beside it have")
         return class_names(name for names in self._names for name in names or ())
 
-    def _locate(self, shard: int) -> tuple[int, int]:
-        """The number of a source, and of a shard in it."""
-        number = int(np.searchsorted(self._first, shard, side="right")) - 1
-        return number, shard - int(self._first[number])
-
     def row_number(self, shard: int, row: int) -> int:
-        number, shard = self._locate(shard)
-        return self._rows_before[number] + self.sources[number].row_number(shard, row)
+        number, shard = locate(self._first_shards, shard)
+        return self._first_rows[number] + self.sources[number].row_number(shard, row)
 
     @property
     def rows(self) -> int:
-        return self._rows_before[-1]
+        return self._first_rows[-1]
 
     @cached_property
-    def _rows_before(self) -> list[int]:
+    def _first_rows(self) -> list[int]:
         return list(itertools.accumulate((source.rows for source in self.sources), initial=0))
 
     def identify(self, sample: Sample, shard: int, row: int) -> tuple[int, str | None]:
         if not self.is_list:
             return super().identify(sample, shard, row)
-        number, shard = self._locate(shard)
+        number, shard = locate(self._first_shards, shard)
         return number, self.sources[number].identify(sample, shard, row)[1]
 
     def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
-        number, shard = self._locate(shard)
+        number, shard = locate(self._first_shards, shard)
         sample = self.sources[number].read(shard, row, with_image)
         names = self.__dict__.get("_names")  # nothing is read for it unless `classes` was asked for
         if not names or not names[number]:
             return sample
-        return _named(sample, names[number])
+        return _with_names(sample, names[number])
 
     def scan(self) -> Iterator[Sample]:
         names = self._names or [None] * len(self.sources)
         for source, own in zip(self.sources, names):
             for sample in source.scan():
-                yield _named(sample, own) if own else sample
+                yield _with_names(sample, own) if own else sample
 
 
-def _named(sample: Sample, names: Sequence[str]) -> Sample:
+def _with_names(sample: Sample, names: Sequence[str]) -> Sample:
     sample.labels = tuple(label if isinstance(label, str) else names[label] for label in sample.labels)
     return sample
 
@@ -230,14 +219,14 @@ def open_source(
             one that `datasets` saved; a `.json` of COCO's captions or of Karpathy's splits; `hf://name`,
             `hf://name:split` or `hf://name/configuration:split`, a dataset of the Hub; a `datasets.Dataset`; or a list.
         columns: columns chosen by name; the others are found by their usual names.
-        needs: what there must be: "image", "caption", "label".
+        needs: kinds of columns that must be there: "image", "caption", "label".
         split: part of a data set of the Hub, of what `datasets` saved, or of Karpathy's files (several with commas).
         images: folder of the images that a .json names.
         keep: further columns to read into a sample's `record`; None reads all.
         merge: rows of a CSV or JSON lines table with the same image are one sample with several captions.
 
     Raises:
-        ValueError: there is nothing, nothing that is known, or not what is needed; it says what there is.
+        ValueError: the source is empty, of an unknown kind, or lacks a needed column; the message lists what there is.
         OSError: a data set of the Hub can't be read.
     """
     options: dict[str, Any] = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
@@ -271,41 +260,34 @@ def _open(name: str, columns: Columns, needs: Sequence[str], *, split, default_s
             folder_of_images = ImageFolder(folder, needs)
             paths = [] if folder_of_images.paths else files_in(folder, KINDS)
             if not paths:
-                return _unchosen(folder_of_images, columns, split, images)
+                if columns.chosen:
+                    option = getattr(columns, columns.chosen[0])
+                    raise ValueError(f"{name}: is a folder of images, and has no column {option!r}")
+                _refuse(name, split or images)
+                return folder_of_images
     elif len(paths) > 1 and all(map(os.path.isdir, paths)):
         options: dict[str, Any] = dict(split=split, default_split=default_split, images=images, keep=keep, merge=merge)
         return Joined([_open(path, columns, needs, **options) for path in paths], name)
-    paths = files_of(name, KINDS) if not paths else paths
-    found = sorted({suffix_of(path) for path in paths})
-    if len(found) > 1 or found[0] not in KINDS:
-        listed = ", ".join(suffix or "no ending" for suffix in found)
-        raise ValueError(f"{name}: files of {listed}; expected files of one kind, or a folder: {', '.join(KINDS)}")
-    kind = KINDS[found[0]]
-    if found[0] == ".json" and (records := _read_json(paths, split or default_split, split)) is not None:
+    paths = paths or files_of(name, KINDS)
+    suffix = one_suffix(paths, name, KINDS)
+    if suffix == ".json" and (records := _read_json(paths, split or default_split, split)) is not None:
         needs = tuple(need for need in needs if need != "caption")
         folder = Path(images or os.path.dirname(paths[0]))
         return Records(_placed(records, folder), folder, Path(paths[0]).name, columns, needs, paths)
-    if images or split:
-        raise ValueError(f"{name}: a split, and a folder of images, go with a .json file or a data set of the Hub")
-    if kind == "parquet":
+    _refuse(name, images or split)
+    if KINDS[suffix] == "parquet":
         return ParquetShards(paths, columns, needs, keep)
-    if kind == "tar":
+    if KINDS[suffix] == "tar":
         return TarShards(paths, columns, needs, whole=keep is None)
-    if kind == "tfrecord":
+    if KINDS[suffix] == "tfrecord":
         return TFRecordShards(paths, columns, needs)
     tables = [TextTable(path, columns, needs, merge) for path in paths]
     return tables[0] if len(tables) == 1 else Joined(tables, name)
 
 
-def _unchosen(source: ImageFolder, columns: Columns, split, images) -> ImageFolder:
-    if columns.chosen:
-        option = getattr(columns, columns.chosen[0])
-        raise ValueError(f"{source.name}: is a folder of images, and has no column {option!r}")
-    if split or images:
-        raise ValueError(
-            f"{source.name}: a split, and a folder of images, go with a .json file or a data set of the Hub"
-        )
-    return source
+def _refuse(name: str, option: Any) -> None:
+    if option:
+        raise ValueError(f"{name}: a split, and a folder of images, go with a .json file or a data set of the Hub")
 
 
 def load_hub_dataset(name: str, streaming: bool = False, split: str | None = None):
@@ -375,7 +357,7 @@ def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> li
 
 
 def _placed(records: list[dict], folder: Path) -> list[dict]:
-    """Images of Karpathy's files may lie in the folder itself: whichever way the first one is found, the others are."""
+    """Images of Karpathy's files may lie in the folder itself: where the first one lies, the others are expected too."""
     name = records[0].get("image")
     if isinstance(name, str) and not (folder / name).is_file() and (folder / os.path.basename(name)).is_file():
         return [record | {"image": os.path.basename(record["image"])} for record in records]

@@ -1,4 +1,4 @@
-"""Tables of any size: Parquet, CSV, JSON lines or a data set of the Hub, as Ibis expressions on DuckDB or Spark."""
+"""Tables of any size as Ibis expressions on DuckDB or Spark: Parquet, CSV, JSON lines or a data set of the Hub."""
 
 import contextlib
 import glob
@@ -31,9 +31,9 @@ def connect(
     Args:
         backend: "duckdb", embedded, which spills to disk what is too large; or "pyspark", the session of spark-submit
             or a local one.
-        memory_limit: of DuckDB, such as "8GB"; by default 80 % of the machine's.
-        threads: of DuckDB; by default one per CPU core.
-        spill: folder for what DuckDB moves out of memory.
+        memory_limit: DuckDB's limit, such as "8GB"; by default 80 % of the machine's memory.
+        threads: DuckDB's threads; by default one per CPU core.
+        spill: folder for data that DuckDB moves out of memory.
     """
     if backend == "duckdb":
         if spill:
@@ -67,7 +67,7 @@ def open_table(connection: ibis.BaseBackend, source: str | os.PathLike) -> ir.Ta
         source: a file, pattern or folder of .parquet, .csv, .tsv, .jsonl; hf://owner/name.
 
     Raises:
-        ValueError: there is nothing, or nothing that is known.
+        ValueError: there is no such source, or it is of an unknown kind.
     """
     name = os.fspath(source)
     if is_hub(name):
@@ -113,12 +113,8 @@ def write_parquet(table: ir.Table, folder: Path) -> int:
 
     if table.get_backend().name == "duckdb":
         folder.mkdir(parents=True)
-        options = {
-            "compression": "zstd",
-            "compression_level": 1,
-            "row_group_size": 131_072,
-        }  # 3: slower, hardly smaller
-        table.to_parquet(folder / "part-00000.parquet", **options)
+        options = {"compression": "zstd", "compression_level": 1}  # 3 is slower, and its files are hardly smaller
+        table.to_parquet(folder / "part-00000.parquet", row_group_size=131_072, **options)
     else:
         table.to_parquet(folder, compression="zstd")
     return sum(pq.ParquetFile(path).metadata.num_rows for path in folder.glob("*.parquet"))
@@ -126,10 +122,10 @@ def write_parquet(table: ir.Table, folder: Path) -> int:
 
 @contextmanager
 def new_folder(output: Path | None, connection: ibis.BaseBackend, spill: Path | None = None) -> Iterator[Path]:
-    """A folder to work in, whose `done`, if the block makes one, becomes `output`; nothing else of it stays.
+    """A folder to work in. If the block makes a folder `done` in it, that becomes `output`; the rest is removed.
 
-    What DuckDB moves out of memory goes there too, unless `spill` says where. Without an `output`, the folder is in
-    `spill` or where temporary files are.
+    Data that DuckDB moves out of memory goes there too, unless `spill` names a folder. Without an `output`, the folder is
+    in `spill` or where temporary files are.
 
     Raises:
         FileExistsError: `output` is there, or another process works on it.
@@ -178,8 +174,8 @@ def join_columns(table: ir.Table, other: ir.Table) -> ir.Table:
     """
     require(table, ("id",), "join")
     require(other, ("id",), "join")
-    doubles = other.filter(other.id.notnull()).group_by("id").agg(rows=ibis._.count()).filter(ibis._.rows > 1).count()
-    if doubles.execute():
+    counts = other.filter(other.id.notnull()).group_by("id").agg(rows=ibis._.count())
+    if counts.filter(ibis._.rows > 1).count().execute():
         raise ValueError("join: there are ids that the joined table has twice")
     added = [name for name in other.columns if name not in table.columns]
     return table.left_join(other.select("id", *added), "id").select(*table.columns, *added)

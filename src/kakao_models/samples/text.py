@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import json
@@ -9,7 +10,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ import numpy as np
 from kakao_models.samples.columns import BY_NAME, CAPTIONS, IMAGES, LABELS, Columns, Sample, as_sample
 from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.paths import kind_of, suffix_of
-from kakao_models.samples.shards import Kept, Source
+from kakao_models.samples.shards import Source
 
 SLICE = 1 << 17  # rows of a shard of a source that has none of its own
 _SEPARATORS = (",", ";", "\t", "|")
@@ -44,28 +44,25 @@ class TextTable(Source):
         super().__init__(os.fspath(path), [os.fspath(path)], self.path.parent)
         self._is_csv = kind_of(path) == "csv"
         self._reset()
-        with open(self._file(0), "rb", closefd=False) as file:
-            self._scan(file, columns, needs, merge)
-        self.counts = [min(SLICE, self._rows - start) for start in range(0, self._rows, SLICE)]
-        self.shard_files = [0] * len(self.counts)
-
-    @property
-    def _rows(self) -> int:
-        return len(self._starts if self._groups is None else self._groups[0]) - 1
+        self._scan(self._file(), columns, needs, merge)
+        self.counts, self.shard_files = slices(len(self._ends) - 1)
 
     def _scan(self, file: BinaryIO, columns: Columns, needs: Collection[str], merge: bool) -> None:
-        """Finds where each row begins, and what has to be known of all rows before one is read."""
+        """Finds where each row begins, the rows of each sample, and the types of columns."""
         if self._is_csv:
             self._read_head(file, columns if needs else None)
         else:
             self.names = dict.fromkeys(name for _, record in self._json_rows(file) for name in record)
             file.seek(0)
         self.fields = columns.find(self.names, needs, self.path)
-        starts, ids, labels, places = [], True, True, defaultdict(list)
+        starts, ids, labels = [], True, True
+        numbers: dict[str, int] = {}  # the sample of each image
+        sample_of_row, count = [], 0
         for start, record in self._csv_rows(file) if self._is_csv else self._json_rows(file):
-            if merge:
-                image = record.get(self.fields.image)
-                places[image if isinstance(image, str) else len(starts)].append(len(starts))
+            image = record.get(self.fields.image)
+            number = numbers.setdefault(image, count) if merge and isinstance(image, str) else count
+            count += number == count
+            sample_of_row.append(number)
             starts.append(start)
             ids = ids and bool(_WHOLE.fullmatch(str(record.get(self.fields.id) or 0)))
             labels = labels and self._is_csv and bool(_WHOLE.fullmatch(record.get(self.fields.label) or "0"))
@@ -76,22 +73,20 @@ class TextTable(Source):
             self._casts[self.fields.label] = int
         if ids and self.fields.id:
             self._casts[self.fields.id] = int
-        self._groups = None
-        if len(places) < len(starts) and merge:  # the rows of image i are rows[ends[i]:ends[i + 1]]
-            ends = np.cumsum([0, *map(len, places.values())])
-            self._groups = ends, np.fromiter((row for rows in places.values() for row in rows), np.int64)
+        # the rows of sample i are _order[_ends[i] : _ends[i + 1]]
+        samples = np.array(sample_of_row, np.int64)
+        self._order = samples.argsort(kind="stable")
+        self._ends = np.concatenate([[0], np.bincount(samples).cumsum()])
 
     def _read_head(self, file: BinaryIO, columns: Columns | None) -> None:
         self._head = file.readline()
         head = self._decoded(self._head, 1)
         if "\r" in head.rstrip("\r\n"):
-            raise ValueError(
-                f"{self.path}: its lines end in a carriage return alone. Save it with line feeds (LF or CRLF)"
-            )
+            raise ValueError(f"{self.path}: its lines end in a carriage return. Save it with line feeds (LF or CRLF)")
         if not head.strip():
             raise ValueError(f"{self.path}: its first line is empty, expected names of columns, such as image,caption")
         self._separator = _separator(head, self.path, columns or Columns())
-        with self._told(1):
+        with self._named_line(1):
             names = [name.strip() for name in next(csv.reader([head], delimiter=self._separator, strict=True), [])]
         self.names = dict.fromkeys(names)
         if len(self.names) < len(names):
@@ -115,7 +110,7 @@ class TextTable(Source):
         rows = csv.reader(lines(), delimiter=self._separator, strict=True)
         while True:
             start, line = position, number + 1
-            with self._told(line):
+            with self._named_line(line):
                 row = next(rows, None)
             if row is None:
                 return
@@ -123,7 +118,7 @@ class TextTable(Source):
                 yield start, self._record(row, line)
 
     @contextlib.contextmanager
-    def _told(self, line: int) -> Iterator[None]:
+    def _named_line(self, line: int) -> Iterator[None]:
         try:
             yield
         except csv.Error as error:
@@ -166,7 +161,7 @@ class TextTable(Source):
 
     def _row(self, row: int) -> dict[str, Any]:
         start, end = self._starts[row : row + 2].tolist()
-        data = os.pread(self._file(0), end - start, start)
+        data = os.pread(self._file().fileno(), end - start, start)
         if not self._is_csv:
             record = self._object(data, 2 if start else 1)
         else:
@@ -182,41 +177,43 @@ class TextTable(Source):
 
     def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
         row += shard * SLICE
-        if self._groups is None:
-            return self._sample(row, row, with_image)
-        ends, rows = self._groups
-        samples = [self._sample(int(place), row, with_image) for place in rows[ends[row] : ends[row + 1]]]
-        samples[0].captions = tuple(text for sample in samples for text in sample.captions)
-        samples[0].labels = tuple(dict.fromkeys(label for sample in samples for label in sample.labels))
+        name = f"{self.path.name} {row}"
+        samples = [
+            as_sample(self._row(place), name, self.fields, self.folder, with_image=with_image)
+            for place in self._order[self._ends[row] : self._ends[row + 1]]
+        ]
+        if len(samples) > 1:
+            samples[0].captions = tuple(text for sample in samples for text in sample.captions)
+            samples[0].labels = tuple(dict.fromkeys(label for sample in samples for label in sample.labels))
         return samples[0]
 
     def row_number(self, shard: int, row: int) -> int:
-        row += shard * SLICE
-        if self._groups is None:
-            return row
-        ends, rows = self._groups
-        return int(rows[ends[row]])
+        return int(self._order[self._ends[row + shard * SLICE]])
 
     @property
     def rows(self) -> int:
         return len(self._starts) - 1
 
-    def _sample(self, place: int, row: int, with_image: bool) -> Sample:
-        return as_sample(self._row(place), f"{self.path.name} {row}", self.fields, self.folder, with_image=with_image)
-
     def _reset(self) -> None:
-        self._file = Kept(self._open, lambda file: os.close(file))
+        self._file = functools.cache(self._open)
 
-    def _open(self, number: int) -> int:
+    def _open(self) -> BinaryIO:
         if not self.path.name.lower().endswith(".gz"):
-            return os.open(self.path, os.O_RDONLY)
-        with gzip.open(self.path) as packed, tempfile.TemporaryFile() as file:
+            return open(self.path, "rb")
+        file = tempfile.TemporaryFile()
+        with gzip.open(self.path) as packed:
             try:
                 shutil.copyfileobj(packed, file)
             except (OSError, EOFError) as error:
                 raise ValueError(f"{self.path}: not a sound .gz file ({error})") from error
-            file.seek(0)
-            return os.dup(file.fileno())
+        file.seek(0)
+        return file
+
+
+def slices(rows: int) -> tuple[list[int], list[int]]:
+    """`counts` and `shard_files` of a source of one file that has no shards of its own."""
+    counts = [min(SLICE, rows - start) for start in range(0, rows, SLICE)]
+    return counts, [0] * len(counts)
 
 
 def _known(names: Iterable[str], columns: Columns) -> int:

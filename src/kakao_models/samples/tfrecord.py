@@ -25,7 +25,7 @@ def index_records(path: str | os.PathLike) -> np.ndarray:
     Raises:
         ValueError: the file is cut short, or no TFRecord file.
     """
-    found, position, size = [], 0, os.path.getsize(path)
+    records, position, size = [], 0, os.path.getsize(path)
     with open(path, "rb", buffering=0) as file:
         while position < size:
             file.seek(position)
@@ -36,9 +36,9 @@ def index_records(path: str | os.PathLike) -> np.ndarray:
                 raise ValueError(
                     f"{path}: no record at byte {position} of {size}. Is it cut short, compressed, or no TFRecord file?"
                 )
-            found.append((position + _HEADER.size, length))
+            records.append((position + _HEADER.size, length))
             position = end
-    return np.array(found, np.int64).reshape(-1, 2)
+    return np.array(records, np.int64).reshape(-1, 2)
 
 
 def read_record(file: int, start: int, length: int, name: str | Path) -> bytes:
@@ -48,10 +48,8 @@ def read_record(file: int, start: int, length: int, name: str | Path) -> bytes:
         ValueError: its CRC says that it is damaged.
     """
     data = os.pread(file, length + _FOOTER.size, start)
-    if (
-        len(data) != length + _FOOTER.size
-        or mask(google_crc32c.value(data[:length])) != _FOOTER.unpack(data[length:])[0]
-    ):
+    whole = len(data) == length + _FOOTER.size
+    if not whole or mask(google_crc32c.value(data[:length])) != _FOOTER.unpack(data[length:])[0]:
         raise ValueError(f"{name}: the record at byte {start} is damaged (its CRC differs)")
     return data[:length]
 

@@ -6,6 +6,7 @@ with exactly the samples that are left.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from kakao_models.samples.columns import BY_NAME, Columns, as_sample
-from kakao_models.samples.shards import Source
+from kakao_models.samples.shards import Source, locate
 from kakao_models.train.gradcache import ghost_chunks
 from kakao_models.train.transform import DataError, SampleTransform
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 _ATTEMPTS = 20  # samples tried in the place of a broken one
+UNUSABLE = (ValueError, OSError, KeyError, TypeError)  # raised by a sample that cannot be read
 
 
 class Order:
@@ -33,7 +35,7 @@ class Order:
         if window < 1:
             raise ValueError(f"shuffle window: expected at least 1 shard, got {window}")
         self.counts, self.seed, self.window = np.asarray(counts, np.int64), seed, window
-        self._epoch, self._rows = None, {}
+        self._epoch = None
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -42,24 +44,19 @@ class Order:
         """(shard, row) of a position of 0..len-1; in each epoch every sample has one position."""
         if epoch != self._epoch:
             self._shards = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts))
-            self._ends = np.cumsum(self.counts[self._shards])
-            self._epoch, self._rows = epoch, {}
-        place = int(np.searchsorted(self._ends, position, side="right"))
+            self._firsts = np.cumsum([0, *self.counts[self._shards]])
+            self._epoch = epoch
+        place, _ = locate(self._firsts, position)
         number = place // self.window
-        first = number * self.window
-        ends = self._ends[first : first + self.window]
-        start = int(self._ends[first - 1]) if first else 0
-        row = start + int(self._window_rows(number, int(ends[-1]) - start)[position - start])
-        place = first + int(np.searchsorted(ends, row, side="right"))
-        return int(self._shards[place]), row - (int(self._ends[place - 1]) if place else 0)
+        start, end = self._firsts[[number * self.window, min((number + 1) * self.window, len(self.counts))]]
+        row = start + _shuffled(self.seed, epoch, number, int(end - start))[position - start]
+        place, row = locate(self._firsts, row)
+        return int(self._shards[place]), row
 
-    def _window_rows(self, number: int, size: int) -> np.ndarray:
-        if number not in self._rows:
-            if len(self._rows) == 3:  # workers look one or two windows ahead
-                del self._rows[next(iter(self._rows))]
-            random = np.random.default_rng([self.seed, self._epoch, number])
-            self._rows[number] = random.permutation(size)
-        return self._rows[number]
+
+@lru_cache(maxsize=3)  # workers look one or two windows ahead
+def _shuffled(seed: int, epoch: int, window: int, rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, window]).permutation(rows)
 
 
 class TrainData(Dataset):
@@ -68,13 +65,13 @@ class TrainData(Dataset):
     def __init__(self, source: Source, prepare: SampleTransform, seed: int = 0, window: int = 16):
         self.source, self.prepare, self.seed = source, prepare, seed
         self.order = Order(source.counts, seed, window)
-        source.hold(window + 1)  # those of a window, and one that a broken sample's replacement comes from
+        source.hold(window + 1)  # the shards of a window, and one that a broken sample's replacement comes from
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, place: tuple[int, int]) -> dict:
-        """What `SampleTransform` makes of it, and `failures`: (key, reason) of the broken ones before it."""
+        """A prepared sample with its `id`, and `failures`: (key, reason) of the broken ones before it."""
         epoch, position = place
         random = np.random.default_rng([self.seed, epoch, position, 1])
         failures: list[tuple[str, str]] = []
@@ -88,11 +85,10 @@ class TrainData(Dataset):
                 return self.prepare(sample, random) | {"id": identity, "failures": failures}
             except DataError:
                 raise
-            except (ValueError, OSError, KeyError, TypeError) as error:
+            except UNUSABLE as error:
                 failures.append((key, str(error)))
             position = int(random.integers(len(self)))
-        listed = "\n  ".join(f"{key}: {reason}" for key, reason in failures[:3])
-        raise DataError(f"{_ATTEMPTS} samples drawn one after another cannot be used:\n  {listed}\n  ...")
+        raise DataError(f"{_ATTEMPTS} samples drawn one after another cannot be used:\n  {_listed(failures)}; ...")
 
 
 class StreamData(IterableDataset):
@@ -138,7 +134,7 @@ class StreamData(IterableDataset):
                     items.append(self.prepare(sample, random) | {"id": identity})
                 except DataError:
                     raise
-                except (ValueError, OSError, KeyError, TypeError) as error:
+                except UNUSABLE as error:
                     failures.append((key, str(error)))
                     continue
                 usable = True
@@ -147,8 +143,7 @@ class StreamData(IterableDataset):
                     yield self.prepare.collate(items)
                     items, failures = [], []
             if not usable and number == 0:
-                listed = "; ".join(f"{key}: {reason}" for key, reason in failures[:3])
-                raise DataError(f"a whole epoch of the stream without a usable sample. {listed}")
+                raise DataError(f"a whole epoch of the stream without a usable sample. {_listed(failures)}")
             if not usable:  # fewer shards than workers
                 return
             epoch += 1
@@ -188,14 +183,14 @@ class GlobalBatches(Sampler):
 
 
 class Loader(DataLoader):
-    """A DataLoader that tells its batches which epoch it is, and takes no random numbers of the run."""
+    """A DataLoader that tells its batches the epoch, and draws no random numbers of the run."""
 
     def __init__(self, data: TrainData | StreamData, batches: GlobalBatches | None, workers: int, pin_memory: bool):
         streaming = isinstance(data, StreamData)
         super().__init__(
             data,
             batch_size=None if streaming else 1,
-            **({} if streaming else {"batch_sampler": batches}),
+            batch_sampler=batches,
             collate_fn=None if streaming else data.prepare.collate,
             num_workers=workers,
             pin_memory=pin_memory,
@@ -225,9 +220,13 @@ class Failures:
         for key, reason in failures:
             self.log(f"{key}: {reason}")
         total = self.broken + self.sound
-        said = f"{self.broken} of {total} samples are broken ({self.broken / total:.1%}); the last: "
+        message = f"{self.broken} of {total} samples are broken ({self.broken / total:.1%}); the last: "
         if total >= 64 and self.broken >= 0.5 * total:
-            raise DataError(said + "; ".join(f"{key}: {reason}" for key, reason in failures[:3]))
+            raise DataError(message + _listed(failures))
         if failures and self.broken >= 0.01 * total and total >= 64 and not self._warned:
             self._warned = True
-            self.warn(said + ": ".join(failures[-1]))
+            self.warn(message + ": ".join(failures[-1]))
+
+
+def _listed(failures: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{key}: {reason}" for key, reason in failures[:3])

@@ -1,4 +1,4 @@
-"""What the trainers take as datasets and processors: whatever transformers' `Trainer` takes, and every source of samples."""
+"""The datasets and processors of the trainers: those of transformers' `Trainer`, and every source of samples."""
 
 import copy
 import os
@@ -19,12 +19,11 @@ from kakao_models.samples.columns import BY_NAME, as_sample
 from kakao_models.samples.shards import Source
 from kakao_models.samples.sources import open_source
 from kakao_models.train.augment import InceptionCrop, RandomCrop
-from kakao_models.train.data import StreamData, TrainData
+from kakao_models.train.data import UNUSABLE, StreamData, TrainData
 from kakao_models.train.transform import DataError, SampleTransform
 from kakao_models.vit.processing import ViTImageProcessor
 
 _PROBES = 16  # samples that are looked at before a run
-_UNUSABLE = (ValueError, OSError, KeyError, TypeError)  # raised by a sample that cannot be read
 
 
 class EvalData(Dataset):
@@ -38,23 +37,20 @@ class EvalData(Dataset):
         self.source, self.labels = source, labels
         self.transform = copy.copy(transform)
         self.transform.augment = None
-        self._ends = np.cumsum(source.counts)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return sum(self.source.counts)
 
     def __getitem__(self, position: int) -> dict:
-        shard, key = int(np.searchsorted(self._ends, position, side="right")), f"sample {position}"
+        key = f"sample {position}"
         random = np.random.default_rng([0, position])  # the same caption in every evaluation
         try:
-            sample = self.source.read(shard, position - (int(self._ends[shard - 1]) if shard else 0))
+            sample = self.source.read(*self.source.locate(position))
             key = sample.key
-            return (
-                self.transform(sample, random)
-                if self.labels
-                else {"pixel_values": self.transform.pixels(sample, random)}
-            )
-        except _UNUSABLE as error:
+            if self.labels:
+                return self.transform(sample, random)
+            return {"pixel_values": self.transform.pixels(sample, random)}
+        except UNUSABLE as error:
             raise DataError(f"evaluation data: {key}: {error}") from error
 
     def collate(self, items: list[dict]) -> dict:
@@ -166,7 +162,7 @@ def _check_targets(samples: list[Callable], transform: SampleTransform) -> None:
             transform.target(sample, np.random.default_rng(0))
         except DataError:
             raise
-        except _UNUSABLE as error:
+        except UNUSABLE as error:
             reasons.append(f"{key}: {error}")
     if samples and len(reasons) == len(samples):
         raise DataError(f"none of {len(samples)} samples can be used. {reasons[0]}")
@@ -181,7 +177,7 @@ def _check_classes(dataset: Any, transform: SampleTransform) -> None:
         return
     features = getattr(dataset, "features", None) or {}
     column = BY_NAME.find(features).label
-    feature = getattr(features.get(column), "feature", features.get(column))  # of a list of labels, their feature
+    feature = getattr(features.get(column), "feature", features.get(column))  # in a list of labels: their feature
     names = list(getattr(feature, "names", None) or ())
     if names and len(names) != transform.classes:
         raise DataError(
