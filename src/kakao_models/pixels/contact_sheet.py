@@ -1,9 +1,9 @@
-"""A page of HTML with pictures and what is known about each; it loads nothing from elsewhere."""
+"""An HTML page with pictures and their metadata; it loads nothing from elsewhere."""
 
 import base64
 import html
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from kakao_models.pixels.images import ImageError
 
-SIDE = 240  # of a picture on the page
+SIDE = 240  # pixels, the largest side of a picture on the page
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -37,11 +37,11 @@ def picture_page(
     *,
     workers: int = 16,
 ) -> tuple[str, int]:
-    """The page, and how many pictures could not be had, in whose places it says why.
+    """The page, and the number of pictures that are not available; the page gives the reason in their place.
 
     Args:
-        rows: columns of each picture; that named text, caption or captions stands first.
-        note: a sentence above the pictures; {lost} in it becomes how many could not be had.
+        rows: columns of each picture; the one named text, caption or captions comes first.
+        note: a sentence above the pictures; {lost} in it becomes the number of pictures that are not available.
         read: the picture of a row, by its place; an `ImageError` says why there is none.
     """
 
@@ -53,8 +53,8 @@ def picture_page(
 
     with ThreadPoolExecutor(workers) as pool:
         pictures = list(pool.map(picture, range(len(rows))))
-    lost = sum(found.startswith("<div") for found in pictures)
-    figures = "\n".join(_figures(rows, pictures))
+    lost = sum(picture.startswith("<div") for picture in pictures)
+    figures = "\n".join(map(_figure, rows, pictures))
     note = html.escape(note.replace("{lost}", str(lost)))
     return _PAGE.format(title=html.escape(title), note=note, figures=figures), lost
 
@@ -66,21 +66,19 @@ def _thumbnail(image: Image.Image) -> str:
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
-def _figures(rows: Iterable[Mapping[str, Any]], pictures: Iterable[str]) -> Iterator[str]:
-    for row, picture in zip(rows, pictures):
-        text = html.escape(
-            cell(next((row[name] for name in ("text", "caption", "captions") if row.get(name)), ""), 600)
-        )
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(cell(value, 200))}</td></tr>"
-            for name, value in row.items()
-            if name != "text"
-        )
-        yield f"<figure>{picture}<figcaption><p>{text}</p><table>{cells}</table></figcaption></figure>"
+def _figure(row: Mapping[str, Any], picture: str) -> str:
+    text = next((row[name] for name in ("text", "caption", "captions") if row.get(name)), "")
+    cells = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(cell(value, 200))}</td></tr>"
+        for name, value in row.items()
+        if name != "text"
+    )
+    caption = f"<p>{html.escape(cell(text, 600))}</p><table>{cells}</table>"
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def cell(value: Any, most: int) -> str:
-    """A value as text of at most so many characters."""
+    """A value as text of at most `most` characters."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (bytes, bytearray)):

@@ -152,11 +152,11 @@ class _Download:
         answer the second time (DNS rebinding) is never asked a second time.
         """
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise FetchError(f"no address found for host {host!r} ({error})") from error
         failure: Exception | None = None
-        for family, kind, protocol, _, address in found:
+        for family, kind, protocol, _, address in addresses:
             if not (self.allow_private or is_public(address[0])):
                 failure = failure or FetchError(
                     f"host {host!r} is at {address[0]}, which is not a public address; "

@@ -10,17 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import (  # importing a plugin registers its decoder
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    ImageFile,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin  # noqa: F401  importing a plugin registers its decoder
 
 from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.limits import MAX_PIXELS
@@ -32,7 +22,9 @@ except ImportError:  # PIL reads everything; this is faster
 with contextlib.suppress(ImportError):  # since Pillow 11.3
     from PIL import AvifImagePlugin  # noqa: F401
 
-# What web images and photographs come as. PIL reads some forty more formats, many of them by code that few people
+Image.preinit()  # registers the decoders of BMP, GIF, JPEG, PNG and PPM
+
+# The formats of web images and photographs. PIL reads some forty more formats, many of them by code that few people
 # use and nobody attacks on purpose until a server decodes the files of strangers with it.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # PPM: also PGM, PBM, PFM; JPEG: also MPO
 SUFFIXES = (
@@ -44,7 +36,7 @@ SUFFIXES = (
 # resized with antialiasing, a margin of 2 changes pixels by 0.7 of 255 in the mean at worst; a margin of 1 by 3.
 JPEG_MARGIN = 2
 
-_UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+_UPRIGHT = {  # EXIF orientation -> transposition that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,17 +44,6 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-
-
-_TURNED = {  # the same for arrays
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels),
 }
 
 
@@ -120,16 +101,18 @@ def load_pixels(
 ) -> np.ndarray:
     """The pixels of `load_image`, uint8 (H, W, 3), read by simplejpeg where that is installed and the file is a sound JPEG.
 
-    PIL reads headers and decides about everything first, and decodes all that simplejpeg has a word to say about. Both
-    use libjpeg-turbo, so the pixels are the same as long as both have brought releases that decode alike.
+    PIL reads the header first and decides what is refused; it also decodes every file that simplejpeg complains about. Both
+    use libjpeg-turbo, so the pixels are the same as long as both ship releases of it that decode alike.
     """
     with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
         orientation = _orientation(picture)
         pixels = _by_simplejpeg(picture, max_bytes)
-        if pixels is not None:
-            return _TURNED.get(orientation, np.asarray)(pixels)
-        picture.load()
-        return np.asarray(_upright(_to_rgb(picture), orientation))
+        if pixels is not None and orientation not in _UPRIGHT:
+            return pixels
+        if pixels is None:
+            picture.load()
+        rgb = _to_rgb(picture) if pixels is None else Image.fromarray(pixels)
+        return np.asarray(_upright(rgb, orientation))
 
 
 def _by_simplejpeg(picture: Image.Image, max_bytes: int) -> np.ndarray | None:
@@ -185,11 +168,11 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(str(folder), "not a folder")
-    found = []
+    paths = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+        paths += [Path(root, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 def _describe(source) -> str:

@@ -1,11 +1,11 @@
-"""From a picture to what a model of images takes, in numpy and PIL alone.
+"""From a picture to the input of an image model, with numpy and PIL only.
 
-The image processors that users name (`AlignImageProcessor`, `ViTImageProcessor`) are these and transformers' interface;
-what only runs a model does without transformers, whose import takes longer than all the rest.
+The image processors that users name (`AlignImageProcessor`, `ViTImageProcessor`) add transformers' interface. Code that
+only runs a model does without transformers, whose import takes longer than everything else.
 """
 
+import copy
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,20 +20,11 @@ _TF_RESIZE = {Image.Resampling.BILINEAR: resize_bilinear, Image.Resampling.BOX: 
 
 
 class Preprocessing:
-    """Resize, centre crop, rescale, normalise; see `ImageProcessor` for the fields."""
+    """Resizes, crops, rescales and normalises images; see `ImageProcessor` for the fields."""
 
     fields: ClassVar[tuple[str, ...]] = (
-        "preprocessing",
-        "do_resize",
-        "size",
-        "resample",
-        "do_center_crop",
-        "crop_size",
-        "do_rescale",
-        "rescale_factor",
-        "do_normalize",
-        "image_mean",
-        "image_std",
+        *("preprocessing", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
+        *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
     )
     # Defaults of transformers' class for the same, where ours differ: they hold for a file that leaves a field out.
     transformers_defaults: ClassVar[Mapping[str, Any]] = {}
@@ -61,13 +52,13 @@ class Preprocessing:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """By the values of a preprocessor_config.json.
+        """The preprocessing that a preprocessor_config.json describes.
 
         Raises:
             ValueError: a field has no such value.
         """
-        given = {name: value for name, value in values.items() if value is not None}
-        return cls(**{**cls.transformers_defaults, **given})
+        fields = {name: value for name, value in values.items() if value is not None}
+        return cls(**{**cls.transformers_defaults, **fields})
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
@@ -75,18 +66,22 @@ class Preprocessing:
 
         Only antialiased resizing averages over all pixels, so that a JPEG decoded at reduced size gives the same
         result. "tf" resizing takes single pixels of the full picture: from a reduced one it would take others, and
-        being equal to the original program is the point of it.
+        being equal to the original implementation is the point of it.
         """
-        return self._decode_size(self._options({}))
+        if self.preprocessing == "tf" or not self.do_resize or self.resample == Image.Resampling.NEAREST:
+            return None
+        size = _size("size", self.size)
+        shorter = size.get("shortest_edge")  # neither side becomes smaller than that
+        return (shorter, shorter) if shorter else (size["height"], size["width"])
 
     @property
     def gives_bytes(self) -> bool:
-        """Whether `pixels` is the whole of preprocessing but for the arithmetic that `byte_values` tells."""
+        """Whether `pixels` and the arithmetic of `byte_values` together are the whole preprocessing."""
         return self.preprocessing == "hf"
 
     @property
     def byte_values(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a byte u becomes, per channel: (u - zero) * scale. Gives scale and zero, float64 (3,)."""
+        """(scale, zero), float64 (3,) each: per channel, a byte u becomes (u - zero) * scale."""
         factor = self.rescale_factor if self.do_rescale else 1
         scale, zero = np.full(3, float(factor)), np.zeros(3)
         if self.do_rescale and self.rescale_offset:
@@ -99,15 +94,14 @@ class Preprocessing:
         return scale, zero / factor
 
     def resizing(self) -> str:
-        """How images are resized and cropped, in words."""
+        """Resizing and cropping, in words."""
         steps = []
         if self.do_resize:
             size = self.size
-            to = (
-                f"{size['height']} x {size['width']}"
-                if "height" in size
-                else f"a shorter side of {size['shortest_edge']}"
-            )
+            if "height" in size:
+                to = f"{size['height']} x {size['width']}"
+            else:
+                to = f"a shorter side of {size['shortest_edge']}"
             how = "tf.image.resize without antialiasing" if self.preprocessing == "tf" else "PIL, antialiased"
             steps.append(f"resize to {to} ({Image.Resampling(self.resample).name.lower()}, {how})")
         if self.do_center_crop:
@@ -125,22 +119,23 @@ class Preprocessing:
             steps.append(f"divide by std {self.image_std}")
         return ", ".join(steps)
 
-    def _options(self, changes: dict) -> SimpleNamespace:
+    def _changed(self, changes: dict) -> Self:
+        """A copy with other values of some fields; all of its fields have been checked."""
         if unknown := changes.keys() - {*self.fields, "do_convert_rgb"}:  # the last is always done
             name = min(unknown)
             raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.fields)}")
-        options = SimpleNamespace(rescale_offset=False, include_top=False)
+        changed = copy.copy(self)
         for name in self.fields:
             value = changes.get(name)
-            setattr(options, name, self._checked(name, getattr(self, name) if value is None else value))
-        if options.preprocessing == "tf" and options.do_resize and options.resample not in _TF_RESIZE:
+            setattr(changed, name, self._checked(name, getattr(self, name) if value is None else value))
+        if changed.preprocessing == "tf" and changed.do_resize and changed.resample not in _TF_RESIZE:
             raise ValueError(
-                f'preprocessing="tf" resizes with resample 2 (bilinear) or 4 (area), got {options.resample}; '
+                f'preprocessing="tf" resizes with resample 2 (bilinear) or 4 (area), got {changed.resample}; '
                 'for PIL\'s other filters use preprocessing="hf"'
             )
-        if options.do_center_crop and options.crop_size is None:
+        if changed.do_center_crop and changed.crop_size is None:
             raise ValueError("do_center_crop needs a crop_size")
-        return options
+        return changed
 
     def _checked(self, name: str, value):
         if name == "preprocessing" and value not in PREPROCESSINGS:
@@ -159,33 +154,24 @@ class Preprocessing:
             return value if single else numbers
         return int(value) if name == "resample" else value
 
-    @staticmethod
-    def _decode_size(options: SimpleNamespace) -> tuple[int, int] | None:
-        if options.preprocessing == "tf" or not options.do_resize or options.resample == Image.Resampling.NEAREST:
-            return None
-        shorter = options.size.get("shortest_edge")  # neither side becomes smaller than that
-        return (shorter, shorter) if shorter else (options.size["height"], options.size["width"])
-
-    def _one(self, source, options: SimpleNamespace) -> np.ndarray:
-        picture = load_image(source, size_hint=self._decode_size(options))
-        if options.preprocessing == "tf":
-            return self._like_tf(picture, options)
-        return self._values(self._like_hf(picture, options), options)
+    def _prepared(self, source) -> np.ndarray:
+        picture = load_image(source, size_hint=self.decode_size)
+        return self._like_tf(picture) if self.preprocessing == "tf" else self._values(self._like_hf(picture))
 
     def pixel_values(self, picture: Image.Image) -> np.ndarray:
-        """What the model takes, float32 (3, height, width)."""
-        return self._one(picture, self._options({}))
+        """The model's input for a picture, float32 (3, height, width)."""
+        return self._changed({})._prepared(picture)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
         `preprocessing="hf"`: the originals' resizing does not round."""
-        return np.ascontiguousarray(self._like_hf(picture, self._options({})))
+        return np.ascontiguousarray(self._changed({})._like_hf(picture))
 
     def fast_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """As `pixels`, of an array (H, W, 3) of bytes, resized by PyTorch's kernel for bytes: about four times as fast as
+        """Like `pixels`, for an array (H, W, 3) of bytes, resized by PyTorch's kernel for bytes: about four times as fast as
         PIL's. It rounds in other places, so that about one value in 300 differs by 1 of 255, rarely by 2.
         """
-        options = self._options({})
+        options = self._changed({})
         mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(options.resample)
         if mode is None or not options.do_resize:
             return self.pixels(Image.fromarray(pixels))
@@ -196,43 +182,57 @@ class Preprocessing:
         resized = torch.nn.functional.interpolate(planes, size, mode=mode, antialias=True)
         pixels = resized[0].permute(1, 2, 0).numpy()
         if options.do_center_crop:
-            pixels = _center_crop(pixels, options.crop_size["height"], options.crop_size["width"])
+            pixels = _center_crop(pixels, options.crop_size)
         return np.ascontiguousarray(pixels)
 
-    def _like_hf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
+    def _like_hf(self, picture: Image.Image) -> np.ndarray:
         """Bytes (height, width, 3)."""
-        if options.do_resize:
-            height, width = _checked_size(options.size, picture.height, picture.width)
-            picture = picture.resize((width, height), options.resample)
+        if self.do_resize:
+            height, width = _checked_size(self.size, picture.height, picture.width)
+            picture = picture.resize((width, height), self.resample)
         pixels = np.asarray(picture)
-        if options.do_center_crop:
-            crop = options.crop_size["height"], options.crop_size["width"]
-            pixels = _center_crop(pixels, *crop)
-        return pixels
+        return _center_crop(pixels, self.crop_size) if self.do_center_crop else pixels
 
-    def _values(self, pixels: np.ndarray, options: SimpleNamespace) -> np.ndarray:
+    def _values(self, pixels: np.ndarray) -> np.ndarray:
         # A byte has 256 values: the arithmetic is done once for each of them, per channel.
-        table = _affine(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), options, np.float64)
+        table = self._affine(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), np.float64)
         return np.stack([table[channel].take(pixels[:, :, channel]) for channel in range(3)])
 
-    def _like_tf(self, picture: Image.Image, options: SimpleNamespace) -> np.ndarray:
+    def _like_tf(self, picture: Image.Image) -> np.ndarray:
         pixels = np.asarray(picture)
         height, width = pixels.shape[:2]
-        if options.do_resize:
-            height, width = _resized(options.size, height, width, truncated=False)
+        if self.do_resize:
+            height, width = _resized(self.size, height, width, truncated=False)
         box = (0, 0, height, width)
-        if options.do_center_crop:
-            box = center_box(height, width, options.crop_size["height"], options.crop_size["width"])
-        if options.do_resize:
-            pixels = _TF_RESIZE[options.resample](pixels, height, width, box)
+        if self.do_center_crop:
+            box = center_box(height, width, self.crop_size["height"], self.crop_size["width"])
+        if self.do_resize:
+            pixels = _TF_RESIZE[self.resample](pixels, height, width, box)
         else:
             top, left, height, width = box
             pixels = pixels[top : top + height, left : left + width].astype(np.float32)
-        return _affine(np.ascontiguousarray(pixels.transpose(2, 0, 1)), options, np.float32)
+        return self._affine(np.ascontiguousarray(pixels.transpose(2, 0, 1)), np.float32)
+
+    def _affine(self, pixels: np.ndarray, precision: type) -> np.ndarray:
+        """Rescaling and normalisation of (3, ...) pixels. The original implementations multiply in float32, transformers in
+        float64; everything else is float32 in both."""
+        if self.do_rescale:
+            pixels = (pixels * precision(self.rescale_factor)).astype(np.float32, copy=False)
+            if self.rescale_offset:
+                pixels -= 1
+        per_channel = (-1, *[1] * (pixels.ndim - 1))
+        mean = np.float32(self.image_mean).reshape(per_channel)
+        std = np.float32(self.image_std).reshape(per_channel)
+        if self.do_normalize:
+            pixels = (pixels - mean) / std
+        if self.include_top:
+            pixels = pixels / std
+        return pixels
 
 
-def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """As transformers' `center_crop` of (H, W, C): what lies outside is 0."""
+def _center_crop(pixels: np.ndarray, size: Mapping[str, int]) -> np.ndarray:
+    """The result of transformers' `center_crop` on (H, W, C): pixels outside of the image are 0."""
+    height, width = size["height"], size["width"]
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     if top >= 0 and left >= 0:
         return pixels[top : top + height, left : left + width]
@@ -242,7 +242,7 @@ def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _size(name: str, value) -> dict[str, int]:
-    """A size in any of transformers' spellings, as height and width, or as shortest_edge."""
+    """A size in any of transformers' forms, as height and width, or as shortest_edge."""
     if isinstance(value, int):
         value = {"height": value, "width": value}
     elif isinstance(value, (list, tuple)) and len(value) == 2:
@@ -277,20 +277,3 @@ def _checked_size(size: dict[str, int], height: int, width: int) -> tuple[int, i
             "pixels: give size as height and width, or leave this picture out"
         )
     return resized
-
-
-def _affine(pixels: np.ndarray, options: SimpleNamespace, precision: type) -> np.ndarray:
-    """Rescaling and normalisation of (3, ...) pixels. The original programs multiply in float32, transformers in float64;
-    all else is float32 in both."""
-    if options.do_rescale:
-        pixels = (pixels * precision(options.rescale_factor)).astype(np.float32, copy=False)
-        if options.rescale_offset:
-            pixels -= 1
-    per_channel = (-1, *[1] * (pixels.ndim - 1))
-    mean = np.float32(options.image_mean).reshape(per_channel)
-    std = np.float32(options.image_std).reshape(per_channel)
-    if options.do_normalize:
-        pixels = (pixels - mean) / std
-    if options.include_top:
-        pixels = pixels / std
-    return pixels

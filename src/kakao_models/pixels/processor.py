@@ -1,4 +1,4 @@
-"""What the image processors of ALIGN and ViT share: one picture from anywhere in, one float32 array out."""
+"""The base of the image processors of ALIGN and ViT: one picture from anywhere in, one float32 array out."""
 
 import difflib
 import os
@@ -12,7 +12,7 @@ from kakao_models.checkpoint.hub import PROCESSOR_FILES, fetch_all, hub_argument
 from kakao_models.pixels.preprocessing import Preprocessing
 from kakao_models.pixels.tensors import as_tensors
 
-# What transformers writes into, or accepts in, a preprocessor_config.json beside the fields.
+# Keys that transformers writes into, or accepts in, a preprocessor_config.json beside the fields.
 _FOREIGN = frozenset(ImagesKwargs.__annotations__) | {"image_processor_type", "processor_class", "auto_map"}
 
 
@@ -49,7 +49,9 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         Preprocessing.__init__(self, **kwargs)
         for name in self.fields:
             kwargs.pop(name, None)
-        self._refuse_misspelt(kwargs)
+        for name in kwargs.keys() - _FOREIGN:
+            if near := difflib.get_close_matches(name, self.fields, n=1, cutoff=0.8):
+                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
         if kwargs.get("do_pad"):
             raise ValueError(
                 f"{type(self).__name__} does not pad (do_pad={kwargs['do_pad']!r}); resize or crop instead"
@@ -69,8 +71,8 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         Returns:
             `pixel_values`, float32 (B, 3, height, width).
         """
-        options = self._options(changes)
-        pictures = [self._one(source, options) for source in _flat(images)]
+        preprocessing = self._changed(changes)
+        pictures = [preprocessing._prepared(source) for source in _flat(images)]
         if not pictures:
             raise ValueError(f"{type(self).__name__} got no images, but an empty {type(images).__name__}")
         shapes = {picture.shape for picture in pictures}
@@ -83,7 +85,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """As transformers' `from_pretrained`, and the name of a checkpoint that ships with this package."""
+        """transformers' `from_pretrained`, which also takes the name of a checkpoint that ships with this package."""
         if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
             return super().from_pretrained(source, **kwargs)
         source, where = fetch_all(source, PROCESSOR_FILES, **hub_arguments(kwargs))
@@ -93,16 +95,11 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     def from_dict(cls, image_processor_dict: dict, **kwargs: Any) -> Self:
         if not isinstance(image_processor_dict, dict):
             raise ValueError(f"{cls.__name__}: the file of its fields holds a {type(image_processor_dict).__name__}")
-        given = {name: value for name, value in image_processor_dict.items() if value is not None}
-        return super().from_dict({**cls.transformers_defaults, **given}, **kwargs)
+        fields = {name: value for name, value in image_processor_dict.items() if value is not None}
+        return super().from_dict({**cls.transformers_defaults, **fields}, **kwargs)
 
     def to_dict(self) -> dict:
         return super().to_dict() | {"image_processor_type": self.transformers_type}
-
-    def _refuse_misspelt(self, kwargs: dict) -> None:
-        for name in kwargs.keys() - _FOREIGN:
-            if meant := difflib.get_close_matches(name, self.fields, n=1, cutoff=0.8):
-                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {meant[0]!r}?")
 
 
 def _flat(images) -> list:

@@ -7,6 +7,8 @@ the range of the input. PIL's filters of the same names are other functions: its
 Axes: H, W input height and width; h, w output; C channels.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -23,10 +25,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int, box: Box | None 
     Returns:
         float32 (h, w, C): the size of `box`, or (height, width) without one.
     """
-    top, left, h, w = _checked(image, height, width, box)
-    rows = _bilinear_taps(image.shape[0], height, top, h)
-    columns = _bilinear_taps(image.shape[1], width, left, w)
-    return _resample(image, rows, columns)
+    return _resize(image, height, width, box, _bilinear_taps)
 
 
 def resize_area(image: np.ndarray, height: int, width: int, box: Box | None = None) -> np.ndarray:
@@ -34,10 +33,7 @@ def resize_area(image: np.ndarray, height: int, width: int, box: Box | None = No
 
     Arguments and result as in `resize_bilinear`; the method of `tf.image.resize(..., method="area")`.
     """
-    top, left, h, w = _checked(image, height, width, box)
-    rows = _area_taps(image.shape[0], height, top, h)
-    columns = _area_taps(image.shape[1], width, left, w)
-    return _resample(image, rows, columns)
+    return _resize(image, height, width, box, _area_taps)
 
 
 def shorter_side_to(size: int, height: int, width: int) -> tuple[int, int]:
@@ -59,13 +55,18 @@ def center_box(height: int, width: int, crop_height: int, crop_width: int) -> Bo
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _checked(image: np.ndarray, height: int, width: int, box: Box | None) -> Box:
+def _resize(image: np.ndarray, height: int, width: int, box: Box | None, taps: Callable) -> np.ndarray:
+    """Weighted sums of rows, then of columns: (H, W, C) -> (h, w, C)."""
     if image.ndim != 3 or 0 in image.shape:
         raise ValueError(f"a picture must be (height, width, channels) and not empty, got shape {image.shape}")
     top, left, h, w = box = box or (0, 0, height, width)
     if min(h, w) < 1 or min(top, left) < 0 or top + h > height or left + w > width:
         raise ValueError(f"box {box} (top, left, height, width) does not lie in the {height} x {width} result")
-    return box
+    index, weight = taps(image.shape[1], width, left, w)
+    first = index.min()
+    image = image[:, first : index.max() + 1]  # only the columns that are needed go through the first pass
+    image = _blend(image, *taps(image.shape[0], height, top, h), axis=0)  # (h, W, C)
+    return _blend(image, index - first, weight, axis=1)  # (h, w, C)
 
 
 def _bilinear_taps(size: int, resized: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,21 +81,12 @@ def _bilinear_taps(size: int, resized: int, start: int, count: int) -> tuple[np.
 
 
 def _area_taps(size: int, resized: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_bilinear_taps`, with as many rows as the most input pixels that one resized pixel touches."""
+    """Indices and weights like `_bilinear_taps`, with as many rows as input pixels that one resized pixel touches at most."""
     edge = np.arange(start, start + count + 1) * (size / resized)
     low, high = edge[:-1], edge[1:]
     index = np.floor(low).astype(np.intp) + np.arange(int(np.max(np.ceil(high) - np.floor(low))))[:, None]
     covered = np.minimum(high, index + 1) - np.maximum(low, index)
     return np.minimum(index, size - 1), (np.maximum(covered, 0) * (resized / size)).astype(np.float32)
-
-
-def _resample(image: np.ndarray, rows: tuple, columns: tuple) -> np.ndarray:
-    """Weighted sums of rows, then of columns: (H, W, C) -> (h, w, C)."""
-    index, weight = columns
-    first = index.min()
-    image = image[:, first : index.max() + 1]  # only the columns that are needed go through the first pass
-    image = _blend(image, *rows, axis=0)  # (h, W, C)
-    return _blend(image, index - first, weight, axis=1)  # (h, w, C)
 
 
 def _blend(image: np.ndarray, index: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:

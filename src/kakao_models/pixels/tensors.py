@@ -1,4 +1,4 @@
-"""Batches as the arrays of the framework that is asked for, none of which need be installed."""
+"""Batches as arrays of a framework; no framework has to be installed."""
 
 import importlib
 
@@ -23,10 +23,8 @@ def as_tensors(values: dict, kind: str | None) -> BatchFeature:
     try:
         convert = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
-        extra = {"pt": "torch", "tf": "tensorflow", "jax": "flax"}[kind]
-        raise ImportError(
-            f"return_tensors={kind!r} needs {module.split('.')[0]}: pip install 'kakao-models[{extra}]'"
-        ) from error
+        extra, name = {"pt": "torch", "tf": "tensorflow", "jax": "flax"}[kind], module.partition(".")[0]
+        raise ImportError(f"return_tensors={kind!r} needs {name}: pip install 'kakao-models[{extra}]'") from error
     arrays = {name: np.asarray(value) for name, value in values.items()}
     if kind in ("tf", "jax"):  # where int32 is the usual type of token ids
         arrays = {name: a.astype(np.int32) if a.dtype == np.int64 else a for name, a in arrays.items()}
