@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 from kakao_models import AlignModel, AlignProcessor, AlignTrainer, Embedder, ViTForImageClassification
 from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.samples.columns import CAPTIONS
-from kakao_models.train.callbacks import read_logs
 from kakao_models.train.cli import app
 from kakao_models.train.recipe import as_yaml, names, read_recipe
 from kakao_models.train.run import build_trainer, run
@@ -160,6 +159,10 @@ def recipe_file(tmp_path: Path, **settings) -> str:
     return str(path)
 
 
+def read_logs(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_an_align_run_ends_in_a_folder_for_the_hub(tmp_path):
     data = write_parquet(tmp_path / "train.parquet")
     evaluate = {
@@ -249,7 +252,7 @@ def test_published_towers_a_cut_vocabulary_and_a_teacher_are_keys_of_a_recipe(tm
             ["text_tower=some/bert", "tokenizer=other"],
             "tokenizer: text_tower some/bert has its own; leave tokenizer out",
         ),
-        (["contrastive=0"], "other than 1 only beside distill, got 0"),
+        (["contrastive=0"], "and 1 without distill, got 0"),
     ],
 )
 def test_keys_that_do_not_go_together(changes, message, tmp_path):

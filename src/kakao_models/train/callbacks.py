@@ -1,4 +1,4 @@
-"""What is seen of a run: a progress bar, a line of JSON for each log, a picture of the curves."""
+"""Progress of a run: a progress bar, a line of JSON for each log, a picture of the curves."""
 
 import json
 import sys
@@ -16,47 +16,39 @@ LOG_FILE = "training.jsonl"
 class JsonLines(TrainerCallback):
     """Appends every log to `training.jsonl` in the output folder, with `step` and `hours` of all sessions of the run.
 
-    A run that goes on from a checkpoint takes back the lines after it.
+    A resumed run begins the file with the logs of its checkpoint, and drops those after it.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        self.path, self.start, self.before = Path(args.output_dir, LOG_FILE), time.time(), 0.0
-        if not state.is_world_process_zero:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = read_logs(self.path) if state.global_step else []
-        kept = [line for line in lines if line["step"] <= state.global_step]
-        self.before = kept[-1]["hours"] if kept else 0.0
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.path, self.start = Path(args.output_dir, LOG_FILE), time.time()
+        self.before = hours_of(state.log_history)
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history), encoding="utf-8")
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float] | None = None,
+        logs: dict | None = None,
         **kwargs: Any,
     ):
-        if state.is_world_process_zero and logs and hasattr(self, "path"):
-            hours = self.before + (time.time() - self.start) / 3600
-            line = {"step": state.global_step, **logs, "hours": round(hours, 6)}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if hasattr(self, "path"):
+            line = state.log_history[-1]  # `logs` and their step; checkpoints keep it
+            line["hours"] = round(self.before + (time.time() - self.start) / 3600, 6)
+            if state.is_world_process_zero:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
 
 
-def read_logs(path: Path) -> list[dict]:
-    """The lines of a `training.jsonl`; one that a killed process left unfinished is passed over."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+def hours_of(logs: list[dict]) -> float:
+    """Hours of training until the last log, as `JsonLines` counts them."""
+    return logs[-1].get("hours", 0.0) if logs else 0.0
 
 
 class ProgressBar(TrainerCallback):
-    """A bar on a terminal, and where there is none a line for each log: loss, temperature, lr, samples/s, memory."""
+    """A progress bar on a terminal, otherwise a line for each log: loss, temperature, lr, samples/s, memory."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.bar = None
@@ -66,8 +58,8 @@ class ProgressBar(TrainerCallback):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar = Progress(*columns, TextColumn("{task.fields[said]}"), console=Console(stderr=True))
-        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, said="")
+        self.bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
+        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
         self.bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
@@ -79,18 +71,15 @@ class ProgressBar(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float] | None = None,
+        logs: dict | None = None,
         **kwargs: Any,
     ):
         if not state.is_world_process_zero or not logs or not hasattr(self, "bar"):
             return
-        said = describe(logs)
         if self.bar and "loss" in logs:
-            self.bar.update(self.task, said=said)
-        elif self.bar:
-            self.bar.console.print(f"step {state.global_step}: {said}", highlight=False)
-        else:
-            print(f"step {state.global_step}/{state.max_steps}: {said}", file=sys.stderr, flush=True)
+            self.bar.update(self.task, description=describe(logs))
+        else:  # above the bar, where there is one
+            print(f"step {state.global_step}/{state.max_steps}: {describe(logs)}", file=sys.stderr, flush=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if self.bar:
@@ -110,7 +99,7 @@ class Curves(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if state.is_world_process_zero:
-            draw_curves(read_logs(Path(args.output_dir, LOG_FILE)), Path(args.output_dir, "training.png"))
+            draw_curves(state.log_history, Path(args.output_dir, "training.png"))
 
 
 def draw_curves(logs: list[dict], path: Path) -> None:
@@ -118,10 +107,7 @@ def draw_curves(logs: list[dict], path: Path) -> None:
 
     Curves of the same evaluation share a panel. Nothing is drawn of a run that has logged nothing.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     panels: dict[str, list[str]] = {}
     single = ("loss", "learning_rate", "temperature", "grad_norm", "samples_per_second")
@@ -134,8 +120,9 @@ def draw_curves(logs: list[dict], path: Path) -> None:
         return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.2 * rows), squeeze=False)
-    for axis, (title, names) in zip(axes.flat, panels.items()):
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="tight")
+    for place, (title, names) in enumerate(panels.items(), 1):
+        axis = figure.add_subplot(rows, columns, place)
         for name in names:
             points = [(line["step"], line[name]) for line in logs if name in line]
             label = name.removeprefix(f"eval_{title}/").replace("_", " ")
@@ -145,8 +132,4 @@ def draw_curves(logs: list[dict], path: Path) -> None:
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=7)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.remove()
-    figure.tight_layout()
     save_picture(figure, path)
-    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""The command `kakao-models train`: one short function per model, no logic of its own."""
+"""The command `kakao-models train`: one short function per model."""
 
 import os
 from typing import Annotated
@@ -7,14 +7,14 @@ import typer
 
 from kakao_models.verbs import JsonOption, group, tell
 
-app = group("Pretrain and fine-tune, by recipe. Interrupted, the same command goes on where it stopped.")
+app = group("Pretrain and fine-tune models from recipes. If interrupted, rerun the same command to resume.")
 
-Config = Annotated[str, typer.Option("--config", "-c", help="A recipe: a .yaml file, or a name that `recipes` lists.")]
+Config = Annotated[str, typer.Option("--config", "-c", help="Recipe: a .yaml file, or a name that `recipes` lists.")]
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the recipe.")
 ]
-Resume = Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")]
-Show = Annotated[bool, typer.Option("--show", help="Print the recipe with all changes, and train nothing.")]
+Resume = Annotated[bool, typer.Option(help="Resume from the last checkpoint in the output folder.")]
+Show = Annotated[bool, typer.Option("--show", help="Print the recipe with all changes, without training.")]
 
 
 @app.command(no_args_is_help=True)
@@ -52,11 +52,11 @@ def recipes(as_json: JsonOption = False) -> None:
 
     from kakao_models.train.recipe import FOLDER, names
 
-    found = []
+    entries = []
     for name in names():
         about = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["about"]
-        found.append({"name": name, "about": " ".join(about.split())})
-    tell(found, "\n".join(f"{recipe['name']}\n    {recipe['about']}" for recipe in found), as_json)
+        entries.append({"name": name, "about": " ".join(about.split())})
+    tell(entries, "\n".join(f"{entry['name']}\n    {entry['about']}" for entry in entries), as_json)
 
 
 def _train(kind: str, config: str, changes: list[str], resume: bool, show: bool, as_json: bool) -> None:

@@ -1,11 +1,12 @@
 """Recipes: all settings of a run in one YAML file. Every key is checked; a misspelt one is an error."""
 
+import contextlib
 import dataclasses
 import difflib
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,19 @@ FOLDER = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What all recipes have.
+    """The settings that all recipes have.
 
-    about: what it trains, in how many hours, on what hardware, and the metric it should reach.
-    data: as of `open_source`; with `streaming`, a `hf://` name. columns: `image`, `caption` and `label`, the names of the
-    data's columns; those left out are found by their usual names.
-    start: checkpoint to go on from, a folder or Hub id; without it, weights are random.
+    about: the model, the hours, the hardware, and the metric it should reach.
+    data: any source of `open_source`; with `streaming`, a `hf://` name. columns: `image`, `caption` and `label`, the names of
+    the data's columns; those left out are found by their usual names.
+    start: checkpoint to start from, a folder or Hub id; without it, weights are random.
     model: fields of the configuration.
-    batch_size: of all processes together. chunk_size: samples of a process that are in memory at a time.
-    optimizer_options: what else the optimizer takes: `{betas: [0.9, 0.98]}`.
+    batch_size: samples of all processes together. chunk_size: samples of a process that are in memory at a time.
+    optimizer_options: further arguments of the optimizer: `{betas: [0.9, 0.98]}`.
     schedule: "linear", "cosine" or "constant" after `warmup`, or points of a curve, {step: share of lr, ...}.
     steps or epochs: how long. clip: largest norm of the gradient, 0 for none. ema: decay of the moving average.
-    checkpointing: what backward computes again instead of keeping it: "activations", "blocks" (or true), or false.
-    evaluate: name → data or arguments, as of `build_evaluations`; every `evaluate_every` steps and at the end.
+    checkpointing: backward computes "activations" or "blocks" (or true) again instead of keeping them; false for neither.
+    evaluate: name → data or arguments (`build_evaluations`); run every `evaluate_every` steps and at the end.
     augment: fields of the augmentation; `kind` chooses "random" (ALIGN's `RandomCrop`) or "inception" (ViT's
     `InceptionCrop`). distort: fields of `Distorted`; without any, nothing is distorted. trainer: further fields of transformers' TrainingArguments.
     """
@@ -78,7 +79,7 @@ class Recipe:
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
-                f"recipe: give steps or epochs, one of them; got {self.steps} and {self.epochs} (null takes one away)"
+                f"recipe: give steps or epochs, one of them; got {self.steps} and {self.epochs} (null for none)"
             )
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"recipe: precision must be fp32, bf16 or fp16, got {self.precision!r}")
@@ -95,8 +96,8 @@ class AlignRecipe(Recipe):
     """Contrastive training of an ALIGN.
 
     image_tower, text_tower: a size that starts at random ("b0" to "b7", "l2"; "mini", "base", "large"), or published weights to
-    start from, as of `AlignModel.from_towers`; both only without `start`.
-    tokenizer: Hub id or folder, where text_tower is a size. max_tokens, pad_to: as of `SampleTransform`.
+    start from (`AlignModel.from_towers`); both only without `start`.
+    tokenizer: Hub id or folder, where text_tower is a size. max_tokens, pad_to: see `SampleTransform`.
     image_size: pixels of a side, of published weights; by default those that they were trained with.
     vocabulary: cut the text tower's vocabulary to the word pieces of `texts`, text files (a line each) or sources of captions,
     by default the data; pieces that occur fewer than `at_least` times go too. {} cuts with the defaults.
@@ -124,9 +125,7 @@ class AlignRecipe(Recipe):
                 "model.vision_config.image_size"
             )
         if self.contrastive < 0 or self.contrastive != 1 and not self.distill:
-            raise ValueError(
-                f"recipe: contrastive must be at least 0, and other than 1 only beside distill, got {self.contrastive}"
-            )
+            raise ValueError(f"recipe: contrastive must be at least 0, and 1 without distill, got {self.contrastive}")
         if self.tokenizer is not None and not self.start and self.text_tower not in BERT_SIZES:
             raise ValueError(f"recipe: tokenizer: text_tower {self.text_tower} has its own; leave tokenizer out")
 
@@ -136,9 +135,9 @@ class ViTRecipe(Recipe):
     """Training of a classifier.
 
     backbone: "vit", or "align" for the image tower of the ALIGN `start`. size: "ti", "s", "b" or "l".
-    classes: how many, or a file with a name for each, a line each; left out, those that the data name.
-    multi_label: several labels an image, each a sigmoid of its own.
-    image_size: another one than that of `start` resizes the position embeddings.
+    classes: their number, or a file with a class name per line; by default, the classes that the data name.
+    multi_label: images have several labels, each with a sigmoid of its own.
+    image_size: side in pixels; if it differs from that of `start`, the position embeddings are resized.
     new_head: drop the classifier (and representation) of `start`, and begin with one of zeros.
     """
 
@@ -207,17 +206,17 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     return cls(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
 
 
-def check_keys(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+def check_keys(what: str, keys: Iterable[str], known: Iterable[str]) -> None:
     """
     Raises:
-        ValueError: one of `given` is none of `known`; it says the nearest that is.
+        ValueError: one of `keys` is not in `known`; the message names the nearest that is.
     """
     known = list(known)
-    for name in given:
+    for name in keys:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise ValueError(f"{what} has no key {name!r}{meant}")
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise ValueError(f"{what} has no key {name!r}{hint}")
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
@@ -225,10 +224,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in kinds or Any in kinds:
         return value
     if float in kinds and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             return float(value)  # YAML takes 5e-3 for a string
-        except (TypeError, ValueError):
-            pass
     if int in kinds and isinstance(value, float) and value.is_integer():
         value = int(value)
     fits = tuple(kind for kind in kinds if isinstance(kind, type))
@@ -239,13 +236,13 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """Every value that is not a default."""
+    """All values that are not defaults."""
     values = {}
     for f in dataclasses.fields(recipe):
         value = getattr(recipe, f.name)
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         if value != default:
-            values[f.name] = dict(value) if isinstance(value, Mapping) else value
+            values[f.name] = value
     return values
 
 

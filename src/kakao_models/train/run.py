@@ -9,7 +9,6 @@ import platform
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,12 +30,13 @@ from kakao_models.align.towers import is_published, merged
 from kakao_models.align.vocabulary import cut_vocabulary
 from kakao_models.checkpoint.hub import fetch, pin
 from kakao_models.files.lines import lines_of
+from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.samples.columns import NAMES, Columns
 from kakao_models.samples.shards import Source
 from kakao_models.samples.sources import load_hub_dataset, open_source
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
-from kakao_models.train.callbacks import LOG_FILE, Curves, JsonLines, ProgressBar, read_logs
+from kakao_models.train.callbacks import Curves, JsonLines, ProgressBar, hours_of
 from kakao_models.train.data import StreamData, TrainData
 from kakao_models.train.distill import DistillTrainer, build_distillations
 from kakao_models.train.evaluations import build_evaluations
@@ -47,7 +47,13 @@ from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.modeling_torch import ViTForImageClassification
 from kakao_models.vit.processing import ViTImageProcessor
 
-OpenedData = Callable[[], Source | None]  # the data of a recipe, opened by the first call; None of a stream
+OpenedData = Callable[[], Source | None]  # the data of a recipe, opened by the first call; None for a stream
+
+# Keys of a recipe that are fields of `TrainArguments` too.
+_SAME_NAMES = (
+    *("optimizer", "optimizer_options", "weight_decay", "schedule", "end_lr"),
+    *("channels_last", "freeze", "lr_scale", "shuffle_window", "seed"),
+)
 
 
 def build_trainer(
@@ -56,8 +62,8 @@ def build_trainer(
     """The trainer of a recipe, with its model, data, evaluations and callbacks.
 
     Args:
-        trainer_class: of your own, with another loss; by default `AlignTrainer` or `ViTTrainer`.
-        transform_class: of your own, with other targets.
+        trainer_class: a class of your own, with another loss; by default `AlignTrainer` or `ViTTrainer`.
+        transform_class: a class of your own, with other targets.
 
     Raises:
         ValueError: settings that do not go together, or data that cannot be read.
@@ -76,7 +82,7 @@ def build_trainer(
             _look_for("text_tower", recipe.text_tower, "config.json")
     set_seed(recipe.seed)  # for weights that are random
     columns, needs = _columns(recipe, other_targets=transform_class is not SampleTransform)
-    opened = functools.cache(partial(_open, recipe, columns, needs))
+    opened = functools.cache(lambda: None if recipe.streaming else open_source(recipe.data, columns, needs))
     if isinstance(recipe, AlignRecipe):
         model, processor, prepare, default = _align(recipe, transform_class, opened)
     else:
@@ -109,10 +115,10 @@ def build_trainer(
 
 
 def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) -> dict[str, float]:
-    """Trains, goes on from the last checkpoint in `recipe.output` where there is one, evaluates, and writes the model.
+    """Trains, from the last checkpoint in `recipe.output` if there is one, evaluates, and writes the model.
 
     Args:
-        build: recipe → trainer, where it is one of your own: `build_trainer` with its classes.
+        build: recipe → trainer, for classes of your own: `build_trainer` with them.
 
     Returns:
         The metrics of the evaluations.
@@ -135,7 +141,7 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
 
 
 def _look_for(key: str, name: str, file: str) -> None:
-    """Names the key of the recipe whose checkpoint can't be read."""
+    """Fetches a file of a checkpoint; an error names the key of the recipe."""
     try:
         fetch(name, file)
     except OSError as error:
@@ -153,14 +159,10 @@ def _arguments(recipe: Recipe) -> TrainArguments:
         share, accumulate = recipe.chunk_size, share // recipe.chunk_size
     length = {"max_steps": recipe.steps} if recipe.steps is not None else {"num_train_epochs": recipe.epochs}
     settings = {
+        **{name: getattr(recipe, name) for name in _SAME_NAMES},
         **length,
-        "optimizer": recipe.optimizer,
-        "optimizer_options": recipe.optimizer_options,
         "learning_rate": recipe.lr,
-        "weight_decay": recipe.weight_decay,
         "warmup_steps": recipe.warmup,
-        "schedule": recipe.schedule,
-        "end_lr": recipe.end_lr,
         "max_grad_norm": recipe.clip,
         "ema_decay": recipe.ema,
         "temperature_range": getattr(recipe, "temperature_range", None),
@@ -170,13 +172,8 @@ def _arguments(recipe: Recipe) -> TrainArguments:
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
         "checkpointing": {True: "blocks", False: None}.get(recipe.checkpointing, recipe.checkpointing),
-        "channels_last": recipe.channels_last,
         "torch_compile": recipe.compile,
-        "freeze": recipe.freeze,
-        "lr_scale": recipe.lr_scale,
         "dataloader_num_workers": recipe.workers,
-        "shuffle_window": recipe.shuffle_window,
-        "seed": recipe.seed,
         "logging_steps": recipe.log_every,
         "logging_first_step": True,
         "save_steps": recipe.save_every,
@@ -220,10 +217,8 @@ def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform],
     if recipe.vocabulary is not None:
         tokenizer = _cut_vocabulary(recipe, model, processor.tokenizer, opened)
         processor = AlignProcessor(processor.image_processor, tokenizer)
-    antialias = processor.image_processor.preprocessing == "hf"
-    augment = _augmentation(recipe, "random", antialias, crop)
     prepare = transform_class(
-        augment,
+        _augmentation(recipe, "random", processor.image_processor, crop),
         processor.image_processor,
         tokenizer=processor.tokenizer,
         max_tokens=min(recipe.max_tokens, model.config.text_config.max_position_embeddings),
@@ -287,34 +282,24 @@ def _captions(source: Source) -> Iterator[str]:
 def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], labels: Sequence[str]):
     number = len(labels) if labels else recipe.classes
     if not number:
-        raise ValueError(
-            "recipe: classes: the data do not name their classes; give a number of classes, or a file of names"
-        )
+        raise ValueError("recipe: classes: the data do not name their classes; give their number, or a file of names")
     names = {"id2label": dict(enumerate(labels))} if labels else {"num_labels": number}
     where = pin(recipe.start) if recipe.start else {}
-    kind = {"problem_type": "multi_label_classification" if recipe.multi_label else "single_label_classification"}
+    problem = "multi_label_classification" if recipe.multi_label else "single_label_classification"
+    settings, side = {"problem_type": problem, **recipe.model}, recipe.image_size
     if recipe.backbone == "align":
-        model = AlignForImageClassification.from_pretrained(
-            recipe.start, **names, **kind, **recipe.model, **where, ignore_mismatched_sizes=True
-        )
+        new_head = {**names, "ignore_mismatched_sizes": True}
+        model = AlignForImageClassification.from_pretrained(recipe.start, **new_head, **settings, **where)
         processor = AlignImageProcessor.from_pretrained(recipe.start, **where)
-        crop = processor.crop_size["height"] if processor.do_center_crop else recipe.image_size
+        side = processor.crop_size["height"] if processor.do_center_crop else side
     elif recipe.start:
         head = {**names, "representation_size": None, "ignore_mismatched_sizes": True} if recipe.new_head else {}
-        size = {"image_size": recipe.image_size}
-        model = ViTForImageClassification.from_pretrained(recipe.start, **head, **kind, **size, **recipe.model, **where)
-        processor = ViTImageProcessor.from_pretrained(
-            recipe.start, size=recipe.image_size, do_center_crop=False, **where
-        )
-        crop = recipe.image_size
+        model = ViTForImageClassification.from_pretrained(recipe.start, image_size=side, **head, **settings, **where)
+        processor = ViTImageProcessor.from_pretrained(recipe.start, size=side, do_center_crop=False, **where)
     else:
-        model = ViTForImageClassification(
-            ViTConfig.vit(recipe.size, image_size=recipe.image_size, **names, **kind, **recipe.model)
-        )
-        processor = ViTImageProcessor(preprocessing="tf", size=recipe.image_size)
-        crop = recipe.image_size
-    antialias = processor.preprocessing == "hf"
-    augment = _augmentation(recipe, "inception", antialias, crop)
+        model = ViTForImageClassification(ViTConfig.vit(recipe.size, image_size=side, **names, **settings))
+        processor = ViTImageProcessor(preprocessing="tf", size=side)
+    augment = _augmentation(recipe, "inception", processor, side)
     if model.config.num_labels != number:
         raise ValueError(
             f"recipe: classes is {number}, but {recipe.start} has a head of {model.config.num_labels}: set new_head: true"
@@ -331,23 +316,20 @@ def _class_names(recipe: ViTRecipe, source: Source | None) -> Sequence[str]:
     return names if recipe.classes in (None, len(names)) else ()
 
 
-def _augmentation(recipe: Recipe, kind: str, antialias: bool, size: int) -> Augmentation:
-    settings = dict(recipe.augment)
-    kind = settings.pop("kind", kind)
+def _augmentation(recipe: Recipe, kind: str, processor: ImageProcessor, size: int) -> Augmentation:
+    settings = {"antialias": processor.preprocessing == "hf", "kind": kind} | recipe.augment
+    kind = settings.pop("kind")
     check_keys("recipe: augment: kind", [kind], ["random", "inception"])
-    cls, defaults = (InceptionCrop, {"size": size}) if kind == "inception" else (RandomCrop, {})
-    crop = _filled(cls, "augment", {"antialias": antialias} | defaults | settings)
+    if kind == "inception":
+        crop = _filled(InceptionCrop, "augment", {"size": size} | settings)
+    else:
+        crop = _filled(RandomCrop, "augment", settings)
     return _filled(Distorted, "distort", {"crop": crop} | recipe.distort) if recipe.distort else crop
 
 
 def _filled(cls, what: str, settings: Mapping):
     check_keys(f"recipe: {what}", settings, [f.name for f in dataclasses.fields(cls)])
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
-
-
-def _open(recipe: Recipe, columns: Columns, needs: Sequence[str]) -> Source | None:
-    """The data of a recipe; None of a stream."""
-    return None if recipe.streaming else open_source(recipe.data, columns, needs)
 
 
 def _columns(recipe: Recipe, other_targets: bool) -> tuple[Columns, tuple[str, ...]]:
@@ -360,8 +342,7 @@ def _columns(recipe: Recipe, other_targets: bool) -> tuple[Columns, tuple[str, .
 
 def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[str, float]) -> str:
     """README.md of the model's folder: what it is, its data, recipe, hours and results."""
-    logs = read_logs(Path(recipe.output, LOG_FILE))
-    hours = logs[-1]["hours"] if logs else 0.0
+    logs = trainer.state.log_history
     align = isinstance(recipe, AlignRecipe)
     task = "zero-shot-image-classification" if align else "image-classification"
     losses = [line["loss"] for line in logs if "loss" in line]
@@ -389,7 +370,7 @@ after {trainer.state.global_step:,} steps{average}.
 
 ## Training
 
-{hours:.2f} hours on {trainer.args.world_size} x {device}{tail}. With kakao-models:
+{hours_of(logs):.2f} hours on {trainer.args.world_size} x {device}{tail}. With kakao-models:
 
 ```yaml
 {as_yaml(recipe).rstrip()}
