@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kakao_models import Embedder
 from kakao_models.data.embed import embed_table
 from kakao_models.samples.sources import Joined, Records, open_source
-from kakao_models.train.distill import Distillation, DistillTrainer, Embeddings, build_distillations
+from kakao_models.train.distill import Distillation, DistillTrainer, build_distillations, read_embeddings
 from kakao_models.train.loss import tiled_contrastive_loss
 from kakao_models.train.targets import class_loss, cosine_loss, pair_loss, relation_loss
 from kakao_models.train.trainer import AlignTrainer
@@ -167,7 +167,7 @@ def test_ids_are_those_of_data_embed(kind, tmp_path):
         source.write_text("id," * own + "image,caption\n" + "".join(rows))
     embedder = Embedder(tiny.align_folder(tmp_path / "align"))
     embed_table(embedder, source, tmp_path / "out", model="align")
-    table, data = Embeddings(tmp_path / "out"), open_source(str(source))
+    table, data = read_embeddings(tmp_path / "out"), open_source(str(source))
     places = [(shard, row) for shard, count in enumerate(data.counts) for row in range(count)]
     ids = [data.identify(data.read(*place), *place) for place in places]
     assert {source for source, _ in ids} == {0}

@@ -32,9 +32,9 @@ Table = Mapping[str, Any]  # a sample's id -> what the teacher gives for it, (K,
 Teacher = Table | Sequence[Table | None] | Callable[[Mapping[str, Any]], torch.Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Distillation:
-    """What is learned from one teacher.
+    """A loss that follows one teacher.
 
     Args:
         targets: the teacher's embeddings or probabilities by the sample's id, as text; one such table for each of several sources, in
@@ -46,12 +46,12 @@ class Distillation:
             "classes": images are classified as by the teacher's probabilities (not logits), by the names of its classes.
         of: "images" or "texts", whose embeddings "relations" and "cosine" are about.
         weight: factor of the loss.
-        temperature: of the teacher: similarities are divided by it, probabilities raised to 1 / temperature. By default 0.1,
+        temperature: the teacher's: similarities are divided by it, probabilities raised to 1 / temperature. By default 0.1,
             and 1 for "classes".
-        student_temperature: of the model; by default the teacher's for "relations", else the model's own.
+        student_temperature: the model's; by default the teacher's for "relations", else the model's own.
         classes: names of the K classes.
         templates: sentences with a `{}` for the class name, of which each step draws one for each class.
-        per_step: so many classes at most are compared in a step, those that are most probable in the batch.
+        per_step: at most this many classes are compared in a step, the most probable ones of the batch.
     """
 
     targets: Teacher
@@ -68,104 +68,88 @@ class Distillation:
         check_keys("distill: loss", [self.loss], LOSSES)
         check_keys("distill: of", [self.of], ["images", "texts"])
         if self.temperature is None:
-            object.__setattr__(self, "temperature", LOSSES[self.loss])
+            self.temperature = LOSSES[self.loss]
         for name in ("temperature", "student_temperature", "weight", "per_step"):
             value = getattr(self, name)
             if value is None:
                 continue
             try:
-                object.__setattr__(
-                    self, name, (int if name == "per_step" else float)(value)
-                )  # YAML takes 5e-3 for a string
+                number = (int if name == "per_step" else float)(value)  # YAML takes 5e-3 for a string
             except (TypeError, ValueError):
                 raise ValueError(f"distill: {name} must be a number, got {value!r}") from None
-            if not getattr(self, name) > 0:
+            if not number > 0:
                 raise ValueError(f"distill: {name} must be above 0, got {value}")
+            setattr(self, name, number)
         if (self.loss == "classes") != bool(self.classes):
-            raise ValueError(
-                f"distill: loss {self.loss!r}: classes, their names, belong to the loss 'classes' and to no other"
-            )
+            raise ValueError(f"distill: loss {self.loss!r}: classes, their names, belong to the loss 'classes' only")
 
     def rows(self, ids: Sequence[tuple[int, str | None]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The targets of samples, by ids as of `Source.identify`, zeros where there are none (n, K); whether there is one (n,)."""
         tables = [self.targets] if isinstance(self.targets, Mapping) else self.targets
         if beyond := next((source for source, _ in ids if source >= len(tables)), None):
-            raise ValueError(
-                f"distill: there are targets for {len(tables)} sources, and data of source number {beyond}"
-            )
-        found = [None if tables[source] is None else tables[source].get(name) for source, name in ids]
-        width = next((np.shape(row) for row in found if row is not None), (1,))
-        rows = np.stack([np.zeros(width, np.float32) if row is None else np.asarray(row, np.float32) for row in found])
-        return torch.from_numpy(rows), torch.tensor([row is not None for row in found])
+            raise ValueError(f"distill: got targets for {len(tables)} sources, and data of source number {beyond}")
+        targets = [None if tables[source] is None else tables[source].get(name) for source, name in ids]
+        shape = next((np.shape(row) for row in targets if row is not None), (1,))
+        rows = [np.zeros(shape, np.float32) if row is None else np.asarray(row, np.float32) for row in targets]
+        return torch.from_numpy(np.stack(rows)), torch.tensor([row is not None for row in targets])
 
     def expected(self, source: int) -> bool:
         """Whether samples of a source should have targets."""
         return isinstance(self.targets, Mapping) or self.targets[source] is not None
 
 
-class Embeddings(Mapping):
-    """The vectors of a folder of `kakao-models data embed`, or of any .parquet with `id` and `embedding`, by id."""
+def read_embeddings(source: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The vectors of a folder of `kakao-models data embed`, or of any .parquet with `id` and `embedding`, by id.
 
-    def __init__(self, source: str | os.PathLike):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    Raises:
+        ValueError: there is no such file, it lacks a column, or an id is in it twice.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-        path = Path(source)
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
-            raise ValueError(
-                f"distill: targets: {source}: expected a .parquet, or a folder of them as data embed writes it"
-            )
-        try:
-            table = pa.concat_tables(pq.read_table(file, columns=["id", "embedding"]) for file in files)
-        except (KeyError, pa.ArrowInvalid) as error:
-            raise ValueError(f"distill: targets: {source}: expected columns id and embedding ({error})") from error
-        self.vectors = vectors_of(table["embedding"].combine_chunks(), source)
-        self.places = {str(name): place for place, name in enumerate(table["id"].to_pylist())}
-        if len(self.places) < len(table):
-            raise ValueError(
-                f"distill: targets: {source}: {len(table) - len(self.places)} ids are there more than once"
-            )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.vectors[self.places[name]]
-
-    def __iter__(self):
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
+    path, place = Path(source), f"distill: targets: {source}"
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise ValueError(f"{place}: expected a .parquet, or a folder of them as data embed writes it")
+    try:
+        table = pa.concat_tables(pq.read_table(file, columns=["id", "embedding"]) for file in files)
+    except (KeyError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{place}: expected columns id and embedding ({error})") from error
+    vectors = dict(zip(map(str, table["id"].to_pylist()), vectors_of(table["embedding"].combine_chunks(), source)))
+    if len(vectors) < len(table):
+        raise ValueError(f"{place}: {len(table) - len(vectors)} ids are there more than once")
+    return vectors
 
 
 def build_distillations(settings: Mapping[str, Mapping], source: Source | None) -> dict[str, Distillation]:
     """Teachers of a recipe: name -> fields of `Distillation`. `source` are its data, None of a stream.
 
-    `targets` is a file or folder as of `Embeddings`, or a list with one (or null) for each source of the data; `classes` a file
-    with a name a line; `templates` a list of sentences, or a name as of `evaluate zero-shot`.
+    `targets` is a file or folder for `read_embeddings`, or a list with one (or null) for each source of the data; `classes` a file
+    with a name per line; `templates` a list of sentences, or a name that `evaluate zero-shot` knows.
 
     Raises:
         ValueError: an unknown field, or files that do not fit.
     """
     sources = len(source.sources) if isinstance(source, Joined) and source.is_list else 1
-    built = {}
-    for name, given in settings.items():
-        if not isinstance(given, Mapping):
-            raise ValueError(f"recipe: distill: {name}: expected a mapping with targets, got {given!r}")
-        check_keys(f"recipe: distill: {name}", given, [field.name for field in fields(Distillation)])
-        values = dict(given)
+    distillations = {}
+    for name, setting in settings.items():
+        if not isinstance(setting, Mapping):
+            raise ValueError(f"recipe: distill: {name}: expected a mapping with targets, got {setting!r}")
+        check_keys(f"recipe: distill: {name}", setting, [field.name for field in fields(Distillation)])
+        values = dict(setting)
         paths = values.get("targets")
         paths = paths if isinstance(paths, list) else [paths]
         if len(paths) != sources or not any(paths):
             raise ValueError(
                 f"recipe: distill: {name}: targets: expected one file for each of the {sources} sources of data, or null, got {paths}"
             )
-        values["targets"] = [None if path is None else Embeddings(path) for path in paths]
+        values["targets"] = [None if path is None else read_embeddings(path) for path in paths]
         if isinstance(values.get("classes"), str):
             values["classes"] = lines_of(values["classes"])
         if isinstance(values.get("templates"), str):
             values["templates"] = read_templates(values["templates"])
-        built[name] = Distillation(**values)
-    return built
+        distillations[name] = Distillation(**values)
+    return distillations
 
 
 class DistillTrainer(AlignTrainer):
@@ -173,7 +157,7 @@ class DistillTrainer(AlignTrainer):
     the contrastive loss.
 
     Args:
-        distill: name -> what is learned from that teacher.
+        distill: name -> loss that follows that teacher.
         contrastive: factor of the contrastive loss; 0 leaves it out.
         args, kwargs: arguments of `AlignTrainer`.
 
@@ -191,9 +175,7 @@ class DistillTrainer(AlignTrainer):
         if classes and len(self.chunks) > 1 and self.args.world_size > 1:
             raise ValueError("distill: loss 'classes' among several processes needs a share of the batch in one chunk")
 
-    def training_step(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         self._keys = inputs.get("keys", [])
         for name, term in self.distill.items():
             if callable(term.targets):
@@ -210,9 +192,7 @@ class DistillTrainer(AlignTrainer):
             inputs |= {f"distill/{name}": rows, f"distilled/{name}": present}
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def forward_backward(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor:
+    def forward_backward(self, model: nn.Module, inputs: dict, num_items_in_batch: Any) -> torch.Tensor:
         self._start_step(model)
         inputs, plain = self._prepare_inputs(inputs), self.accelerator.unwrap_model(model)
         for name, term in self.distill.items():
@@ -242,13 +222,9 @@ class DistillTrainer(AlignTrainer):
         return self.accelerator.num_processes if self.compute_loss_func is None else 1
 
     def contrastive_loss(
-        self,
-        image_embeds: torch.Tensor,
-        text_embeds: torch.Tensor,
-        temperature: torch.Tensor,
-        batch: Mapping[str, torch.Tensor],
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, temperature: torch.Tensor, batch: Mapping
     ) -> torch.Tensor:
-        if not self.model.training:  # of `evaluate`, whose samples have no targets
+        if not self.model.training:  # in `evaluate` samples have no targets
             return super().contrastive_loss(image_embeds, text_embeds, temperature, batch)
         # each has a gradient, if only zeros, whatever the terms are
         loss = 0 * (image_embeds.sum() + text_embeds.sum() + temperature)
@@ -260,15 +236,7 @@ class DistillTrainer(AlignTrainer):
             loss = loss + term.weight / self._shares * value
         return loss
 
-    def _loss(
-        self,
-        name: str,
-        term: Distillation,
-        image_embeds: torch.Tensor,
-        text_embeds: torch.Tensor,
-        temperature: torch.Tensor,
-        batch: Mapping[str, torch.Tensor],
-    ) -> torch.Tensor:
+    def _loss(self, name: str, term: Distillation, image_embeds, text_embeds, temperature, batch) -> torch.Tensor:
         present = batch[f"distilled/{name}"].to(image_embeds.device)
         teacher, images, texts = (x[present] for x in (batch[f"distill/{name}"], image_embeds, text_embeds))
         own = images if term.of == "images" else texts
@@ -287,7 +255,7 @@ class DistillTrainer(AlignTrainer):
     def _class_embeddings(
         self, model: AlignModel, term: Distillation, probabilities: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which classes are compared (C,), and the embeddings of their names (C, D)."""
+        """The classes that are compared (C,), and the embeddings of their names (C, D)."""
         if probabilities.shape[1] != len(term.classes) or (probabilities < 0).any():
             raise ValueError(
                 f"distill: expected probabilities, not below 0, of {len(term.classes)} classes, got {tuple(probabilities.shape)} "

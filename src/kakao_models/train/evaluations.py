@@ -1,10 +1,8 @@
-"""Evaluations for a running training: of the model as it is, through the `Embedder`."""
+"""Evaluations of a model while it is trained, through the `Embedder`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from kakao_models.evaluate.classify import classification_scores
@@ -14,13 +12,12 @@ from kakao_models.evaluate.retrieval import retrieval_scores
 from kakao_models.evaluate.templates import read_templates
 from kakao_models.evaluate.zero_shot import class_embeddings, zero_shot_scores
 from kakao_models.inference.embedder import Embedder
-from kakao_models.pixels.images import load_image
 
 Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 
 
 def retrieval(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
-    """Recall of captions by images and of images by captions; `options` as of `evaluate.read_captioned`."""
+    """Recall of captions by images and of images by captions; `options` go to `evaluate.read_captioned`."""
     captioned = read_captioned(data, **options)
 
     def run(model: nn.Module, processor) -> dict[str, float]:
@@ -33,7 +30,7 @@ def retrieval(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
 
 
 def zero_shot(data: str, templates: str = "small", batch_size: int = 32, **options: Any) -> Evaluation:
-    """Accuracy of naming classes; `templates` as of `evaluate.read_templates`, others as of `evaluate.read_labelled`."""
+    """Zero-shot accuracy; `templates` go to `evaluate.read_templates`, `options` to `evaluate.read_labelled`."""
     labelled, sentences = read_labelled(data, **options).labelled(), read_templates(templates)
 
     def run(model: nn.Module, processor) -> dict[str, float]:
@@ -62,18 +59,10 @@ def accuracy(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
     """Accuracy of a classifier whose classes are those of the data, in their order."""
     labelled = read_labelled(data, **options).labelled()
 
-    @torch.no_grad()
     def run(model: nn.Module, processor) -> dict[str, float]:
-        was_training, device = model.training, next(model.parameters()).device
-        model.eval()
-        rows = []
-        for start in range(0, len(labelled.images), batch_size):
-            part = labelled.images.take(range(start, min(start + batch_size, len(labelled.images))))
-            pictures = [load_image(source) for source in part]
-            pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(device)
-            rows.append(model(pixels).logits.float().cpu().numpy())
-        model.train(was_training)
-        return classification_scores(np.concatenate(rows), labelled.labels).metrics()
+        embedder = Embedder(model, processor=processor, batch_size=batch_size)
+        logits = embedder.class_logits(labelled.images, on_error="raise", progress=False)
+        return classification_scores(logits, labelled.labels).metrics()
 
     return run
 
@@ -81,21 +70,21 @@ def accuracy(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
 EVALUATIONS = {"retrieval": retrieval, "zero_shot": zero_shot, "knn": knn, "accuracy": accuracy}
 
 
-def build_evaluations(settings: Mapping[str, str | Mapping], batch_size: int = 32) -> dict[str, Evaluation]:
+def build_evaluations(settings: Mapping[str, str | Mapping]) -> dict[str, Evaluation]:
     """Evaluations by name. A setting is data for the evaluation of that name, or its arguments; with `kind` the name is
     free: `{"coco": {"kind": "retrieval", "data": "coco.parquet"}}`.
 
     Raises:
         ValueError: an unknown evaluation or argument, or data that cannot be read.
     """
-    found = {}
+    evaluations = {}
     for name, setting in settings.items():
         options = {"data": setting} if isinstance(setting, str) else dict(setting)
         kind = options.pop("kind", name)
         if kind not in EVALUATIONS:
             raise ValueError(f"evaluate: there is no {kind!r}; there are {', '.join(EVALUATIONS)}")
         try:
-            found[name] = EVALUATIONS[kind](**({"batch_size": batch_size} | options))
+            evaluations[name] = EVALUATIONS[kind](**options)
         except TypeError as error:
             raise ValueError(f"evaluate.{name}: {error}") from error
-    return found
+    return evaluations

@@ -7,6 +7,7 @@ Axes: N samples of the global batch  n samples of this device  P projection  cla
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 
@@ -26,7 +27,7 @@ def global_contrastive_loss(
         image_embeds, text_embeds: (n, P), L2-normalised; row i of one belongs to row i of the other.
         temperature: scalar by which similarities are divided.
         label_smoothing: the share of the target that is spread over all N samples; in [0, 1).
-        axis_name: of the mesh, along which the batch is split; None for a single device.
+        axis_name: axis of the mesh along which the batch is split; None for a single device.
 
     Returns:
         The mean over the N samples, the same on every device. Its gradient with respect to replicated parameters is
@@ -43,10 +44,8 @@ def global_contrastive_loss(
 
     def cross_entropy(own: jax.Array, other: jax.Array) -> jax.Array:
         everything = other if axis_name is None else lax.all_gather(other, axis_name, tiled=True)  # (N, P)
-        log_p = jax.nn.log_softmax(own @ everything.T / temperature)  # (n, N)
         labels = first + jnp.arange(len(own))
-        hit = jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
-        return -((1 - label_smoothing) * hit + label_smoothing * log_p.mean())
+        return _cross_entropy(own @ everything.T / temperature, labels, label_smoothing)  # of (n, N)
 
     return _over_devices(cross_entropy(images, texts) + cross_entropy(texts, images), axis_name)
 
@@ -61,7 +60,7 @@ def classification_loss(
         labels: (n,) class numbers: softmax cross entropy, as in fine-tuning (the original's smoothing: 0.1). Or
             (n, classes) numbers in [0, 1]: binary cross entropy summed over classes, as in pretraining (1e-4).
         label_smoothing: e; targets become (1 - e) * target + e / classes, with a sigmoid (1 - e) * target + e / 2.
-        axis_name: as of `global_contrastive_loss`.
+        axis_name: see `global_contrastive_loss`.
     """
     if labels.shape not in (logits.shape, logits.shape[:1]):
         raise ValueError(
@@ -70,12 +69,15 @@ def classification_loss(
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if labels.ndim == 1:
-        log_p = jax.nn.log_softmax(logits)
-        hit = jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
-        return _over_devices(-((1 - label_smoothing) * hit + label_smoothing * log_p.mean()), axis_name)
+        return _over_devices(_cross_entropy(logits, labels, label_smoothing), axis_name)
     targets = labels.astype(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    each = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
-    return _over_devices(each.sum(-1).mean(), axis_name)
+    return _over_devices(optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1).mean(), axis_name)
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+    log_p = jax.nn.log_softmax(logits)
+    hit = jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
+    return -((1 - label_smoothing) * hit + label_smoothing * log_p.mean())
 
 
 def _over_devices(mean: jax.Array, axis_name: str | None) -> jax.Array:

@@ -37,18 +37,31 @@ def targeted_contrastive_loss(
     dtype = torch.promote_types(image_embeds.dtype, torch.float32)
     with torch.autocast(image_embeds.device.type, enabled=False):
         logits = image_embeds.to(dtype) @ text_embeds.to(dtype).t() / temperature  # (R, C)
-    if ignored is None:
-        ignored = torch.zeros_like(targets, dtype=torch.bool)
-    ignored = ignored & (targets == 0)
-    return _cross_entropy(logits, targets, ignored, label_smoothing) + _cross_entropy(
-        logits.t(), targets.t(), ignored.t(), label_smoothing
-    )
+    to_texts = soft_cross_entropy(logits, targets, ignored, label_smoothing)
+    ignored = None if ignored is None else ignored.t()
+    return to_texts + soft_cross_entropy(logits.t(), targets.t(), ignored, label_smoothing)
 
 
-def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def soft_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, ignored: torch.Tensor | None = None, smoothing: float = 0.0
+) -> torch.Tensor:
     """Cross entropy with a distribution in each row of `targets` (R, C), brought to a sum of 1; mean over the rows that
-    are not all zeros."""
-    return _cross_entropy(logits, targets, None, 0.0)
+    are not all zeros.
+
+    Args:
+        ignored: (R, C) bool: classes that are left out of the softmax; those with a target stay in it.
+        smoothing: share of a target that is spread evenly over all classes that are not left out.
+    """
+    total = targets.sum(1, keepdim=True)
+    has = total > 0  # (R, 1)
+    even = torch.ones_like(targets)
+    if ignored is not None:
+        out = ignored & (targets == 0)
+        logits, even = logits.masked_fill(out, -torch.inf), even.masked_fill(out, 0)
+    targets = targets / total.where(has, 1)
+    targets = (1 - smoothing) * targets + smoothing * (has * even) / even.sum(1, keepdim=True).clamp_min(1)
+    log_shares = logits.log_softmax(1).masked_fill(targets == 0, 0)  # 0 * -inf would be NaN
+    return -(targets * log_shares).sum() / has.sum().clamp_min(1)
 
 
 def relation_loss(
@@ -118,15 +131,3 @@ def class_loss(
     """
     logits = image_embeds @ class_embeds.t() / student_temperature
     return soft_cross_entropy(logits, probabilities.to(logits.dtype) ** (1 / temperature))
-
-
-def _cross_entropy(logits, targets, ignored, smoothing: float) -> torch.Tensor:
-    total = targets.sum(1, keepdim=True)
-    has = total > 0  # (R, 1)
-    targets = targets / total.where(has, 1)
-    if ignored is not None:
-        logits = logits.masked_fill(ignored, -torch.inf)
-        even = (~ignored).to(targets.dtype)
-        targets = (1 - smoothing) * targets + smoothing * (has * even) / even.sum(1, keepdim=True).clamp_min(1)
-    log_shares = logits.log_softmax(1).masked_fill(targets == 0, 0)  # 0 * -inf would be NaN
-    return -(targets * log_shares).sum() / has.sum().clamp_min(1)
