@@ -118,6 +118,11 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Returns once the content of a file is on the disk."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
+    """Forces a file, or the names in a folder, onto the disk, so that a power cut after a renaming finds it whole."""
+    if path.is_dir() and os.name != "posix":  # Windows opens no folders
+        return
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -29,10 +29,10 @@ class TrainOptions:
         freeze: beginnings of the names of modules that are not trained; their batch norms and dropouts rest too.
         temperature_range: lowest and highest temperature of an ALIGN, held after every step; None for no bounds.
         ema_decay: decay of the moving average that is saved and evaluated; None for none.
-        chunk_size: samples of a process whose activations are in memory at a time; None for its whole share. Without
-            captions it must be None: there, `gradient_accumulation_steps` does the same.
+        chunk_size: samples of a process whose activations are in memory at a time; None for its whole share. For
+            classifiers it must be None: for them, `gradient_accumulation_steps` does the same.
         channels_last: memory layout of images and of convolutions' weights.
-        checkpointing: "activations", "blocks" or None: what backward computes again (`recompute.checkpointing`).
+        checkpointing: "activations", "blocks" or None: the part that backward computes again (`recompute.checkpointing`).
         shuffle_window: shards that are read at a time and shuffled among each other.
     """
 
@@ -63,9 +63,7 @@ class TrainOptions:
         replacing = {"optimizer_options": {}, "schedule": "linear", "end_lr": 0.0, "lr_scale": {}}
         unused = [name for name, default in replacing.items() if getattr(self, name) != default]
         if self.optimizer is None and unused:
-            raise ValueError(
-                f"{unused[0]} needs an optimizer of this package: set optimizer to {', '.join(OPTIMIZERS)}"
-            )
+            raise ValueError(f"{unused[0]} needs an optimizer of this package, one of {', '.join(OPTIMIZERS)}")
 
 
 @dataclass
@@ -96,5 +94,5 @@ class TrainArguments(TrainOptions, TrainingArguments):
 
 
 def options_of(args: TrainingArguments) -> TrainOptions:
-    """The additional fields of any arguments; plain `TrainingArguments` mean transformers' optimizer and schedule."""
+    """The additional fields of any arguments; with plain `TrainingArguments`, transformers' optimizer and schedule."""
     return args if isinstance(args, TrainOptions) else TrainOptions(optimizer=None)

@@ -1,4 +1,4 @@
-"""The originals' training augmentation: what a worker does to a picture.
+"""Augmentations of training images, as in the original implementations.
 
 Axes: H, W height and width of the result.
 """
@@ -12,14 +12,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from kakao_models.pixels.resize import Box
-
 Picture = Image.Image | np.ndarray  # arrays are uint8 (H, W, 3)
 
 
 class Augmentation(Protocol):
     decode_size: tuple[int, int] | None  # (height, width) for `load_image(size_hint=...)`
-    arrays: bool  # whether it would rather have the array of `load_pixels`, which is read faster
+    arrays: bool  # whether it takes the array of `load_pixels`, which is read faster than a PIL image
 
     def __call__(self, picture: Picture, random: np.random.Generator) -> np.ndarray:
         """float32 (H, W, 3) in 0..255."""
@@ -27,7 +25,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """ALIGN's: resized to a square whatever its shape, a random part of that, flipped half of the time.
+    """ALIGN's augmentation: resized to a square whatever its shape, a random part of that, flipped half of the time.
 
     antialias: False resizes as the original, True as PIL, which is what a model with `preprocessing="hf"` will see.
     """
@@ -52,8 +50,10 @@ class RandomCrop:
     def __call__(self, picture: Picture, random: np.random.Generator) -> np.ndarray:
         top, left = random.integers(0, self.resize - self.crop, 2, endpoint=True)
         flipped = self.flip and random.random() < 0.5
-        if self.antialias:
-            pixels = _antialiased(picture, self.resize, self.resize, (int(top), int(left), self.crop, self.crop))
+        if self.antialias:  # only the crop is computed
+            across, down = picture.width / self.resize, picture.height / self.resize
+            box = (left * across, top * down, (left + self.crop) * across, (top + self.crop) * down)
+            pixels = _resized_part(picture, self.crop, self.crop, box)
         else:
             pixels = _bilinear(_array(picture), self.resize, self.resize)
             pixels = pixels[top : top + self.crop, left : left + self.crop]
@@ -62,8 +62,8 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class InceptionCrop:
-    """ViT's: a random part of random area and aspect ratio (Szegedy et al. 2015), resized to a square, flipped half of
-    the time.
+    """ViT's augmentation: a random part of random area and aspect ratio (Szegedy et al. 2015), resized to a square,
+    flipped half of the time.
 
     area: smallest and largest share of the picture. ratio: smallest and largest width / height.
     Where ten draws do not fit into the picture, the whole of it is taken, as TensorFlow's
@@ -94,9 +94,7 @@ class InceptionCrop:
         left, top, right, bottom = self._part(*size, random)
         flipped = self.flip and random.random() < 0.5
         if self.antialias:
-            box = (left, top, right, bottom)
-            pixels = np.asarray(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box))
-            pixels = pixels.astype(np.float32)
+            pixels = _resized_part(picture, self.size, self.size, (left, top, right, bottom))
         else:
             pixels = _bilinear(_array(picture)[top:bottom, left:right], self.size, self.size)
         return pixels[:, ::-1] if flipped else pixels
@@ -132,15 +130,12 @@ class Distorted:
     brightness: float = 0.0
 
     def __post_init__(self):
-        shares = {name: getattr(self, name) for name in ("thumbnail", "sharpen", "grey", "saturation", "contrast")}
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"distort: {name} must lie in 0..1, got {value}")
-        low, high = self.thumbnail_sizes
-        if not 0 < low <= high:
-            raise ValueError(
-                f"distort: thumbnail_sizes are the smallest and the largest side, got {self.thumbnail_sizes}"
-            )
+        for name in ("thumbnail", "sharpen", "grey", "saturation", "contrast"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"distort: {name} must lie in 0..1, got {getattr(self, name)}")
+        smallest, largest = self.thumbnail_sizes
+        if not 0 < smallest <= largest:
+            raise ValueError(f"distort: thumbnail_sizes: expected 0 < smallest <= largest, got {self.thumbnail_sizes}")
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
@@ -182,17 +177,14 @@ def _array(picture: Picture) -> np.ndarray:
 
 
 def _bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`data.resize.resize_bilinear` by PyTorch, in a third of the time even where a part of it is thrown away."""
+    """`pixels.resize.resize_bilinear` by PyTorch, in a third of the time even where a part of it is thrown away."""
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
 
 
-def _antialiased(picture: Image.Image, height: int, width: int, part: Box) -> np.ndarray:
-    """The part (top, left, h, w) of the picture resized to (height, width) by PIL; only that part is computed."""
-    top, left, h, w = part
-    across, down = picture.width / width, picture.height / height
-    box = (left * across, top * down, (left + w) * across, (top + h) * down)
-    return np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR, box)).astype(np.float32)
+def _resized_part(picture: Image.Image, height: int, width: int, box: tuple[float, float, float, float]) -> np.ndarray:
+    """The box (left, top, right, bottom) of a picture, resized by PIL with antialiasing."""
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box)).astype(np.float32)
 
 
 def affine_of(processor: Callable[..., Mapping]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,11 @@
-"""Everything that `AlignTrainer` and `ViTTrainer` share: arguments, data, optimizers, evaluation, logs."""
+"""The base of `AlignTrainer` and `ViTTrainer`: arguments, data, optimizers, evaluation, logs."""
 
 import contextlib
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -19,31 +21,24 @@ from kakao_models.train.arguments import TrainOptions, options_of
 from kakao_models.train.data import Failures, GlobalBatches, Loader, StreamData, TrainData
 from kakao_models.train.freezing import freeze, rest_frozen
 from kakao_models.train.gradcache import BatchNormStatistics
-from kakao_models.train.inputs import (
-    EvalData,
-    eval_data,
-    is_prepared,
-    is_source,
-    paired,
-    train_data,
-)
+from kakao_models.train.inputs import EvalData, eval_data, is_prepared, is_source, paired, train_data
 from kakao_models.train.memory import keep_memory
 from kakao_models.train.optim import MovingAverage, build_optimizer, build_schedule, parameter_groups
 from kakao_models.train.recompute import checkpointing
 from kakao_models.train.saving import AtomicCheckpoints
 from kakao_models.train.transform import DataError, SampleTransform
 
-EvaluationFunction = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
+Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 
 
 class BaseTrainer(AtomicCheckpoints):
-    """What both trainers share. They are called like `transformers.Trainer`; only these arguments have more to them.
+    """The base of both trainers. They are called like `transformers.Trainer`; only these arguments differ.
 
     Args:
         model: `AlignModel` for `AlignTrainer`, a classifier for `ViTTrainer`.
         args: `TrainArguments`. With plain `transformers.TrainingArguments`, or none, the optimizer and the schedule are
             those of transformers; the loss, the data and the checkpoints are those of this package.
-        train_dataset, eval_dataset: whatever `open_source` opens (a path, a `datasets.Dataset`, a list of dicts ...) or a
+        train_dataset, eval_dataset: anything that `open_source` opens (a path, a `datasets.Dataset`, a list of dicts ...) or a
             torch Dataset of such dicts, prepared by `processing_class`; `TrainData` or `StreamData`; or a dataset of the
             model's inputs (`pixel_values` ...), which goes through `data_collator` as in transformers. `eval_dataset` may
             also be a dict of datasets by name.
@@ -63,7 +58,7 @@ class BaseTrainer(AtomicCheckpoints):
 
     models: tuple[type[nn.Module], ...]  # classes that it trains
     other_models: str  # a sentence for those who have another one
-    default_transform: Callable[[nn.Module, Any], SampleTransform]  # of a model and a processor
+    default_transform: Callable[[nn.Module, Any], SampleTransform]  # (model, processor) → transform
 
     def __init__(
         self,
@@ -77,11 +72,11 @@ class BaseTrainer(AtomicCheckpoints):
         compute_loss_func: Callable | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, LRScheduler | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable | None = None,
         *,
-        evaluations: Mapping[str, EvaluationFunction] | None = None,
+        evaluations: Mapping[str, Evaluation] | None = None,
     ):
         args = TrainingArguments("tmp_trainer") if args is None else args
         self.options = options_of(args)
@@ -107,16 +102,16 @@ class BaseTrainer(AtomicCheckpoints):
             optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics,
         )
-        self.failures = Failures(self._write_line("broken_samples.txt"), _warn)
+        self.failures = Failures(partial(self._append, "broken_samples.txt"), _warn)
         self._set_up()
         self.train_dataset = self._training_data(train_dataset)
         self._validate_args()  # again, with the training data
-        several = isinstance(eval_dataset, Mapping)
-        self.eval_dataset = (
-            {name: self._evaluation_data(data, f"eval_dataset[{name!r}]") for name, data in eval_dataset.items()}
-            if several
-            else self._evaluation_data(eval_dataset, "eval_dataset")
-        )
+        if isinstance(eval_dataset, Mapping):
+            self.eval_dataset = {
+                name: self._evaluation_data(data, f"eval_dataset[{name!r}]") for name, data in eval_dataset.items()
+            }
+        else:
+            self.eval_dataset = self._evaluation_data(eval_dataset, "eval_dataset")
 
     def _check_arguments(self, args: TrainingArguments, options: TrainOptions) -> None:
         if args.n_gpu > 1:
@@ -165,17 +160,18 @@ class BaseTrainer(AtomicCheckpoints):
         self._set_up()
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
-        built = super()._build_accelerator_args(**kwargs)
-        for handler in built["kwargs_handlers"]:
+        arguments = super()._build_accelerator_args(**kwargs)
+        for handler in arguments["kwargs_handlers"]:
             if isinstance(handler, DistributedDataParallelKwargs):
                 handler.find_unused_parameters = False
                 handler.broadcast_buffers = False  # batch norms' statistics are averaged instead, as in the original
-        return built
+        return arguments
 
     # data
 
     def _transform(self) -> SampleTransform:
-        """How images with captions or labels become inputs of the model: as for training, or by `processing_class`."""
+        """The transform from images with captions or labels to inputs of the model: that of the training data, or the
+        default for `processing_class`."""
         if isinstance(self.train_dataset, (TrainData, StreamData)):
             return self.train_dataset.prepare
         return self.default_transform(self.accelerator.unwrap_model(self.model), self.processing_class)
@@ -229,9 +225,7 @@ class BaseTrainer(AtomicCheckpoints):
         if isinstance(data, TrainData):
             share = self._train_batch_size
             batches = GlobalBatches(len(data), share * args.world_size, args.process_index, args.world_size, self.ghost)
-        return Loader(
-            data, batches, args.dataloader_num_workers, args.dataloader_pin_memory and args.device.type == "cuda"
-        )
+        return Loader(data, batches, args.dataloader_num_workers, self._pins_memory)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         data = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -251,9 +245,13 @@ class BaseTrainer(AtomicCheckpoints):
             batch_size=args.eval_batch_size,
             collate_fn=data.collate,
             num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            pin_memory=self._pins_memory,
         )
         return self.accelerator.prepare(loader)
+
+    @property
+    def _pins_memory(self) -> bool:
+        return self.args.dataloader_pin_memory and self.args.device.type == "cuda"
 
     @property
     def ghost(self) -> int | None:
@@ -276,9 +274,7 @@ class BaseTrainer(AtomicCheckpoints):
         self.optimizer = build_optimizer(options.optimizer, groups, **options.optimizer_options)
         return self.optimizer
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         options = self.options
         if self.lr_scheduler is not None or options.optimizer is None:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -297,9 +293,7 @@ class BaseTrainer(AtomicCheckpoints):
             return
         super()._run_epoch(*args, **kwargs)
 
-    def training_step(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         keys = inputs.pop("keys", None)  # of our own data
         inputs.pop("ids", None)
         if keys is not None:
@@ -310,7 +304,7 @@ class BaseTrainer(AtomicCheckpoints):
         if not torch.isfinite(loss):
             place = ""
             if keys is not None:
-                self._write_line("bad_batch.txt")("\n".join(keys))
+                self._append("bad_batch.txt", "\n".join(keys))
                 place = f" The batch's {len(keys)} sample keys are in {self._path('bad_batch.txt')}."
             raise FloatingPointError(
                 f"step {self.state.global_step + 1}: the loss is {loss.item()}.{place} Is the learning rate too high, or an "
@@ -318,9 +312,7 @@ class BaseTrainer(AtomicCheckpoints):
             )
         return loss
 
-    def forward_backward(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor:
+    def forward_backward(self, model: nn.Module, inputs: dict, num_items_in_batch: Any) -> torch.Tensor:
         """Adds the gradients of a batch to those of the parameters, and returns its loss, detached."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.num_processes > 1:
@@ -392,14 +384,11 @@ class BaseTrainer(AtomicCheckpoints):
         suffix = f".{self.args.process_index}" if self.args.world_size > 1 else ""
         return Path(self.args.output_dir, name + suffix)
 
-    def _write_line(self, name: str) -> Callable[[str], None]:
-        def write(line: str) -> None:
-            path = self._path(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-        return write
+    def _append(self, name: str, line: str) -> None:
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 class _Bookkeeping(TrainerCallback):

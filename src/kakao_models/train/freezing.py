@@ -2,7 +2,9 @@
 
 from torch import nn
 
-_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put around a model
+from kakao_models.train.optim import is_part
+
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes by DistributedDataParallel and torch.compile
 
 
 def freeze(model: nn.Module, prefixes: list[str]) -> None:
@@ -12,7 +14,7 @@ def freeze(model: nn.Module, prefixes: list[str]) -> None:
         ValueError: a name that no module or parameter has.
     """
     for prefix in prefixes:
-        chosen = [p for name, p in model.named_parameters() if name == prefix or name.startswith(prefix + ".")]
+        chosen = [p for name, p in model.named_parameters() if is_part(name, prefix)]
         if not chosen:
             parts = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"freeze: there is no {prefix!r} in {type(model).__name__}; it has {parts}")
@@ -25,5 +27,5 @@ def rest_frozen(model: nn.Module, prefixes: list[str]) -> None:
     for name, module in model.named_modules():
         while name.startswith(_WRAPPERS):
             name = name.partition(".")[2]
-        if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes):
+        if any(is_part(name, prefix) for prefix in prefixes):
             module.training = False

@@ -68,7 +68,7 @@ def chunked_step(
         inputs: name → tensor, rows along the first axis.
         chunks: rows of each chunk, as of `ghost_chunks`.
         backward: takes the place of `Tensor.backward` on a chunk's scalar.
-        statistics: of batch norms in training: they move once, as they would for the whole batch.
+        statistics: those of batch norms in training: they move once, as they would for the whole batch.
         no_sync: entered around every chunk but the last: `DistributedDataParallel.no_sync`.
         frozen: parts of the model that are in evaluation mode and have nothing to train → what to keep of their output.
             They are run once for each chunk; the second time `embed` gets what was kept.

@@ -20,10 +20,10 @@ class Lamb(keras.optimizers.Lamb):
 
     Args:
         learning_rate: a number or a schedule; the original's is `WarmupLinearDecay`.
-        weight_decay: of each step, before it is scaled to the length of the weights.
-        spared: places, among the variables that the optimizer is built with, of those neither decayed nor adapted: what
-            `spare_batch_norms` finds, in the form that a saved model keeps.
-        others: as of `keras.optimizers.Optimizer`.
+        weight_decay: added to each step before it is scaled to the length of the weights.
+        spared: places of the variables that are neither decayed nor adapted, among those that the optimizer is built with:
+            the result of `spare_batch_norms`, in the form that a saved model keeps.
+        others: further arguments of `keras.optimizers.Optimizer`.
     """
 
     def __init__(

@@ -120,7 +120,7 @@ def _logits(images, texts, temperature, rows: slice, columns: slice, buffer: tor
 
 
 def _log_sum_exp(images, texts, temperature, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the logits of `images` with `texts`: along each row (images,), and along each column (texts,)."""
+    """Log-sum-exp of the logits of `images` with `texts`: of each row (images,), and of each column (texts,)."""
     sizes = len(images), len(texts)
     highest = [images.new_full((size,), -torch.inf) for size in sizes]
     total = [images.new_zeros(size) for size in sizes]

@@ -98,7 +98,7 @@ def parameter_groups(
     scales = {"": 1.0, **(lr_scale or {})}
     names = [name for name, _ in model.named_parameters()]
     for prefix in scales:
-        if not any(_begins(name, prefix) for name in names):
+        if not any(is_part(name, prefix) for name in names):
             parts = sorted({name.split(".")[0] for name in names})
             raise ValueError(f"lr_scale: no parameter's name begins with {prefix!r}. There are {', '.join(parts)}")
     norms = {id(p) for module in model.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
@@ -106,7 +106,7 @@ def parameter_groups(
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        prefix = max((prefix for prefix in scales if _begins(name, prefix)), key=len)
+        prefix = max((prefix for prefix in scales if is_part(name, prefix)), key=len)
         norm = id(p) in norms
         group = groups.setdefault(
             (prefix, norm),
@@ -124,7 +124,8 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _begins(name: str, prefix: str) -> bool:
+def is_part(name: str, prefix: str) -> bool:
+    """Whether a parameter's or module's name begins with `prefix`, at a dot."""
     return not prefix or name == prefix or name.startswith(prefix + ".")
 
 
@@ -158,9 +159,7 @@ def check_schedule(schedule: str | Mapping) -> None:
     if isinstance(schedule, Mapping):
         sound = all(isinstance(value, (int, float)) and value >= 0 for point in schedule.items() for value in point)
         if not schedule or not sound:
-            raise ValueError(
-                f"schedule: points are {{step: share of the learning rate}}, none negative; got {schedule}"
-            )
+            raise ValueError(f"schedule: expected points {{step: share of lr}}, none negative, got {schedule}")
     elif schedule not in SCHEDULES:
         raise ValueError(
             f"schedule: got {schedule!r}, expected one of {', '.join(SCHEDULES)}, or points, {{step: share, ...}}"
@@ -208,19 +207,14 @@ class MovingAverage:
     After step t, counted from 1, average = d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), as
     `tfa.optimizers.MovingAverage(dynamic_decay=True)`.
 
-    Args:
-        from_zero: start from zeros, as the original does; by default from the model's weights. After some ten steps
-            there is no difference.
+    It starts from the model's weights, that of the original from zeros; after some ten steps there is no difference.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, from_zero: bool = False):
+    def __init__(self, model: nn.Module, decay: float = 0.9999):
         if not 0 <= decay < 1:
             raise ValueError(f"MovingAverage: decay must lie in [0, 1), got {decay}")
         self.model, self.decay, self.step = model, decay, 0
         self.values = {name: x.detach().clone() for name, x in self._averaged()}
-        if from_zero:
-            for value in self.values.values():
-                value.zero_()
 
     def _averaged(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, x in self.model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Checkpoints that are there complete or not at all."""
+"""Checkpoints that are complete or do not exist."""
 
 import contextlib
 import os
@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from kakao_models.checkpoint.torch import BijectiveLoading
+from kakao_models.files.atomic import flush
 from kakao_models.train.optim import MovingAverage
 
 EMA_FILE = "ema.safetensors"
@@ -34,7 +34,7 @@ class AtomicCheckpoints(Trainer):
         return os.path.join(folder, _STAGING) if self._staging else folder
 
     def _save_checkpoint(self, model, trial) -> None:
-        """As transformers', into a folder that gets its name once it is complete and on the disk."""
+        """Saves as transformers does, into a folder that gets its name once it is complete and on the disk."""
         folder, name = Path(super()._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         unfinished = folder / _STAGING
         if self.args.should_save:
@@ -47,7 +47,8 @@ class AtomicCheckpoints(Trainer):
         finally:
             self._staging = False
         if self.args.should_save and self.ema:
-            save_file(_plain(self.ema.state_dict()), unfinished / name / EMA_FILE)
+            average = {name: x.detach().contiguous().cpu() for name, x in self.ema.state_dict().items()}
+            save_file(average, unfinished / name / EMA_FILE)
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
@@ -55,11 +56,11 @@ class AtomicCheckpoints(Trainer):
             self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
             self.state.save_to_json(str(unfinished / name / "trainer_state.json"))
         for path in (unfinished / name).rglob("*"):
-            _flush(path)
+            flush(path)
         if (folder / name).exists():
             shutil.rmtree(folder / name)
         os.replace(unfinished / name, folder / name)
-        _flush(folder)
+        flush(folder)
         shutil.rmtree(unfinished)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder / name))
@@ -108,7 +109,7 @@ class AtomicCheckpoints(Trainer):
 def _readable(checkpoint: str | None) -> Iterator[None]:
     """
     Raises:
-        ValueError: in the place of what the readers of files say of damaged ones.
+        ValueError: in place of the errors that readers of files raise for damaged ones.
     """
     try:
         yield
@@ -120,18 +121,3 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
             "they are complete, so something has changed or lost a file since. Delete this folder, and the same command "
             "goes on from the one before"
         ) from error
-
-
-def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: x.detach().contiguous().cpu() for name, x in state.items()}
-
-
-def _flush(path: Path) -> None:
-    """Onto the disk, so that a power cut after the renaming finds it whole."""
-    if os.name != "posix":
-        return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -58,9 +58,7 @@ class AlignTrainer(BaseTrainer):
                 "gradient_accumulation_steps, or chunk_size of TrainArguments, to need less memory"
             )
         if args.label_smoothing_factor:
-            raise ValueError(
-                "label_smoothing_factor: ALIGN's label smoothing is model.config.label_smoothing; set that"
-            )
+            raise ValueError("label_smoothing_factor: ALIGN's own is model.config.label_smoothing; set that instead")
 
     def _check_transform(self, transform: SampleTransform) -> None:
         if transform.tokenizer is None:
@@ -91,10 +89,8 @@ class AlignTrainer(BaseTrainer):
         with _replaced(self.args, dataloader_drop_last=True):
             loader = super().get_train_dataloader()
         if has_length(loader) and not len(loader):
-            samples = len(self.train_dataset)
-            raise DataError(
-                f"{samples} samples are fewer than a batch of {self._train_batch_size}: choose a smaller one"
-            )
+            samples, batch = len(self.train_dataset), self._train_batch_size
+            raise DataError(f"{samples} samples are fewer than a batch of {batch}: choose a smaller one")
         return loader
 
     def contrastive_loss(
@@ -110,8 +106,8 @@ class AlignTrainer(BaseTrainer):
         of `tiled_contrastive_loss`.
 
         Args:
-            image_embeds, text_embeds: of the whole share, whatever the chunks.
-            batch: what was collated beside the inputs of the towers.
+            image_embeds, text_embeds: embeddings of the whole share, whatever the chunks.
+            batch: everything that was collated beside the inputs of the towers.
         """
         if self.compute_loss_func is not None:
             logits = image_embeds @ text_embeds.t() / temperature
@@ -121,11 +117,11 @@ class AlignTrainer(BaseTrainer):
         return tiled_contrastive_loss(image_embeds, text_embeds, temperature, smoothing)
 
     def _split(self, inputs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Inputs of the towers, and what was collated beside them."""
+        """Splits a batch into inputs of the towers and everything else."""
         inputs = self._prepare_inputs(inputs)
         if absent := [name for name in ("pixel_values", "input_ids") if name not in inputs]:
             raise ValueError(
-                f"a batch has {', '.join(inputs)}, but no {absent[0]}: AlignTrainer trains on images with texts"
+                f"a batch has {', '.join(inputs)}, but no {absent[0]}: AlignTrainer needs images and texts"
             )
         towers = {name: x for name, x in inputs.items() if name in TOWER_INPUTS}
         return towers, {name: x for name, x in inputs.items() if name not in TOWER_INPUTS}
@@ -137,9 +133,7 @@ class AlignTrainer(BaseTrainer):
             self.optimizer.train()
         rest_frozen(model, self.options.freeze)
 
-    def forward_backward(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor:
+    def forward_backward(self, model: nn.Module, inputs: dict, num_items_in_batch: Any) -> torch.Tensor:
         self._start_step(model)
         plain = self.accelerator.unwrap_model(model)
         statistics = BatchNormStatistics(plain)
@@ -179,9 +173,7 @@ class AlignTrainer(BaseTrainer):
         self._evaluated = 0  # samples of this process
         return super().evaluation_loop(*args, **kwargs)
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ):
+    def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None):
         inputs, rest = self._split(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs, return_dict=True)
@@ -206,30 +198,28 @@ class ViTTrainer(BaseTrainer):
     def _check_arguments(self, args: TrainingArguments, options: TrainOptions) -> None:
         super()._check_arguments(args, options)
         if args.fsdp and options.ema_decay:
-            raise ValueError(
-                "fsdp: a moving average is kept of whole parameters, not of shards: leave out one of the two"
-            )
+            raise ValueError("fsdp: a moving average needs whole parameters, not shards: leave out one of the two")
         if options.chunk_size is not None:
             raise ValueError("chunk_size is for ALIGN's loss; with labels, gradient_accumulation_steps does the same")
         if options.temperature_range is not None:
             raise ValueError("temperature_range is for an AlignModel; a classifier has no temperature")
 
     def _check_transform(self, transform: SampleTransform) -> None:
-        classes = self.accelerator.unwrap_model(self.model).config.num_labels
-        if transform.classes != classes:
-            raise ValueError(
-                f"its SampleTransform has {transform.classes or 'no'} classes, but the model has {classes}"
-            )
+        own, classes = transform.classes or "no", self.accelerator.unwrap_model(self.model).config.num_labels
+        if own != classes:
+            raise ValueError(f"its SampleTransform has {own} classes, but the model has {classes}")
 
 
 def _frozen(model: nn.Module) -> dict[nn.Module, Callable]:
-    """Towers that give the same each time, and what the projections take of their outputs."""
+    """Towers without training or dropout, and the part of their output that the projections read."""
     keep = {
         model.vision_model: lambda output: type(output)(pooler_output=output.pooler_output),
         model.text_model: lambda output: type(output)(last_hidden_state=output.last_hidden_state[:, :1].clone()),
     }
-    resting = {tower for tower in keep if not any(m.training for m in tower.modules())}
-    return {t: keep[t] for t in keep if t in resting and not any(p.requires_grad for p in t.parameters())}
+    for tower in list(keep):
+        if any(m.training for m in tower.modules()) or any(p.requires_grad for p in tower.parameters()):
+            del keep[tower]
+    return keep
 
 
 def _trains_batch_norm(model: nn.Module) -> bool:
@@ -239,7 +229,7 @@ def _trains_batch_norm(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _replaced(args: TrainingArguments, **values) -> Iterator[None]:
-    """Within, some arguments have other values."""
+    """Gives some arguments other values inside the block."""
     before = {name: getattr(args, name) for name in values}
     vars(args).update(values)
     try:

@@ -1,4 +1,4 @@
-"""From a sample to what a batch is made of, and from these to a batch."""
+"""Prepares samples, and collates them into batches."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,17 +15,17 @@ from kakao_models.train.augment import Augmentation, affine_of
 
 
 class DataError(ValueError):
-    """What no other sample can make up for: a label out of range, or a source of which nothing can be read."""
+    """An error that no other sample can make up for: a label out of range, or a source without any usable sample."""
 
 
 @dataclass
 class SampleTransform:
-    """A sample → what a batch is made of. Pictures as the model's image processor normalises them.
+    """Prepares a sample for a batch. Pictures are normalised as by the model's image processor.
 
     Args:
         augment: crops and resizes an image; None prepares it as `image_processor` does, for evaluation.
         image_processor: gives the range of `pixel_values`.
-        tokenizer: of captions; None for a model of images alone, whose samples need labels.
+        tokenizer: the tokenizer of captions; None for an image classifier, whose samples need labels.
         max_tokens: captions are cut there.
         classes: number of classes, None for captions. A label outside is a DataError.
         multi_label: labels become a row of zeros and ones, and may be none or several.
@@ -45,13 +45,11 @@ class SampleTransform:
 
     def __post_init__(self):
         if (self.tokenizer is None) == (self.classes is None):
-            raise ValueError(
-                "SampleTransform: give a tokenizer (captions) or a number of classes (labels), and not both"
-            )
+            raise ValueError("SampleTransform: give a tokenizer (captions) or a number of classes (labels), not both")
         if self.pad_to not in ("longest", "max_tokens"):
             raise ValueError(f"pad_to: got {self.pad_to!r}, expected 'longest' or 'max_tokens'")
         self.affine = affine_of(self.image_processor)
-        self.tokenizer = copy.deepcopy(self.tokenizer)  # what it is asked for here is kept in it, and would be saved
+        self.tokenizer = copy.deepcopy(self.tokenizer)  # a call changes its settings, which would be saved
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> dict:
@@ -73,8 +71,8 @@ class SampleTransform:
         return torch.from_numpy(pixels)
 
     def target(self, sample: Sample, random: np.random.Generator) -> Any:
-        """What `collate` finds as "target": one of the captions, or the numbers of the labels. With other targets
-        override both.
+        """The "target" that `collate` gets: one of the captions, or the numbers of the labels. For other targets override
+        both.
 
         Raises:
             ValueError: the sample cannot be used, and another one takes its place.
@@ -96,13 +94,12 @@ class SampleTransform:
             )  # fmt: skip
             raise DataError(f"{sample.key}: label {label!r} is not the name of a class; {there}")
         if not 0 <= number < self.classes:
-            raise DataError(
-                f"{sample.key}: label {number} is out of range, the model has classes 0..{self.classes - 1}"
-            )
+            last = self.classes - 1
+            raise DataError(f"{sample.key}: label {number} is out of range, the model has classes 0..{last}")
         return number
 
     def collate(self, items: list[dict]) -> dict:
-        """A batch: `pixel_values`; `input_ids` and `attention_mask`, or `labels`; `keys`; `ids`, as of `Source.identify`;
+        """A batch: `pixel_values`; `input_ids` and `attention_mask`, or `labels`; `keys`; `ids` (`Source.identify`);
         `failures` (key, reason)."""
         batch = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}  # (B, 3, H, W)
         targets = [item["target"] for item in items]
