@@ -1,17 +1,17 @@
 """Folders, tables and tars → rows of an index; what a killed run leaves, the next one completes to the same rows.
 
-Images are embedded in batches that depend on the sources alone: batch n is made of those of the n-th `batch_size` images
-that the index has not. An insertion holds whole batches, and is in the database as a whole or not at all. So a run that
-goes on after a kill meets each batch as the first run did, and embeds it to the same bits.
+Batches of images depend only on the sources: batch n holds those of the n-th `embedder.batch_size` images that the index
+does not have yet. An insertion holds whole batches and is in the database as a whole or not at all. So a run that resumes
+after a kill meets each batch as the first run did, and embeds it to the same bits.
 """
 
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,29 +19,11 @@ from kakao_models.samples.columns import BY_NAME, Columns
 from kakao_models.search.collection import INSERT
 from kakao_models.search.items import Item, Items, metadata_digest, plain
 
+if TYPE_CHECKING:
+    from kakao_models.search.index import SearchIndex
+
 _AHEAD = 2  # parts that are read while others are embedded
 _TEXTS = 16  # times as many texts in a part as images
-
-
-class Index(Protocol):
-    """What a build needs of a `search.SearchIndex`."""
-
-    metadata: dict[str, Any]
-    client: Any
-
-    def _needed(self) -> Any: ...
-
-    def add(self, ids: Sequence[str], vectors: np.ndarray, metadata: Any = None, *, at_once: int = INSERT) -> int: ...
-
-    def delete(self, ids: Sequence[str]) -> int: ...
-
-    def digests(self, ids: Sequence[str]) -> dict[str, str]: ...
-
-    def vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]: ...
-
-    def all_ids(self) -> Iterator[tuple[str, str]]: ...
-
-    def flush(self) -> None: ...
 
 
 @dataclass
@@ -66,29 +48,33 @@ class BuildReport:
     def seen(self) -> int:
         return self.added + self.updated + self.unchanged + self.duplicates + len(self.failures)
 
-    def as_dict(self) -> dict[str, Any]:
+    @property
+    def per_second(self) -> float:
+        return self.seen / max(self.seconds, 1e-9)
+
+    @property
+    def counts(self) -> dict[str, int]:
         names = ("added", "updated", "unchanged", "duplicates", "removed")
-        facts = {name: getattr(self, name) for name in names} | {"failed": len(self.failures)}
-        facts |= {"seconds": round(self.seconds, 3), "per_second": round(self.seen / max(self.seconds, 1e-9), 1)}
-        return facts | {"failures": [{"name": name, "reason": reason} for name, reason in self.failures]}
+        return {name: getattr(self, name) for name in names} | {"failed": len(self.failures)}
+
+    def as_dict(self) -> dict[str, Any]:
+        failures = [{"name": name, "reason": reason} for name, reason in self.failures]
+        times = {"seconds": round(self.seconds, 3), "per_second": round(self.per_second, 1)}
+        return self.counts | times | {"failures": failures}
 
     def __str__(self) -> str:
-        counts = (
-            f"{getattr(self, name):,} {name}" for name in ("added", "updated", "unchanged", "duplicates", "removed")
-        )
-        rate = f"{self.seen / max(self.seconds, 1e-9):,.0f} a second"
-        return f"{', '.join(counts)}, {len(self.failures):,} failed; {self.seconds:,.1f} s, {rate}"
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        return f"{counts}; {self.seconds:,.1f} s, {self.per_second:,.0f} a second"
 
 
 def build(
-    index: Index,
+    index: "SearchIndex",
     sources: str | os.PathLike | Iterable[str | os.PathLike],
     *,
     sync: bool = False,
     columns: Sequence[str] | None = None,
     fields: Columns = BY_NAME,
     roots: Sequence[str | os.PathLike] = (),
-    batch_size: int | None = None,
     advance: Callable[[int], None] = lambda images: None,
 ) -> BuildReport:
     """Embeds what an index has not, and adds it; of what it has, brings the metadata up to date.
@@ -100,7 +86,6 @@ def build(
         columns: of tables: keep these alone as metadata.
         fields: the tables' columns of images and captions, where they have other names than usual.
         roots: further folders that tables may name pictures in.
-        batch_size: images at a time, by default the embedder's. Embeddings of other batch sizes differ in the last bits.
         advance: is told how many images or texts are done.
 
     Raises:
@@ -109,12 +94,12 @@ def build(
     start, report, embedder = time.monotonic(), BuildReport(), index._needed()
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     kind = index.metadata["kind"]
-    size = (batch_size or embedder.batch_size) * (1 if kind == "images" else _TEXTS)
+    size = embedder.batch_size * (1 if kind == "images" else _TEXTS)
     items = Items(
         paths, kind=kind, columns=columns, fields=fields, roots=roots, size=size, workers=embedder.num_workers
     )
     writer = _Writer(index, report)
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     try:
         parts = _parts(index, items, seen, report, writer, advance)
         embedded = _texts(embedder, parts) if kind == "texts" else _images(embedder, parts, size)
@@ -130,14 +115,14 @@ def build(
         raise ValueError(f"nothing could be read, {len(report.failures)} failed; the first: {name}: {reason}")
     if sync:
         kept = {plain(name) for name, _ in report.failures}
-        gone = [key for key, path in index.all_ids() if _packed(key) not in seen and path not in kept]
+        gone = [key for key, path in index.all_ids() if key not in seen and path not in kept]
         report.removed = index.delete(gone) if gone else 0
     index.flush()
     report.seconds = time.monotonic() - start
     return report
 
 
-def _parts(index, items: Items, seen: set[bytes], report: BuildReport, writer: "_Writer", advance) -> Iterator[list]:
+def _parts(index, items: Items, seen: set[str], report: BuildReport, writer: "_Writer", advance) -> Iterator[list]:
     """For each part that has something new: its new items in their places, None in the others."""
 
     def look(number: int) -> tuple[list[Item], dict[str, str]]:
@@ -147,45 +132,37 @@ def _parts(index, items: Items, seen: set[bytes], report: BuildReport, writer: "
     for read, known in _ahead(look, len(items.parts)):
         places: list[Item | None] = []
         for item in read:
-            key = item.id
-            new = not item.error and key not in known and _packed(key) not in seen
-            places.append(item if new else None)
+            places.append(None)
             if item.error:
                 report.failures.append((item.name, item.error))
-            elif _packed(key) in seen:
+                continue
+            if item.id in seen:
                 report.duplicates += 1
-            elif not new and known[key] == metadata_digest(item.metadata):
+            elif item.id not in known:
+                places[-1] = item
+            elif known[item.id] == metadata_digest(item.metadata):
                 report.unchanged += 1
-            elif not new:
-                writer.update(key, item)
-            if not item.error:
-                seen.add(_packed(key))
+            else:
+                writer.update(item)
+            seen.add(item.id)
         advance(places.count(None))
         if any(places):
             yield places
 
 
-def _packed(key: str) -> bytes:
-    """An id in half the memory; others than those of `build` are no hexadecimal digits."""
-    try:
-        return bytes.fromhex(key)
-    except ValueError:
-        return key.encode()
-
-
 def _ahead(work: Callable[[int], Any], count: int) -> Iterator[Any]:
     """`work` of 0, 1, ... in order, in a thread that is a few steps ahead."""
-    with ThreadPoolExecutor(1, thread_name_prefix="kakao-models-parts") as pool:
-        waiting = deque(pool.submit(work, number) for number in range(min(_AHEAD, count)))
-        try:
-            for number in range(count):
-                result = waiting.popleft().result()
-                if number + _AHEAD < count:
-                    waiting.append(pool.submit(work, number + _AHEAD))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="kakao-models-parts")
+    waiting: deque[Future] = deque()
+    try:
+        for number in range(count):
+            waiting.append(pool.submit(work, number))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _images(embedder, parts: Iterator[list], size: int) -> Iterator[tuple[list[Item], np.ndarray, list]]:
@@ -225,7 +202,7 @@ def _usable(items: list[Item], vectors: np.ndarray) -> tuple[list[Item], np.ndar
 class _Writer:
     """Gathers whole batches to insertions."""
 
-    def __init__(self, index: Index, report: BuildReport):
+    def __init__(self, index: "SearchIndex", report: BuildReport):
         self._index, self._report = index, report
         self._rows: list[tuple[str, dict]] = []  # id and metadata: the content is of no more use
         self._vectors: list[np.ndarray] = []
@@ -238,8 +215,8 @@ class _Writer:
         if len(self._rows) >= INSERT:
             self._insert()
 
-    def update(self, key: str, item: Item) -> None:
-        self._changed[key] = item.metadata
+    def update(self, item: Item) -> None:
+        self._changed[item.id] = item.metadata
         if len(self._changed) >= INSERT:
             self._change()
 

@@ -23,12 +23,12 @@ def row_of(key: str, vector: np.ndarray, metadata: Mapping[str, Any]) -> dict[st
     return {**defaults, **metadata, "sha256": key, "vector": vector, "digest": metadata_digest(dict(metadata))}
 
 
-def create_collection(client: Any, collection: str, facts: dict[str, Any], shards: int) -> None:
+def create_collection(client: Any, collection: str, metadata: dict[str, Any], shards: int) -> None:
     from pymilvus import DataType
 
-    schema = client.create_schema(enable_dynamic_field=True, description=json.dumps({KEY: facts}, default=str))
+    schema = client.create_schema(enable_dynamic_field=True, description=json.dumps({KEY: metadata}, default=str))
     schema.add_field("sha256", DataType.VARCHAR, is_primary=True, max_length=64)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=facts["dim"])
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=metadata["dim"])
     schema.add_field("digest", DataType.VARCHAR, max_length=16)
     schema.add_field("path", DataType.VARCHAR, max_length=8192)
     schema.add_field("caption", DataType.VARCHAR, max_length=65_535)
@@ -37,34 +37,34 @@ def create_collection(client: Any, collection: str, facts: dict[str, Any], shard
     client.create_collection(
         collection,
         schema=schema,
-        properties={KEY: json.dumps(facts, default=str)},
-        consistency_level=facts["consistency"],
+        properties={KEY: json.dumps(metadata, default=str)},
+        consistency_level=metadata["consistency"],
         num_shards=shards,
     )
 
 
-def read_facts(client: Any, uri: str, collection: str) -> dict[str, Any]:
+def read_metadata(client: Any, uri: str, collection: str) -> dict[str, Any]:
     """What `identity` said when the index was made."""
     described = client.describe_collection(collection)
     for text in (described["properties"].get(KEY), described.get("description")):
         with contextlib.suppress(TypeError, ValueError, AttributeError):
-            found = json.loads(text)
-            found = found.get(KEY, found)
-            if isinstance(found, dict) and "weights" in found:
-                return found
+            metadata = json.loads(text)
+            metadata = metadata.get(KEY, metadata)
+            if isinstance(metadata, dict) and "weights" in metadata:
+                return metadata
     raise ValueError(
         f"{uri}: collection {collection!r} was not made by kakao-models, and doesn't say of which model it is"
     )
 
 
-def load_collection(client: Any, uri: str, collection: str, facts: dict[str, Any]) -> None:
+def load_collection(client: Any, uri: str, collection: str, metadata: dict[str, Any]) -> None:
     """Makes the index of a new collection, or of one whose making was interrupted, and loads it."""
     from pymilvus.exceptions import MilvusException
 
-    if facts["index"][0] == "FLAT" and backend.is_local(uri):
+    if metadata["index"][0] == "FLAT" and backend.is_local(uri):
         return  # Milvus Lite compares with every row by itself; an index of this type is a second copy on the disk
     if not client.list_indexes(collection):
-        _make_index(client, uri, collection, facts)
+        _make_index(client, uri, collection, metadata)
     try:
         client.load_collection(collection)
     except MilvusException:
@@ -72,14 +72,14 @@ def load_collection(client: Any, uri: str, collection: str, facts: dict[str, Any
             raise
         # Milvus Lite writes files of an index in place: what a kill left of one is no index. The rows have them all.
         client.drop_index(collection, "vector")
-        _make_index(client, uri, collection, facts)
+        _make_index(client, uri, collection, metadata)
         client.load_collection(collection)
 
 
-def _make_index(client, uri: str, collection: str, facts: dict[str, Any]) -> None:
-    kind, params = facts["index"]
+def _make_index(client, uri: str, collection: str, metadata: dict[str, Any]) -> None:
+    kind, params = metadata["index"]
     if params and backend.is_local(uri):
         params = {"params": params}  # pymilvus sends them one by one, Milvus Lite looks for them under this name
     index = client.prepare_index_params()
-    index.add_index("vector", index_type=kind, metric_type=facts["metric"], params=params)
+    index.add_index("vector", index_type=kind, metric_type=metadata["metric"], params=params)
     client.create_index(collection, index)

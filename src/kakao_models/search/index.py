@@ -4,7 +4,6 @@ Axes: N rows  Q queries  D width of an embedding
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.search import backend
-from kakao_models.search.collection import INSERT, create_collection, load_collection, read_facts, row_of
+from kakao_models.search.collection import INSERT, create_collection, load_collection, read_metadata, row_of
 from kakao_models.search.identity import check_identity, identity
 from kakao_models.search.items import FIELDS, OWN
 
@@ -60,12 +59,12 @@ class SearchIndex:
         client: "MilvusClient",
         uri: str,
         collection: str,
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
         embedder: Embedder | None,
         params: dict,
     ):
         self._client, self.uri, self.collection = client, uri, collection
-        self._facts, self.embedder, self._search_params = facts, embedder, dict(params)
+        self._metadata, self.embedder, self._search_params = metadata, embedder, dict(params)
         self._written = False
 
     @classmethod
@@ -128,25 +127,25 @@ class SearchIndex:
                     raise FileNotFoundError(f"{uri}: has no collection {collection!r}; there are: {there}")
                 if made:
                     backend.clear_unfinished(uri, collection)
-                    facts = identity(embedder) | {"kind": kind, "metric": metric, "consistency": consistency}
                     default = "FLAT" if backend.is_local(uri) else "AUTOINDEX"
-                    facts["index"] = [index_type or default, dict(index_params or {})]
-                    create_collection(client, collection, facts, shards)
-                facts = read_facts(client, uri, collection)
+                    options = {"kind": kind, "metric": metric, "consistency": consistency}
+                    options["index"] = [index_type or default, dict(index_params or {})]
+                    create_collection(client, collection, identity(embedder) | options, shards)
+                metadata = read_metadata(client, uri, collection)
                 try:
-                    load_collection(client, uri, collection, facts)
+                    load_collection(client, uri, collection, metadata)
                 except Exception:
                     if made:  # of an index type that the server hasn't, say
                         client.drop_collection(collection)
                     raise
             if embedder is not None:
-                check_identity(uri, facts, embedder)
-            if create and facts["kind"] != kind:
-                raise ValueError(f"{uri}: is an index of {facts['kind']}, not of {kind}. Name another one")
+                check_identity(uri, metadata, embedder)
+            if create and metadata["kind"] != kind:
+                raise ValueError(f"{uri}: is an index of {metadata['kind']}, not of {kind}. Name another one")
         except BaseException:
             backend.disconnect(uri, client)
             raise
-        return cls(client, uri, collection, facts, embedder, search_params or {})
+        return cls(client, uri, collection, metadata, embedder, search_params or {})
 
     def __enter__(self) -> "SearchIndex":
         return self
@@ -166,20 +165,18 @@ class SearchIndex:
     def metadata(self) -> dict[str, Any]:
         """Of what model and preprocessing the index is: model, weights (SHA-256), dim, preprocessing, kind, metric,
         index type."""
-        return {name: value for name, value in self._facts.items() if name != "probe"}
+        return {name: value for name, value in self._metadata.items() if name != "probe"}
 
     @property
     def dim(self) -> int:
         """D."""
-        return self._facts["dim"]
+        return self._metadata["dim"]
 
     @property
     def count(self) -> int:
         """N."""
-        columns = ["count(*)"]
-        query = functools.partial(self.client.query, self.collection, output_fields=columns, **self._read)
-        (row,) = self._call("counting rows", query)
-        return int(row[columns[0]])
+        (row,) = self._call("counting rows", self.client.query, output_fields=["count(*)"], **self._read)
+        return int(row["count(*)"])
 
     @property
     def client(self):
@@ -222,12 +219,12 @@ class SearchIndex:
             raise ValueError(f"add: got {len(ids)} ids, {len(vectors)} vectors, {len(metadata)} rows of metadata")
         if len(set(ids)) < len(ids):
             raise ValueError("add: an id is there twice")
-        rows = [row_of(key, vector, facts) for key, vector, facts in zip(ids, vectors, metadata)]
+        rows = [row_of(key, vector, columns) for key, vector, columns in zip(ids, vectors, metadata)]
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
             if backend.is_local(self.uri):
                 self._forget_columns(some)
-            self._call("adding rows", functools.partial(self.client.upsert, self.collection, some))
+            self._call("adding rows", self.client.upsert, some)
             self._written = True
         return len(rows)
 
@@ -246,12 +243,12 @@ class SearchIndex:
         if (ids is None) == (filter is None) or filter == "":
             raise ValueError("delete: give ids or a filter")
         if filter is not None:
-            ids = [row["sha256"] for row in self._pages(filter, ["sha256"])]
+            ids = [row["sha256"] for page in self._pages(filter, ["sha256"]) for row in page]
         ids, removed = [ids] if isinstance(ids, str) else list(ids), 0
         for start in range(0, len(ids), INSERT):
             some = [row["sha256"] for row in self._get(ids[start : start + INSERT], ["sha256"])]
             if some:
-                self._call("deleting rows", functools.partial(self.client.delete, self.collection, ids=some))
+                self._call("deleting rows", self.client.delete, ids=some)
                 self._written = True
             removed += len(some)
         return removed
@@ -274,35 +271,26 @@ class SearchIndex:
             raise ValueError(f"k: got {k!r}, expected a whole number from 1 to {_MOST}")
         single = np.ndim(query) == 1
         vectors = self._checked(np.atleast_2d(query), "the query")
-        params = {"metric_type": self._facts["metric"], "params": self._search_params}
-        search = functools.partial(
+        results = self._call(
+            f"filter {filter!r:.300}" if filter else "searching",
             self.client.search,
-            self.collection,
             data=list(vectors),
             limit=int(k),
             filter=filter or "",
             output_fields=["*"],
-            search_params=params,
+            search_params={"metric_type": self._metadata["metric"], "params": self._search_params},
             **self._read,
         )
-        found = self._call(f"filter {filter!r:.300}" if filter else "searching", search)
-        hits = [[self._hit(row["entity"], row["distance"]) for row in rows] for rows in found]
+        hits = [[self._hit(row["entity"], row["distance"]) for row in rows] for rows in results]
         return hits[0] if single else hits
 
     def vectors(
         self, limit: int | None = None, *, filter: str | None = None, size: int = _PAGE
     ) -> Iterator[tuple[list[Hit], np.ndarray]]:
         """Rows and their unit vectors (n, D), page by page in the order of their ids; scores are 1."""
-        rows = self._pages(filter or "", ["*"], limit=limit, size=size)
-        page: list[tuple[Hit, np.ndarray]] = []
-        for row in rows:
-            vector = np.asarray(row["vector"], np.float32)
-            page.append((self._hit(row, None), vector))
-            if len(page) == size:
-                yield [hit for hit, _ in page], np.stack([vector for _, vector in page])
-                page = []
-        if page:
-            yield [hit for hit, _ in page], np.stack([vector for _, vector in page])
+        for page in self._pages(filter or "", ["*"], limit=limit, size=size):
+            hits = [self._hit(row, None) for row in page]
+            yield hits, np.array([row["vector"] for row in page], np.float32)
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
         """Of those ids that are in the index, the digest of their metadata."""
@@ -310,38 +298,41 @@ class SearchIndex:
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """The unit vectors of ids."""
-        found = self._get(ids, ["sha256", "vector"])
-        return {row["sha256"]: np.asarray(row["vector"], np.float32) for row in found}
+        rows = self._get(ids, ["sha256", "vector"])
+        return {row["sha256"]: np.asarray(row["vector"], np.float32) for row in rows}
 
     def all_ids(self) -> Iterator[tuple[str, str]]:
         """(id, path) of every row."""
-        for row in self._pages("", ["sha256", "path"], size=_MOST):
-            yield row["sha256"], row["path"]
+        for page in self._pages("", ["sha256", "path"], size=_MOST):
+            yield from ((row["sha256"], row["path"]) for row in page)
 
     def drop(self) -> None:
         """Removes the collection with all its rows; the index is closed then."""
-        self._call("removing the collection", functools.partial(self.client.drop_collection, self.collection))
+        self._call("removing the collection", self.client.drop_collection)
         self._written = False
         self.close()
 
     def use(self, embedder: Embedder) -> Embedder:
         """From now on texts are embedded by `embedder`; it is refused as by `open`."""
-        check_identity(self.uri, self._facts, embedder)
+        check_identity(self.uri, self._metadata, embedder)
         self.embedder = embedder
         return embedder
 
     def flush(self) -> None:
         """What was added is on the disk, and in the index, when this returns."""
         if self._written:
-            self._call("writing to the disk", functools.partial(self.client.flush, self.collection))
+            self._call("writing to the disk", self.client.flush)
             self._written = False
 
     @property
     def _read(self) -> dict[str, Any]:
-        return {"consistency_level": self._facts["consistency"]}
+        return {"consistency_level": self._metadata["consistency"]}
 
-    def _call(self, what: str, work: Callable[[], Any]) -> Any:
-        """What `work` returns, called again while a server does not answer: everything here can be done twice."""
+    def _call(self, what: str, method: Callable, *arguments: Any, **options: Any) -> Any:
+        """Calls a method of the client on the collection, again while a server does not answer: none does harm twice."""
+        return self._retried(what, lambda: method(self.collection, *arguments, **options))
+
+    def _retried(self, what: str, work: Callable[[], Any]) -> Any:
         with backend.explained(f"{self.uri}: {what}"):
             return work() if backend.is_local(self.uri) else backend.patiently(lambda left: work())
 
@@ -353,33 +344,31 @@ class SearchIndex:
     def _get(self, ids: Sequence[str], columns: list[str]) -> list[dict]:
         if not len(ids):
             return []
-        get = functools.partial(self.client.get, self.collection, ids=list(ids), output_fields=columns, **self._read)
-        return self._call("looking rows up", get)
+        get = self.client.get
+        return self._call("looking rows up", get, ids=list(ids), output_fields=columns, **self._read)
 
-    def _pages(self, filter: str, columns: list[str], limit: int | None = None, size: int = _PAGE) -> Iterator[dict]:
+    def _pages(
+        self, filter: str, columns: list[str], limit: int | None = None, size: int = _PAGE
+    ) -> Iterator[list[dict]]:
         what = f"filter {filter!r:.300}" if filter else "reading rows"
-        query = functools.partial(
+        pages = self._call(
+            what,
             self.client.query_iterator,
-            self.collection,
             batch_size=size,
             limit=-1 if limit is None else limit,
             filter=filter,
             output_fields=columns,
             **self._read,
         )
-        pages = self._call(what, query)
         try:
-            while True:
-                page = self._call(what, pages.next)
-                if not page:
-                    return
-                yield from page
+            while page := self._retried(what, pages.next):
+                yield page
         finally:
             pages.close()
 
     def _hit(self, row: Mapping[str, Any], distance: float | None) -> Hit:
         # of unit vectors the squared distance is 2 - 2 cos
-        score = 1.0 if distance is None else 1 - distance / 2 if self._facts["metric"] == "L2" else distance
+        score = 1.0 if distance is None else 1 - distance / 2 if self._metadata["metric"] == "L2" else distance
         known = {name: row[name] for name in FIELDS if name in row}
         further = {name: value for name, value in row.items() if name not in (*FIELDS, *OWN) and value is not None}
         return Hit(id=row["sha256"], score=float(score), metadata=further, **known)
@@ -391,7 +380,7 @@ class SearchIndex:
             raise ValueError(f"{name}: got {vectors.dtype} of shape {vectors.shape}, expected floats (N, {self.dim})")
         if vectors.shape[1] != self.dim:
             raise ValueError(
-                f"{name}: got width {vectors.shape[1]}, the index {self.uri} has {self.dim} ({self._facts['model']}). "
+                f"{name}: got width {vectors.shape[1]}, the index {self.uri} has {self.dim} ({self._metadata['model']}). "
                 "Of another model?"
             )
         vectors = np.ascontiguousarray(vectors, np.float32)
