@@ -13,7 +13,7 @@ import tiny
 from tables_brute import random_table, write_table
 
 from kakao_models.data.labels import label_stats, to_multilabel
-from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
+from kakao_models.data.preview import contact_sheet, first_rows, print_table
 from kakao_models.data.stats import draw, summarize
 from kakao_models.samples.coyo import COYO_700M, check_columns
 from kakao_models.samples.sources import open_source
@@ -235,7 +235,7 @@ def test_a_preview_of_a_data_set_of_the_hub_streams(form, tmp_path, monkeypatch)
     ]
     numbers = dict.fromkeys(("id", "width", "height"), "int64")
     assert types == numbers | {"url": "string", "labels": "array<int64>", "label_probs": "array<float64>"}
-    assert [str(finding) for finding in findings(types)] == ["imagehash: missing (COYO-Labeled-300M has it)"]
+    assert [str(finding) for finding in check_columns(types)] == ["imagehash: missing (COYO-Labeled-300M has it)"]
     with pytest.raises(ValueError, match="nothing.*train"):
         first_rows("kakaobrain/coyo-labeled", 5, split="nothing")
 

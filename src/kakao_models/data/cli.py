@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -59,41 +60,32 @@ def _check_extra() -> None:
             raise ImportError(f"kakao-models data needs {name}: pip install 'kakao-models[data]'")
 
 
-RUN_PANEL = "Run"
-SourceArgument = Annotated[
-    str, typer.Argument(help="A .parquet, .csv or .jsonl file, a pattern or folder of such, or hf://owner/name.")
-]
-Backend = Annotated[str, typer.Option(help="duckdb, or pyspark.", rich_help_panel=RUN_PANEL)]
-MemoryLimit = Annotated[str | None, typer.Option(help="Of DuckDB, such as 8GB.", rich_help_panel=RUN_PANEL)]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of DuckDB.", rich_help_panel=RUN_PANEL)]
-Spill = Annotated[
-    Path | None, typer.Option(help="Folder for what doesn't fit in memory.", file_okay=False, rich_help_panel=RUN_PANEL)
-]
+_run = functools.partial(typer.Option, rich_help_panel="Run")
+_SOURCE = "A .parquet, .csv or .jsonl file, a pattern or folder of such, or hf://owner/name."
+SourceArgument = Annotated[str, typer.Argument(help=_SOURCE)]
+Backend = Annotated[str, _run(help="duckdb, or pyspark.")]
+MemoryLimit = Annotated[str | None, _run(help="Memory limit of DuckDB, such as 8GB.")]
+Threads = Annotated[int | None, _run(min=1, help="Threads of DuckDB.")]
+Spill = Annotated[Path | None, _run(help="Folder for what doesn't fit in memory.", file_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
 ImageSize = Annotated[
-    int | None, typer.Option(min=1, help="Make images with a larger shorter side so small; none: as they are.")
+    int | None, typer.Option(min=1, help="Reduce images to this shorter side; by default they keep their size.")
 ]
 PerShard = Annotated[int, typer.Option(min=1, max=999_999, help="Rows of a shard.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes.", rich_help_panel=RUN_PANEL)]
-Rank = Annotated[int, typer.Option(min=0, help="Of this machine.", rich_help_panel=RUN_PANEL)]
-WorldSize = Annotated[
-    int,
-    typer.Option(min=1, help="Machines, or tasks of --distributor, that share the work.", rich_help_panel=RUN_PANEL),
-]
-Distributor = Annotated[
-    str | None,
-    typer.Option(help="Run all ranks: multiprocessing (here), pyspark or ray (a cluster).", rich_help_panel=RUN_PANEL),
-]
+Workers = Annotated[int, _run(min=1, help="Processes.")]
+Rank = Annotated[int, _run(min=0, help="Rank of this machine, from 0.")]
+WorldSize = Annotated[int, _run(min=1, help="Machines, or tasks of --distributor, that share the work.")]
+Distributor = Annotated[str | None, _run(help="Run all ranks: multiprocessing (here), pyspark or ray (a cluster).")]
 
 
 @app.command(no_args_is_help=True)
 def preview(
     source: SourceArgument,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many.")] = 10,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Number of rows.")] = 10,
     page: Annotated[
         Path | None, typer.Option("--html", dir_okay=False, help="Also write a page with the images.")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="These columns, separated by commas.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     image_column: ImageColumnOption = None,
     split: Annotated[str, typer.Option(help="Split of a data set of the Hub.")] = "train",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an image.")] = 10.0,
@@ -110,26 +102,28 @@ def preview(
       kakao-models data preview coyo/part-00000.parquet -n 50 --html sheet.html
     """
     check_file("--html", page)
-    from kakao_models.data.preview import contact_sheet, findings, first_rows, print_table
+    from kakao_models.data.preview import contact_sheet, first_rows, print_table
     from kakao_models.files.atomic import write_text
     from kakao_models.samples.columns import Columns
+    from kakao_models.samples.coyo import check_columns
 
-    found, types = first_rows(source, rows, split)
+    records, types = first_rows(source, rows, split)
     chosen = Columns(image_column)
     chosen.find(types, source=source)
-    said = list(map(str, findings(types)))
+    differences = list(map(str, check_columns(types)))
     if as_json:
-        # NaN is no JSON
-        told = [{name: None if _is_nan(value) else value for name, value in row.items()} for row in found]
-        tell({"rows": told, "findings": said}, None, as_json)
+        # NaN is not JSON
+        shown = [{name: None if _is_nan(value) else value for name, value in row.items()} for row in records]
+        tell({"rows": shown, "findings": differences}, None, as_json)
     else:
-        print_table(found, columns.split(",") if columns else None)
-        print(*said, sep="\n", end="\n" if said else "")
+        print_table(records, columns.split(",") if columns else None)
+        for difference in differences:
+            print(difference)
     if page:
-        place = Path(source) if Path(source).is_dir() else Path(source).parent
-        text, lost = contact_sheet(found, source, columns=chosen, folder=place, timeout=timeout)
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        text, lost = contact_sheet(records, source, columns=chosen, folder=folder, timeout=timeout)
         write_text(page, text)
-        print(f"{page}: {len(found) - lost} images, {lost} could not be had", file=sys.stderr)
+        print(f"{page}: {len(records) - lost} images, {lost} could not be had", file=sys.stderr)
 
 
 @app.command(no_args_is_help=True)
@@ -138,8 +132,8 @@ def stats(
     picture: Annotated[Path | None, typer.Option(help="Also draw the distributions, into this .png or .jpg.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write JSON here.")] = None,
     sample: Annotated[float | None, typer.Option(help="Look at this share of the rows, such as 0.01.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
-    unique: Annotated[bool, typer.Option(help="Count different URLs, images and texts.")] = True,
+    seed: Annotated[int, typer.Option(help="Random seed of the sample.")] = 0,
+    unique: Annotated[bool, typer.Option(help="Count distinct URLs, images and texts.")] = True,
     as_json: JsonOption = False,
     backend: Backend = "duckdb",
     memory_limit: MemoryLimit = None,
@@ -160,19 +154,17 @@ def stats(
     from kakao_models.samples.tables import connect, open_table
 
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
-    found = summarize(open_table(connection, source), sample=sample, seed=seed, unique=unique, advance=_say)
+    summary = summarize(open_table(connection, source), sample=sample, seed=seed, unique=unique, advance=_say)
     if picture:
-        save_picture(draw(found), picture)
+        save_picture(draw(summary), picture)
     if output:
-        write_json(output, found.as_dict())
-    tell(found.as_dict(), found, as_json)
+        write_json(output, summary.as_dict())
+    tell(summary.as_dict(), summary, as_json)
 
 
 @app.command("filter", no_args_is_help=True)
 def filter_(
-    source: Annotated[
-        str | None, typer.Argument(help="A .parquet, .csv or .jsonl file, a pattern or folder, or hf://owner/name.")
-    ] = None,
+    source: Annotated[str | None, typer.Argument(help=_SOURCE)] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to make; none: only count.", show_default=False)
     ] = None,
@@ -210,8 +202,8 @@ def filter_(
 
     if list_filters:
         kinds = sorted(FILTERS.values(), key=lambda kind: kind.name)
-        facts = [{"filter": kind.name, "help": kind.help, "parameters": dict(kind.defaults)} for kind in kinds]
-        tell(facts, "\n".join(map(str, kinds)), as_json)
+        rows = [{"filter": kind.name, "help": kind.help, "parameters": dict(kind.defaults)} for kind in kinds]
+        tell(rows, "\n".join(map(str, kinds)), as_json)
         return
     from kakao_models.data.curate import curate
     from kakao_models.data.recipes import parse_flags, read_recipe
@@ -234,7 +226,9 @@ def filter_(
 @app.command("label-stats", no_args_is_help=True)
 def label_stats_(
     source: SourceArgument,
-    thresholds: Annotated[str | None, typer.Option(help="Separated by commas; default 0, 0.05, ... 0.5.")] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="Thresholds, separated by commas; by default 0, 0.05, ... 0.5.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to list.")] = 20,
     labels_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Names of the classes, one per line.")
@@ -242,8 +236,8 @@ def label_stats_(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the table with the labels above --threshold.")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="For --output.")] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="For --output: so many labels of an image.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Lowest probability of a label in --output.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="For --output: at most so many labels of an image.")] = None,
     keep_empty: Annotated[bool, typer.Option("--keep-empty", help="For --output: images without labels too.")] = False,
     as_json: JsonOption = False,
     backend: Backend = "duckdb",
@@ -275,8 +269,8 @@ def label_stats_(
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     table = open_table(connection, source)
     _say("counting labels")
-    found = label_stats(table, chosen, top)
-    tell(found.as_dict(), found.named(lines_of(labels_file) if labels_file else None), as_json)
+    summary = label_stats(table, chosen, top)
+    tell(asdict(summary), summary.named(lines_of(labels_file) if labels_file else None), as_json)
     if output:
         _say("writing")
         with new_folder(output, connection, spill) as folder:
@@ -316,10 +310,10 @@ def shard(
     from kakao_models.samples.columns import Columns
     from kakao_models.samples.sources import open_source
 
-    found = open_source(source, Columns(image_column, caption_column, label_column), images=images, split=split)
-    with Progress("rows", sum(found.counts), None) as bar:
+    samples = open_source(source, Columns(image_column, caption_column, label_column), images=images, split=split)
+    with Progress("rows", sum(samples.counts), None) as bar:
         manifest = write_sample_shards(
-            found,
+            samples,
             output,
             options=Options(form, image_size),
             per_shard=per_shard,
@@ -348,13 +342,9 @@ def download(
     retries: Annotated[int, typer.Option(min=0, help="Attempts beyond the first, in a run.")] = 1,
     attempts: Annotated[int, typer.Option(min=1, help="Attempts of an address over all runs.")] = 6,
     per_shard: PerShard = 10_000,
-    dead: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Also write the addresses that failed: a .csv.")
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Also draw success rates and failures, into this .png or .jpg.")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Connections of a process.", rich_help_panel=RUN_PANEL)] = 32,
+    dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write failed addresses to this .csv.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw success rates into this .png or .jpg.")] = None,
+    threads: Annotated[int, _run(min=1, help="Connections of a process.")] = 32,
     workers: Workers = 1,
     rank: Rank = 0,
     world_size: WorldSize = 1,
@@ -400,7 +390,7 @@ def download(
         dead_links(output, dead)
     if picture:
         save_picture(draw_success(output), picture)
-    tell(outcome.as_dict(), outcome, as_json)
+    tell(asdict(outcome), outcome, as_json)
 
 
 @app.command(no_args_is_help=True)

@@ -8,9 +8,9 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from kakao_models.data.deadlinks import failure_kind
 from kakao_models.data.distribute import all_ranks, check_rank
 from kakao_models.data.journal import Journal
 from kakao_models.data.shard import Options, stored
-from kakao_models.data.workers import processes
+from kakao_models.data.workers import each
 from kakao_models.data.writers import StoredSample, TarWriter
 from kakao_models.files.atomic import replacing
 from kakao_models.pixels.fetch import FetchError, fetch_url
@@ -79,14 +79,10 @@ class Outcome:
     unfinished: int  # shards of other ranks
     errors: dict[str, int]
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
     def __str__(self) -> str:
         share = self.successes / self.rows if self.rows else 0
-        lines = [
-            f"{self.successes:,} of {self.rows:,} pictures ({share:.1%}); {self.tried:,} rows were tried in this run"
-        ]
+        tried = f"{self.tried:,} rows were tried in this run"
+        lines = [f"{self.successes:,} of {self.rows:,} pictures ({share:.1%}); {tried}"]
         lines += [f"{count:>10,}  {error}" for error, count in list(self.errors.items())[:10]]
         return "\n".join(lines)
 
@@ -134,7 +130,7 @@ def download(
     else:
         with alone(output, rank):
             clear(output, range(rank, len(parts), world_size))
-            for part, count in _each(mine, (rows, output, options), workers):
+            for part, count in each(_shard, (rows, output, options), mine, workers):
                 tried += count
                 advance(part.stop - part.start)
     with cleared(output, NAME):
@@ -161,27 +157,9 @@ def table_of_addresses(source: Any, columns: Columns = BY_NAME) -> Rows:
     return rows
 
 
-def _each(parts: list[Part], shared: tuple, workers: int) -> Iterator[tuple[Part, int]]:
-    if workers == 1 or len(parts) < 2:
-        _start(shared)
-        yield from map(_shard, parts)
-        return
-    with processes(min(workers, len(parts)), _start, shared) as pool:
-        for future in as_completed([pool.submit(_shard, part) for part in parts]):
-            yield future.result()
-
-
-_shared: tuple[Rows, Path, Download]  # of this process: what all its shards need, sent once
-
-
-def _start(shared: tuple) -> None:
-    global _shared
-    _shared = shared
-
-
-def _shard(part: Part) -> tuple[Part, int]:
+def _shard(shared: tuple[Rows, Path, Download], part: Part) -> tuple[Part, int]:
     """Finishes one shard; how many rows it tried."""
-    rows, output, options = _shared
+    rows, output, options = shared
     name, table = output / f"{part.number:05d}", output / f"{part.number:05d}.parquet"
     before = {row["row"]: row for row in pq.read_table(table).to_pylist()} if table.exists() else {}
     open_rows = {row for row, found in before.items() if _may_try(found, options)}

@@ -1,7 +1,7 @@
 """COYO-Labeled-300M: what a threshold on `label_probs` leaves, and the lists of classes that ViT is trained on."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import ibis
 import ibis.expr.types as ir
@@ -25,9 +25,6 @@ class LabelStats:
     rows: int
     thresholds: tuple[Threshold, ...]
     histogram: tuple[tuple[int, int], ...]  # (labels, images) at the highest threshold
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
     def named(self, names: Sequence[str] | None) -> str:
         """A table, with the names of classes where they are given."""

@@ -6,22 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ibis
+import pyarrow as pa
 from PIL import Image
 
 from kakao_models.pixels.contact_sheet import SIDE, cell, picture_page
 from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.samples.columns import BY_NAME, Columns, image_of
-from kakao_models.samples.coyo import TYPES, Finding, check_columns
+from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.paths import is_hub
 from kakao_models.samples.rows import Rows
 from kakao_models.samples.sources import load_hub_dataset
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _MAX_BYTES = 64 * 2**20
 _ON_HUB = re.compile(r"((zip|tar|gzip)://[^:]*::)?hf://")  # as `datasets` calls pictures that are files of a data set
@@ -41,20 +39,16 @@ def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> t
             if type(feature).__name__ == "Image":
                 data = data.cast_column(name, type(feature)(decode=False))
         rows = list(islice(data, count))
-        types = {name: _type(feature) for name, feature in (data.features or {}).items()}
-        return rows, types or dict.fromkeys(rows[0] if rows else (), "unknown")
+        if data.features is None:
+            return rows, dict.fromkeys(rows[0] if rows else (), "unknown")
+        return rows, _type_names(data.features.arrow_schema)
     table = Rows(source, needs=(), keep=None)
     parts = [replace(part, stop=min(part.stop, part.start + count)) for part in table.parts(count)[:count]]
     rows = [dict(sample.record) for part in parts for sample in table.read(part)][:count]
     if hasattr(table.source, "schemas"):
-        return rows, {field.name: _arrow_type(field) for field in table.source.schemas[0]}
+        return rows, _type_names(table.source.schemas[0])
     names = dict.fromkeys(name for row in rows for name in row)
     return rows, {name: TYPES.get(name) or _value_type(row.get(name) for row in rows) for name in names}
-
-
-def findings(types: Mapping[str, str]) -> list[Finding]:
-    """What differs from the columns that are published."""
-    return check_columns(types)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -88,8 +82,6 @@ def contact_sheet(
     columns: Columns = BY_NAME,
     folder: Path | None = None,
     timeout: float = 10.0,
-    workers: int = 16,
-    allow_private_addresses: bool = False,
 ) -> tuple[str, int]:
     """A page of HTML with each row's picture, text and other columns; and how many pictures could not be had.
 
@@ -99,22 +91,16 @@ def contact_sheet(
         columns: the image's column, where it has another name than usual.
         folder: what relative paths of images are relative to.
         timeout: seconds for a picture.
-
-    Raises:
-        ValueError: no row has the chosen column.
     """
-    columns.find(dict.fromkeys(name for row in rows for name in row), source=title)
 
     def read(place: int) -> Image.Image:
-        return _picture(rows[place], columns, folder, timeout, allow_private_addresses)
+        return _picture(rows[place], columns, folder, timeout)
 
     note = f"{len(rows)} rows; {{lost}} pictures could not be had. Pictures belong to their owners."
-    return picture_page(rows, title, note, read, workers=workers)
+    return picture_page(rows, title, note, read)
 
 
-def _picture(
-    row: Mapping[str, Any], columns: Columns, folder: Path | None, timeout: float, allow_private: bool
-) -> Image.Image:
+def _picture(row: Mapping[str, Any], columns: Columns, folder: Path | None, timeout: float) -> Image.Image:
     source = row.get("image")
     on_hub = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
     try:
@@ -129,8 +115,7 @@ def _picture(
         raise ImageError("row", str(error)) from error
     if source is None:
         raise ImageError("row", "has no image")
-    options = {"timeout": timeout, "max_pixels": MAX_SHOWN_PIXELS, "allow_private_addresses": allow_private}
-    return load_image(source, size_hint=(SIDE, SIDE), **options)
+    return load_image(source, size_hint=(SIDE, SIDE), timeout=timeout, max_pixels=MAX_SHOWN_PIXELS)
 
 
 def _read_on_hub(path: str) -> bytes:
@@ -143,14 +128,15 @@ def _read_on_hub(path: str) -> bytes:
         raise ImageError(path, f"can't be read ({error})") from error
 
 
-def _arrow_type(field: "pa.Field") -> str:
-    """As Ibis would call the type of a column of Parquet; as Arrow does where Ibis has none, such as string_view."""
-    import pyarrow as pa
-
-    try:
-        return str(ibis.Schema.from_pyarrow(pa.schema([field]))[field.name])
-    except (KeyError, NotImplementedError, ibis.IbisError):
-        return str(field.type)
+def _type_names(schema: pa.Schema) -> dict[str, str]:
+    """Types as Ibis calls them; as Arrow does where Ibis has none, such as string_view."""
+    names = {}
+    for field in schema:
+        try:
+            names[field.name] = str(ibis.Schema.from_pyarrow(pa.schema([field]))[field.name])
+        except (KeyError, NotImplementedError, ibis.IbisError):
+            names[field.name] = str(field.type)
+    return names
 
 
 def _value_type(values: Iterable[Any]) -> str:
@@ -159,9 +145,3 @@ def _value_type(values: Iterable[Any]) -> str:
     if isinstance(value, list):
         return f"array<{_value_type(value)}>"
     return {bool: "boolean", int: "int64", float: "float64", str: "string"}.get(type(value), type(value).__name__)
-
-
-def _type(feature: Any) -> str:
-    """As Ibis would call a feature of `datasets`."""
-    inner = getattr(feature, "feature", None) or (feature[0] if isinstance(feature, list) else None)
-    return f"array<{_type(inner)}>" if inner is not None else str(getattr(feature, "dtype", type(feature).__name__))

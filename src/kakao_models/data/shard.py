@@ -3,13 +3,13 @@
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kakao_models.data.workers import processes
+from kakao_models.data.workers import each
 from kakao_models.data.writers import WRITERS, StoredSample
 from kakao_models.files.atomic import unfinished
 from kakao_models.pixels.images import ImageError, load_image
@@ -78,7 +78,7 @@ def write_sample_shards(
         tasks = [(folder, number, order[start : start + per_shard])
                  for number, start in enumerate(range(0, total, per_shard))]  # fmt: skip
         entries, failures = [], []
-        for written, failed, rows in _each(tasks, shared, workers):
+        for written, failed, rows in each(_write, shared, tasks, workers):
             entries += [written] if written else []
             failures += failed
             advance(rows)
@@ -110,26 +110,9 @@ def stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:
     return file.getvalue(), "jpg", picture.size
 
 
-def _each(tasks: list, shared: tuple, workers: int) -> Iterator[tuple]:
-    if workers == 1 or len(tasks) == 1:
-        _start(shared)
-        yield from map(_write, tasks)
-        return
-    with processes(workers, _start, shared) as pool:
-        yield from pool.map(_write, tasks)
-
-
-_shared: tuple = ()  # of this process: what all its shards need, sent once
-
-
-def _start(shared: tuple) -> None:
-    global _shared
-    _shared = shared
-
-
-def _write(task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
+def _write(shared: tuple, task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
     folder, number, rows = task
-    source, classes, options = _shared
+    source, classes, options = shared
     kind = WRITERS[options.format]
     path, failures, count = folder / f"{number:05d}{kind.suffix}", [], 0
     writer = kind(path)

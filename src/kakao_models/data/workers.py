@@ -4,12 +4,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -36,6 +39,32 @@ def processes(count: int, start: Callable, *arguments: Any) -> Iterator[ProcessP
         raise
     else:
         pool.shutdown()
+
+
+def each(work: Callable[[Any, Any], T], shared: Any, tasks: Sequence, count: int) -> Iterator[T]:
+    """`work(shared, task)` of each task, in their order: here, or in at most `count` processes.
+
+    Args:
+        work: a function of a module, as processes find it by its name.
+        shared: what all tasks need; it is sent to each process once.
+    """
+    if count == 1 or len(tasks) < 2:
+        yield from (work(shared, task) for task in tasks)
+        return
+    with processes(min(count, len(tasks)), _share, shared) as pool:
+        yield from pool.map(partial(_work, work), tasks)
+
+
+_shared: Any  # of this process
+
+
+def _share(shared: Any) -> None:
+    global _shared
+    _shared = shared
+
+
+def _work(work: Callable, task: Any) -> Any:
+    return work(_shared, task)
 
 
 def _begin(start: Callable, arguments: tuple) -> None:

@@ -1,64 +1,34 @@
 """The command `kakao-models demo`."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kakao_models.search.cli import DATABASE, Collection, Token
-from kakao_models.verbs import (
-    BUNDLED_MODEL,
-    MODEL_PANEL,
-    ModelOptions,
-    given,
-    model_options,
-    prepare,
-)
+from kakao_models.search.cli import DATABASE, DEFAULT_COLLECTION, Collection, Token
+from kakao_models.verbs import BUNDLED_MODEL, MODEL_PANEL, ModelOptions, given, model_options, prepare
+
+_model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL)
+_database = functools.partial(typer.Option, rich_help_panel=DATABASE)
+_ALIGN = "A Hub id or a folder of an ALIGN; may be repeated. By default align-tiny."
+_VIT = "A Hub id or a folder of a ViT. By default kakaobrain/vit-large-patch16-384, fetched on first use."
+_INDEX = "Index that kakao-models index build made; by default one of the photographs inside the package."
+_ROOT = "Show images of the index in this folder only; may be repeated. By default the current one."
 
 
 @model_options("model", "revision", "batch_size", "fast_images")
 def demo(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A Hub id or a folder of an ALIGN; may be repeated. By default align-tiny.",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
-    vit: Annotated[
-        str | None,
-        typer.Option(
-            help="A Hub id or a folder of a ViT. By default kakaobrain/vit-large-patch16-384, fetched on first use.",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
-    only: Annotated[
-        bool, typer.Option("--only", help="Visitors can't name further models.", rich_help_panel=MODEL_PANEL)
-    ] = False,
+    model: Annotated[list[str] | None, _model("--model", "-m", help=_ALIGN)] = None,
+    vit: Annotated[str | None, _model(help=_VIT)] = None,
+    only: Annotated[bool, _model("--only", help="Visitors can't name further models.")] = False,
     *,
     options: ModelOptions,
-    index: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI",
-            help="What kakao-models index build made; by default an index of the photographs inside the package.",
-            rich_help_panel=DATABASE,
-        ),
-    ] = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(
-            exists=True,
-            file_okay=False,
-            help="Show images of the index in this folder alone; may be repeated. By default the current one.",
-            rich_help_panel=DATABASE,
-        ),
-    ] = None,
+    index: Annotated[str | None, _database(metavar="URI", help=_INDEX)] = None,
+    root: Annotated[list[Path] | None, _database(exists=True, file_okay=False, help=_ROOT)] = None,
     token: Token = None,
-    collection: Collection = "images",
+    collection: Collection = DEFAULT_COLLECTION,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other computers in.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.")] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,

@@ -226,8 +226,8 @@ class _Writer:
 
     def _insert(self) -> None:
         if self._rows:
-            ids, facts = map(list, zip(*self._rows))
-            self._index.add(ids, np.concatenate(self._vectors), facts, at_once=len(ids))
+            ids, metadata = map(list, zip(*self._rows))
+            self._index.add(ids, np.concatenate(self._vectors), metadata, at_once=len(ids))
             self._report.added += len(ids)
             self._rows, self._vectors = [], []
 

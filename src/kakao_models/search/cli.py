@@ -1,5 +1,6 @@
 """The commands `kakao-models index` and `kakao-models search`: one short function per verb, no logic of its own."""
 
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -24,62 +25,44 @@ from kakao_models.verbs import (
 app = group("Make, look at and change an index of images or texts, which kakao-models search searches.")
 
 DATABASE, OUTPUT = "Database", "Output"
-_URI = dict(metavar="URI", help="NAME.db, or a Milvus server: http://host:19530.", rich_help_panel=DATABASE)
-Uri = Annotated[str, typer.Option("--index", **_URI)]
-NewUri = Annotated[str, typer.Option("--index", "--to", **_URI)]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        envvar="MILVUS_TOKEN",
-        show_envvar=True,
-        show_default=False,
-        help="Of a Milvus server: user:password, or an API key.",
-        rich_help_panel=DATABASE,
-    ),
+_database = functools.partial(typer.Option, rich_help_panel=DATABASE)
+_output = functools.partial(typer.Option, rich_help_panel=OUTPUT)
+_uri = functools.partial(_database, metavar="URI", help="NAME.db, or a Milvus server: http://host:19530.")
+Uri = Annotated[str, _uri("--index")]
+NewUri = Annotated[str, _uri("--index", "--to")]
+_TOKEN = "Credentials of a Milvus server: user:password, or an API key."
+Token = Annotated[str | None, _database(envvar="MILVUS_TOKEN", show_envvar=True, help=_TOKEN)]
+Collection = Annotated[str, _database(help="Collection of the database.")]
+Filter = Annotated[
+    str | None, typer.Option("--filter", "-f", help="Only rows for which this is true, such as 'width > 500'.")
 ]
-Collection = Annotated[str, typer.Option(help="Within the database.", rich_help_panel=DATABASE)]
 Roots = Annotated[
     list[Path] | None,
     typer.Option("--root", exists=True, file_okay=False, help="Read images in this folder too; may be repeated."),
 ]
-IndexType = Annotated[
-    str | None,
-    typer.Option(
-        help="FLAT, HNSW, IVF_FLAT, AUTOINDEX, ...; by default FLAT (exact) in a .db, AUTOINDEX on a server.",
-        rich_help_panel=DATABASE,
-        show_default=False,
-    ),
-]
-IndexParams = Annotated[
-    str | None,
-    typer.Option(metavar="JSON", help='Of the type, such as {"M": 32}.', rich_help_panel=DATABASE, show_default=False),
-]
-Metric = Annotated[
-    str, typer.Option(help="IP, COSINE or L2: the same order, for vectors have length 1.", rich_help_panel=DATABASE)
-]
-Consistency = Annotated[
-    str, typer.Option(help="Of a server: Strong, Bounded, Session, Eventually.", rich_help_panel=DATABASE)
-]
-Shards = Annotated[int, typer.Option(min=1, help="Of a server's new collection.", rich_help_panel=DATABASE)]
+_TYPES = "FLAT, HNSW, IVF_FLAT, AUTOINDEX, ...; by default FLAT (exact) in a .db, AUTOINDEX on a server."
+IndexType = Annotated[str | None, _database(help=_TYPES)]
+IndexParams = Annotated[str | None, _database(metavar="JSON", help='Parameters of the index type, such as {"M": 32}.')]
+Metric = Annotated[str, _database(help="IP, COSINE or L2: the same order, for vectors have length 1.")]
+Consistency = Annotated[str, _database(help="Consistency of a server: Strong, Bounded, Session, Eventually.")]
+Shards = Annotated[int, _database(min=1, help="Shards of a server's new collection.")]
 IndexKind = Annotated[str, typer.Option("--what", help="images, or texts.")]
 DEFAULT_URI, DEFAULT_COLLECTION = "./kakao.db", "images"
+_SEARCH_MODEL = "Model; by default the one the index was built with."
+_SOURCES = (
+    "Folders of images, WebDataset tars, TFRecords, tables (.parquet, .csv, .jsonl); for texts, tables and .txt files."
+)
 
 
 @app.command(no_args_is_help=True)
 @model_options("fast_images")
 def build(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folders of images, WebDataset tars, TFRecords, tables (.parquet, .csv, .jsonl); of texts, tables and .txt files.",
-        ),
-    ],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help=_SOURCES)],
     uri: NewUri = DEFAULT_URI,
-    sync: Annotated[bool, typer.Option("--sync", help="Remove what none of these sources has any more.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Remove rows that are no longer in the sources.")] = False,
     what: IndexKind = "images",
     columns: Annotated[
-        str | None, typer.Option(help="Of tables, keep these, separated by commas; by default all.")
+        str | None, typer.Option(help="Columns of tables to keep, separated by commas; by default all.")
     ] = None,
     image_column: ImageColumnOption = None,
     caption_column: CaptionColumnOption = None,
@@ -136,10 +119,7 @@ def build(
 @model_options("fast_images")
 def load(
     source: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, help="What kakao-models data embed or embed wrote, or a database of Milvus Lite 2."
-        ),
+        Path, typer.Argument(exists=True, help="Output of data embed or of embed, or a database of Milvus Lite 2.")
     ],
     uri: NewUri = DEFAULT_URI,
     what: IndexKind = "images",
@@ -195,19 +175,15 @@ def info(
     from kakao_models.search import SearchIndex
 
     with SearchIndex.open(uri, token=token, collection=collection) as index:
-        facts = {"index": uri, "collection": collection, "rows": index.count} | index.metadata
-    lines = (
-        f"{name:<14} {value if isinstance(value, (str, int)) else json.dumps(value)}" for name, value in facts.items()
-    )
-    tell(facts, "\n".join(lines), as_json)
+        metadata = {"index": uri, "collection": collection, "rows": index.count} | index.metadata
+    shown = {name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in metadata.items()}
+    tell(metadata, "\n".join(f"{name:<14} {value}" for name, value in shown.items()), as_json)
 
 
 @app.command(no_args_is_help=True)
 def delete(
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of rows.")] = None,
-    filter: Annotated[
-        str | None, typer.Option("--filter", "-f", help="Rows of which this is true, such as 'width < 100'.")
-    ] = None,
+    filter: Filter = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole collection.")] = False,
     uri: Uri = DEFAULT_URI,
     token: Token = None,
@@ -236,7 +212,7 @@ def delete(
 
 @model_options("model", "batch_size", "fast_images")
 def search(
-    text: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="An image to look for; may be repeated.")] = None,
     plus: Annotated[list[str] | None, typer.Option(help="A further text.")] = None,
     minus: Annotated[list[str] | None, typer.Option(help="A text to take away.")] = None,
@@ -244,42 +220,23 @@ def search(
     weight: Annotated[
         list[str] | None, typer.Option(metavar="KIND=NUMBER", help="text=2 and image=1 unless you say otherwise.")
     ] = None,
-    filter: Annotated[
-        str | None, typer.Option("--filter", "-f", help="Only rows of which this is true, such as 'width > 500'.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16_384, help="How many.")] = 10,
-    page: Annotated[
-        Path | None,
-        typer.Option("--html", dir_okay=False, help="Also write a page with the images.", rich_help_panel=OUTPUT),
-    ] = None,
+    filter: Filter = None,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16_384, help="Number of results.")] = 10,
+    page: Annotated[Path | None, _output("--html", dir_okay=False, help="Also write a page with the images.")] = None,
     root: Annotated[
-        list[Path] | None,
-        typer.Option(
-            exists=True,
-            file_okay=False,
-            help="For --html: show images in these folders alone.",
-            rich_help_panel=OUTPUT,
-        ),
+        list[Path] | None, _output(exists=True, file_okay=False, help="For --html: show only images in these folders.")
     ] = None,
     as_json: JsonOption = False,
     uri: Uri = DEFAULT_URI,
     search_params: Annotated[
         str | None,
-        typer.Option(
-            metavar="JSON", help='Of the index type, such as {"ef": 128}.', rich_help_panel=DATABASE, show_default=False
-        ),
+        _database(metavar="JSON", help='Search parameters of the index type, such as {"ef": 128}.'),
     ] = None,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="By default the one the index was built with.",
-            rich_help_panel=MODEL_PANEL,
-            show_default=False,
-        ),
+        typer.Option("--model", "-m", help=_SEARCH_MODEL, rich_help_panel=MODEL_PANEL),
     ] = None,
     *,
     options: ModelOptions,
@@ -341,12 +298,12 @@ def _making(what: str, index_type: str | None, index_params: str | None, metric:
 
 def _params(option: str, text: str | None) -> dict:
     try:
-        found = json.loads(text or "{}")
+        params = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise typer.BadParameter(f"{option} {text}: is no JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(params, dict):
         raise typer.BadParameter(f'{option} {text}: expected an object, such as {{"ef": 128}}')
-    return found
+    return params
 
 
 def _weights(pairs: list[str]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,30 +77,27 @@ class Items:
         if not sources:
             raise ValueError("nothing to build an index of: name a folder, a table or tars")
         self.kind, self.columns, self.fields = kind, None if columns is None else set(columns), fields
-        self.roots = [Path(root).resolve() for root in roots]
+        self.roots = roots
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kakao-models-read")
-        self._opened = [_open(source, kind, fields) for source in sources]
-        self.parts = [(rows, part) for rows in self._opened for part in rows.parts(size)]
-        self.total = sum(sum(rows.counts) for rows in self._opened)
+        opened = [_open(source, kind, fields) for source in sources]
+        self.parts = [(rows, part) for rows in opened for part in rows.parts(size)]
 
     def read(self, number: int) -> list[Item]:
         """The items of a part; those that can't be read say why."""
         rows, part = self.parts[number]
-        places = range(part.start, part.stop)
-        return list(
-            self._pool.map(lambda place, sample: self._item(rows, part, place, sample), places, rows.read(part))
-        )
+        file = rows.files[part.file]
+        is_folder = isinstance(rows.source, ImageFolder)
+
+        def item(place: int, sample: Sample) -> Item:
+            name = f"{file}{WITHIN}{place}"
+            if sample.error:
+                return Item(name, error=sample.error)
+            return self._text(name, sample) if self.kind == "texts" else self._image(name, file, is_folder, sample)
+
+        return list(self._pool.map(item, range(part.start, part.stop), rows.read(part)))
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-    def _item(self, rows: "Rows | Lines", part: Part, place: int, sample: Sample) -> Item:
-        name = f"{rows.files[part.file]}{WITHIN}{place}"
-        if sample.error:
-            return Item(name, error=sample.error)
-        if self.kind == "texts":
-            return self._text(name, sample)
-        return self._image(rows, part, name, sample)
 
     def _text(self, name: str, sample: Sample) -> Item:
         text = next(iter(sample.captions), None)
@@ -111,49 +108,40 @@ class Items:
         except ValueError as error:
             return Item(name, error=_reason(error))
 
-    def _image(self, rows: "Rows | Lines", part: Part, name: str, sample: Sample) -> Item:
-        file, value = rows.files[part.file], sample.image
-        container = file if "://" in file else os.path.abspath(file)
-        is_folder = isinstance(rows.source, ImageFolder)
+    def _image(self, name: str, file: str, is_folder: bool, sample: Sample) -> Item:
+        value = sample.image
         if value is None:
             return Item(name, error="no image")
         if isinstance(value, str):  # an address
             path = value
         elif isinstance(value, os.PathLike):
             path = os.path.abspath(value)
-            try:
-                error = None if is_folder else self._outside(Path(file).parent, path)
-            except (ValueError, OSError, RuntimeError) as wrong:  # a zero byte, a loop of links
-                error = _reason(wrong)
-            if error:
-                return Item(path, error=error)
         else:
-            inside = (
-                sample.id.partition(":")[2] if container.lower().endswith(".tar") else name[len(file) + len(WITHIN) :]
-            )
-            path = f"{container}{WITHIN}{inside}" + (f":{self.fields.image}" if self.fields.image else "")
+            path = self._path_within(file, name, sample)
         try:
+            if isinstance(value, os.PathLike) and not is_folder:
+                folder = Path(file).parent
+                if not is_within(Path(path).resolve(), (folder, *self.roots)):
+                    raise ValueError(f"leads out of {folder}: allow its folder by --root")
             content = _content(path) if isinstance(value, (str, os.PathLike)) else bytes(value)
             width, height = image_size(content)
-            metadata = self._metadata(
-                sample, path, {} if is_folder else {"id": sample.id}
-            )  # of a folder, it is in the path
-        except (ValueError, OSError) as error:
+            known = {} if is_folder else {"id": sample.id}  # the id of a file in a folder is in its path
+            metadata = self._metadata(sample, path, known)
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             return Item(path, error=_reason(error))
         return Item(path, content, {"width": width, "height": height, "bytes": len(content)} | metadata)
 
-    def _outside(self, folder: Path, path: str) -> str | None:
-        """What is wrong with a picture that lies neither in its table's folder nor in one of `roots`."""
-        if any(Path(path).resolve().is_relative_to(root) for root in (folder.resolve(), *self.roots)):
-            return None
-        return f"leads out of {folder}: allow its folder by --root"
+    def _path_within(self, file: str, name: str, sample: Sample) -> str:
+        """The path of an image inside a tar or table: CONTAINER::KEY or CONTAINER::ROW, with the chosen column."""
+        is_tar = file.lower().endswith(".tar")
+        inside = sample.id.partition(":")[2] if is_tar else name.removeprefix(f"{file}{WITHIN}")
+        container = file if "://" in file else os.path.abspath(file)
+        return f"{container}{WITHIN}{inside}" + (f":{self.fields.image}" if self.fields.image else "")
 
     def _metadata(self, sample: Sample, path: str, known: dict[str, Any]) -> dict[str, Any]:
-        caption, image = (
-            next(iter(sample.captions), ""),
-            Columns(self.fields.image).find(sample.record).image if sample.record else None,
-        )
-        found = {"path": _fitting(path, "path", cut=False), "caption": _fitting(caption, "caption", cut=True)}
+        caption = next(iter(sample.captions), "")
+        image = Columns(self.fields.image).find(sample.record).image if sample.record else None
+        metadata = {"path": _fitting(path, "path", cut=False), "caption": _fitting(caption, "caption", cut=True)}
         for name, value in (known | dict(sample.record)).items():
             if name in (image, "__key__", "embedding") or (name.lower() in CAPTIONS and str(value).strip() == caption):
                 continue
@@ -161,11 +149,16 @@ class Items:
                 continue
             kept = _whole(value) if name in ("width", "height") else plain(value)
             if kept is not None:
-                found.setdefault(f"{name}_" if name in OWN or name in ("path", "caption", "bytes") else name, kept)
-        extra = {name: value for name, value in found.items() if name not in FIELDS}
+                metadata.setdefault(f"{name}_" if name in OWN or name in ("path", "caption", "bytes") else name, kept)
+        extra = {name: value for name, value in metadata.items() if name not in FIELDS}
         if (size := len(json.dumps(extra).encode())) > _MOST:
             raise ValueError(f"its columns have {size:,} bytes, an index holds {_MOST:,}: choose some by --columns")
-        return found
+        return metadata
+
+
+def is_within(path: Path, folders: Iterable[str | os.PathLike]) -> bool:
+    """Whether a resolved path lies in one of some folders."""
+    return any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 def count(sources: Sequence[str | os.PathLike], kind: str, fields: Columns = BY_NAME) -> int:

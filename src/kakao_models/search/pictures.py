@@ -13,7 +13,7 @@ from PIL import Image
 from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.search.index import Hit
-from kakao_models.search.items import MAX_BYTES, WITHIN
+from kakao_models.search.items import MAX_BYTES, WITHIN, is_within
 
 _BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")  # as `sources.plain` writes it
 
@@ -67,7 +67,7 @@ def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:
         real = Path(path).resolve()
     except (OSError, RuntimeError) as error:
         raise ImageError(path, f"leads nowhere ({error})") from error
-    if roots is not None and not any(real.is_relative_to(Path(root).resolve()) for root in roots):
+    if roots is not None and not is_within(real, roots):
         raise ImageError(path, "lies in none of the folders that may be shown")
     return real
 
