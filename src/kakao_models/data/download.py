@@ -7,11 +7,12 @@ Of each shard there are 00000.tar (the pictures that were had), 00000.parquet (e
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,8 @@ def download(
     tried = 0
     if distributor:
         run = partial(download, rows.where, output.absolute(), options, columns=rows.columns, workers=workers)
-        found = all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance)
-        tried = sum(outcome.tried for outcome in found)
+        outcomes = all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance)
+        tried = sum(outcome.tried for outcome in outcomes)
     else:
         with alone(output, rank):
             clear(output, range(rank, len(parts), world_size))
@@ -162,9 +163,9 @@ def _shard(shared: tuple[Rows, Path, Download], part: Part) -> tuple[Part, int]:
     rows, output, options = shared
     name, table = output / f"{part.number:05d}", output / f"{part.number:05d}.parquet"
     before = {row["row"]: row for row in pq.read_table(table).to_pylist()} if table.exists() else {}
-    open_rows = {row for row, found in before.items() if _may_try(found, options)}
-    sound = before and _verified(name.with_suffix(".tar"), before)
-    if before and sound and not open_rows:
+    open_rows = {row for row, outcome in before.items() if _may_try(outcome, options)}
+    sound = before and not _different(name.with_suffix(".tar"), before.values())
+    if sound and not open_rows:
         name.with_suffix(".journal").unlink(missing_ok=True)
         return part, 0
     records = rows.read(part)
@@ -183,8 +184,8 @@ def _shard(shared: tuple[Rows, Path, Download], part: Part) -> tuple[Part, int]:
     return part, len(expected)
 
 
-def _may_try(found: dict, options: Download) -> bool:
-    return found["status"] != "success" and not found["final"] and found["attempts"] < options.attempts
+def _may_try(outcome: dict, options: Download) -> bool:
+    return outcome["status"] != "success" and not outcome["final"] and outcome["attempts"] < options.attempts
 
 
 def _fetch_all(journal: Journal, records: list[Sample], expected: list[int], options: Download) -> None:
@@ -209,22 +210,22 @@ def _fetch_all(journal: Journal, records: list[Sample], expected: list[int], opt
 
 
 def _fetch_one(row: int, record: Sample, attempts: int, options: Download, stop: Future) -> tuple[dict, bytes]:
-    facts = {"row": row, "status": "failed", "final": False, "attempts": attempts, "error": None}
+    outcome = {"row": row, "status": "failed", "final": False, "attempts": attempts, "error": None}
     for again in range(options.retries + 1):
         if again and wait([stop], 0.5 * 2 ** (again - 1)).done:
             break
-        facts["attempts"] += 1
+        outcome["attempts"] += 1
         try:
-            return _got(facts, record, options, stop)
+            return _got(outcome, record, options, stop)
         except (FetchError, ImageError) as error:
             reason = _printable(getattr(error, "reason", str(error)))
             # A whole answer that is no picture, or not the one that is meant, will be that again
-            facts |= {"error": reason, "final": isinstance(error, ImageError) or any(x in reason for x in _FINAL)}
+            outcome |= {"error": reason, "final": isinstance(error, ImageError) or any(x in reason for x in _FINAL)}
         except Exception as error:  # noqa: BLE001  one address must not end a run of millions
-            facts |= {"error": _printable(f"{type(error).__name__}: {error}"), "final": True}
-        if facts["final"] or facts["attempts"] >= options.attempts:
+            outcome |= {"error": _printable(f"{type(error).__name__}: {error}"), "final": True}
+        if outcome["final"] or outcome["attempts"] >= options.attempts:
             break
-    return facts, b""
+    return outcome, b""
 
 
 def _printable(reason: str) -> str:
@@ -232,7 +233,7 @@ def _printable(reason: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in reason[:300])
 
 
-def _got(facts: dict, record: Sample, options: Download, stop: Future) -> tuple[dict, bytes]:
+def _got(outcome: dict, record: Sample, options: Download, stop: Future) -> tuple[dict, bytes]:
     if record.error:
         raise ImageError("row", record.error)
     if (url := record.path) is None:
@@ -250,8 +251,8 @@ def _got(facts: dict, record: Sample, options: Download, stop: Future) -> tuple[
     if max(width, height) > options.max_aspect * min(width, height):
         raise ImageError(url, f"longer than {options.max_aspect:g} times its shorter side")
     digest = hashlib.sha256(kept).hexdigest()
-    found = {"status": "success", "final": True, "error": None, "kind": kind, "sha256": digest}
-    return facts | found | {"width": width, "height": height}, kept
+    success = {"status": "success", "final": True, "error": None, "kind": kind, "sha256": digest}
+    return outcome | success | {"width": width, "height": height}, kept
 
 
 # Pixels → of larger pictures a process decodes so many at a time: a pixel takes up to 27 bytes, and all threads may meet them
@@ -267,24 +268,25 @@ def _stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]
 
 def _write(journal: Journal, records: list[Sample], name: Path, numbered: bool) -> None:
     """Tar first, table last: where the table is, the shard is complete."""
-    facts = []
+    rows = []
     with replacing(name.with_suffix(".tar")) as temporary:
         writer = TarWriter(temporary)
         for row, record in enumerate(records):
-            found, data = journal.get(row)
-            facts.append({"row": row, "key": f"{name.name}{row:06d}", "id": record.id, "url": record.path, **found})
-            if found["status"] == "success":
-                said = {"id": record.id, "url": record.path, "sha256": found["sha256"]}
-                writer.write(StoredSample(facts[-1]["key"], data, found["kind"], record.captions, record.labels, said))
+            outcome, data = journal.get(row)
+            key = f"{name.name}{row:06d}"
+            rows.append({"row": row, "key": key, "id": record.id, "url": record.path, **outcome})
+            if outcome["status"] == "success":
+                metadata = {"id": record.id, "url": record.path, "sha256": outcome["sha256"]}
+                writer.write(StoredSample(key, data, outcome["kind"], record.captions, record.labels, metadata))
         writer.close()
-        if wrong := _different(temporary, facts):
+        if wrong := _different(temporary, rows):
             raise OSError(f"{name}.tar: what was written reads back differently ({wrong}). Is the disk sound?")
-    successes = sum(found["status"] == "success" for found in facts)
-    statuses = Counter(failure_kind(found["error"]) if found["error"] else "success" for found in facts)
-    count = {"count": len(facts), "successes": successes, "failed_to_download": len(facts) - successes}
-    write_json(name.with_name(f"{name.name}_stats.json"), {**count, "status_dict": dict(statuses)})
+    statuses = Counter(failure_kind(row["error"]) if row["error"] else "success" for row in rows)
+    successes = sum(row["status"] == "success" for row in rows)
+    counts = {"count": len(rows), "successes": successes, "failed_to_download": len(rows) - successes}
+    write_json(name.with_name(f"{name.name}_stats.json"), {**counts, "status_dict": dict(statuses)})
     with replacing(name.with_suffix(".parquet")) as temporary:
-        pq.write_table(pa.Table.from_pylist(facts, schema=_schema(numbered)), temporary, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, schema=_schema(numbered)), temporary, compression="zstd")
 
 
 def _schema(numbered: bool) -> pa.Schema:
@@ -294,13 +296,9 @@ def _schema(numbered: bool) -> pa.Schema:
     return pa.schema({**columns, "final": pa.bool_(), "kind": text, "width": whole, "height": whole, "sha256": text})
 
 
-def _verified(path: Path, before: dict[int, dict]) -> bool:
-    return path.exists() and not _different(path, list(before.values()))
-
-
-def _different(path: Path, facts: list[dict]) -> str | None:
-    """What a tar has otherwise than it should: each picture is hashed."""
-    expected = {found["key"]: found["sha256"] for found in facts if found["status"] == "success"}
+def _different(path: Path, rows: Iterable[dict]) -> str | None:
+    """How the pictures of a tar, each of which is hashed, differ from the rows of its table; None if they don't."""
+    expected = {row["key"]: row["sha256"] for row in rows if row["status"] == "success"}
     try:
         there = {key: hashlib.sha256(data).hexdigest() for key, data in _pictures(path)}
     except (ValueError, OSError) as error:
@@ -320,18 +318,14 @@ def _pictures(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _take_over(journal: Journal, path: Path, before: dict[int, dict]) -> None:
-    rows, there = {found["key"]: row for row, found in before.items()}, set(journal.rows())
+    """Copies the rows of a finished shard, whose tar is at `path`, into its journal, but for those that it has."""
+    rows = {outcome["key"]: outcome for outcome in before.values()}
+    failures = ((key, b"") for key, outcome in rows.items() if outcome["status"] != "success")
+    known = set(journal.rows())
     names = ("row", "status", "final", "attempts", "error", "kind", "sha256", "width", "height")
-
-    def take(row: int, data: bytes) -> None:
-        if row not in there:
-            journal.add({name: before[row][name] for name in names}, data)
-
-    for key, data in _pictures(path):
-        take(rows[key], data)
-    for row, found in before.items():
-        if found["status"] != "success":
-            take(row, b"")
+    for key, data in chain(_pictures(path), failures):
+        if rows[key]["row"] not in known:
+            journal.add({name: rows[key][name] for name in names}, data)
 
 
 def _summarize(output: Path, parts: list[Part], tried: int) -> Outcome:
@@ -343,10 +337,10 @@ def _summarize(output: Path, parts: list[Part], tried: int) -> Outcome:
             unfinished += 1
             continue
         table = pq.read_table(path, columns=["status", "error"])
-        found = table["status"].to_pylist().count("success")
-        rows, successes = rows + len(table), successes + found
+        downloaded = table["status"].to_pylist().count("success")
+        rows, successes = rows + len(table), successes + downloaded
         errors.update(failure_kind(error) for error in table["error"].to_pylist() if error)
-        entries.append(entry(path.with_suffix(".tar"), found))
+        entries.append(entry(path.with_suffix(".tar"), downloaded))
     if not unfinished:
         write_manifest(output, "download", entries)
     return Outcome(rows, successes, tried, unfinished, dict(errors.most_common()))

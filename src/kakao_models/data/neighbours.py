@@ -1,15 +1,17 @@
 """Images that are near to those of an evaluation set: by perceptual hash, or by embedding as in ALIGN's paper."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
+from kakao_models.inference.embedder import l2_normalize
 from kakao_models.pixels.images import list_images, load_image
 from kakao_models.samples.columns import find_column
 from kakao_models.samples.paths import kind_of
@@ -37,24 +39,20 @@ def read_hashes(file: str | Path) -> list[str]:
     """
     path = Path(file)
     if path.is_dir():
-        found = sorted({perceptual_hash(load_image(picture)) for picture in list_images(path)})
-        if not found:
-            raise ValueError(f"{path}: there are no pictures in this folder")
-        return found
-    if kind_of(path):
-        source = open_source(path, needs=(), keep=_HASHES, merge=False)
-        found = [sample.record for sample in source]
-        name = find_column(tuple(found[0]), None, _HASHES)
+        values = [perceptual_hash(load_image(picture)) for picture in list_images(path)]
+    elif kind_of(path):
+        records = [sample.record for sample in open_source(path, needs=(), keep=_HASHES, merge=False)]
+        name = find_column(tuple(records[0]), None, _HASHES)
         if name is None:
             raise ValueError(f"{path}: has no column {', '.join(_HASHES)}")
-        found = [record[name] for record in found if record[name]]
+        values = [record[name] for record in records if record[name]]
     else:
-        found = path.read_text(encoding="utf-8-sig").split()
-    hashes = sorted({value.lower() for value in found})
+        values = path.read_text(encoding="utf-8-sig").split()
+    hashes = sorted({value.lower() for value in values})
     if wrong := next((value for value in hashes if not re.fullmatch(r"[0-9a-f]{16}", value)), None):
         raise ValueError(f"{path}: {wrong!r:.60} is no perceptual hash of 16 hexadecimal digits")
     if not hashes:
-        raise ValueError(f"{path}: there are no hashes")
+        raise ValueError(f"{path}: there are no hashes, and no pictures to compute them from")
     return hashes
 
 
@@ -67,13 +65,10 @@ def perceptual_hash(picture: Image.Image) -> str:
 
     pixels = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
     waves = dct(dct(pixels, axis=0), axis=1)[:8, :8]
-    bits = (waves > np.median(waves)).reshape(-1)
-    return f"{int(''.join('01'[bit] for bit in bits.astype(int)), 2):016x}"
+    return np.packbits(waves > np.median(waves)).tobytes().hex()
 
 
-def near_hashes(
-    table: ir.Table, column: str, file: str, bits: int, hold: Callable[[ir.Table], ir.Table] = lambda table: table
-) -> ir.Table:
+def near_hashes(table: ir.Table, column: str, file: str, bits: int, hold: Callable[[ir.Table], ir.Table]) -> ir.Table:
     """The rows whose hash differs in more than `bits` bits from all hashes of `file`.
 
     Exact, without comparing all with all: two hashes that differ in at most k bits agree in one of any k + 1 parts.
@@ -87,22 +82,17 @@ def near_hashes(
     theirs = read_hashes(file)
     value = table[column].cast("string").lower()
     ours = table.select(hash=value).filter(ibis._.hash.re_search("^[0-9a-f]{16}$")).distinct()
-    words = {f"word{place}": _word(ours.hash, place) for place in range(_DIGITS // _WORD)}
-    ours = ours.mutate(**words)
-    edges = np.linspace(0, _DIGITS, bits + 2).round().astype(int)
+    starts = range(0, _DIGITS, _WORD)
+    ours = ours.mutate(**{f"word{start}": _word(ours.hash, start) for start in starts})
+    words = {f"other{start}": [int(text[start : start + _WORD], 16) for text in theirs] for start in starts}
+    edges = np.linspace(0, _DIGITS, bits + 2).round().astype(int).tolist()
     near = []
-    for start, end in zip(edges, edges[1:]):
-        parts = {"part": [text[start:end] for text in theirs]}
-        numbers = {
-            f"other{place}": [int(text[place * _WORD : (place + 1) * _WORD], 16) for text in theirs]
-            for place in range(_DIGITS // _WORD)
-        }
-        some = ours.mutate(part=ours.hash.substr(int(start), int(end - start)))
-        joined = some.join(ibis.memtable(parts | numbers), "part")
-        distance = sum(bit_count(joined[f"word{place}"] ^ joined[f"other{place}"]) for place in range(_DIGITS // _WORD))
+    for first, last in zip(edges, edges[1:]):
+        parts = {"part": [text[first:last] for text in theirs]}
+        joined = ours.mutate(part=ours.hash.substr(first, last - first)).join(ibis.memtable(parts | words), "part")
+        distance = sum(bit_count(joined[f"word{start}"] ^ joined[f"other{start}"]) for start in starts)
         near.append(joined.filter(distance <= bits).select(key="hash"))
-    found = ibis.union(*near, distinct=True) if len(near) > 1 else near[0].distinct()
-    return without(table, value, hold(found))
+    return without(table, value, hold(ibis.union(*near).distinct()))
 
 
 def near_embeddings(table: ir.Table, embeddings: str, file: str, above: float) -> ir.Table:
@@ -120,62 +110,48 @@ def near_embeddings(table: ir.Table, embeddings: str, file: str, above: float) -
 
 @lru_cache(maxsize=4)
 def _near_ids(embeddings: str, file: str, above: float) -> list:
-    theirs, near = _unit(_evaluated(file)), []
+    theirs, near = _evaluated(file), []
     for ids, rows in _embedded(embeddings):
         if rows.shape[1] != theirs.shape[1]:
             raise ValueError(
                 f"{embeddings}: embeddings of width {rows.shape[1]}, {file} has {theirs.shape[1]}. Of one model?"
             )
-        for start in range(0, len(rows), 1024):
-            best = (_unit(rows[start : start + 1024]) @ theirs.T).max(1)
-            near += ids[start : start + 1024][best > above].tolist()
+        best = (l2_normalize(rows) @ theirs.T).max(1)
+        near += ids[best > above].tolist()
     return near
 
 
 def _evaluated(file: str) -> np.ndarray:
-    """(images, width), without the rows of NaN that stand for pictures that couldn't be read.
+    """(images, width) of length 1, without the rows of NaN that stand for pictures that couldn't be read.
 
     With one of them, the largest cosine of any image would be NaN, and no image near.
     """
-    theirs = np.load(file) if file.endswith(".npy") else _stacked(file)
+    if file.endswith(".npy"):
+        theirs = np.load(file)
+    else:
+        theirs = np.concatenate([rows for _, rows in _embedded(file)] or [np.empty((0, 0))])
     if theirs.ndim != 2 or theirs.dtype.kind not in "fiu":
         raise ValueError(f"{file}: expected numbers of shape (images, width), got {theirs.dtype} {theirs.shape}")
     theirs = theirs[np.isfinite(theirs).all(1)]
     if not len(theirs):
         raise ValueError(f"{file}: there are no embeddings")
-    return theirs
+    return l2_normalize(theirs.astype(np.float32))
 
 
-def _word(text: ir.StringValue, place: int) -> ir.IntegerValue:
-    """16 bits of hexadecimal text as a number; no function for that is in all backends."""
-    digits = (
-        ibis.literal("0123456789abcdef").find(text.substr(place * _WORD + i, 1)).cast("int64") for i in range(_WORD)
-    )
-    number = next(digits)
-    for digit in digits:
-        number = number * 16 + digit
-    return number
-
-
-def _embedded(source: str):
-    import pyarrow.parquet as pq
-
+def _embedded(source: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and embeddings (n, width) of the rows that have one; few at a time, as each is compared with a whole set."""
     for path in files_of(source):
-        for batch in pq.ParquetFile(path).iter_batches(16_384, columns=["id", "embedding"]):
-            column = batch.column("embedding")
-            known = column.is_valid().to_numpy(zero_copy_only=False)
-            if known.any():
-                ids = batch.column("id").to_numpy(zero_copy_only=False)[known]
-                yield ids, vectors_of(column.drop_null(), path)
+        for batch in pq.ParquetFile(path).iter_batches(1024, columns=["id", "embedding"]):
+            batch = batch.filter(batch.column("embedding").is_valid())
+            if len(batch):
+                ids = batch.column("id").to_numpy(zero_copy_only=False)
+                yield ids, vectors_of(batch.column("embedding"), path)
 
 
-def _stacked(source: str) -> np.ndarray:
-    found = [rows for _, rows in _embedded(source)]
-    if not found:
-        raise ValueError(f"{source}: there are no embeddings")
-    return np.concatenate(found)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float32)
-    return rows / np.sqrt(np.maximum(np.square(rows).sum(-1, keepdims=True), 1e-12))
+def _word(text: ir.StringValue, start: int) -> ir.IntegerValue:
+    """16 bits of hexadecimal text as a number; no function for that is in all backends."""
+    digits = ibis.literal("0123456789abcdef")
+    number = ibis.literal(0, "int64")
+    for place in range(start, start + _WORD):
+        number = number * 16 + digits.find(text.substr(place, 1))
+    return number
