@@ -6,6 +6,7 @@ A record is its length (8 bytes, little-endian), a masked CRC-32C of these, the 
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import google_crc32c
@@ -25,7 +26,12 @@ def index_records(path: str | os.PathLike) -> np.ndarray:
     Raises:
         ValueError: the file is cut short, or no TFRecord file.
     """
-    records, position, size = [], 0, os.path.getsize(path)
+    return np.array(list(scan_records(path)), np.int64).reshape(-1, 2)
+
+
+def scan_records(path: str | os.PathLike) -> Iterator[tuple[int, int]]:
+    """As `index_records`, record by record: those before the place that is cut short come before the error."""
+    position, size = 0, os.path.getsize(path)
     with open(path, "rb", buffering=0) as file:
         while position < size:
             file.seek(position)
@@ -36,9 +42,8 @@ def index_records(path: str | os.PathLike) -> np.ndarray:
                 raise ValueError(
                     f"{path}: no record at byte {position} of {size}. Is it cut short, compressed, or no TFRecord file?"
                 )
-            records.append((position + _HEADER.size, length))
+            yield position + _HEADER.size, length
             position = end
-    return np.array(records, np.int64).reshape(-1, 2)
 
 
 def read_record(file: int, start: int, length: int, name: str | Path) -> bytes:
