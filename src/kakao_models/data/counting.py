@@ -47,9 +47,7 @@ def digest(table: ir.Table, *values: ir.Value, bits: int = 64) -> ir.IntegerValu
     number = function(together)
     if bits < 64:
         number = number & ibis.literal((1 << bits) - 1, type=kind)
-    known = values[0].notnull()
-    for value in values[1:]:
-        known = known & value.notnull()
+    known = ibis.and_(*(value.notnull() for value in values))
     return ibis.ifelse(known, number, ibis.null(kind))
 
 
@@ -67,9 +65,11 @@ def frequent_keys(table: ir.Table, key: ir.Value, most: int, context: Context) -
     """What to compare, and a table (key, rows) of those of more than `most` rows."""
     if context.digest_bits is not None:
         key = digest(table, key, bits=context.digest_bits)
-        return key, context.hold(_frequent(_keys(table, key), most))
-    some = _often(table, key, most, context)
-    return key, context.hold(_frequent(some, most))
+        rows = table.select(key=key).filter(ibis._.key.notnull())
+    else:
+        rows = _often(table, key, most, context)
+    counts = rows.group_by("key").agg(rows=ibis._.count())
+    return key, context.hold(counts.filter(ibis._.rows > most))
 
 
 def shared_keys(
@@ -98,14 +98,6 @@ def _often(table: ir.Table, key: ir.Value, most: int, context: Context, **others
         counted = counted.filter(counted[name].notnull())
     often = counted.group_by("digest").agg(rows=ibis._.count()).filter(ibis._.rows > most).select("digest")
     return marked.semi_join(context.hold(often), "digest").drop("digest")
-
-
-def _keys(table: ir.Table, key: ir.Value) -> ir.Table:
-    return table.select(key=key).filter(ibis._.key.notnull())
-
-
-def _frequent(keys: ir.Table, most: int) -> ir.Table:
-    return keys.group_by("key").agg(rows=ibis._.count()).filter(ibis._.rows > most)
 
 
 def words_of(text: ir.StringValue) -> ir.ArrayValue:

@@ -27,7 +27,7 @@ DISTRIBUTORS = tuple(_NEEDS)
 
 def check_rank(rank: int, world_size: int, distributor: str | None) -> None:
     """Raises:
-    ValueError: there is no such rank; or a distributor, which runs them all, is given beside one.
+    ValueError: there is no such rank; or a distributor, which runs all of them, stands beside one.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank: got {rank}, expected 0 to {world_size - 1} (world size {world_size})")
@@ -71,10 +71,10 @@ def all_ranks(
     attempt = functools.partial(_attempt, run, world_size)
     start = {"multiprocessing": _on_this_machine, "pyspark": _on_spark, "ray": functools.partial(_on_ray, gpu=gpu)}
     results = []
-    for rank, found in start[distributor](attempt, world_size):
-        if isinstance(found, ValueError):
-            raise found
-        results.append(found)
+    for rank, result in start[distributor](attempt, world_size):
+        if isinstance(result, ValueError):
+            raise result
+        results.append(result)
         advance(sum(part.stop - part.start for part in parts[rank::world_size]))
     if lost := [path for part in parts if not (path := output / f"{part.number:05d}.parquet").exists()]:
         raise FileNotFoundError(f"{lost[0]} is not here, nor {len(lost) - 1} others. Do all machines see one {output}?")
@@ -108,7 +108,7 @@ def _on_spark(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:
     try:
         yield from context.parallelize(range(world_size), world_size).map(attempt).collect()
     except (PySparkException, Py4JJavaError) as error:
-        raise ChildProcessError(_said(str(error))) from error
+        raise ChildProcessError(_task_error(str(error))) from error
 
 
 def _on_ray(attempt: Callable, world_size: int, gpu: bool) -> Iterator[tuple[int, Any]]:
@@ -128,14 +128,14 @@ def _on_ray(attempt: Callable, world_size: int, gpu: bool) -> Iterator[tuple[int
             done, waiting = ray.wait(waiting)
             yield from ray.get(done)
     except ray.exceptions.RayError as error:
-        raise ChildProcessError(_said(str(error))) from error
+        raise ChildProcessError(_task_error(str(error))) from error
     finally:
         for reference in waiting:
             ray.cancel(reference)
 
 
-def _said(message: str) -> str:
-    """What a task raised: the last line of the Python traceback that the cluster reports."""
+def _task_error(message: str) -> str:
+    """The error of a task: the last line of the Python traceback that the cluster reports."""
     lines = re.split(r"\n\s+at |JVM stacktrace", message)[0].splitlines()
-    told = [line.strip() for line in lines if line.strip() and "SQLSTATE" not in line]
-    return f"a task failed as often as the cluster lets it: {told[-1] if told else message}"
+    reported = [line.strip() for line in lines if line.strip() and "SQLSTATE" not in line]
+    return f"a task failed as often as the cluster lets it: {reported[-1] if reported else message}"

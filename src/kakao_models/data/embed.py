@@ -112,8 +112,8 @@ def _write(embedder, rows: Rows, part: Part, settings: Settings, path: Path) -> 
         _embed(embedder, rows, replace(part, start=start, stop=min(start + _AT_ONCE, part.stop)), settings)
         for start in range(part.start, part.stop, _AT_ONCE)
     ]
-    said = json.dumps([failure for _, failed in pieces for failure in failed], ensure_ascii=False)
-    table = pa.concat_tables(table for table, _ in pieces).replace_schema_metadata({"failures": said})
+    failures = json.dumps([failure for _, failed in pieces for failure in failed], ensure_ascii=False)
+    table = pa.concat_tables(table for table, _ in pieces).replace_schema_metadata({"failures": failures})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
 
@@ -130,10 +130,9 @@ def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> tuple[pa.Tab
     kept = [place for place in range(len(records)) if place not in failures]
     columns = {}
     if images:
-        found, broken = _images(embedder, [images[place] for place in kept])
+        columns["images"], broken = _images(embedder, [images[place] for place in kept])
         failures |= {kept[place]: reason for place, reason in broken.items()}
         kept = [place for place in kept if place not in failures]
-        columns["images"] = found
     if texts:
         columns["texts"] = embedder.texts([texts[place] for place in kept], progress=False)
     ids = pa.array([records[place].id for place in kept], pa.int64() if rows.numbered else pa.string())
@@ -149,11 +148,9 @@ def _embed(embedder, rows: Rows, part: Part, settings: Settings) -> tuple[pa.Tab
 
 def _images(embedder, sources: list) -> tuple[np.ndarray, dict[int, str]]:
     """Embeddings of the readable ones, and reasons by the places of the others."""
-    if not sources:
-        return np.empty((0, embedder.dim), np.float32), {}
-    found = embedder.images(sources, on_error="ignore", progress=False)
+    rows = embedder.images(sources, on_error="ignore", progress=False)
     broken = {failure.index: failure.reason for failure in embedder.failures}
-    return found[[place for place in range(len(sources)) if place not in broken]], broken
+    return np.delete(rows, list(broken), axis=0), broken
 
 
 def _finish(output: Path, parts: list[Part], plan: dict) -> dict | None:
@@ -162,11 +159,10 @@ def _finish(output: Path, parts: list[Part], plan: dict) -> dict | None:
         return None
     entries, failures = [], []
     for path in paths:
-        facts = pq.ParquetFile(path)
-        entries.append(entry(path, facts.metadata.num_rows))
-        said = (facts.schema_arrow.metadata or {}).get(b"failures")
-        if said is None:
+        file = pq.ParquetFile(path)
+        listed = (file.schema_arrow.metadata or {}).get(b"failures")
+        if listed is None:
             raise ValueError(f"{path}: data embed did not write this file. Remove it, and run again.")
-        failures += json.loads(said)
-    failed = [{"name": name, "reason": reason} for name, reason in failures]
-    return write_manifest(output, "embeddings", entries, plan=plan, failures=failed)
+        entries.append(entry(path, file.metadata.num_rows))
+        failures += [{"name": name, "reason": reason} for name, reason in json.loads(listed)]
+    return write_manifest(output, "embeddings", entries, plan=plan, failures=failures)

@@ -54,10 +54,10 @@ class Filter:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        given = ", ".join(
-            f"{name}={_spelled(value)}" for name, value in self.parameters.items() if value not in (None, "")
+        arguments = ", ".join(
+            f"{name}={_text(value)}" for name, value in self.parameters.items() if value not in (None, "")
         )
-        return f"{self.kind.name}({given})" if given else self.kind.name
+        return f"{self.kind.name}({arguments})" if arguments else self.kind.name
 
 
 FILTERS: dict[str, FilterKind] = {}
@@ -94,7 +94,7 @@ def _nsfw(table, max):
     """Neither OpenNSFW2 nor GantMan/NSFW gives more than `max`."""
     columns = [name for name in NSFW if name in table.columns] or NSFW
     require(table, columns, "nsfw")
-    return _all(_between(table[name], None, max) for name in columns)
+    return ibis.and_(*(_between(table[name], None, max) for name in columns))
 
 
 @_filter("words", min=3, max=256)
@@ -221,10 +221,10 @@ def _image(table: ir.Table, named: str, what: str) -> str:
     if named:
         require(table, (named,), what)
         return named
-    found = next((name for name in SAME_IMAGE_COLUMNS if name in table.columns), None)
-    if found is None:
+    column = next((name for name in SAME_IMAGE_COLUMNS if name in table.columns), None)
+    if column is None:
         raise ValueError(f"{what}: the table has none of {', '.join(SAME_IMAGE_COLUMNS)}; name the column: image=...")
-    return found
+    return column
 
 
 def _number(column: ir.Value) -> ir.FloatingValue:
@@ -233,25 +233,18 @@ def _number(column: ir.Value) -> ir.FloatingValue:
 
 
 def _known(table: ir.Table, *columns: str) -> ir.BooleanValue:
-    return _all(_number(table[name]).notnull() for name in columns)  # least(1, NULL) is 1 in DuckDB
+    return ibis.and_(*(_number(table[name]).notnull() for name in columns))  # least(1, NULL) is 1 in DuckDB
 
 
 def _between(column: ir.Value, low: float | None, high: float | None) -> ir.BooleanValue:
     number = _number(column)
-    bounds = (
-        [number.notnull()]
-        + ([number >= low] if low is not None else [])
-        + ([number <= high] if high is not None else [])
-    )
-    return _all(bounds)
+    bounds = [number.notnull()]
+    if low is not None:
+        bounds.append(number >= low)
+    if high is not None:
+        bounds.append(number <= high)
+    return ibis.and_(*bounds)
 
 
-def _all(conditions) -> ir.BooleanValue:
-    first, *others = conditions
-    for condition in others:
-        first = first & condition
-    return first
-
-
-def _spelled(value: Any) -> str:
+def _text(value: Any) -> str:
     return "+".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -29,12 +29,10 @@ class LabelStats:
     def named(self, names: Sequence[str] | None) -> str:
         """A table, with the names of classes where they are given."""
         lines = [f"{self.rows:,} images", "", "threshold  labels per image  different labels  images left  top classes"]
-        for found in self.thresholds:
-            top = ", ".join(f"{names[label] if names else label} {count:,}" for label, count in found.top_classes[:3])
-            lines.append(
-                f"{found.threshold:9.2f}  {found.labels_per_image:16.2f}  {found.unique_labels:16,}  "
-                f"{found.images:11.2%}  {top}"
-            )
+        for row in self.thresholds:
+            top = ", ".join(f"{names[label] if names else label} {count:,}" for label, count in row.top_classes[:3])
+            counts = f"{row.labels_per_image:16.2f}  {row.unique_labels:16,}  {row.images:11.2%}"
+            lines.append(f"{row.threshold:9.2f}  {counts}  {top}")
         return "\n".join(lines)
 
 
@@ -51,26 +49,26 @@ def label_stats(table: ir.Table, thresholds: Sequence[float] = THRESHOLDS, top: 
         left = sparse(table, threshold).length().fill_null(0)
         sums[f"labels{number}"] = left.sum().fill_null(0)
         sums[f"images{number}"] = (left > 0).cast("int64").sum().fill_null(0)
-    facts = table.agg(**sums).to_pyarrow().to_pylist()[0]
-    found = []
+    totals = table.agg(**sums).to_pyarrow().to_pylist()[0]
+    results = []
     for number, threshold in enumerate(thresholds):
-        images, labels = facts[f"images{number}"], facts[f"labels{number}"]
+        images, labels = totals[f"images{number}"], totals[f"labels{number}"]
         each = table.select(label=sparse(table, threshold).unnest())
         counts = each.group_by("label").agg(images=ibis._.count())
         first = counts.order_by([ibis.desc("images"), "label"]).limit(top).to_pyarrow().to_pylist()
-        found.append(
+        results.append(
             Threshold(
                 threshold=threshold,
                 labels_per_image=labels / images if images else 0.0,
                 unique_labels=int(counts.count().execute()),
-                images=images / facts["rows"] if facts["rows"] else 0.0,
+                images=images / totals["rows"] if totals["rows"] else 0.0,
                 top_classes=tuple((row["label"], row["images"]) for row in first),
             )
         )
     number = sparse(table, thresholds[-1]).length().fill_null(0)
     rows = table.group_by(labels=number).agg(images=ibis._.count()).to_pyarrow().to_pylist()
     histogram = tuple(sorted((row["labels"], row["images"]) for row in rows))
-    return LabelStats(int(facts["rows"]), tuple(found), histogram)
+    return LabelStats(int(totals["rows"]), tuple(results), histogram)
 
 
 def sparse(table: ir.Table, threshold: float) -> ir.ArrayValue:
@@ -93,8 +91,8 @@ def to_multilabel(table: ir.Table, threshold: float, *, most: int | None = None,
     labels = sparse(table, _checked(threshold))
     labels = labels[:most] if most else labels
     labels = ibis.coalesce(labels, ibis.literal([], type="array<int64>"))
-    found = table.mutate(labels=labels).drop("label_probs")
-    return found if keep_empty else found.filter(found.labels.length() > 0)
+    labelled = table.mutate(labels=labels).drop("label_probs")
+    return labelled if keep_empty else labelled.filter(labelled.labels.length() > 0)
 
 
 def _checked(threshold: float) -> float:

@@ -18,8 +18,8 @@ _WHOLE = 100_000  # so many whole numbers are counted one by one
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of one column. `values` and `counts`: whole numbers of a range to 100,000 themselves, otherwise the lower edges of
-    1000 equal bins."""
+    """The distribution of one column. `values` are the values themselves for whole numbers with a range of at most 100,000,
+    otherwise the lower edges of 1000 equal bins; `counts` says how often each occurs."""
 
     nulls: int  # NaN and infinity count as null
     min: float | None
@@ -45,10 +45,10 @@ class Stats:
     findings: tuple[Finding, ...]
 
     def as_dict(self) -> dict:
-        found = asdict(self) | {"exact": self.sampled is None}
+        summary = asdict(self) | {"exact": self.sampled is None}
         for name, column in self.columns.items():
-            found["columns"][name]["quantiles"] = {f"{share:g}": column.quantile(share) for share in QUANTILES}
-        return found
+            summary["columns"][name]["quantiles"] = {f"{share:g}": column.quantile(share) for share in QUANTILES}
+        return summary
 
     def __str__(self) -> str:
         what = "all rows, exact" if self.sampled is None else f"a sample of {self.sampled:.3%} of the rows"
@@ -60,10 +60,9 @@ class Stats:
             numbers = [column.min, column.mean, column.max, *(column.quantile(share) for share in QUANTILES)]
             cells = [f"{column.nulls:,}", *("-" if x is None else f"{x:.5g}" for x in numbers)]
             lines.append(f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
-        lines += [
-            "",
-            *(f"different {name}: {count:,} ({count / max(self.rows, 1):.2%})" for name, count in self.unique.items()),
-        ]
+        lines.append("")
+        for name, count in self.unique.items():
+            lines.append(f"different {name}: {count:,} ({count / max(self.rows, 1):.2%})")
         if self.sampled is not None and self.unique:
             lines.append("Of a sample, more are different than of the whole table: doubles lie far apart.")
         if self.findings:
@@ -98,18 +97,18 @@ def summarize(
             table = backend.create_table(f"sample_{uuid.uuid4().hex}", table, temp=True)
     numeric = [name for name, kind in table.schema().items() if kind.is_numeric() and name != "id"]
     advance("ranges")
-    asked = {"rows": ibis._.count()}
+    queries = {"rows": ibis._.count()}
     for name in table.columns:
         column = _value(table, name)
-        asked[f"nulls:{name}"] = column.isnull().cast("int64").sum().fill_null(0)
+        queries[f"nulls:{name}"] = column.isnull().cast("int64").sum().fill_null(0)
         if name in numeric or name == "id":
-            asked |= {f"min:{name}": column.min(), f"max:{name}": column.max()}
-            asked[f"mean:{name}"] = column.cast("float64").mean()
-    facts = table.agg(**asked).to_pyarrow().to_pylist()[0]
+            queries |= {f"min:{name}": column.min(), f"max:{name}": column.max()}
+            queries[f"mean:{name}"] = column.cast("float64").mean()
+    results = table.agg(**queries).to_pyarrow().to_pylist()[0]
     columns = {}
     for name in table.columns:
-        low, high, mean = (facts.get(f"{kind}:{name}") for kind in ("min", "max", "mean"))
-        nulls = int(facts[f"nulls:{name}"])
+        low, high, mean = (results.get(f"{kind}:{name}") for kind in ("min", "max", "mean"))
+        nulls = int(results[f"nulls:{name}"])
         if name in numeric and low is not None:
             advance(name)
             values, counts = _counts(table, name, low, high)
@@ -121,8 +120,8 @@ def summarize(
         advance(f"different {name}")
         different[name] = int(table.select(name).filter(ibis._[name].notnull()).distinct().count().execute())
     summary = {name: {"nulls": c.nulls, "min": c.min, "max": c.max} for name, c in columns.items()}
-    findings = check_columns(types) + check_ranges(facts["rows"], summary)
-    return Stats(int(facts["rows"]), sample, columns, different, tuple(findings))
+    findings = check_columns(types) + check_ranges(results["rows"], summary)
+    return Stats(int(results["rows"]), sample, columns, different, tuple(findings))
 
 
 def _value(table: ir.Table, name: str) -> ir.Value:
@@ -162,8 +161,8 @@ def draw(stats: Stats):
         within = [(value, count) for value, count in zip(column.values, column.counts) if value <= end]
         values, counts = zip(*within)
         axes.hist(values, bins=min(60, max(1, len(values))), weights=counts, color="#3b6ea5")
-        said = name[:60].replace("$", r"\$")  # otherwise a formula
-        axes.set_title(f"{said} (up to the 99th percentile)" if end < column.max else said, fontsize=9)
+        title = name[:60].replace("$", r"\$")  # otherwise a formula
+        axes.set_title(f"{title} (up to the 99th percentile)" if end < column.max else title, fontsize=9)
         axes.tick_params(labelsize=7)
     how = "all rows" if stats.sampled is None else f"a sample of {stats.sampled:.2%}"
     figure.suptitle(f"{stats.rows:,} rows, {how}")

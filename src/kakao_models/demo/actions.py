@@ -9,6 +9,8 @@ from PIL import Image
 from kakao_models.inference.pipelines import pipeline
 from kakao_models.pixels.images import load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
+from kakao_models.search import compose_query
+from kakao_models.search.query import tokens_read
 from kakao_models.vit.rollout import attention_rollout, patch_map, recorded_attention
 
 from .catalogue import Catalogue
@@ -54,7 +56,7 @@ def zero_shot(
         templates: sentences with {}, one a line; none: transformers' default.
         second: name of the model to compare with, or nothing.
     """
-    photo = _given(photo)
+    photo = _chosen(photo)
     names, sentences = read_lines(labels, "Labels"), read_lines(templates, "Templates")
     if not names:
         raise ValueError("Write the labels to choose from, one a line")
@@ -66,14 +68,14 @@ def zero_shot(
     results = []
     for name in dict.fromkeys([first, second] if second else [first]):
         classify = models.get(ZERO_SHOT, name, loading)
-        found = classify(photo, candidate_labels=names, **({"hypothesis_template": sentences} if sentences else {}))
-        results.append((name, found))
+        options = {"hypothesis_template": sentences} if sentences else {}
+        results.append((name, classify(photo, candidate_labels=names, **options)))
     return bars(results)
 
 
 def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) -> tuple[str, Image.Image | None]:
     """Bars of a ViT's five best classes, and the photograph with the patches that they came from."""
-    photo = _given(photo)
+    photo = _chosen(photo)
     classify = models.get(CLASSES, name, loading)
     model = classify.embedder.engine.model
     if classify.embedder.config.model_type != "vit" or not hasattr(model, "set_attn_implementation"):
@@ -81,9 +83,9 @@ def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) 
         return bars([(name, classify(photo))]) + missing, None
     plain = pipeline(CLASSES, model, image_processor=classify.embedder.image_processor)  # its own modules have to run
     with recorded_attention(model) as layers:
-        found = plain(photo)
+        scores = plain(photo)
     heat = patch_map(attention_rollout(layers), model)[0]
-    return bars([(name, found)]), overlay(_as_seen(photo, classify.embedder.image_processor), heat)
+    return bars([(name, scores)]), overlay(_as_seen(photo, classify.embedder.image_processor), heat)
 
 
 def search(
@@ -97,7 +99,7 @@ def search(
     count: int,
     loading: Loading,
 ) -> tuple[str, list[str]]:
-    """A strip of what is found, and the paths of it.
+    """A strip of the results, and their paths.
 
     Args:
         image: path of the uploaded file.
@@ -112,16 +114,20 @@ def search(
     if not terms:
         raise ValueError("Write what to search for, or choose an image; a weight of 0 leaves a part out")
     plus, minus = ({term: abs(w) for term, w in terms.items() if w * sign > 0} for sign in (1, -1))
-    hits = catalogue.search(plus, minus, int(count), loading)
+    index = catalogue.open(loading)
+    weights = {"text": 1, "image": 1}  # they are in the terms already
+    query = compose_query(index.embedder, plus=plus, minus=minus, weights=weights)
+    hits = index.search(query, int(count))
     if not hits:
         raise ValueError(f"{catalogue.name}: nothing is in it")
     shown = [catalogue.thumbnail(hit.path) for hit in hits]
     captions = [f"{hit.score:.3f}  {hit.caption or Path(hit.path).name}"[:120] for hit in hits]
     names = [f"Search with {Path(hit.path).name}" for hit in hits]
-    found = strip(names, [uri for uri, _ in shown], captions)
-    cut = [note(f"“{term[:40]}…” is longer than {tokens} tokens: the model reads its beginning.")
-           for term in terms if isinstance(term, str) and (tokens := catalogue.cut(term))]  # fmt: skip
-    return found + "".join(cut) + _lost([reason for _, reason in shown]), [hit.path for hit in hits]
+    results = strip(names, [uri for uri, _ in shown], captions)
+    for term in terms:
+        if isinstance(term, str) and (tokens := tokens_read(index.embedder, term)):
+            results += note(f"“{term[:40]}…” is longer than {tokens} tokens: the model reads its beginning.")
+    return results + _lost([reason for _, reason in shown]), [hit.path for hit in hits]
 
 
 def found_picture(catalogue: Catalogue, paths: list[str], number: int) -> Image.Image:
@@ -138,8 +144,8 @@ def embedding_map(catalogue: Catalogue, method: str, count: int, loading: Loadin
     with ThreadPoolExecutor(_READERS) as readers:
         shown = list(readers.map(catalogue.thumbnail, [hit.path for hit in hits]))
     names = [(hit.caption or Path(hit.path).name)[:120] for hit in hits]
-    said = note(f"{len(hits):,} of {catalogue.count(loading):,} photographs. {what}")
-    return scatter(points, names, [uri for uri, _ in shown]) + said + _lost([reason for _, reason in shown])
+    counts = note(f"{len(hits):,} of {catalogue.open(loading).count:,} photographs. {what}")
+    return scatter(points, names, [uri for uri, _ in shown]) + counts + _lost([reason for _, reason in shown])
 
 
 def _lost(reasons: list[str]) -> str:
@@ -165,7 +171,7 @@ def _as_seen(photo: Path, processor) -> Image.Image:
     return picture
 
 
-def _given(photo: str | None) -> Path:
+def _chosen(photo: str | None) -> Path:
     if not photo:
         raise ValueError("Choose a photograph first: drop one, or take one of the examples")
     return Path(photo)  # a path, whatever it looks like: load_image would fetch a URL

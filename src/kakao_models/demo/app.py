@@ -110,7 +110,7 @@ def _zero_shot(models: Models) -> None:
         return actions.zero_shot(models, photo, labels, templates, first, second, _loading(progress))
 
     button.click(
-        _told(classify), [photo, labels, templates, first, second], [result],
+        _reporting(classify), [photo, labels, templates, first, second], [result],
         api_name="zero_shot", concurrency_id="model", show_progress_on=result,
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def _vit(models: Models) -> None:
         return actions.vit_classes(models, photo, name, _loading(progress))
 
     button.click(
-        _told(classify, 1), [photo, name], [result, seen],
+        _reporting(classify, 1), [photo, name], [result, seen],
         api_name="vit", concurrency_id="model", show_progress_on=result,
     )  # fmt: skip
 
@@ -153,9 +153,8 @@ def _search(catalogue: Catalogue) -> None:
             count = gr.Slider(1, 48, 12, step=1, label="How many")
             button = gr.Button("Search", variant="primary")
         with gr.Column(scale=3):
-            found = gr.HTML(
-                note(f"Of {catalogue.name}. Click on one that is found to search with it."), js_on_load=_CHOOSE
-            )
+            hint = note(f"Searching {catalogue.name}. Click a result to search for similar images.")
+            results = gr.HTML(hint, js_on_load=_CHOOSE)
 
     def search(text, text_weight, image, image_weight, words, words_weight, count, progress=_PROGRESS):
         return actions.search(
@@ -170,11 +169,11 @@ def _search(catalogue: Catalogue) -> None:
             return gr.skip()
 
     gr.on(
-        [button.click, text.submit, words.submit], _told(search, 1),
-        [text, text_weight, image, image_weight, words, words_weight, count], [found, paths],
-        api_name="search", concurrency_id="model", show_progress_on=found,
+        [button.click, text.submit, words.submit], _reporting(search, 1),
+        [text, text_weight, image, image_weight, words, words_weight, count], [results, paths],
+        api_name="search", concurrency_id="model", show_progress_on=results,
     )  # fmt: skip
-    found.click(choose, paths, image, api_visibility="private", show_progress_on=image)
+    results.click(choose, paths, image, api_visibility="private", show_progress_on=image)
 
 
 def _map(catalogue: Catalogue) -> None:
@@ -182,13 +181,13 @@ def _map(catalogue: Catalogue) -> None:
         method = gr.Radio(METHODS, value=METHODS[0], label="Projection")
         count = gr.Slider(10, 500, 200, step=10, label="Photographs at most")
     button = gr.Button("Draw", variant="primary")
-    drawn = gr.HTML(note(f"Of {catalogue.name}: photographs that the model finds alike lie together."))
+    drawn = gr.HTML(note(f"A map of {catalogue.name}: similar photographs lie together."))
 
     def draw(method, count, progress=_PROGRESS):
         return actions.embedding_map(catalogue, method, count, _loading(progress))
 
     button.click(
-        _told(draw), [method, count], [drawn],
+        _reporting(draw), [method, count], [drawn],
         api_name="map", concurrency_id="model", show_progress_on=drawn,
     )  # fmt: skip
 
@@ -231,21 +230,21 @@ def _loading(progress: gr.Progress) -> Callable[[str], None]:
     return lambda name: progress(None, desc=f"Loading {name}")
 
 
-def _told(run: Callable, further: int = 0) -> Callable:
-    """`run`, whose first output is HTML: what went wrong takes its place, and nothing that of the `further` outputs."""
+def _reporting(run: Callable, further: int = 0) -> Callable:
+    """`run`, whose first output is HTML: an error message takes its place, and None that of the `further` outputs."""
 
     @functools.wraps(run)  # gradio finds the progress bar in the signature
-    def told(*inputs, **others):
+    def reporting(*inputs, **others):
         try:
             return run(*inputs, **others)
         except (OSError, ValueError, ImportError, MemoryError) as error:
-            said = _reason(error)
+            reason = _reason(error)
         except Exception:
             _log.exception("an action of the page failed")
-            said = "That did not work, for a reason that this page does not know. The server's log has it."
-        return (message(said), *[None] * further) if further else message(said)
+            reason = "That did not work, for a reason that this page does not know. The server's log has it."
+        return (message(reason), *[None] * further) if further else message(reason)
 
-    return told
+    return reporting
 
 
 def _reason(error: Exception) -> str:

@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image
 
 from kakao_models.pixels.images import ImageError
-from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
-from kakao_models.search import Hit, SearchIndex, compose_query, hit_picture
-from kakao_models.search.query import tokens_read
+from kakao_models.search import Hit, SearchIndex, hit_picture
+from kakao_models.search.index import COLLECTION
 
 from .models import ZERO_SHOT, Models
 from .photos import BUNDLED, data_uri
@@ -44,7 +43,7 @@ class Catalogue:
         *,
         roots: Sequence[Path] = (),
         token: str | None = None,
-        collection: str | None = None,
+        collection: str = COLLECTION,
     ):
         self._models, self._folder, self._roots = models, folder, [BUNDLED] if uri is None else list(roots)
         self._lock = threading.Lock()  # one thread makes it while others wait
@@ -53,20 +52,11 @@ class Catalogue:
         self.name = "the photographs inside the package" if uri is None else uri.rpartition("@")[2]  # no password
         self.thumbnail = lru_cache(maxsize=2048)(self._thumbnail)
         if uri is not None:  # what is wrong with it is said before there is a page
-            self._index = SearchIndex.open(uri, token=token, **({"collection": collection} if collection else {}))
+            self._index = SearchIndex.open(uri, token=token, collection=collection)
             if (kind := self._index.metadata["kind"]) != "images":
                 self.close()
                 raise ValueError(f"{uri}: is an index of {kind}; the page shows images")
             models.offer(str(self._index.metadata["model"]))
-
-    def search(
-        self, plus: dict[str | Path, float], minus: dict[str | Path, float], k: int, loading: Callable[[str], None]
-    ) -> list[Hit]:
-        """The k photographs nearest to texts and images (paths), each with its weight, added or subtracted."""
-        index = self.open(loading)
-        weights = {"text": 1, "image": 1}  # they are in the terms already
-        query = compose_query(index.embedder, plus=plus, minus=minus, weights=weights)
-        return index.search(query, k)
 
     def rows(self, limit: int, loading: Callable[[str], None]) -> tuple[list[Hit], np.ndarray]:
         """At most `limit` photographs and their embeddings (N, D): by their contents' hashes, so a fair sample.
@@ -79,20 +69,13 @@ class Catalogue:
             raise ValueError(f"{self.name}: the index is empty: kakao-models index build FOLDER --index {self.name}")
         return [hit for hits, _ in pages for hit in hits], np.concatenate([vectors for _, vectors in pages])
 
-    def count(self, loading: Callable[[str], None]) -> int:
-        return self.open(loading).count
-
-    def cut(self, text: str) -> int:
-        """As `tokens_read`."""
-        return tokens_read(self.open().embedder, text)
-
     def picture(self, path: str, side: int) -> Image.Image:
         """The picture at a path of the index, of about that size.
 
         Raises:
             ImageError: it can't be read, or lies in none of the folders that are shown.
         """
-        picture = hit_picture(path, roots=self._roots, size_hint=(side, side), max_pixels=MAX_SHOWN_PIXELS)
+        picture = hit_picture(path, roots=self._roots, size_hint=(side, side))
         picture.thumbnail((side, side))
         return picture
 

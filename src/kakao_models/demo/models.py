@@ -54,7 +54,7 @@ class Models:
                 loading(name)
                 while len(self._loaded) >= self._kept:  # before the next is loaded: both might not fit
                     self._loaded.popitem(last=False)
-                found = pipeline(task, name, image_options={"max_pixels": MAX_SHOWN_PIXELS}, **self._options)
-                self._loaded[task, name] = found
+                options = {"image_options": {"max_pixels": MAX_SHOWN_PIXELS}} | self._options
+                self._loaded[task, name] = pipeline(task, name, **options)
             self._loaded.move_to_end((task, name))
             return self._loaded[task, name]

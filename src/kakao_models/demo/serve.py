@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kakao_models.search.index import COLLECTION
+
 from .catalogue import Catalogue
 from .models import Models
 
@@ -22,7 +24,7 @@ def serve(
     *,
     index: str | None = None,
     token: str | None = None,
-    collection: str | None = None,
+    collection: str = COLLECTION,
     roots: Sequence[Path] = (),
     host: str = "127.0.0.1",
     port: int | None = None,
