@@ -237,8 +237,10 @@ def label_stats_(
         Path | None, typer.Option("--output", "-o", help="Write the table with the labels above --threshold.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Lowest probability of a label in --output.")] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="For --output: at most so many labels of an image.")] = None,
-    keep_empty: Annotated[bool, typer.Option("--keep-empty", help="For --output: images without labels too.")] = False,
+    most: Annotated[int | None, typer.Option(min=1, help="Most labels of an image in --output.")] = None,
+    keep_empty: Annotated[
+        bool, typer.Option("--keep-empty", help="Also write images without labels into --output.")
+    ] = False,
     as_json: JsonOption = False,
     backend: Backend = "duckdb",
     memory_limit: MemoryLimit = None,
@@ -447,7 +449,9 @@ def embed(
 
 @app.command(no_args_is_help=True)
 def verify(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What shard, download or embed made.")],
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A folder that shard, download or embed made.")
+    ],
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
 ) -> None:

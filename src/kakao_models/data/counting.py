@@ -18,7 +18,7 @@ DIGEST_BITS = range(16, 65)
 
 @dataclass(frozen=True)
 class Context:
-    """What a filter of frequencies may need besides the rows that the filters before it kept.
+    """Input of a filter of frequencies besides the rows that the filters before it kept.
 
     raw: the table before any filter.
     digest_bits: count digests of so many bits, in one pass, rather than texts; None is exact.
@@ -62,7 +62,7 @@ def numbered(table: ir.Table, name: str) -> ir.Table:
 
 
 def frequent_keys(table: ir.Table, key: ir.Value, most: int, context: Context) -> tuple[ir.Value, ir.Table]:
-    """What to compare, and a table (key, rows) of those of more than `most` rows."""
+    """The value to compare, and a table (key, rows) of the keys of more than `most` rows."""
     if context.digest_bits is not None:
         key = digest(table, key, bits=context.digest_bits)
         rows = table.select(key=key).filter(ibis._.key.notnull())
@@ -75,7 +75,7 @@ def frequent_keys(table: ir.Table, key: ir.Value, most: int, context: Context) -
 def shared_keys(
     table: ir.Table, key: ir.Value, other: ir.Value, most: int, context: Context
 ) -> tuple[ir.Value, ir.Table]:
-    """What to compare, and a table (key, rows) of those with more than `most` different `other`."""
+    """The value to compare, and a table (key, rows) of the keys with more than `most` distinct `other`."""
     if context.digest_bits is not None:
         key = digest(table, key, bits=context.digest_bits)
         some = table.select(key=key, other=other).filter(ibis._.key.notnull())

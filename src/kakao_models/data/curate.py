@@ -24,7 +24,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Account:
-    """What filters did to a table."""
+    """The rows that filters kept and dropped."""
 
     rows: int
     kept: int
@@ -89,9 +89,9 @@ def curate(
     with new_folder(output, connection, spill) as folder:
         numbers = itertools.count()
 
-        def hold(found: ir.Table) -> ir.Table:
+        def hold(result: ir.Table) -> ir.Table:
             place = folder / "held" / str(next(numbers))
-            write_parquet(found, place)
+            write_parquet(result, place)
             return read_files(connection, sorted(place.glob("*.parquet")))
 
         if copy:

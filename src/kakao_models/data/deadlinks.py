@@ -1,4 +1,4 @@
-"""What a download could not get: a list of dead links, and how the success rate differs."""
+"""Reports on the failures of a download: a list of dead links, and a picture of success rates."""
 
 import csv
 from collections import Counter

@@ -45,20 +45,20 @@ def all_ranks(
     advance: Callable[[int], None],
     gpu: bool = False,
 ) -> list:
-    """What `run(rank=rank, world_size=world_size)` returned for all ranks, in any order.
+    """The results of `run(rank=rank, world_size=world_size)` for all ranks, in any order.
 
     Args:
         run: is pickled; paths in it must be absolute, and lead to the same on all machines.
         distributor: "multiprocessing": as many processes of this machine; "pyspark": tasks of the active Spark session, or
             of the one that Spark's configuration describes; "ray": tasks of the cluster that `ray.init()` finds. A
             cluster repeats a task that fails (`spark.task.maxFailures`; three times in Ray), but for a ValueError.
-        output, parts: of each part `run` writes output/00000.parquet, ...; that is checked at the end.
+        output, parts: `run` writes output/00000.parquet, ... for each part; that is checked at the end.
         advance: is told how many rows are done, rank by rank; by Spark at the end.
         gpu: a task needs a GPU of its own, if the Ray cluster has any.
 
     Raises:
         ImportError: the distributor's package isn't installed.
-        ValueError: no such distributor; less than two ranks; or what `run` said of its input.
+        ValueError: no such distributor; less than two ranks; or `run` refused its input.
         ChildProcessError: a task failed as often as the cluster lets it.
         FileNotFoundError: the tasks wrote where this machine sees nothing.
     """

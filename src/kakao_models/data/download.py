@@ -105,7 +105,7 @@ def download(
     Args:
         source: a table as of `Rows`, whose images are addresses, or `table_of_addresses`; captions, labels and hashes
             (`sha256`, `md5`) are used where they are.
-        columns: as of `Rows`.
+        columns: passed to `Rows`.
         workers: processes, a shard each.
         rank, world_size: every machine of several takes each `world_size`-th shard.
         distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does.

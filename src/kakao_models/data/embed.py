@@ -28,10 +28,10 @@ _AT_ONCE = 1000  # rows whose pictures, as files, are in memory
 
 @dataclass(frozen=True)
 class Settings:
-    """What must stay the same from run to run.
+    """The settings that must stay the same from run to run.
 
     what: "images" and "texts" write `embedding`; "score" the cosine of each row's image and text, `align_score`.
-    dtype: of embeddings as they are written, "float32" or "float16".
+    dtype: type of embeddings as they are written, "float32" or "float16".
     computed: the type that the model computes in, as the caller calls it; None is its usual one.
     """
 
@@ -71,7 +71,7 @@ def embed_table(
 
     Args:
         embedder: an `Embedder`, or a function that gives one and is called once there is work.
-        source, columns: as of `Rows`; or `Rows` that have what `needs` names.
+        source, columns: passed to `Rows`; or `Rows` that have what `needs` names.
         model: what the plan calls the model; a folder of another model or source isn't continued.
         distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does; `embedder` is
             pickled, so it must be a function that gives one.

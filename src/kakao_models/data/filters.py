@@ -166,7 +166,7 @@ def _texts_per_image(table, context, max, image):
 
 @_filter("dedup", is_global=True, columns=("image_phash", "text"))
 def _dedup(table, context, columns):
-    """Of rows that agree in `columns` one is kept: the first by id, then by the other columns."""
+    """One of the rows that agree in `columns` is kept: the first by id, then by the other columns."""
     require(table, columns, "dedup")
     key, place = fresh(table, "digest"), fresh(table, "place")
     values = [table[name].cast("string") for name in columns]

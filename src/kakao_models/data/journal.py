@@ -1,4 +1,4 @@
-"""What a shard has got so far, sample by sample: an append-only file that survives a kill at any byte.
+"""The samples that a shard has so far: an append-only file that survives a kill at any byte.
 
 A record is a TFRecord (length and data with checksums); what a kill cut short is cut off when the file is opened again.
 """

@@ -31,7 +31,7 @@ def bit_count(number: int) -> int: ...  # of DuckDB and of Spark
 
 @lru_cache(maxsize=4)
 def read_hashes(file: str | Path) -> list[str]:
-    """Perceptual hashes, each once: of a folder of pictures, computed; or of a file with a line each, or a table with a
+    """Perceptual hashes, each once: computed of a folder of pictures; or read from a file with a line each, or a table with a
     column image_phash, imagehash or phash.
 
     Raises:

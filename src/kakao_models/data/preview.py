@@ -30,8 +30,8 @@ def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> t
     """The first rows of a source, and the types of its columns; of a data set of the Hub nothing more is downloaded.
 
     Args:
-        source: as of `open_source`.
-        split: of a data set of the Hub.
+        source: passed to `open_source`.
+        split: split of a data set of the Hub.
     """
     if is_hub(os.fspath(source)):
         data = load_hub_dataset(os.fspath(source), streaming=True, split=split)
@@ -140,7 +140,7 @@ def _type_names(schema: pa.Schema) -> dict[str, str]:
 
 
 def _value_type(values: Iterable[Any]) -> str:
-    """As Ibis would call the first of some values that is not null."""
+    """The type of the first value that is not null, as Ibis calls it."""
     value = next((value for value in values if value is not None), "")
     if isinstance(value, list):
         return f"array<{_value_type(value)}>"

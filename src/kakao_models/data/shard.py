@@ -84,9 +84,9 @@ def write_sample_shards(
             advance(rows)
         if not entries:
             raise ValueError(f"{name or 'the source'}: no sample could be read; the first: {': '.join(failures[0])}")
-        facts = {"format": options.format, "seed": seed, "source": name, "classes": classes}
+        summary = {"format": options.format, "seed": seed, "source": name, "classes": classes}
         failed = [{"name": key, "reason": reason} for key, reason in failures]
-        return write_manifest(folder, "shards", entries, **facts, failures=failed)
+        return write_manifest(folder, "shards", entries, **summary, failures=failed)
 
 
 def stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:

@@ -22,7 +22,7 @@ class StoredSample:
     kind: str  # jpg, png or webp
     captions: tuple[str, ...]
     labels: tuple[int | str, ...]  # names only in a tar
-    facts: dict | None = None  # further JSON, of a tar
+    metadata: dict | None = None  # further JSON, in a tar
 
 
 class TarWriter:
@@ -38,8 +38,8 @@ class TarWriter:
         several = {"captions": list(sample.captions)} if len(sample.captions) > 1 else {}
         if any(isinstance(label, str) for label in sample.labels):
             several["labels"] = list(sample.labels)
-        if facts := (sample.facts or {}) | several:
-            parts["json"] = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
+        if metadata := (sample.metadata or {}) | several:
+            parts["json"] = json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
         if sample.labels and "labels" not in several:
             parts["cls"] = " ".join(map(str, sample.labels)).encode()
         for kind, data in parts.items():

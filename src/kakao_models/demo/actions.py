@@ -1,4 +1,4 @@
-"""What the page's buttons do, without the page: values of inputs in, values of outputs out."""
+"""The actions of the page's buttons, without the page: they take values of inputs and return values of outputs."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -25,10 +25,10 @@ class Catalogue:
     Args:
         models: where the index's model comes from.
         folder: where the page's own index is made.
-        uri: of an index. Without one, one of the photographs inside the package is made when it is first asked for,
+        uri: address of an index. Without one, one of the photographs inside the package is made when it is first asked for,
             with the first model that is offered.
         roots: pictures are shown from these folders alone, whatever paths an index holds.
-        token, collection: as of `SearchIndex.open`.
+        token, collection: passed to `SearchIndex.open`.
 
     Raises:
         OSError: no such index, or it is open elsewhere.

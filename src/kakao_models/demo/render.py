@@ -1,4 +1,4 @@
-"""What the page shows, as HTML. Everything that comes from elsewhere is escaped here."""
+"""The page's results as HTML. Everything that comes from elsewhere is escaped here."""
 
 from collections.abc import Sequence
 from html import escape
@@ -67,7 +67,7 @@ def scatter(points: np.ndarray, names: Sequence[str], pictures: Sequence[str]) -
 
     Args:
         points: (N, 2), of any scale.
-        names: of the photographs.
+        names: names of the photographs.
         pictures: their URIs.
     """
     low, high = points.min(0), points.max(0)

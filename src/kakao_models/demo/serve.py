@@ -1,4 +1,4 @@
-"""What `kakao-models demo` runs."""
+"""Serving the page, for `kakao-models demo`."""
 
 import logging
 import os
@@ -35,10 +35,10 @@ def serve(
 
     Args:
         names: models to choose from.
-        index, token, collection, roots: of `Catalogue`.
+        index, token, collection, roots: passed to `Catalogue`.
         port: by default the first free one from 7860.
         ready: is told the address when the page can be opened.
-        options: of `Models`: `vit`, `others`, `device`, `framework`, `engine`, `dtype`.
+        options: passed to `Models`: `vit`, `others`, `device`, `framework`, `engine`, `dtype`.
 
     Raises:
         ImportError: gradio or pymilvus is missing.

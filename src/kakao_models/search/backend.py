@@ -83,13 +83,13 @@ def explained(what: str) -> Iterator[None]:
 
 
 def patiently(work: Callable[[float], T]) -> T:
-    """What `work` returns; while no server answers it is called again, after longer and longer waits.
+    """The result of `work`, which is retried with exponential backoff while no server answers.
 
     Args:
         work: is told how many seconds are left.
 
     Raises:
-        MilvusException: of the last attempt, after `PATIENCE` seconds, or any that says something else.
+        MilvusException: the last attempt failed after `PATIENCE` seconds, or the error is another one.
     """
     from pymilvus.exceptions import MilvusException
 
@@ -138,9 +138,8 @@ def _local(uri: str, create: bool):
                 f"{uri}: another process has this index open, and Milvus Lite allows one at a time. Wait for it or end "
                 "it; for several at once, use a Milvus server (--index http://host:19530)"
             ) from error
-        raise OSError(
-            f"{uri} can't be opened ({error.message}). May this user write there, and is the disk full?"
-        ) from (error)
+        hint = "May this user write there, and is the disk full?"
+        raise OSError(f"{uri} can't be opened ({error.message}). {hint}") from error
     return client
 
 

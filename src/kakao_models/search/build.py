@@ -28,7 +28,7 @@ _TEXTS = 16  # times as many texts in a part as images
 
 @dataclass
 class BuildReport:
-    """What a build did.
+    """The counts of a build.
 
     added, updated, unchanged: rows by whether their content was new, known with other metadata, or known.
     duplicates: further places of a content that was met in this build; the first one's metadata is kept.
@@ -83,7 +83,7 @@ def build(
         index: one that was opened with an embedder.
         sources: folders of images, tars, tables; for an index of texts, tables and .txt files.
         sync: then remove the rows that no source has. Rows of files that are there and can't be read stay.
-        columns: of tables: keep these alone as metadata.
+        columns: names of the columns of tables to keep as metadata; None keeps all.
         fields: the tables' columns of images and captions, where they have other names than usual.
         roots: further folders that tables may name pictures in.
         advance: is told how many images or texts are done.

@@ -212,7 +212,7 @@ def delete(
 
 @model_options("model", "batch_size", "fast_images")
 def search(
-    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    text: Annotated[str | None, typer.Argument(help="Text to look for.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="An image to look for; may be repeated.")] = None,
     plus: Annotated[list[str] | None, typer.Option(help="A further text.")] = None,
     minus: Annotated[list[str] | None, typer.Option(help="A text to take away.")] = None,

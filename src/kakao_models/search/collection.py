@@ -44,7 +44,7 @@ def create_collection(client: Any, collection: str, metadata: dict[str, Any], sh
 
 
 def read_metadata(client: Any, uri: str, collection: str) -> dict[str, Any]:
-    """What `identity` said when the index was made."""
+    """The identity and options of the index, as they were stored when it was made."""
     described = client.describe_collection(collection)
     for text in (described["properties"].get(KEY), described.get("description")):
         with contextlib.suppress(TypeError, ValueError, AttributeError):

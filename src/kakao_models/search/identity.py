@@ -1,6 +1,7 @@
 """Which model and preprocessing an index is of, and whether an embedder goes with it."""
 
 import base64
+import json
 import os
 from typing import Any
 
@@ -15,63 +16,57 @@ _SIDE = 64
 
 
 def identity(embedder: Embedder) -> dict[str, Any]:
-    """What is stored in an index: the model's name, the SHA-256 of its weights, its preprocessing, and its embeddings of
-    one picture and one text, by which another program that runs the same model is recognised."""
-    facts = described(embedder)
+    """The identity that an index stores: the model's name, the SHA-256 of its weights, its preprocessing, and its
+    embeddings of one picture and one text, by which another program that runs the same model is recognised."""
+    config = described(embedder)
     return {
         "model": os.path.abspath(embedder.name) if os.path.isdir(embedder.name) else embedder.name,
         "dim": embedder.dim,
-        "weights": facts["weights"],
-        "engine": [facts["engine"], facts["package"]],
-        "preprocessing": facts["image processor"],
-        "tokenizer": facts["tokenizer"],
-        "tokens": facts["tokens"],
+        "weights": config["weights"],
+        "engine": [config["engine"], config["package"]],
+        "preprocessing": config["image processor"],
+        "tokenizer": config["tokenizer"],
+        "tokens": config["tokens"],
         "probe": base64.b64encode(_probe(embedder).astype("<f2").tobytes()).decode(),
     }
 
 
 def check_identity(where: str, stored: dict[str, Any], embedder: Embedder) -> None:
-    """Nothing, if embeddings of `embedder` may be compared with those of an index.
+    """Refuses an embedder whose embeddings can't be compared with those of an index.
 
     The same weights run by the same program are known by their hash. Those that another program or precision runs
     (PyTorch, Keras, Flax, another release of this package) are known by what they make of one picture and one text.
 
     Raises:
-        ValueError: of another model or preprocessing; what differs is named.
+        ValueError: it has another model or preprocessing; the message names what differs.
     """
     other = f"{where} holds embeddings of {stored.get('model')} ({str(stored.get('weights'))[:12]})"
     hint = "Search with the model that built it, or build another index"
     if stored.get("dim") != embedder.dim:
         raise ValueError(f"{other} of width {stored.get('dim')}, {embedder.name} makes {embedder.dim}. {hint}")
-    facts = described(embedder)
-    ours = f"{embedder.name} ({facts['weights'][:12]})"
-    if differences := _differences(stored, facts):
+    config = described(embedder)
+    ours = f"{embedder.name} ({config['weights'][:12]})"
+    if differences := _differences(stored, config):
         raise ValueError(f"{other}, made with another preprocessing than that of {ours}: {differences}. {hint}")
-    if stored["weights"] == facts["weights"]:
+    if stored["weights"] == config["weights"]:
         return
     if not (likeness := _likeness(stored, embedder)) >= SAME:  # NaN is no likeness
         raise ValueError(f"{other}, not of {ours}: of one picture and text their cosine is {likeness:.4f}. {hint}")
 
 
-def _differences(stored: dict[str, Any], facts: dict[str, Any]) -> str:
-    (kind, before), (our_kind, now) = stored["preprocessing"], facts["image processor"]
-    found = [] if kind == our_kind else [f"image processor was {kind}, is {our_kind}"]
-    found += [
-        f"{name} was {before[name]!r}, is {now[name]!r}"
-        for name in sorted(set(before) & set(now))  # a name that another release adds has a default
-        if _plain(before[name]) != _plain(now[name])
-    ]
-    found += [f"{name} is another" for name in ("tokenizer", "tokens") if stored[name] != facts[name]]
-    return "; ".join(found)
+def _differences(stored: dict[str, Any], config: dict[str, Any]) -> str:
+    (kind, before), (our_kind, now) = stored["preprocessing"], config["image processor"]
+    differences = [] if kind == our_kind else [f"image processor was {kind}, is {our_kind}"]
+    for name in sorted(set(before) & set(now)):  # a name that another release adds has a default
+        if _plain(before[name]) != _plain(now[name]):
+            differences.append(f"{name} was {before[name]!r}, is {now[name]!r}")
+    differences += [f"{name} is another" for name in ("tokenizer", "tokens") if stored[name] != config[name]]
+    return "; ".join(differences)
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    """The value as JSON gives it back."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _probe(embedder: Embedder) -> np.ndarray:
@@ -82,12 +77,12 @@ def _probe(embedder: Embedder) -> np.ndarray:
     rows = [embedder.images([pixels], on_error="raise", progress=False)]
     if embedder.engine.reads_texts:
         rows.append(embedder.texts(["a red ball beside a blue box"], progress=False))
-    found = np.concatenate(rows)
-    if not np.isfinite(found).all():
+    probes = np.concatenate(rows)
+    if not np.isfinite(probes).all():
         raise ValueError(
             f"{embedder.name}: its embeddings are not finite. Is the checkpoint whole, the type of numbers wide enough?"
         )
-    return l2_normalize(found)
+    return l2_normalize(probes)
 
 
 def _likeness(stored: dict[str, Any], embedder: Embedder) -> float:

@@ -31,10 +31,10 @@ _MOST = 16_384  # hits that Milvus gives at most
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that was found.
+    """A search result: one row of the index.
 
     score: cosine similarity, in -1..1.
-    path: of the image: a file, an address, or CONTAINER::NAME of one in a tar or table.
+    path: path of the image: a file, an address, or CONTAINER::NAME of one in a tar or table.
     metadata: the further columns.
     """
 
@@ -88,19 +88,18 @@ class SearchIndex:
 
         Args:
             uri: NAME.db, a database of Milvus Lite, or the address of a Milvus server or cluster.
-            embedder: what queries are embedded by, or a model for `Embedder`; it is refused if it doesn't go with the
-                index. Without one only vectors can be searched for.
-            token: of a server, "user:password" or an API key.
+            embedder: embedder of queries, or a model for `Embedder`; it is refused if it doesn't go with the index. Without one only vectors can be searched for.
+            token: credentials of a server, "user:password" or an API key.
             create: make the index if it is not there; it then is of this embedder, and the arguments to `shards` count.
-            kind: what it is of, "images" or "texts".
+            kind: content of the index, "images" or "texts".
             index_type: FLAT, HNSW, IVF_FLAT, AUTOINDEX or another that Milvus knows; by default FLAT, which is exact,
                 in a local database, and AUTOINDEX on a server.
-            index_params: of the index type, such as {"M": 32, "efConstruction": 200}.
+            index_params: parameters of the index type, such as {"M": 32, "efConstruction": 200}.
             metric: IP, COSINE or L2. Vectors are kept with length 1, so that all three give the same order, and IP, the
                 quickest, is the cosine.
             consistency: Strong, Bounded, Session or Eventually: how soon a server's readers see what was written.
-            shards: of a server's collection: how many nodes may write to it at a time.
-            search_params: of the index type, such as {"ef": 128} or {"nprobe": 32}.
+            shards: number of shards of a server's collection: how many nodes may write to it at a time.
+            search_params: search parameters of the index type, such as {"ef": 128} or {"nprobe": 32}.
 
         Raises:
             FileNotFoundError: there is no such index.
@@ -163,8 +162,7 @@ class SearchIndex:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Of what model and preprocessing the index is: model, weights (SHA-256), dim, preprocessing, kind, metric,
-        index type."""
+        """The model and options of the index: model, weights (SHA-256), dim, preprocessing, kind, metric, index type."""
         return {name: value for name, value in self._metadata.items() if name != "probe"}
 
     @property
@@ -293,7 +291,7 @@ class SearchIndex:
             yield hits, np.array([row["vector"] for row in page], np.float32)
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
-        """Of those ids that are in the index, the digest of their metadata."""
+        """The digest of the metadata of each of these ids that is in the index."""
         return {row["sha256"]: row["digest"] for row in self._get(ids, ["sha256", "digest"])}
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
@@ -319,7 +317,7 @@ class SearchIndex:
         return embedder
 
     def flush(self) -> None:
-        """What was added is on the disk, and in the index, when this returns."""
+        """Writes added rows to the disk and into the index."""
         if self._written:
             self._call("writing to the disk", self.client.flush)
             self._written = False

@@ -1,4 +1,4 @@
-"""What an index is built of: the images or texts of folders, tables and tars, with what is known about each."""
+"""The images or texts of folders, tables and tars that an index is built of, with their metadata."""
 
 import datetime
 import decimal

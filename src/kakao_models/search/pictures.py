@@ -29,9 +29,9 @@ def hit_picture(
 
     Args:
         hit: a hit, or its path.
-        roots: read files in these folders alone. Whoever wrote an index chose its paths: give the folders of your
+        roots: read only files in these folders. Whoever wrote an index chose its paths: give the folders of your
             pictures wherever others may see the result, as on a web page. None allows any file of this machine.
-        size_hint, options: as of `load_image`.
+        size_hint, options: passed to `load_image`.
 
     Raises:
         ImageError: it can't be read, or lies elsewhere.
@@ -44,15 +44,14 @@ def hit_picture(
         return load_image(path, size_hint=size_hint, **options)
     file, _, inside = path.partition(WITHIN)
     place = allowed(on_disk(file), roots)
-    source: Any = _inside(str(place), inside, path) if inside else place
-    return load_image(source, size_hint=size_hint, **options)
+    return load_image(_inside(str(place), inside, path) if inside else place, size_hint=size_hint, **options)
 
 
 def on_disk(path: str) -> str:
-    """The name of a file as the system knows it: of bytes that are no UTF-8 a database has only the digits."""
+    """The name of a file as the system knows it: a database holds bytes that are not UTF-8 as their digits."""
     if r"\udc" not in path or os.path.lexists(path):
         return path
-    return _BYTE.sub(lambda found: chr(int(found[1], 16)), path)
+    return _BYTE.sub(lambda match: chr(int(match[1], 16)), path)
 
 
 def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:
@@ -99,13 +98,11 @@ def _cell(container: str, name: str, path: str) -> bytes:
         raise ImageError(path, "names no row of a table")
     try:
         rows = _table(container, column, os.stat(container).st_mtime_ns)
-        if int(row) >= rows.counts[0]:
-            raise ImageError(path, f"is not in this table any more: it has {rows.counts[0]} rows")
-        (sample,) = rows.read(Part(0, 0, int(row), int(row) + 1))
-    except ImageError:
-        raise
     except ValueError as error:
         raise ImageError(path, str(error)) from error
+    if int(row) >= rows.counts[0]:
+        raise ImageError(path, f"is not in this table any more: it has {rows.counts[0]} rows")
+    (sample,) = rows.read(Part(0, 0, int(row), int(row) + 1))
     if not isinstance(sample.image, bytes):
         raise ImageError(path, "the row holds no picture")
     return sample.image

@@ -31,7 +31,7 @@ def compose_query(
         image: an image as `load_image` reads it (a string is a path or URL), or a list of such.
         plus, minus: what else is added or subtracted: strings are texts; a `Path`, PIL image, array or bytes is an image.
             A mapping of texts and paths gives each a factor beside the weight of its kind: {"laces": 0.5}.
-        weights: of "text" and "image"; 2 and 1 unless they are given.
+        weights: weights of "text" and "image"; 2 and 1 by default.
 
     Raises:
         ValueError: nothing is asked for, a text is blank, a weight is no positive number, or what is added and subtracted cancels out.
@@ -74,7 +74,7 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """`weights` over the defaults.
 
     Raises:
-        ValueError: of another kind than text and image, or not a positive number.
+        ValueError: a kind other than text and image, or a weight that is not a positive number.
     """
     if unknown := set(weights) - set(QUERY_WEIGHTS):
         raise ValueError(f"weights: got {', '.join(sorted(unknown))}, expected {' and '.join(QUERY_WEIGHTS)}")

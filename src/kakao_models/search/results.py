@@ -34,11 +34,11 @@ def print_hits(hits: Sequence[Hit]) -> None:
 
 
 def hits_page(hits: Sequence[Hit], title: str, *, roots: Sequence[str | os.PathLike] | None = None) -> tuple[str, int]:
-    """A page of HTML with the pictures of hits in it, and how many could not be had.
+    """A page of HTML with the pictures of hits in it, and how many could not be read.
 
     Args:
         title: such as the query.
-        roots: as of `hit_picture`.
+        roots: folders that may be shown; see `hit_picture`.
     """
 
     def read(place: int) -> Image.Image:

@@ -32,7 +32,7 @@ class StoredEmbeddings:
 
     def __init__(self, source: str | os.PathLike):
         self.source = Path(source)
-        self.model: str | None = None  # that made them, where it is said
+        self.model: str | None = None  # name of the model that made them, where it is known
         if self.source.suffix == ".npy":
             self.count, self._rows = self._npy()
         elif self.source.is_file() and self.source.suffix != ".parquet":
@@ -60,10 +60,10 @@ class StoredEmbeddings:
         return loaded
 
     def check(self, expected: "Embedder | Mapping[str, Any]") -> None:
-        """Nothing, if these can be embeddings of a model: an `Embedder`, or an index's `metadata`.
+        """Refuses embeddings that can't be of a model: an `Embedder`, or an index's `metadata`.
 
         Raises:
-            ValueError: they are of another width, or said to be of another model.
+            ValueError: they have another dimension, or are named as those of another model.
         """
         if not isinstance(expected, Mapping):
             expected = {"model": expected.name, "dim": expected.dim}
@@ -116,14 +116,10 @@ class StoredEmbeddings:
         def read() -> Iterator[StoredRows]:
             for file in opened:
                 for batch in file.iter_batches(INSERT):
-                    column = batch.column("embedding")
-                    kept = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-                    if not len(kept):
-                        continue
-                    batch = batch.take(kept)
-                    vectors = vectors_of(batch.column("embedding"), self.source)
-                    further = [name for name in batch.schema.names if name != "embedding"]
-                    yield _named(batch.select(further).to_pylist(), vectors)
+                    batch = batch.filter(batch.column("embedding").is_valid())
+                    if len(batch):
+                        vectors = vectors_of(batch.column("embedding"), self.source)
+                        yield _named(batch.drop_columns(["embedding"]).to_pylist(), vectors)
 
         return sum(file.metadata.num_rows for file in opened), read
 
@@ -132,8 +128,8 @@ class StoredEmbeddings:
         connection = sqlite3.connect(f"{self.source.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         connection.text_factory = bytes
         try:
-            found = connection.execute("SELECT DISTINCT collection_name FROM collection_meta").fetchall()
-            names = [name.decode() for (name,) in found]
+            rows = connection.execute("SELECT DISTINCT collection_name FROM collection_meta").fetchall()
+            names = [name.decode() for (name,) in rows]
             if len(names) != 1:
                 raise ValueError(f"{self.source}: expected one collection, there are {', '.join(names) or 'none'}")
             table = '"' + names[0].replace('"', '""') + '"'
@@ -145,7 +141,7 @@ class StoredEmbeddings:
             rows = connection.execute(f"SELECT milvus_id, data FROM {table} ORDER BY id")
             while some := rows.fetchmany(INSERT):
                 fields = [_lite2_row(self.source, key, data) for key, data in some]
-                yield _named([facts for facts, _ in fields], np.stack([vector for _, vector in fields]))
+                yield _named([record for record, _ in fields], np.stack([vector for _, vector in fields]))
 
         return count, read
 
@@ -159,19 +155,19 @@ def _lite2_row(source: Path, key: bytes, data: bytes) -> tuple[dict[str, Any], n
         row.ParseFromString(data)
     except DecodeError as error:
         raise ValueError(f"{source}: row {key!r:.80} can't be read ({error})") from error
-    facts, vector = {"id": key.decode(errors="replace")}, None
+    record, vector = {"id": key.decode(errors="replace")}, None
     for field in row.fields:
         if field.WhichOneof("field") == "vectors":
             vector = np.array(field.vectors.float_vector.data, np.float32)
             continue
         values = getattr(field.scalars, field.scalars.WhichOneof("data") or "string_data").data
         if field.is_dynamic or field.field_name == "$meta":
-            facts |= json.loads(values[0]) if values else {}
+            record |= json.loads(values[0]) if values else {}
         elif len(values) and not isinstance(values[0], bytes):
-            facts[field.field_name] = values[0]
+            record[field.field_name] = values[0]
     if vector is None or not len(vector):
         raise ValueError(f"{source}: row {key!r:.80} has no vector of floats")
-    return facts, vector
+    return record, vector
 
 
 def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> StoredRows:
@@ -179,15 +175,15 @@ def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> StoredRows:
     names = [plain(str(record["id"] if record.get("id") is not None else record.get("name"))) for record in records]
     metadata = []
     for name, record in zip(names, records):
-        facts = {key: plain(value) for key, value in record.items() if key not in ("embedding", *OWN)}
-        facts = {key: value for key, value in facts.items() if value is not None}
-        caption = facts.pop("text", None) if "caption" not in facts else None
-        facts |= {"caption": str(caption)} if caption else {}
-        facts.setdefault("path", name)
+        row = {key: plain(value) for key, value in record.items() if key not in OWN}
+        row = {key: value for key, value in row.items() if value is not None}
+        if "caption" not in row and (text := row.pop("text", None)):
+            row["caption"] = str(text)
+        row.setdefault("path", name)
         for key, expected in (("path", str), ("caption", str), ("width", int), ("height", int), ("bytes", int)):
-            if key in facts and not isinstance(facts[key], expected):
-                facts[f"{key}_"] = facts.pop(key)
-        metadata.append(facts)
+            if key in row and not isinstance(row[key], expected):
+                row[f"{key}_"] = row.pop(key)
+        metadata.append(row)
     return _ids(names), vectors, metadata
 
 
