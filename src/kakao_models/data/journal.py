@@ -9,10 +9,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-import google_crc32c
-
-from kakao_models.data.writers import record
-from kakao_models.files.wire import mask
+from kakao_models.data.writers import checksum, record
 from kakao_models.samples.tfrecord import scan_records
 
 try:
@@ -61,7 +58,7 @@ class Journal:
     def _read(self, start: int, length: int) -> tuple[dict, bytes]:
         self._file.seek(start)
         data, footer = self._file.read(length), self._file.read(_FOOTER)
-        if struct.pack("<I", mask(google_crc32c.value(data))) != footer:
+        if checksum(data) != footer:
             raise ValueError(f"{self.path}: the record at byte {start} is damaged")
         (size,) = struct.unpack_from("<I", data)
         return json.loads(data[4 : 4 + size]), data[4 + size :]

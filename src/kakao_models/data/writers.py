@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from kakao_models.files.wire import bytes_field, mask, varint
 
@@ -71,9 +73,6 @@ class ParquetWriter:
     suffix = ".parquet"
 
     def __init__(self, path: Path):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         fields = [("key", pa.string()), ("image", pa.binary()), ("captions", pa.list_(pa.string()))]
         self._schema = pa.schema([*fields, ("labels", pa.list_(pa.int64()))])
         self._writer, self._rows, self._size = pq.ParquetWriter(path, self._schema), [], 0
@@ -86,8 +85,6 @@ class ParquetWriter:
             self._flush()
 
     def _flush(self) -> None:
-        import pyarrow as pa
-
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows, self._size = [], 0
@@ -118,11 +115,9 @@ def example(features: dict[str, Sequence[bytes | int]]) -> bytes:
 def record(data: bytes) -> bytes:
     """A TFRecord: length, masked CRC-32C of it, data, masked CRC-32C of the data."""
     length = struct.pack("<Q", len(data))
-    return b"".join(
-        (
-            length,
-            struct.pack("<I", mask(google_crc32c.value(length))),
-            data,
-            struct.pack("<I", mask(google_crc32c.value(data))),
-        )
-    )
+    return length + checksum(length) + data + checksum(data)
+
+
+def checksum(data: bytes) -> bytes:
+    """The masked CRC-32C of TFRecords, little-endian."""
+    return struct.pack("<I", mask(google_crc32c.value(data)))
