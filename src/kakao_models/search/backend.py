@@ -163,12 +163,10 @@ def _is_locked(path: Path) -> bool:
 
         with open(path / "LOCK", "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        return False
     except BlockingIOError:
         return True
-    except OSError:
-        return False
+    except (ImportError, OSError):  # ImportError: Windows
+        pass
     return False
 
 

@@ -253,6 +253,7 @@ def search(
 
       kakao-models search --image shoe.jpg --index photos.db --json
     """
+    image, plus, minus, minus_image = image or [], plus or [], minus or [], minus_image or []
     if not (text or image or plus):
         raise typer.BadParameter("say what to look for: a text, --image, or both")
     check_file("--html", page)
@@ -266,25 +267,24 @@ def search(
         options = replace(options, model=model or index.metadata["model"])
         options.prepare()
         embedder = index.use(options.open())
-        taken = [*(minus or []), *(minus_image or [])]
-        query = compose_query(embedder, text, image, plus=plus or (), minus=taken, weights=weights)
+        subtracted = [*minus, *minus_image]
+        query = compose_query(embedder, text, image, plus=plus, minus=subtracted, weights=weights)
         hits = index.search(query, k, filter=filter)
-    for term in (text, *(plus or ()), *(minus or ())):
+    for term in (text, *plus, *minus):
         if term and (tokens := tokens_read(embedder, term)):
             print(f"{term[:40]}... is longer than {tokens} tokens: the model reads its beginning", file=sys.stderr)
-    if not hits:  # a name that no row has is no error to Milvus
-        reason = (
-            "does the filter name columns of the index (kakao-models index info)?" if filter else "the index is empty"
-        )
-        print(f"no rows found: {reason}", file=sys.stderr)
+    if not hits and filter:  # a name that no row has is not an error to Milvus
+        print("no rows found: does the filter name columns of the index (kakao-models index info)?", file=sys.stderr)
+    elif not hits:
+        print("no rows found: the index is empty", file=sys.stderr)
     if as_json:
         tell([hit.as_dict() for hit in hits], None, as_json)
     else:
         print_hits(hits)
     if page:
-        terms = [*([text] if text else []), *(plus or ()), *(f"[{name}]" for name in image or ())]
-        named = " + ".join(terms) + "".join(f" - {term}" for term in taken)
-        document, lost = hits_page(hits, named[:200], roots=root)
+        terms = [*([text] if text else []), *plus, *(f"[{name}]" for name in image)]
+        title = " + ".join(terms) + "".join(f" - {term}" for term in subtracted)
+        document, lost = hits_page(hits, title[:200], roots=root)
         write_text(page, document)
         print(f"{page}: {len(hits) - lost} of {len(hits)} images", file=sys.stderr)
 
