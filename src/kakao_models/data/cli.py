@@ -69,7 +69,7 @@ Threads = Annotated[int | None, _run(min=1, help="Threads of DuckDB.")]
 Spill = Annotated[Path | None, _run(help="Folder for what doesn't fit in memory.", file_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
 ImageSize = Annotated[
-    int | None, typer.Option(min=1, help="Reduce images to this shorter side; by default they keep their size.")
+    int | None, typer.Option(min=1, help="Downscale images to at most this shorter side; by default sizes are kept.")
 ]
 PerShard = Annotated[int, typer.Option(min=1, max=999_999, help="Rows of a shard.")]
 Workers = Annotated[int, _run(min=1, help="Processes.")]
