@@ -78,7 +78,7 @@ FastImagesOption = Annotated[
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Inputs at a time.", rich_help_panel=MODEL_PANEL)]
 DATA_PANEL = "Data"
-_COLUMN = dict(help="Its name in the table; found by name by default.", show_default=False, rich_help_panel=DATA_PANEL)
+_COLUMN = dict(help="Its name in the table; by default, usual names are recognised.", show_default=False, rich_help_panel=DATA_PANEL)
 ImageColumnOption = Annotated[str | None, typer.Option("--image-column", **_COLUMN)]
 CaptionColumnOption = Annotated[str | None, typer.Option("--caption-column", **_COLUMN)]
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", **_COLUMN)]
@@ -118,48 +118,50 @@ class ModelOptions:
     where: dict[str, Any] = field(default_factory=dict, init=False)
 
     def prepare(self) -> None:
-        """See `prepare`; `arguments` then have the commit that was found."""
+        """Calls `prepare`; `arguments` then name the commit that was found."""
         self.where = prepare(self.model, self.revision)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Embedder` beside the model."""
-        options = {option.name: getattr(self, option.name) for option in dataclasses.fields(self) if option.init}
-        del options["model"]
-        return options | self.where
+        names = [option.name for option in dataclasses.fields(ModelOptions) if option.init and option.name != "model"]
+        return {name: getattr(self, name) for name in names} | self.where
 
     def open(self):
-        """See `open_embedder`."""
-        return open_embedder(self.model, **self.arguments())
+        """An `Embedder`; one line on stderr for each part of the model that was measured to choose an engine."""
+        from kakao_models import Embedder
+        from kakao_models.inference.output import say_engine
+
+        embedder = Embedder(self.model, **self.arguments())
+        say_engine(embedder)
+        return embedder
 
 
 def model_options(*omitted: str, **defaults: Any) -> Callable[[Callable], Callable]:
-    """Gives a command that takes `options: ModelOptions` an option for each of its fields, in that place.
+    """Gives a command with a parameter `options`, a `ModelOptions` or a subclass, one option per field, in that place.
 
     Args:
-        omitted: fields that are no options of this command, and keep their defaults.
+        omitted: fields that this command has no option for; they keep their defaults.
         defaults: other defaults, by the names of fields.
     """
-    options = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=defaults.get(option.name, option.default),
-            annotation=option.type,
-        )
-        for option in dataclasses.fields(ModelOptions)
-        if option.init and option.name not in omitted
-    ]
 
     def decorate(command: Callable) -> Callable:
+        own = inspect.signature(command).parameters
+        kind = own["options"].annotation
+        chosen = [
+            option.replace(default=defaults.get(option.name, option.default))
+            for option in inspect.signature(kind).parameters.values()
+            if option.name not in omitted
+        ]
+        parameters: list[inspect.Parameter] = []
+        for parameter in own.values():
+            parameters += chosen if parameter.name == "options" else [parameter]
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+
         @functools.wraps(command)
         def run(**arguments: Any) -> Any:
-            chosen = {option.name: arguments.pop(option.name) for option in options}
-            return command(**arguments, options=ModelOptions(**chosen))
+            options = kind(**{option.name: arguments.pop(option.name) for option in chosen})
+            return command(**arguments, options=options)
 
-        parameters: list[inspect.Parameter] = []
-        for parameter in inspect.signature(command).parameters.values():
-            own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-            parameters += options if parameter.name == "options" else own
         run.__signature__ = inspect.Signature(parameters)  # which typer reads, with the annotations
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -167,18 +169,8 @@ def model_options(*omitted: str, **defaults: Any) -> Callable[[Callable], Callab
     return decorate
 
 
-def open_embedder(model: str, **options: Any):
-    """An `Embedder`, and one line on stderr for each part of the model that something was measured for."""
-    from kakao_models import Embedder
-    from kakao_models.inference.output import say_engine
-
-    embedder = Embedder(model, **options)
-    say_engine(embedder)
-    return embedder
-
-
 def check_picture(path: Path | None) -> None:
-    """What would fail only after the work is done."""
+    """Refuses a --picture that could not be written, before the work is done."""
     if path and (path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir()):
         raise typer.BadParameter(
             f"--picture {path}: expected a name that ends in .png or .jpg, in a folder that exists"
@@ -186,25 +178,20 @@ def check_picture(path: Path | None) -> None:
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """As `check_picture`, of any file."""
+    """Refuses a file that could not be written, before the work is done."""
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise typer.BadParameter(f"{option} {path}: expected the name of a file, in a folder that exists")
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that have a value."""
-    return {name: value for name, value in options.items() if value}
-
-
-def tell(facts: Any, said: Any, as_json: bool) -> None:
-    """The result on stdout: `facts` as JSON, or `said`, for people."""
+def tell(result: Any, text: Any, as_json: bool) -> None:
+    """Prints a result on stdout: `result` as JSON, or `text`, for people."""
     if as_json:
-        said = json.dumps(facts, indent=1, ensure_ascii=False, default=str)
+        text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
         try:
-            said.encode(sys.stdout.encoding or "utf-8")
+            text.encode(sys.stdout.encoding or "utf-8")
         except UnicodeEncodeError:  # a file name that is no UTF-8, or a screen that shows ASCII alone
-            said = json.dumps(facts, indent=1, default=str)
-    print(said)
+            text = json.dumps(result, indent=1, default=str)
+    print(text)
 
 
 def finish(failures: Iterable[Any]) -> None:

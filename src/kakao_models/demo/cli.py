@@ -67,5 +67,5 @@ def demo(
         port=port,
         ready=ready,
         **options.arguments(),
-        **given({"vit": vit}),
+        **({"vit": vit} if vit else {}),
     )

@@ -49,10 +49,22 @@ def read_class_index(path: str | os.PathLike) -> dict[str, int]:
     """Folder name → place among a classifier's outputs, from imagenet_class_index.json or LOC_synset_mapping.txt."""
     path = Path(path)
     if path.suffix == ".json":
-        found = {entry[0]: int(number) for number, entry in json.loads(path.read_text()).items()}
-    else:
-        found = {line.split()[0]: number for number, line in enumerate(lines_of(path))}
-    return found
+        return {entry[0]: int(number) for number, entry in json.loads(path.read_text()).items()}
+    return {line.split()[0]: number for number, line in enumerate(lines_of(path))}
+
+
+def class_places(path: Path, keys: Sequence[str]) -> list[int]:
+    """The place of each class folder among a classifier's outputs, by the file of `read_class_index`.
+
+    Raises:
+        ValueError: the file does not have all folders.
+    """
+    index = read_class_index(path)
+    if missing := [key for key in keys if key not in index]:
+        raise ValueError(
+            f"--class-index names none of the model's classes for {len(missing)} folders, such as {missing[0]}"
+        )
+    return [index[key] for key in keys]
 
 
 def _read_names(path: Path, keys: set[str]) -> list[str] | dict[str, str]:

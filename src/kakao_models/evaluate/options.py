@@ -3,22 +3,33 @@
 import json
 import os
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from kakao_models.verbs import DATA_PANEL, MODEL_PANEL, ModelOptions, check_file, check_picture
+from kakao_models.verbs import (
+    DATA_PANEL,
+    MODEL_PANEL,
+    ImageColumnOption,
+    JsonOption,
+    LabelColumnOption,
+    ModelOptions,
+    check_file,
+    check_picture,
+)
 
 if TYPE_CHECKING:
     from kakao_models.evaluate.datasets import Captioned, Labelled
     from kakao_models.evaluate.results import Result
 
-Data_ = TypeVar("Data_", bound="Labelled | Captioned")
+Dataset = TypeVar("Dataset", bound="Labelled | Captioned")
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Where embeddings are kept, by content; default: in the user's cache.", rich_help_panel=MODEL_PANEL
+        help="Folder where embeddings are kept, by content; default: in the user's cache.",
+        rich_help_panel=MODEL_PANEL,
     ),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings.", rich_help_panel=MODEL_PANEL)]
@@ -34,7 +45,7 @@ Data = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="Part of a data set that has several.", rich_help_panel=DATA_PANEL)]
 Name = Annotated[
-    str | None, typer.Option(help="What results call the data, such as imagenet.", rich_help_panel=DATA_PANEL)
+    str | None, typer.Option(help="Name of the data in the results, such as imagenet.", rich_help_panel=DATA_PANEL)
 ]
 Classes = Annotated[
     str | None,
@@ -45,75 +56,78 @@ Templates = Annotated[
 ]
 ResultOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")]
 PictureOutput = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
-Train = Annotated[str, typer.Option(help="The training data, as --data.", rich_help_panel=DATA_PANEL)]
-TrainSplit = Annotated[str | None, typer.Option(help="As --split, of --train.", rich_help_panel=DATA_PANEL)]
+Train = Annotated[
+    str, typer.Option(help="The training data, in any form that --data takes.", rich_help_panel=DATA_PANEL)
+]
+TrainSplit = Annotated[
+    str | None, typer.Option(help="Part of --train; by default that of --split.", rich_help_panel=DATA_PANEL)
+]
 
 
-def start(options: ModelOptions, cache: Path | None, no_cache: bool, max_memory: int):
-    """What every task runs on, with `max_memory` MiB for tiles of similarities."""
-    options.prepare()
-    from kakao_models.evaluate.cache import CachedEmbedder
-    from kakao_models.evaluate.tasks import TaskRun
+@dataclass
+class TaskOptions(ModelOptions):
+    """Which model a task measures, on which data, and where results and embeddings go."""
 
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = None if no_cache else cache or Path(home, "kakao-models", "embeddings")
-    return TaskRun(CachedEmbedder(options.open(), folder), max_memory=max_memory * 2**20)
+    name: Name = None
+    split: Split = None
+    image_column: ImageColumnOption = None
+    label_column: LabelColumnOption = None
+    output: ResultOutput = None
+    as_json: JsonOption = False
+    cache: Cache = None
+    no_cache: NoCache = False
+    max_memory: Memory = 512
 
+    def start(self, picture: Path | None = None):
+        """The `TaskRun` of these options. Outputs that could not be written are refused first."""
+        check_picture(picture)
+        check_file("--output", self.output)
+        self.prepare()
+        from kakao_models.evaluate.cache import CachedEmbedder
+        from kakao_models.evaluate.tasks import TaskRun
 
-def read_classes(
-    data: str,
-    split: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    name: str | None,
-    classes: str | None,
-):
-    from kakao_models.evaluate import read_class_names, read_labelled
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = None if self.no_cache else self.cache or Path(home, "kakao-models", "embeddings")
+        return TaskRun(CachedEmbedder(self.open(), folder), max_memory=self.max_memory * 2**20)
 
-    found = read_labelled(data, split=split, image_column=image_column, label_column=label_column)
-    names = read_class_names(classes, found.keys) if classes else [key.replace("_", " ") for key in found.keys]
-    if not classes and all(key.isdigit() or (key[:1] == "n" and key[1:].isdigit()) for key in found.keys):
-        raise ValueError(
-            f"{data}: its classes are called {', '.join(found.keys[:3])}, ...: give their names (--classes)"
-        )
-    return rename(found, name), names
+    def columns(self) -> dict[str, str | None]:
+        """Arguments of `read_labelled` and `read_many_labels` beside the source."""
+        return {"split": self.split, "image_column": self.image_column, "label_column": self.label_column}
 
+    def labelled(self, data: str) -> "Labelled":
+        """A data set for classification."""
+        from kakao_models.evaluate import read_labelled
 
-def rename(data: Data_, name: str | None) -> Data_:
-    from dataclasses import replace
+        return self.rename(read_labelled(data, **self.columns()))
 
-    return replace(data, name=name) if name else data
+    def training_and_test(self, train: str, train_split: str | None, data: str) -> tuple["Labelled", "Labelled"]:
+        """The data sets of --train and --data."""
+        return replace(self, split=train_split or self.split, name=None).labelled(train), self.labelled(data)
 
+    def labelled_and_class_names(self, data: str, classes: str | None) -> tuple["Labelled", list[str]]:
+        """A data set for classification, and the names of its classes: from a file, or those that the data have."""
+        from kakao_models.evaluate import read_class_names
 
-def templates_of(source: str) -> tuple[str, ...]:
-    from kakao_models.evaluate import read_templates
+        labelled = self.labelled(data)
+        keys = labelled.keys
+        if classes:
+            return labelled, read_class_names(classes, keys)
+        if all(key.isdigit() or (key[:1] == "n" and key[1:].isdigit()) for key in keys):
+            raise ValueError(f"{data}: its classes are called {', '.join(keys[:3])}, ...: give their names (--classes)")
+        return labelled, [key.replace("_", " ") for key in keys]
 
-    return read_templates(source)
+    def rename(self, data: Dataset) -> Dataset:
+        return replace(data, name=self.name) if self.name else data
 
+    def show(self, result: "Result") -> None:
+        """Writes the result to --output, and prints it as a table or as JSON."""
+        if self.output:
+            result.write(self.output)
+        if self.as_json:
+            print(result.to_json())
+            return
+        from kakao_models.evaluate.report import markdown_report
 
-def class_places(index: dict[str, int], keys: list[str]) -> list[int]:
-    missing = [key for key in keys if key not in index]
-    if missing:
-        raise ValueError(
-            f"--class-index names none of the model's classes for {len(missing)} folders, such as {missing[0]}"
-        )
-    return [index[key] for key in keys]
-
-
-def check_output(output: Path | None, picture: Path | None = None) -> None:
-    """What would fail only after the work is done."""
-    check_picture(picture)
-    check_file("--output", output)
-
-
-def show(result: "Result", output: Path | None, as_json: bool) -> None:
-    if output:
-        result.write(output)
-    if as_json:
-        print(result.to_json())
-        return
-    from kakao_models.evaluate.report import markdown_report
-
-    print(markdown_report([result], everything=True))
-    if result.counts:
-        print(json.dumps(result.counts)[1:-1].replace('"', ""), file=sys.stderr)
+        print(markdown_report([result], everything=True))
+        if result.counts:
+            print(json.dumps(result.counts)[1:-1].replace('"', ""), file=sys.stderr)
