@@ -78,7 +78,11 @@ FastImagesOption = Annotated[
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Inputs at a time.", rich_help_panel=MODEL_PANEL)]
 DATA_PANEL = "Data"
-_COLUMN = dict(help="Its name in the table; by default, usual names are recognised.", show_default=False, rich_help_panel=DATA_PANEL)
+_COLUMN = dict(
+    help="Its name in the table; by default, usual names are recognised.",
+    show_default=False,
+    rich_help_panel=DATA_PANEL,
+)
 ImageColumnOption = Annotated[str | None, typer.Option("--image-column", **_COLUMN)]
 CaptionColumnOption = Annotated[str | None, typer.Option("--caption-column", **_COLUMN)]
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", **_COLUMN)]

@@ -39,18 +39,14 @@ def create_app(
     *,
     metrics: Metrics,
     state: State,
-    api_key: str | None = None,
-    max_body: int = 32 * 2**20,
-    max_held: int = 512 * 2**20,
-    body_timeout: float = 30.0,
-    timeout: float = 120.0,
+    **limits: Any,
 ) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         make_service: gives the `Service`; called when the application starts.
         metrics, state: of this application.
-        api_key, max_body, max_held, body_timeout, timeout: of `Guard`.
+        limits: further arguments of `Guard`: `api_key`, `max_body`, `max_held`, `body_timeout`, `timeout`.
     """
     service: Service
     started = int(time.time())
@@ -140,10 +136,7 @@ def create_app(
         refused = Refused(error.status_code, str(error.detail))
         return JSONResponse(refused.body(), error.status_code, headers=error.headers)
 
-    app.add_middleware(
-        Guard, metrics=metrics, api_key=api_key, max_body=max_body, max_held=max_held,
-        body_timeout=body_timeout, timeout=timeout, closing=lambda: state.closing,
-    )  # fmt: skip
+    app.add_middleware(Guard, metrics=metrics, closing=lambda: state.closing, **limits)
     return app
 
 

@@ -4,16 +4,13 @@ import json
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
-from kakao_models.verbs import (
-    ModelArgument,
-    ModelOptions,
-    model_options,
-)
+from kakao_models.verbs import ModelArgument, ModelOptions, model_options
 
 _KEY = "KAKAO_MODELS_API_KEY"
 _LIMITS = "Limits"
@@ -49,7 +46,9 @@ def serve(
     max_labels: Annotated[
         int, typer.Option(min=1, help="Labels times templates of one request.", rich_help_panel=_LIMITS)
     ] = 1000,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Of a request's body.", rich_help_panel=_LIMITS)] = 32,
+    max_megabytes: Annotated[
+        int, typer.Option(min=1, help="Megabytes of a request's body.", rich_help_panel=_LIMITS)
+    ] = 32,
     max_megapixels: Annotated[float, typer.Option(min=0.1, help="Megapixels of an image.", rich_help_panel=_LIMITS)] = (
         MAX_SHOWN_PIXELS / 1e6
     ),
@@ -82,7 +81,7 @@ def serve(
         raise ImportError(f"serve needs {error.name}: pip install 'kakao-models[serve]'") from error
     if not os.environ.get(_KEY, "unset").strip() or not (api_key or "unset").strip():
         raise typer.BadParameter(f"the key is empty: set {_KEY} to a secret, or unset it for no key")
-    options.model = model
+    options = replace(options, model=model, batch_size=batch_size)
     options.prepare()
 
     def ready(url: str) -> None:
@@ -91,15 +90,13 @@ def serve(
             print(json.dumps({"url": url}), flush=True)
 
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"kakao-models: listening on {host} without a key: set KAKAO_MODELS_API_KEY", file=sys.stderr)
+        print(f"kakao-models: listening on {host} without a key: set {_KEY}", file=sys.stderr)
     limits = Limits(
         max_inputs=max_inputs, max_labels=max_labels, max_pixels=int(max_megapixels * 1e6), allow_urls=allow_urls
     )
-    embedder: dict[str, Any] = options.arguments() | {"batch_size": batch_size}
     ended_by = run(
-        model, name=name, host=host, port=port, limits=limits, max_wait=max_wait / 1000,
-        max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key,
-        ready=ready, **embedder,
+        options, name=name, host=host, port=port, limits=limits, max_wait=max_wait / 1000,
+        max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key, ready=ready,
     )  # fmt: skip
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)

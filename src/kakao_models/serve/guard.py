@@ -20,10 +20,10 @@ class Guard:
     """ASGI middleware. A body is read here, within its limits, and the route gets it whole.
 
     Args:
+        closing: whether connections are to be closed after the answer, because the service ends.
         api_key: what "Authorization: Bearer" must hold; None for no key.
         max_body: bytes; body_timeout: seconds to send them in; timeout: seconds for the answer.
         max_held: bytes of all bodies at the same time.
-        closing: whether connections are to be closed after the answer, because the service ends.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class Guard:
         app: Callable,
         *,
         metrics: Metrics,
-        api_key: str | None,
-        max_body: int,
-        max_held: int,
-        body_timeout: float,
-        timeout: float,
         closing: Callable[[], bool],
+        api_key: str | None = None,
+        max_body: int = 32 * 2**20,
+        max_held: int = 512 * 2**20,
+        body_timeout: float = 30.0,
+        timeout: float = 120.0,
     ):
         self.app, self.metrics, self.closing = app, metrics, closing
         self.key = None if api_key is None else f"Bearer {api_key}".encode()
@@ -72,24 +72,21 @@ class Guard:
 
     async def _handle(self, scope: dict, receive: Callable, answer: "_Answer") -> None:
         headers = dict(scope["headers"])
-        if (
-            self.key
-            and scope["path"] not in OPEN
-            and not hmac.compare_digest(headers.get(b"authorization", b""), self.key)
-        ):
+        needs_key = self.key is not None and scope["path"] not in OPEN
+        if needs_key and not hmac.compare_digest(headers.get(b"authorization", b""), self.key):
             raise Refused(401, "a valid key is missing: Authorization: Bearer ...", code="invalid_api_key")
-        taken = [0]
+        if scope["method"] != "POST":
+            return await self._run(scope, receive, answer, b"")
+        body = await self._body(headers, receive)
         try:
-            await self._answered(scope, receive, answer, headers, taken)
+            if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
+                raise Refused(415, "the body must be JSON, with Content-Type: application/json")
+            await self._run(scope, receive, answer, body)
         finally:
-            self.held -= taken[0]
+            self.held -= len(body)
 
-    async def _answered(
-        self, scope: dict, receive: Callable, answer: "_Answer", headers: dict, taken: list[int]
-    ) -> None:
-        body = await self._body(headers, receive, taken) if scope["method"] == "POST" else b""
-        if scope["method"] == "POST" and not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
-            raise Refused(415, "the body must be JSON, with Content-Type: application/json")
+    async def _run(self, scope: dict, receive: Callable, answer: "_Answer", body: bytes) -> None:
+        """Runs the route, unless the client leaves or the time is over before it has answered."""
         left = asyncio.ensure_future(_disconnected(receive))
         work = asyncio.ensure_future(self.app(scope, _once(body, left), answer))
         try:
@@ -104,8 +101,8 @@ class Guard:
                 task.cancel()
             await asyncio.gather(left, work, return_exceptions=True)
 
-    async def _body(self, headers: dict, receive: Callable, taken: list[int]) -> bytes:
-        """The body; what it holds is added to `held` and to `taken` as it comes."""
+    async def _body(self, headers: dict, receive: Callable) -> bytes:
+        """The body, which counts in `held` as it comes."""
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.max_body:
             raise self._too_long()
@@ -119,15 +116,17 @@ class Guard:
                     piece = message.get("body", b"")
                     if self.held + len(piece) > self.max_held:
                         raise Busy("the bodies of other requests fill the memory that is set aside for them", 1)
-                    taken[0] += len(piece)
                     self.held += len(piece)
                     body += piece
                     if len(body) > self.max_body:
                         raise self._too_long()
                     if not message.get("more_body"):
                         return bytes(body)
-        except TimeoutError:
-            raise Refused(408, f"the body did not arrive within {self.body_timeout:g} s") from None
+        except BaseException as error:
+            self.held -= len(body)
+            if isinstance(error, TimeoutError):
+                raise Refused(408, f"the body did not arrive within {self.body_timeout:g} s") from None
+            raise
 
     def _too_long(self) -> Refused:
         return Refused(413, f"the body is longer than {self.max_body} bytes", code="body_too_large")
@@ -144,14 +143,14 @@ async def _disconnected(receive: Callable) -> None:
 
 def _once(body: bytes, left: asyncio.Future) -> Callable[[], Awaitable[dict[str, Any]]]:
     """A `receive` that gives the body, and after it waits for the client to leave."""
-    given = False
+    received = False
 
     async def receive() -> dict[str, Any]:
-        nonlocal given
-        if given:
+        nonlocal received
+        if received:
             await asyncio.shield(left)
             return {"type": "http.disconnect"}
-        given = True
+        received = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive

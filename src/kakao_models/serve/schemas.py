@@ -1,7 +1,6 @@
 """What requests may hold, and errors in OpenAI's form."""
 
 import base64
-import binascii
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,11 +17,8 @@ class Refused(Exception):
         self.status, self.param, self.code, self.retry = status, param, code, retry
 
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
-        if self.status == 401:
-            kind = "authentication_error"
-        if self.status == 429:
-            kind = "rate_limit_error"
+        usual = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, usual)
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -113,8 +109,8 @@ def _check_count(body: bytes) -> None:
             waiting.extend(part if isinstance(part, list) else part.values())
 
 
-def as_list(given: Any) -> list[Any]:
-    return given if isinstance(given, list) else [given]
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def image_source(part: str | ContentPart, place: str) -> str | None:
@@ -125,10 +121,10 @@ def image_source(part: str | ContentPart, place: str) -> str | None:
     """
     if isinstance(part, str):
         return part if part[:11].lower() == "data:image/" else None
-    given = [value for value in (part.image, part.image_url.url if part.image_url else None) if value is not None]
-    if len(given) + (part.text is not None) != 1:
+    url = part.image_url.url if part.image_url else None
+    if [part.text, part.image, url].count(None) != 2:
         raise Refused(400, f"{place}: expected one of text, image and image_url", param="input")
-    return given[0] if given else None
+    return part.image if url is None else url
 
 
 def decoded(source: str, place: str) -> bytes:
@@ -144,5 +140,5 @@ def decoded(source: str, place: str) -> bytes:
             raise Refused(400, f"{place}: expected data:image/...;base64,...", param="input")
     try:
         return base64.b64decode("".join(data.split()), validate=True)  # `base64` wraps its lines
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise Refused(400, f"{place}: an image must be base64 or a data: URL ({error})", param="input") from None

@@ -4,16 +4,14 @@ import asyncio
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
 
 from kakao_models.checkpoint.hub import called
-from kakao_models.inference.embedder import Embedder
-from kakao_models.inference.output import say_engine
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.service import Limits, Service
+from kakao_models.verbs import ModelOptions
 
 _HELD = 512 * 2**20  # bytes of bodies in memory
 _CONNECTIONS = 2048  # more get 503 from uvicorn itself
@@ -26,9 +24,7 @@ class Server(uvicorn.Server):
     whatever still comes is answered. After that no connection is accepted, and those that wait get their answers.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, state: State, drain: float, ready: Callable[[str], None] = lambda url: None
-    ):
+    def __init__(self, config: uvicorn.Config, state: State, drain: float, ready: Callable[[str], None]):
         super().__init__(config)
         self.signal: int | None = None
         self._state, self._drain, self._ready = state, drain, ready
@@ -46,29 +42,23 @@ class Server(uvicorn.Server):
             self.should_exit, self.force_exit = True, self.should_exit
             return
         self._state.closing = True
-        asyncio.get_running_loop().call_later(self._drain, self._end)
-
-    def _end(self) -> None:
-        self.should_exit = True
+        asyncio.get_running_loop().call_later(self._drain, setattr, self, "should_exit", True)
 
 
 def serve(
-    model: str,
+    options: ModelOptions,
     *,
-    name: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    limits: Limits | None = None,
-    batch_size: int = 32,
-    max_wait: float = 0.005,
-    max_queue: int = 1024,
-    max_body: int = 32 * 2**20,
-    timeout: float = 120.0,
-    drain: float = 1.0,
-    api_key: str | None = None,
-    log_level: str = "info",
-    ready: Callable[[str], None] = lambda url: None,
-    **embedder_options: Any,
+    name: str | None,
+    host: str,
+    port: int,
+    limits: Limits,
+    max_wait: float,
+    max_queue: int,
+    max_body: int,
+    timeout: float,
+    drain: float,
+    api_key: str | None,
+    ready: Callable[[str], None],
 ) -> int | None:
     """Serves a model until SIGINT or SIGTERM; a second signal ends the drain time, a third one everything.
 
@@ -76,26 +66,24 @@ def serve(
         The signal that ended it.
 
     Args:
-        model: a Hub id, a folder, or the name of a checkpoint inside this package.
-        name: what clients call it; by default `model`, of a folder its name.
-        batch_size, max_wait, max_queue: of `Batcher`; max_queue counts inputs, not requests.
-        timeout: seconds for an answer.
+        options: the model; its batch size is also that of the `Batcher`.
+        name: what clients call it; by default as `options` names it, of a folder its name.
+        max_wait: seconds that an input waits for others; max_queue: inputs, not requests, that may wait.
+        max_body: bytes of a request; timeout: seconds for an answer; api_key: see `Guard`.
         drain: seconds between the signal and the end of listening.
         ready: is told the address when requests are taken.
-        embedder_options: of `Embedder`.
 
     Raises:
         OSError: the address can't be listened on, or the model can't be read.
         ValueError: of `Embedder`.
     """
     listening = _bound(host, port)
-    embedder = Embedder(model, batch_size=batch_size, **embedder_options)
-    say_engine(embedder)
+    embedder = options.open()
     metrics, state = Metrics(), State()
 
     def make_service() -> Service:
-        batching = dict(batch_size=batch_size, max_wait=max_wait, max_items=max_queue, watch=metrics.batch)
-        return Service(embedder, name or called(model), limits or Limits(), **batching)
+        batching = dict(batch_size=options.batch_size, max_wait=max_wait, max_items=max_queue, watch=metrics.batch)
+        return Service(embedder, name or called(options.model), limits, **batching)
 
     app = create_app(
         make_service,
@@ -107,7 +95,7 @@ def serve(
         timeout=timeout,
     )
     config = uvicorn.Config(
-        app, host=host, port=port, log_level=log_level, access_log=False, server_header=False,
+        app, host=host, port=port, access_log=False, server_header=False,
         limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=int(timeout) + 5, timeout_keep_alive=30,
         lifespan="on",
     )  # fmt: skip

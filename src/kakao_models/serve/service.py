@@ -91,7 +91,11 @@ class Service:
             raise Refused(400, f"dimensions: this model gives {self.embedder.dim} and no other", param="dimensions")
         parts = self._checked_inputs(request.input)
         images = await self._image_bytes(parts)
-        texts = {index: self._text(part, index) for index, part in enumerate(parts) if index not in images}
+        texts = {}
+        for index, part in enumerate(parts):
+            if index not in images:
+                text = part if isinstance(part, str) else part.text or ""
+                texts[index] = self._checked_text(text, f"input[{index}]", "input")
         rows, tokens = np.empty((len(parts), self.embedder.dim), np.float32), 0
         of_images, of_texts = await asyncio.gather(
             self._images("image", images), self._submit("text", list(texts.values()))
@@ -106,14 +110,13 @@ class Service:
         """For each image its labels with their scores, the best first."""
         self._check_model(request.model)
         parts = self._checked_inputs(request.input)
-        if texts := [index for index, part in enumerate(parts) if self._is_text(part)]:
-            raise Refused(400, f"input[{texts[0]}] is no image: a data: URL, or {{'image': base64}}", param="input")
-        if request.labels is None and not self.classifies:
-            raise Refused(400, "labels: say what to choose from; this model has no classes of its own", param="labels")
-        if request.labels is not None and not self.reads_texts:
-            own = ": it has classes of its own, leave labels out" if self.classifies else ""
-            raise Refused(400, f"labels: this model reads no texts{own}", param="labels")
+        for index, part in enumerate(parts):
+            if image_source(part, "input") is None:
+                raise Refused(400, f"input[{index}] is no image: a data: URL, or {{'image': base64}}", param="input")
         if request.labels is None:
+            if not self.classifies:
+                message = "labels: say what to choose from; this model has no classes of its own"
+                raise Refused(400, message, param="labels")
             if request.templates is not None:
                 raise Refused(400, "templates go with labels", param="templates")
             config = self.embedder.config
@@ -121,6 +124,9 @@ class Service:
             logits = await self._images("classifier", await self._image_bytes(parts))
             scores = SCORE_FUNCTIONS[score_function(config)](logits)
         else:
+            if not self.reads_texts:
+                own = ": it has classes of its own, leave labels out" if self.classifies else ""
+                raise Refused(400, f"labels: this model reads no texts{own}", param="labels")
             labels = request.labels
             templates = as_list(HYPOTHESIS_TEMPLATE if request.templates is None else request.templates)
             sentences = self._sentences_of(labels, templates)
@@ -135,8 +141,8 @@ class Service:
             message = f"the model {model[:100]!r} is not served here, {self.name!r} is"
             raise Refused(404, message, param="model", code="model_not_found")
 
-    def _checked_inputs(self, given: Any) -> list[str | ContentPart]:
-        parts = as_list(given)
+    def _checked_inputs(self, inputs: Any) -> list[str | ContentPart]:
+        parts = as_list(inputs)
         if not parts:
             raise Refused(400, "input: got nothing, expected at least one text or image", param="input")
         if isinstance(parts[0], (int, list)):
@@ -151,13 +157,6 @@ class Service:
             raise Refused(400, f"input: {len(parts)} inputs, at most {most} in one request", param="input")
         return parts
 
-    def _is_text(self, part: str | ContentPart) -> bool:
-        return image_source(part, "input") is None
-
-    def _text(self, part: str | ContentPart, index: int) -> str:
-        text = part if isinstance(part, str) else part.text or ""
-        return self._checked_text(text, f"input[{index}]", "input")
-
     def _checked_text(self, text: str, place: str, param: str) -> str:
         if not self.reads_texts:
             raise Refused(400, f"{place}: this model reads images only; an image is a data: URL", param=param)
@@ -170,11 +169,8 @@ class Service:
 
     async def _image_bytes(self, parts: list[str | ContentPart]) -> dict[int, bytes]:
         """Place among the inputs → the file."""
-        sources = {}
-        for index, part in enumerate(parts):
-            source = image_source(part, f"input[{index}]")
-            if source is not None:
-                sources[index] = source
+        sources = {index: image_source(part, f"input[{index}]") for index, part in enumerate(parts)}
+        sources = {index: source for index, source in sources.items() if source is not None}
         contents = await asyncio.gather(*(self._content(source, index) for index, source in sources.items()))
         return dict(zip(sources, contents))
 
@@ -183,10 +179,9 @@ class Service:
         if source[:8].lower().startswith(("http://", "https://")):
             if not self.limits.allow_urls:
                 raise Refused(400, f"{place}: this service fetches no URLs; send a data: URL", param="input")
-            options = {"timeout": self.limits.fetch_timeout, "max_bytes": self.limits.max_fetched}
+            fetch = partial(fetch_url, source, timeout=self.limits.fetch_timeout, max_bytes=self.limits.max_fetched)
             try:
-                run = asyncio.get_running_loop().run_in_executor
-                return await run(self._fetchers, partial(fetch_url, source, **options))
+                return await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
             except FetchError as error:
                 # Which address a name of this network has is nobody's business either.
                 hidden = "not a public address" in str(error)
@@ -235,17 +230,12 @@ class Service:
 
     async def _sentence_rows(self, sentences: list[str]) -> np.ndarray:
         """(sentences, D), each row of length 1."""
-        expected = dict.fromkeys(sentences)
-        missing = [sentence for sentence in expected if sentence not in self._sentences]
-        fresh = dict(zip(missing, (l2_normalize(row) for row, _ in await self._submit("text", missing))))
-        rows = {}
-        for sentence in expected:
-            # A sentence may have been dropped while others were computed.
-            row = fresh.get(sentence)
-            row = self._sentences.get(sentence) if row is None else row
-            if row is None:
-                row = l2_normalize((await self._submit("text", [sentence]))[0][0])
-            rows[sentence] = row
+        # Known rows are taken first: a sentence may be dropped while others are computed.
+        rows = {sentence: self._sentences.get(sentence) for sentence in sentences}
+        missing = [sentence for sentence, row in rows.items() if row is None]
+        for sentence, (row, _) in zip(missing, await self._submit("text", missing)):
+            rows[sentence] = l2_normalize(row)
+        for sentence, row in rows.items():
             if len(sentence) <= _KEPT_CHARACTERS:
                 self._sentences[sentence] = row
                 self._sentences.move_to_end(sentence)
