@@ -1,9 +1,10 @@
-"""What an exported model takes and gives: the same for every format.
+"""Inputs and outputs of an exported model: the same for every format.
 
 Axes: B batch  H, W height, width  L tokens  D width of the features
 """
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from kakao_models.inference.embedder import Embedder
 from kakao_models.pixels.resize import center_box
 
+SHEET = "export.json"
 IMAGE_INPUTS = ("float", "uint8", "picture")
 PARTS = ("image", "text", "both", "classifier")
 
@@ -22,7 +24,7 @@ class Tensor:
 
     name: str
     dtype: str
-    shape: tuple[str | int, ...]
+    shape: list[str | int]
     about: str
 
 
@@ -60,65 +62,76 @@ class Contract:
 
     normalize: whether features have length 1.
     quantize: None, or how the weights are stored.
+    metadata: what export.json says beside the functions; also embedded into the files.
     where: `revision` and `token`, for a format that loads the checkpoint in its own framework.
-    facts: what export.json says beside the functions; also embedded into the files.
     """
 
     functions: dict[str, Function]
     pixels: ImageInput
     normalize: bool
     quantize: str | None
-    facts: dict[str, Any] = field(default_factory=dict)
-    where: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any]
+    where: dict[str, Any]
 
     def described(self) -> dict[str, Any]:
-        """JSON: the functions with their tensors, and `facts`."""
+        """The content of export.json: `metadata`, and the functions with their tensors."""
         functions = {
-            name: {"inputs": [_as_dict(tensor) for tensor in function.inputs], "outputs": [_as_dict(function.output)]}
+            name: {"inputs": [asdict(tensor) for tensor in function.inputs], "outputs": [asdict(function.output)]}
             for name, function in self.functions.items()
         }
-        return {**self.facts, "functions": functions}
+        return {**self.metadata, "functions": functions}
 
+    def described_json(self) -> str:
+        return json.dumps(self.described(), ensure_ascii=False)
 
-def _as_dict(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "about": tensor.about}
+    def assets(self) -> dict[str, str]:
+        """Name → content of the text files that TensorFlow's formats hold beside the model."""
+        labels = self.metadata.get("labels")
+        listed = {"labels.txt": "".join(f"{label}\n" for label in labels)} if labels else {}
+        return {SHEET: self.described_json()} | listed
+
+    def source_model(self, embedder: Embedder, framework: type) -> Any:
+        """The plain model in float32: the embedder's, or where another framework runs that, one of this engine's."""
+        engine = embedder.engine
+        own = isinstance(engine, framework)
+        return (engine if own else framework.load(embedder.name, device="cpu", **self.where)).model
 
 
 def contract(
     embedder: Embedder,
     what: str | None,
     kind: str,
-    normalize: bool,
-    quantize: str | None,
     ids: str,
-    facts: dict,
+    metadata: dict,
     where: dict,
 ) -> Contract:
-    """What `embedder`'s model is exported as.
+    """The contract by which `embedder`'s model is exported.
 
     Args:
         what: one of `PARTS`; by default all that the model is made for.
         kind: of `ImageInput`.
         ids: dtype of token ids in the format, "int32" or "int64".
+        metadata, where: of `Contract`.
 
     Raises:
         ValueError: the model has no such part, or its preprocessing can't be in a graph.
     """
     names = _parts(embedder, what)
+    normalize = metadata["normalized"]
     pixels = _pixels(embedder, kind)
     if normalize and names == ("classifier",):
         raise ValueError("--normalize makes features as long as 1; a classifier gives logits. Leave it out")
     unit = ", each row of length 1" if normalize else ", not normalised"
     features = {
-        "image": Tensor("image_features", "float32", ("batch", embedder.dim), "embeddings of the images" + unit),
-        "text": Tensor("text_features", "float32", ("batch", embedder.dim), "embeddings of the texts" + unit),
+        "image": Tensor("image_features", "float32", ["batch", embedder.dim], "embeddings of the images" + unit),
+        "text": Tensor("text_features", "float32", ["batch", embedder.dim], "embeddings of the texts" + unit),
     }
     if "classifier" in names:
-        logits = ("batch", embedder.config.num_labels)
+        logits = ["batch", embedder.config.num_labels]
         features["classifier"] = Tensor("logits", "float32", logits, "one number per label, before any softmax")
     inputs = {"image": _image_inputs(pixels), "text": _text_inputs(embedder, ids), "classifier": _image_inputs(pixels)}
     functions = {name: Function(name, inputs[name], features[name]) for name in names}
-    return Contract(functions, pixels, normalize, quantize, facts, where)
+    return Contract(functions, pixels, normalize, metadata["quantize"], metadata, where)
 
 
 def _parts(embedder: Embedder, what: str | None) -> tuple[str, ...]:
@@ -144,11 +157,12 @@ def _pixels(embedder: Embedder, kind: str) -> ImageInput:
     else:
         height, width = size["height"], size["width"]
     # The processor itself says what becomes of a byte: rescaling and normalisation are affine, per channel.
-    black, white = (_prepared(processor, np.full((height, width, 3), byte, np.uint8))[:, 0, 0] for byte in (0, 255))
+    squares = [np.full((height, width, 3), byte, np.uint8) for byte in (0, 255)]
+    black, white = processor(images=squares, return_tensors="np", **AS_IT_IS)["pixel_values"][:, :, 0, 0]
     scale = (white.astype(np.float64) - black) / 255
-    pixels = (kind, (height, width), tuple(scale.tolist()), tuple(black.astype(np.float64).tolist()))
+    plain = ImageInput(kind, (height, width), tuple(scale.tolist()), tuple(black.astype(np.float64).tolist()))
     if kind != "picture":
-        return ImageInput(*pixels)
+        return plain
     if not (
         processor.preprocessing == "tf" and processor.do_resize and processor.resample == Image.Resampling.BILINEAR
     ):
@@ -159,11 +173,7 @@ def _pixels(embedder: Embedder, kind: str) -> ImageInput:
     if "height" not in resized:
         raise ValueError(f"--input picture: {embedder.name} keeps the aspect ratio ({resized}); take --input uint8")
     full = resized["height"], resized["width"]
-    return ImageInput(*pixels, full, center_box(*full, height, width))
-
-
-def _prepared(processor, picture: np.ndarray) -> np.ndarray:
-    return processor(images=picture, return_tensors="np", **AS_IT_IS)["pixel_values"][0]
+    return replace(plain, resized=full, box=center_box(*full, height, width))
 
 
 AS_IT_IS = {"do_resize": False, "do_center_crop": False}  # of a processor: for pictures that have the model's size
@@ -173,14 +183,12 @@ def _image_inputs(pixels: ImageInput) -> tuple[Tensor, ...]:
     height, width = pixels.size
     if pixels.kind == "float":
         about = "RGB as preprocessor_config.json makes it: resized, rescaled, normalised"
-        return (Tensor("pixel_values", "float32", ("batch", 3, height, width), about),)
+        return (Tensor("pixel_values", "float32", ["batch", 3, height, width], about),)
     if pixels.kind == "uint8":
-        about = (
-            "RGB, 0 to 255, upright, resized to this size by the caller; rescaling and normalisation are in the graph"
-        )
-        return (Tensor("images", "uint8", ("batch", height, width, 3), about),)
-    about = "RGB, 0 to 255, upright, of any size; resizing, cropping and normalisation are in the graph"
-    return (Tensor("images", "uint8", ("batch", "height", "width", 3), about),)
+        about = "resized to this size by the caller; rescaling and normalisation are in the graph"
+        return (Tensor("images", "uint8", ["batch", height, width, 3], f"RGB, 0 to 255, upright, {about}"),)
+    about = "of any size; resizing, cropping and normalisation are in the graph"
+    return (Tensor("images", "uint8", ["batch", "height", "width", 3], f"RGB, 0 to 255, upright, {about}"),)
 
 
 def _text_inputs(embedder: Embedder, ids: str) -> tuple[Tensor, ...]:
@@ -188,6 +196,6 @@ def _text_inputs(embedder: Embedder, ids: str) -> tuple[Tensor, ...]:
         return ()
     most, words = embedder.max_tokens, embedder.config.text_config.vocab_size
     return (
-        Tensor("input_ids", ids, ("batch", "tokens"), f"of tokenizer.json, below {words}; at most {most} tokens"),
-        Tensor("attention_mask", ids, ("batch", "tokens"), "1 at tokens, 0 at padding, which comes after them"),
+        Tensor("input_ids", ids, ["batch", "tokens"], f"of tokenizer.json, below {words}; at most {most} tokens"),
+        Tensor("attention_mask", ids, ["batch", "tokens"], "1 at tokens, 0 at padding, which comes after them"),
     )

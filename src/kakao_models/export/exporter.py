@@ -6,14 +6,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kakao_models import __version__
 from kakao_models.checkpoint.hub import called, fetch, pin
-from kakao_models.export.contract import IMAGE_INPUTS, PARTS, contract
+from kakao_models.export.contract import IMAGE_INPUTS, PARTS, SHEET, contract
 from kakao_models.export.samples import compare
 from kakao_models.files.atomic import sha256_of, unfinished
 from kakao_models.inference.embedder import Embedder
@@ -21,26 +21,31 @@ from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.progress import Progress
 from kakao_models.inference.scores import score_function
 
-SHEET = "export.json"
 # The least cosine between any row of the export and of its source, by how weights are stored.
 LEAST_COSINE = {None: 0.9999, "float16": 0.999, "bfloat16": 0.999, "int8": 0.99, "int8-dynamic": 0.99}
 
 
 class Format(NamedTuple):
-    module: str  # with write(embedder, contract, folder) and load(folder, contract, name)
+    """How the module of this name writes a format.
+
+    It has write(embedder, contract, folder), which returns the file (or folder) of each function by its name, and
+    load(path, function).
+    """
+
     quantize: tuple[str, ...]
     ids: str  # dtype of token ids
     extra: str  # of pip
     runtimes: tuple[str, ...]  # packages whose versions are noted
+    signatures: bool = False  # whether functions have names within their file: those of their outputs
 
 
 EXPORT_FORMATS = {
-    "onnx": Format("onnx", ("float16", "bfloat16", "int8", "int8-dynamic"), "int64", "export", ("onnx", "onnxruntime")),
-    "openvino": Format("openvino", ("float16", "int8"), "int64", "export", ("openvino", "nncf")),
-    "saved_model": Format("saved_model", ("float16", "bfloat16"), "int32", "tensorflow", ("tensorflow", "keras")),
-    "litert": Format("litert", ("float16", "int8"), "int32", "tensorflow", ("tensorflow", "keras")),
-    "stablehlo": Format("stablehlo", ("float16", "bfloat16"), "int32", "flax", ("jax", "flax")),
-    "pt2": Format("pt2", ("float16", "bfloat16"), "int64", "torch", ("torch",)),
+    "onnx": Format(("float16", "bfloat16", "int8", "int8-dynamic"), "int64", "export", ("onnx", "onnxruntime")),
+    "openvino": Format(("float16", "int8"), "int64", "export", ("openvino", "nncf")),
+    "saved_model": Format(("float16", "bfloat16"), "int32", "tensorflow", ("tensorflow", "keras"), True),
+    "litert": Format(("float16", "int8"), "int32", "tensorflow", ("tensorflow", "keras"), True),
+    "stablehlo": Format(("float16", "bfloat16"), "int32", "flax", ("jax", "flax")),
+    "pt2": Format(("float16", "bfloat16"), "int64", "torch", ("torch",)),
 }
 
 
@@ -89,20 +94,24 @@ def export(
     where = pin(model, **where)
     with unfinished(output) as folder, Progress(f"export to {to}", None, progress) as bar:
         embedder = _plain(os.fspath(model), where)
-        facts = _facts(embedder, where, to, form, quantize, input, normalize)
-        agreed = contract(embedder, what, input, normalize, quantize, form.ids, facts, where)
+        metadata = _metadata(embedder, where, to, quantize, input, normalize)
+        agreed = contract(embedder, what, input, form.ids, metadata, where)
         bar.advance(1)
-        _copy(embedder, folder, texts="text" in agreed.functions)
+        # the files that the caller's preprocessing needs, as the embedder has them
+        embedder.image_processor.save_pretrained(folder)
+        if "text" in agreed.functions:
+            embedder.tokenizer.save_pretrained(folder)
         with _explained(to, "writing", folder):
             files = writer.write(embedder, agreed, folder)
         bar.advance(1)
         sheet = agreed.described()
         least = LEAST_COSINE[quantize] if min_cosine is None else min_cosine
-        for name, described in sheet["functions"].items():
+        for name, function in agreed.functions.items():
             with _explained(to, "running", folder):
-                check = compare(embedder, agreed, name, writer.load(folder, agreed, name))
+                check = compare(embedder, agreed, name, writer.load(folder / files[name], function))
             bar.advance(1)
-            described |= {"file": files[name].file, "signature": files[name].signature, "check": check}
+            signature = function.output.name if form.signatures else None
+            sheet["functions"][name] |= {"file": files[name], "signature": signature, "check": check}
             if check["cosine"] < least and not force:
                 raise ValueError(
                     f"{to}: the cosine of {name} to its source is {check['cosine']:.6f}, expected {least:g} or more. Nothing "
@@ -125,13 +134,6 @@ def _explained(to: str, what: str, folder: Path) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         free = shutil.disk_usage(folder).free / 1e6
         raise ValueError(f"{to}: {what} it failed ({reason:.300}). {free:.0f} MB of disk are free") from error
-
-
-class Place(NamedTuple):
-    """Where a function is: a file (or folder) of the export, and its name within, where a file has several."""
-
-    file: str
-    signature: str | None = None
 
 
 def summary(sheet: dict[str, Any], output: str | os.PathLike) -> str:
@@ -172,7 +174,7 @@ def _checked(to: str, what: str | None, input: str, quantize: str | None) -> For
 
 def _module(form: Format, to: str):
     try:
-        return importlib.import_module(f"kakao_models.export.{form.module}")
+        return importlib.import_module(f"kakao_models.export.{to}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("kakao_models"):
             raise
@@ -187,18 +189,18 @@ def _plain(name: str, where: dict) -> Embedder:
     return embedder
 
 
-def _facts(
-    embedder: Embedder, where: dict, to: str, form: Format, quantize: str | None, kind: str, normalize: bool
+def _metadata(
+    embedder: Embedder, where: dict, to: str, quantize: str | None, kind: str, normalize: bool
 ) -> dict[str, Any]:
     config, processor = embedder.config, embedder.image_processor
-    facts = {
+    metadata = {
         "format": to,
         "model": called(embedder.name),
         "model_type": config.model_type,
         "revision": where.get("revision"),
         "source_sha256": _source_hashes(embedder.name, where),
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {"kakao-models": __version__} | {name: _version(name) for name in form.runtimes},
+        "versions": {"kakao-models": __version__} | {name: _version(name) for name in EXPORT_FORMATS[to].runtimes},
         "input": kind,
         "quantize": quantize,
         "normalized": normalize,
@@ -206,18 +208,18 @@ def _facts(
         "preprocessing": {"file": "preprocessor_config.json", "resize": processor.resizing()},
     }
     if embedder.engine.reads_texts:
-        facts["tokenizer"] = {
+        metadata["tokenizer"] = {
             "file": "tokenizer.json",
             "max_tokens": embedder.max_tokens,
             "padding": "right, to the longest of a batch",
             "pad_token_id": embedder.tokenizer.pad_token_id,
         }
-        facts["temperature"] = embedder.engine.temperature
-        facts["logits"] = "cosine of image and text features, divided by the temperature; softmax over the texts"
+        metadata["temperature"] = embedder.engine.temperature
+        metadata["logits"] = "cosine of image and text features, divided by the temperature; softmax over the texts"
     if embedder.engine.classifies:
-        facts["labels"] = [config.id2label[index] for index in range(config.num_labels)]
-        facts["scores"] = score_function(config)
-    return facts
+        metadata["labels"] = [config.id2label[index] for index in range(config.num_labels)]
+        metadata["scores"] = score_function(config)
+    return metadata
 
 
 def _caller(kind: str, processor) -> str:
@@ -231,25 +233,15 @@ def _caller(kind: str, processor) -> str:
 
 
 def _version(package: str) -> str | None:
-    names = (package, f"{package}-cpu") if package == "tensorflow" else (package,)
-    for name in names:
-        try:
+    for name in (package, f"{package}-cpu"):  # of TensorFlow there are both
+        with suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            continue
     return None
 
 
 def _source_hashes(name: str, where: dict) -> dict[str, str]:
     folder = fetch(name, "config.json", **where).parent  # in the Hub's cache the weights lie beside it, too
     return {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
-
-
-def _copy(embedder: Embedder, folder: Path, texts: bool) -> None:
-    """The files that the caller's preprocessing needs, as the embedder has them."""
-    embedder.image_processor.save_pretrained(folder)
-    if texts:
-        embedder.tokenizer.save_pretrained(folder)
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kakao_models.export.contract import Contract
-from kakao_models.export.exporter import SHEET, Place
+from kakao_models.export.contract import SHEET, Contract, Function
 from kakao_models.export.samples import RunFunction
 from kakao_models.export.torch_functions import programs
 from kakao_models.fused.onnx import converted
 from kakao_models.inference.embedder import Embedder
 
 
-def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
+def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str]:
     """A file for each function, NAME.onnx (and NAME.onnx.data where it is large), with what export.json says in its
     metadata."""
     files = {}
@@ -24,24 +23,23 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
 
         proto = made.model_proto
         if contract.quantize == "int8-dynamic":
-            proto = onnx_weights.quantize_products(proto, folder)
+            proto = onnx_weights.quantize_products(proto)
         elif contract.quantize is not None:
             onnx_weights.store_weights(proto, contract.quantize)
         _describe(proto, contract)
-        files[name] = Place(f"{name}.onnx")
-        onnx_weights.save(proto, folder / files[name].file)
+        files[name] = f"{name}.onnx"
+        onnx_weights.save(proto, folder / files[name])
     return files
 
 
-def load(folder: Path, contract: Contract, name: str) -> RunFunction:
+def load(path: Path, function: Function) -> RunFunction:
     """Runs a function out of its file, in ONNX Runtime on the CPU."""
     import onnx
     import onnxruntime
 
-    onnx.checker.check_model(str(folder / f"{name}.onnx"))
-    session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-    output = contract.functions[name].output.name
-    return lambda inputs: session.run([output], inputs)[0]
+    onnx.checker.check_model(str(path))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run([function.output.name], inputs)[0]
 
 
 def _describe(proto: Any, contract: Contract) -> None:

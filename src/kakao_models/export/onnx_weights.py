@@ -1,5 +1,6 @@
 """How the weights of an ONNX model are stored."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-_LARGEST = (
-    1_500_000_000  # bytes; one protobuf message holds no more than 2 GB, so larger weights lie in a file beside it
-)
+# Bytes; one protobuf message holds no more than 2 GB, so larger weights lie in a file beside it.
+_LARGEST = 1_500_000_000
 _SMALL = 1024  # numbers; a smaller tensor stays as it is
 _NARROW = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
@@ -67,15 +67,9 @@ def _output_axes(graph: onnx.GraphProto) -> dict[str, int]:
     return axes
 
 
-def quantize_products(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+def quantize_products(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Matrix products in 8 bits, activations being quantised as they come: ONNX Runtime's dynamic quantisation."""
-    whole, done = folder / ".whole.onnx", folder / ".dynamic.onnx"
-    try:
-        save(proto, whole)
-        quantize_dynamic(
-            whole, done, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
-        )
-        return onnx.load(str(done))
-    finally:
-        for file in (whole, done, whole.with_name(f"{whole.name}.data")):
-            file.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file, products = Path(folder, "quantized.onnx"), ["MatMul", "Gemm"]
+        quantize_dynamic(proto, file, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=products)
+        return onnx.load(str(file))

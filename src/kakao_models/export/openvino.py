@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.export.contract import Contract
-from kakao_models.export.exporter import SHEET, Place
+from kakao_models.export.contract import SHEET, Contract, Function
 from kakao_models.export.samples import RunFunction
 from kakao_models.export.torch_functions import programs
 from kakao_models.fused.openvino import converted
@@ -18,7 +17,7 @@ SERVER = "config.json"  # of OpenVINO Model Server
 VERSION = "1"  # the folder of a version, which the server looks for under a model's own
 
 
-def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
+def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str]:
     """NAME/1/model.xml and model.bin for each function, with what export.json says in their rt_info, and config.json, which
     names them to OpenVINO Model Server."""
     files = {}
@@ -30,26 +29,22 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
 
         if contract.quantize == "int8":
             model = _in_8_bits(model)
-        described = contract.described()
-        model.set_rt_info(json.dumps(described, ensure_ascii=False), ["kakao_models", SHEET])
-        if "labels" in described:  # where OpenVINO's Model API looks
-            model.set_rt_info(
-                " ".join(label.replace(" ", "_") for label in described["labels"]), ["model_info", "labels"]
-            )
-        files[name] = Place(f"{name}/{VERSION}/model.xml")
+        model.set_rt_info(contract.described_json(), ["kakao_models", SHEET])
+        if labels := contract.metadata.get("labels"):  # where OpenVINO's Model API looks
+            model.set_rt_info(" ".join(label.replace(" ", "_") for label in labels), ["model_info", "labels"])
+        files[name] = f"{name}/{VERSION}/model.xml"
         (folder / name / VERSION).mkdir(parents=True)
-        openvino.save_model(model, folder / files[name].file, compress_to_fp16=contract.quantize == "float16")
+        openvino.save_model(model, folder / files[name], compress_to_fp16=contract.quantize == "float16")
     served = [{"config": {"name": name, "base_path": f"/models/{name}"}} for name in files]
     (folder / SERVER).write_text(json.dumps({"model_config_list": served}, indent=1) + "\n")
     return files
 
 
-def load(folder: Path, contract: Contract, name: str) -> RunFunction:
+def load(path: Path, function: Function) -> RunFunction:
     """Runs a function out of its file, in OpenVINO on the CPU, in float32."""
     options = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would compute in bfloat16
-    compiled = openvino_core().compile_model(folder / name / VERSION / "model.xml", "CPU", options)
-    output = contract.functions[name].output.name
-    return lambda inputs: np.asarray(compiled(inputs)[output])
+    compiled = openvino_core().compile_model(path, "CPU", options)
+    return lambda inputs: np.asarray(compiled(inputs)[function.output.name])
 
 
 def _in_8_bits(model: Any) -> Any:

@@ -1,6 +1,5 @@
 """Keras models as TensorFlow SavedModels with named signatures, and the layout that TensorFlow Serving reads."""
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -12,8 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kakao_models.checkpoint.keras_export import Signatures, write_signatures
-from kakao_models.export.contract import Contract, ImageInput
-from kakao_models.export.exporter import SHEET, Place
+from kakao_models.export.contract import Contract, Function, ImageInput
 from kakao_models.export.samples import RunFunction
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.engine_tf import KerasEngine
@@ -21,34 +19,26 @@ from kakao_models.inference.engine_tf import KerasEngine
 VERSION = "1"  # the folder of a version, which TensorFlow Serving looks for under a model's own
 
 
-def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
+def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str]:
     """One SavedModel, 1/, with a signature for each function; export.json and labels.txt are among its assets."""
-    files = {SHEET: json.dumps(contract.described(), ensure_ascii=False)}
-    if labels := contract.facts.get("labels"):
-        files["labels.txt"] = "".join(f"{label}\n" for label in labels)
-    signatures, variables = functions(keras_model(embedder, contract), contract, contract.quantize)
+    model = contract.source_model(embedder, KerasEngine)
+    signatures, variables = functions(model, contract, contract.quantize)
     with tempfile.TemporaryDirectory() as assets:
-        for name, text in files.items():
+        for name, text in contract.assets().items():
             Path(assets, name).write_text(text, encoding="utf-8")
         write_signatures(signatures, variables, folder / VERSION, sorted(Path(assets).iterdir()))
-    return {name: Place(VERSION, function.output.name) for name, function in contract.functions.items()}
+    return dict.fromkeys(contract.functions, VERSION)
 
 
-def load(folder: Path, contract: Contract, name: str) -> RunFunction:
+def load(path: Path, function: Function) -> RunFunction:
     """Runs a function by its signature, as TensorFlow Serving does."""
-    saved = tf.saved_model.load(os.fspath(folder / VERSION))
-    output = contract.functions[name].output.name
+    saved = tf.saved_model.load(os.fspath(path))
+    output = function.output.name
 
     def run(inputs: dict[str, np.ndarray], saved=saved) -> np.ndarray:  # the signatures hold no reference to it
         return saved.signatures[output](**{key: tf.constant(value) for key, value in inputs.items()})[output].numpy()
 
     return run
-
-
-def keras_model(embedder: Embedder, contract: Contract) -> keras.Model:
-    """The Keras model in float32: the embedder's, or where another framework runs that, its own."""
-    engine = embedder.engine
-    return (engine if isinstance(engine, KerasEngine) else KerasEngine.load(embedder.name, **contract.where)).model
 
 
 def functions(model: keras.Model, contract: Contract, dtype: str | None = None) -> tuple[Signatures, list[tf.Variable]]:

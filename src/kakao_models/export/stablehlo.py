@@ -14,7 +14,6 @@ from flax import nnx
 from jax import export as jax_export
 
 from kakao_models.export.contract import Contract, Function, ImageInput
-from kakao_models.export.exporter import Place
 from kakao_models.export.samples import RunFunction
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.engine_flax import FlaxEngine
@@ -22,12 +21,9 @@ from kakao_models.inference.engine_flax import FlaxEngine
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Place]:
+def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str]:
     """A file for each function: what `jax.export.deserialize` takes."""
-    engine = embedder.engine
-    model = (
-        engine if isinstance(engine, FlaxEngine) else FlaxEngine.load(embedder.name, device="cpu", **contract.where)
-    ).model
+    model = contract.source_model(embedder, FlaxEngine)
     evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graph, state = nnx.split(evaluating)
     narrow = jax.tree.map(partial(_narrow, dtype=contract.quantize), state)
@@ -39,20 +35,15 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, Pla
             return run(nnx.merge(graph, wide), contract, *inputs)
 
         program = jax_export.export(jax.jit(called), platforms=PLATFORMS)(*_arguments(embedder, function))
-        files[name] = Place(f"{name}.stablehlo")
-        (folder / files[name].file).write_bytes(program.serialize())
+        files[name] = f"{name}.stablehlo"
+        (folder / files[name]).write_bytes(program.serialize())
     return files
 
 
-def load(folder: Path, contract: Contract, name: str) -> RunFunction:
+def load(path: Path, function: Function) -> RunFunction:
     """Runs a function out of its file, by `jax.export.deserialize`."""
-    program = jax_export.deserialize(bytearray((folder / f"{name}.stablehlo").read_bytes()))
-    names = [tensor.name for tensor in contract.functions[name].inputs]
-
-    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(program.call(*(inputs[name] for name in names)))
-
-    return run
+    program = jax_export.deserialize(bytearray(path.read_bytes()))
+    return lambda inputs: np.asarray(program.call(*(inputs[tensor.name] for tensor in function.inputs)))
 
 
 def _narrow(array: jax.Array, dtype: str | None) -> jax.Array:

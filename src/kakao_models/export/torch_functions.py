@@ -27,7 +27,7 @@ def programs(embedder: Embedder, contract: Contract, *, narrow: bool = False) ->
     Args:
         narrow: whether parameters are stored as `contract.quantize` says. Computed is always in float32.
     """
-    model = _model(embedder, contract)
+    model = contract.source_model(embedder, TorchEngine).eval()
     pixels = contract.pixels
     scale = torch.tensor(pixels.scale, dtype=torch.float64)
     byte_values = scale, -torch.tensor(pixels.offset, dtype=torch.float64) / scale  # scale, and the byte that is 0
@@ -116,14 +116,6 @@ class Narrow(nn.Module):
 
 def _l2_normalize(x: torch.Tensor) -> torch.Tensor:
     return x / x.square().sum(-1, keepdim=True).clamp_min(1e-12).sqrt()
-
-
-def _model(embedder: Embedder, contract: Contract) -> nn.Module:
-    """The plain PyTorch model in float32: the embedder's, or where another framework runs that, its own."""
-    engine = embedder.engine
-    return (
-        engine if isinstance(engine, TorchEngine) else TorchEngine.load(embedder.name, device="cpu", **contract.where)
-    ).model.eval()
 
 
 def _examples(embedder: Embedder, function: Function) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
