@@ -27,6 +27,7 @@ from kakao_models.verbs import (
     RevisionOption,
     check_picture,
     finish,
+    given,
     group,
     model_options,
     prepare,
@@ -88,10 +89,8 @@ def classify(
     from kakao_models.inference.picture import draw_files
 
     task = "zero-shot-image-classification" if names else "image-classification"
-    defaults = {"candidate_labels": names} if names else {}
-    if names and template:
-        defaults["hypothesis_template"] = template
-    run = pipeline(task, options.model, **options.arguments(), **defaults)
+    defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
+    run = pipeline(task, options.model, **options.arguments(), **given(defaults))
     say_engine(run.embedder)
     results = run(sources, top_k=top_k, on_error="ignore", progress=None)
     if as_json:

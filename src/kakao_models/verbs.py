@@ -33,59 +33,39 @@ def group(help: str, **options: Any) -> typer.Typer:
     )
 
 
+_model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL, show_default=False)
 _PLACES = f"A Hub id, a folder, or {BUNDLED_MODEL}."
-ModelOption = Annotated[str, typer.Option("--model", "-m", help=_PLACES, rich_help_panel=MODEL_PANEL)]
+_ENGINES = (
+    "Engine that runs a PyTorch model: torch, compile, openvino or onnx; auto: the fastest that is installed and gives "
+    "the same outputs, measured once on this machine. By default torch."
+)
+_DTYPES = (
+    "Type in which the model computes: float32, bfloat16 or float16; auto: the fastest that keeps a cosine of 0.9999. "
+    "By default float32."
+)
+_FAST = "Read JPEGs by simplejpeg and resize by PyTorch, which is faster; some pixels differ by 1 or 2 of 255."
+_FRAMEWORKS = "Framework that runs the model: torch, tf or flax; by default the first that is installed."
+ModelOption = Annotated[str, _model("--model", "-m", help=_PLACES, show_default=True)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_PLACES)]
-RevisionOption = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a Hub id.", rich_help_panel=MODEL_PANEL, show_default=False)
-]
+RevisionOption = Annotated[str | None, _model(help="Branch, tag or commit of a Hub id.")]
 DeviceOption = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:1, mps: what runs the model.", rich_help_panel=MODEL_PANEL)
+    str, _model(help="Device that runs the model: auto, cpu, cuda, cuda:1, mps.", show_default=True)
 ]
-FrameworkOption = Annotated[
-    str | None,
-    typer.Option(
-        help="torch, tf or flax: what runs the model; by default the first that is installed.",
-        rich_help_panel=MODEL_PANEL,
-        show_default=False,
-    ),
-]
-EngineOption = Annotated[
-    str | None,
-    typer.Option(
-        help="torch, compile, openvino or onnx: what runs a PyTorch model; auto: the fastest that is installed and gives "
-        "the same numbers, measured once on this machine. By default torch.",
-        rich_help_panel=MODEL_PANEL,
-        show_default=False,
-    ),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, bfloat16 or float16: what the model computes in; auto: the fastest that keeps a cosine of 0.9999. "
-        "By default float32.",
-        rich_help_panel=MODEL_PANEL,
-        show_default=False,
-    ),
-]
-FastImagesOption = Annotated[
-    bool,
-    typer.Option(
-        "--fast-images",
-        help="Read JPEGs by simplejpeg and resize by PyTorch, which is faster; some pixels differ by 1 or 2 of 255.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Inputs at a time.", rich_help_panel=MODEL_PANEL)]
+FrameworkOption = Annotated[str | None, _model(help=_FRAMEWORKS)]
+EngineOption = Annotated[str | None, _model(help=_ENGINES)]
+DtypeOption = Annotated[str | None, _model(help=_DTYPES)]
+FastImagesOption = Annotated[bool, _model("--fast-images", help=_FAST)]
+BatchSizeOption = Annotated[int, _model(min=1, help="Inputs at a time.", show_default=True)]
 DATA_PANEL = "Data"
-_COLUMN = dict(
+_column = functools.partial(
+    typer.Option,
     help="Its name in the table; by default, usual names are recognised.",
     show_default=False,
     rich_help_panel=DATA_PANEL,
 )
-ImageColumnOption = Annotated[str | None, typer.Option("--image-column", **_COLUMN)]
-CaptionColumnOption = Annotated[str | None, typer.Option("--caption-column", **_COLUMN)]
-LabelColumnOption = Annotated[str | None, typer.Option("--label-column", **_COLUMN)]
+ImageColumnOption = Annotated[str | None, _column("--image-column")]
+CaptionColumnOption = Annotated[str | None, _column("--caption-column")]
+LabelColumnOption = Annotated[str | None, _column("--label-column")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -185,6 +165,11 @@ def check_file(option: str, path: Path | None) -> None:
     """Refuses a file that could not be written, before the work is done."""
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise typer.BadParameter(f"{option} {path}: expected the name of a file, in a folder that exists")
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without the empty ones."""
+    return {name: value for name, value in options.items() if value}
 
 
 def tell(result: Any, text: Any, as_json: bool) -> None:

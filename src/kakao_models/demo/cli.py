@@ -67,5 +67,5 @@ def demo(
         port=port,
         ready=ready,
         **options.arguments(),
-        **({"vit": vit} if vit else {}),
+        **given({"vit": vit}),
     )

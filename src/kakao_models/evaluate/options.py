@@ -1,5 +1,6 @@
 """Options that several tasks of `kakao-models evaluate` share, and what every task does before and after."""
 
+import functools
 import json
 import os
 import sys
@@ -25,43 +26,21 @@ if TYPE_CHECKING:
     from kakao_models.evaluate.results import Result
 
 Dataset = TypeVar("Dataset", bound="Labelled | Captioned")
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder where embeddings are kept, by content; default: in the user's cache.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings.", rich_help_panel=MODEL_PANEL)]
-Memory = Annotated[int, typer.Option(min=1, help="MiB for tiles of similarities.", rich_help_panel=MODEL_PANEL)]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        "-d",
-        help="A folder of class folders, a table, shards, or a data set of `datasets`.",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="Part of a data set that has several.", rich_help_panel=DATA_PANEL)]
-Name = Annotated[
-    str | None, typer.Option(help="Name of the data in the results, such as imagenet.", rich_help_panel=DATA_PANEL)
-]
-Classes = Annotated[
-    str | None,
-    typer.Option(help="A file of class names, or clip for CLIP's of ImageNet.", rich_help_panel=DATA_PANEL),
-]
-Templates = Annotated[
-    str, typer.Option(help="small, clip (80), clip-simple (7), or a file.", rich_help_panel=DATA_PANEL)
-]
+_model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL)
+_data = functools.partial(typer.Option, rich_help_panel=DATA_PANEL)
+_SOURCES = "A folder of class folders, a table, shards, or a data set of `datasets`."
+Cache = Annotated[Path | None, _model(help="Folder of kept embeddings, by content; default: in the user's cache.")]
+NoCache = Annotated[bool, _model("--no-cache", help="Keep no embeddings.")]
+Memory = Annotated[int, _model(min=1, help="MiB for tiles of similarities.")]
+Data = Annotated[str, _data("--data", "-d", help=_SOURCES)]
+Split = Annotated[str | None, _data(help="Part of a data set that has several.")]
+Name = Annotated[str | None, _data(help="Name of the data in the results, such as imagenet.")]
+Classes = Annotated[str | None, _data(help="A file of class names, or clip for CLIP's of ImageNet.")]
+Templates = Annotated[str, _data(help="small, clip (80), clip-simple (7), or a file.")]
 ResultOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")]
 PictureOutput = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
-Train = Annotated[
-    str, typer.Option(help="The training data, in any form that --data takes.", rich_help_panel=DATA_PANEL)
-]
-TrainSplit = Annotated[
-    str | None, typer.Option(help="Part of --train; by default that of --split.", rich_help_panel=DATA_PANEL)
-]
+Train = Annotated[str, _data(help="The training data, in any form that --data takes.")]
+TrainSplit = Annotated[str | None, _data(help="Part of --train; by default that of --split.")]
 
 
 @dataclass

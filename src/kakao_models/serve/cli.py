@@ -1,5 +1,6 @@
 """The command `kakao-models serve`."""
 
+import functools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.verbs import ModelArgument, ModelOptions, model_options
 
 _KEY = "KAKAO_MODELS_API_KEY"
-_LIMITS = "Limits"
+_limit = functools.partial(typer.Option, min=1, rich_help_panel="Limits")
 
 
 @model_options("model", "batch_size", "fast_images")
@@ -39,24 +40,13 @@ def serve(
     max_wait: Annotated[
         float, typer.Option(min=0, help="Milliseconds an input waits for others, if there are any.")
     ] = 5.0,
-    max_queue: Annotated[
-        int, typer.Option(min=1, help="Inputs that may wait; more get 429.", rich_help_panel=_LIMITS)
-    ] = 1024,
-    max_inputs: Annotated[int, typer.Option(min=1, help="Inputs of one request.", rich_help_panel=_LIMITS)] = 256,
-    max_labels: Annotated[
-        int, typer.Option(min=1, help="Labels times templates of one request.", rich_help_panel=_LIMITS)
-    ] = 1000,
-    max_megabytes: Annotated[
-        int, typer.Option(min=1, help="Megabytes of a request's body.", rich_help_panel=_LIMITS)
-    ] = 32,
-    max_megapixels: Annotated[float, typer.Option(min=0.1, help="Megapixels of an image.", rich_help_panel=_LIMITS)] = (
-        MAX_SHOWN_PIXELS / 1e6
-    ),
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.", rich_help_panel=_LIMITS)] = 120.0,
-    drain: Annotated[
-        float,
-        typer.Option(min=0, help="Seconds from SIGTERM until new connections are refused.", rich_help_panel=_LIMITS),
-    ] = 1.0,
+    max_queue: Annotated[int, _limit(help="Inputs that may wait; more get 429.")] = 1024,
+    max_inputs: Annotated[int, _limit(help="Inputs of one request.")] = 256,
+    max_labels: Annotated[int, _limit(help="Labels times templates of one request.")] = 1000,
+    max_megabytes: Annotated[int, _limit(help="Megabytes of a request's body.")] = 32,
+    max_megapixels: Annotated[float, _limit(min=0.1, help="Megapixels of an image.")] = MAX_SHOWN_PIXELS / 1e6,
+    timeout: Annotated[float, _limit(help="Seconds for an answer.")] = 120.0,
+    drain: Annotated[float, _limit(min=0, help="Seconds from SIGTERM until new connections are refused.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,
     *,
     options: ModelOptions,
