@@ -1,6 +1,7 @@
 """The command `kakao-models`: one short function per verb, no logic of its own. What verbs share is in verbs.py."""
 
 import csv
+import functools
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,9 @@ from kakao_models.verbs import (
     tell,
 )
 
+_file = functools.partial(typer.Option, exists=True, dir_okay=False)
+_upload = functools.partial(typer.Option, rich_help_panel="Upload")
+
 app = group(
     "Classify and embed images and texts with Kakao Brain's ALIGN and ViT models; convert their checkpoints.",
     epilog=f"[b]{BUNDLED_MODEL}[/b] is a small model inside this package: with --model {BUNDLED_MODEL} everything works "
@@ -51,9 +55,7 @@ app.add_typer(train_app, name="train")
 def classify(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, folders of images, URLs.")],
     labels: Annotated[str | None, typer.Option("--labels", "-l", help="Labels, separated by commas.")] = None,
-    labels_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a label per line.")
-    ] = None,
+    labels_file: Annotated[Path | None, _file(help="A file with a label per line.")] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(help="The sentence made of a label, {} being the label; give several to average over them."),
@@ -115,9 +117,7 @@ def embed(
         Path, typer.Option("--output", "-o", help="Where to: a name that ends in .npy or .parquet.")
     ] = ...,
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be repeated.")] = None,
-    texts_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A file of any name with a text per line.")
-    ] = None,
+    texts_file: Annotated[Path | None, _file(help="A file of any name with a text per line.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
     as_json: JsonOption = False,
     *,
@@ -152,11 +152,10 @@ def embed(
         kept = [index for index in range(len(sources)) if index not in failed]
         names, rows = [sources[index] for index in kept], rows[kept]
     written = list(map(str, write_embeddings(output, names, rows))) if len(rows) else []
-    facts = {"files": written, "rows": len(rows), "dim": embedder.dim}
     failures = [{"name": failure.source, "reason": failure.reason} for failure in embedder.failures]
-    said = f"{len(rows)} embeddings of width {embedder.dim} in {' and '.join(written)}"
+    report = {"files": written, "rows": len(rows), "dim": embedder.dim, "failures": failures}
     if written or as_json:
-        tell(facts | {"failures": failures}, said, as_json)
+        tell(report, f"{len(rows)} embeddings of dimension {embedder.dim} in {' and '.join(written)}", as_json)
     finish(embedder.failures)
 
 
@@ -166,7 +165,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every tensor.")] = False,
     revision: RevisionOption = None,
 ) -> None:
-    """Say what a checkpoint is: towers, sizes, preprocessing, files. Its weights are not loaded.
+    """Show a checkpoint's towers, sizes, preprocessing and files. Its weights are not loaded.
 
     [b]Example[/b]
 
@@ -174,9 +173,8 @@ def info(
     """
     from kakao_models.conversion.info import as_text, describe_checkpoint
 
-    where = prepare(model, revision)
-    facts = describe_checkpoint(model, **where)
-    tell(facts, as_text(facts), as_json)
+    description = describe_checkpoint(model, **prepare(model, revision))
+    tell(description, as_text(description), as_json)
 
 
 @app.command(no_args_is_help=True)
@@ -189,46 +187,35 @@ def convert(
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The folder to make (with --to tpu: the checkpoint's prefix).")],
-    to: Annotated[
-        str, typer.Option(help="hub, or tpu for the way back: SOURCE is then a Hub folder.", show_default=True)
-    ] = "hub",
+    to: Annotated[str, typer.Option(help="hub, or tpu for the reverse: SOURCE is then a Hub folder.")] = "hub",
     family: Annotated[str | None, typer.Option(help="align, vit or efficientnet: refuse anything else.")] = None,
     revision: RevisionOption = None,
-    weights: Annotated[
-        str | None, typer.Option(help="raw or average; by default moving averages where there are any.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the tokenizer that goes beside an ALIGN.")
-    ] = None,
-    labels_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Names of a ViT's classes, one per line.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="raw or average; by default average, if there is one.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id of an ALIGN's tokenizer.")] = None,
+    labels_file: Annotated[Path | None, _file(help="Names of a ViT's classes, one per line.")] = None,
     reference: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help=".npz or .json of inputs and expected logits; see docs/convert.md."
-        ),
+        Path | None, _file(help=".npz or .json of inputs and expected logits; see docs/convert.md.")
     ] = None,
     evaluation: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="What kakao-models evaluate wrote of it, for the model card."),
+        list[Path] | None, _file(help="Results of kakao-models evaluate for this model, for its card.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Of an image tower, which no tensor shows.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, of an unpublished width.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Input resolution of an image tower; no tensor shows it.")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads, if the dimension is not a published one.")
+    ] = None,
     key_layout: Annotated[
-        str, typer.Option(help="Of a ViT's keys with --to tpu: model, manager or backbone.")
+        str, typer.Option(help="Layout of a ViT's keys with --to tpu: model, manager or backbone.")
     ] = "model",
-    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 5GB.")] = "5GB",
-    push_to_hub: Annotated[
-        str | None,
-        typer.Option(metavar="REPO", help="Upload the folder once it is verified.", rich_help_panel="Upload"),
-    ] = None,
-    private: Annotated[bool, typer.Option(help="Make a private repository.", rich_help_panel="Upload")] = False,
-    create_pr: Annotated[bool, typer.Option(help="Upload as a pull request.", rich_help_panel="Upload")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only list what would be uploaded.", rich_help_panel="Upload")] = False,
+    max_shard_size: Annotated[str, typer.Option(help="Size limit of a file of weights, such as 5GB.")] = "5GB",
+    push_to_hub: Annotated[str | None, _upload(metavar="REPO", help="Upload the folder once it is verified.")] = None,
+    private: Annotated[bool, _upload(help="Make a private repository.")] = False,
+    create_pr: Annotated[bool, _upload(help="Upload as a pull request.")] = False,
+    dry_run: Annotated[bool, _upload(help="Only list what would be uploaded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
 ) -> None:
-    """Turn a checkpoint of the original programs into a folder for the Hub, and verify it.
+    """Turn a checkpoint of the original code into a folder for the Hub, and verify it.
 
     The model's family and sizes are recognised. The result is run against an independent forward pass on the source's
     tensors; nothing is written unless they agree. conversion_report.json says what was done.
@@ -258,11 +245,9 @@ def convert(
     if to not in ("hub", "tpu"):
         raise typer.BadParameter(f"--to {to}: expected hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
     if to == "tpu":
-        hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
-        if any(hub) or private or create_pr or dry_run or max_shard_size != "5GB":
-            raise typer.BadParameter(
-                "--to tpu takes --key-layout and --family: the other options are of the way to the Hub"
-            )
+        of_hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
+        if any(of_hub) or private or create_pr or dry_run or max_shard_size != "5GB":
+            raise typer.BadParameter("--to tpu takes --key-layout and --family: the other options go with --to hub")
         stages = conversion.convert_back(source, output, family=family, revision=revision, key_layout=key_layout)
         verified = {"output": str(output), "verification": [vars(stage) for stage in stages]}
         tell(verified, f"{output}: a checkpoint for the original implementation, verified", as_json)
