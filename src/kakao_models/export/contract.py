@@ -39,13 +39,13 @@ class Function:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How images come in, and what the graph does to them.
+    """Form of the images that a graph takes, and what it does to them.
 
     kind: "float", (B, 3, H, W) as the image processor gives it; "uint8", (B, H, W, 3) at the model's size; "picture",
         (B, any height, any width, 3).
     size: H, W.
     scale, offset: per channel, pixel_values = scale * byte + offset.
-    resized, box: of "picture", the size to resize to, and the part (top, left, H, W) of that.
+    resized, box: only of "picture": the size to resize to, and the part (top, left, H, W) of that.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class ImageInput:
 class Contract:
     """The functions of an export and how they are called.
 
-    normalize: whether features have length 1.
+    normalize: whether features have length 1; never of a classifier.
     quantize: None, or how the weights are stored.
     metadata: what export.json says beside the functions; also embedded into the files.
     where: `revision` and `token`, for a format that loads the checkpoint in its own framework.
@@ -97,21 +97,14 @@ class Contract:
         return (engine if own else framework.load(embedder.name, device="cpu", **self.where)).model
 
 
-def contract(
-    embedder: Embedder,
-    what: str | None,
-    kind: str,
-    ids: str,
-    metadata: dict,
-    where: dict,
-) -> Contract:
+def contract(embedder: Embedder, what: str | None, kind: str, ids: str, metadata: dict, where: dict) -> Contract:
     """The contract by which `embedder`'s model is exported.
 
     Args:
         what: one of `PARTS`; by default all that the model is made for.
-        kind: of `ImageInput`.
+        kind: the kind of `ImageInput`.
         ids: dtype of token ids in the format, "int32" or "int64".
-        metadata, where: of `Contract`.
+        metadata, where: see `Contract`.
 
     Raises:
         ValueError: the model has no such part, or its preprocessing can't be in a graph.

@@ -26,7 +26,7 @@ LEAST_COSINE = {None: 0.9999, "float16": 0.999, "bfloat16": 0.999, "int8": 0.99,
 
 
 class Format(NamedTuple):
-    """How the module of this name writes a format.
+    """A format, which the module of the same name writes.
 
     It has write(embedder, contract, folder), which returns the file (or folder) of each function by its name, and
     load(path, function).
@@ -81,7 +81,7 @@ def export(
         where: arguments of `checkpoint.hub.fetch`, such as `revision`.
 
     Returns:
-        The content of export.json; `check` of a function is what `compare` found.
+        The content of export.json; `check` of a function is the result of `compare`.
 
     Raises:
         OSError: no such checkpoint, `output` is there already, or the disk is full.
@@ -160,12 +160,9 @@ def _shape(tensor: dict) -> str:
 
 
 def _checked(to: str, what: str | None, input: str, quantize: str | None) -> Format:
-    if to not in EXPORT_FORMATS:
-        raise ValueError(f"--to {to}: expected one of {', '.join(EXPORT_FORMATS)}")
-    if what is not None and what not in PARTS:
-        raise ValueError(f"--what {what}: expected one of {', '.join(PARTS)}")
-    if input not in IMAGE_INPUTS:
-        raise ValueError(f"--input {input}: expected one of {', '.join(IMAGE_INPUTS)}")
+    for option, value, choices in (("to", to, EXPORT_FORMATS), ("what", what, PARTS), ("input", input, IMAGE_INPUTS)):
+        if value is not None and value not in choices:
+            raise ValueError(f"--{option} {value}: expected one of {', '.join(choices)}")
     form = EXPORT_FORMATS[to]
     if quantize is not None and quantize not in form.quantize:
         raise ValueError(f"--quantize {quantize}: {to} has {', '.join(form.quantize)}")

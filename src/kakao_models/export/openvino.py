@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 
 from kakao_models.export.contract import SHEET, Contract, Function
 from kakao_models.export.samples import RunFunction
@@ -25,8 +26,6 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str
         function = contract.functions[name]
         shapes = {t.name: [-1 if isinstance(size, str) else size for size in t.shape] for t in function.inputs}
         model = converted(program, shapes, function.output.name)
-        import openvino  # which converted has found
-
         if contract.quantize == "int8":
             model = _in_8_bits(model)
         model.set_rt_info(contract.described_json(), ["kakao_models", SHEET])
@@ -42,7 +41,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str
 
 def load(path: Path, function: Function) -> RunFunction:
     """Runs a function out of its file, in OpenVINO on the CPU, in float32."""
-    options = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would compute in bfloat16
+    options = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs would compute in bfloat16
     compiled = openvino_core().compile_model(path, "CPU", options)
     return lambda inputs: np.asarray(compiled(inputs)[function.output.name])
 

@@ -75,18 +75,11 @@ def _samples(embedder: Embedder, contract: Contract, name: str) -> Iterator[tupl
             inputs = {"pixel_values": np.asarray(pixels)}
         else:
             inputs = {"images": np.stack(pictures)}
-        yield inputs, _source(embedder, pictures, name, contract.normalize, options)
-
-
-def _source(embedder: Embedder, pictures: list, name: str, normalize: bool, options: dict) -> np.ndarray:
-    batches = embedder.iter_images(
-        pictures,
-        output="logits" if name == "classifier" else "features",
-        normalize=normalize and name != "classifier",
-        on_error="raise",
-        processor_options=options,
-    )
-    return np.concatenate([batch.values for batch in batches])
+        output = "logits" if name == "classifier" else "features"
+        batches = embedder.iter_images(
+            pictures, output=output, normalize=contract.normalize, on_error="raise", processor_options=options
+        )
+        yield inputs, np.concatenate([batch.values for batch in batches])
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:

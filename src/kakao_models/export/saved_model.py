@@ -45,17 +45,17 @@ def functions(model: keras.Model, contract: Contract, dtype: str | None = None) 
     """The signatures of a contract, named like their outputs, and the variables they use, matrices in `dtype`."""
     variables, lend = _stored(model, dtype)
     available, signatures = model.signatures(), {}
-    for name, function in contract.functions.items():
+    for function in contract.functions.values():
         inner, _ = available[function.output.name]
         inputs = {
             tensor.name: ([None if isinstance(size, str) else size for size in tensor.shape], tensor.dtype)
             for tensor in function.inputs
         }
-        signatures[function.output.name] = (_around(inner, name, contract, lend), inputs)
+        signatures[function.output.name] = (_around(inner, contract, lend), inputs)
     return signatures, variables
 
 
-def _around(inner: Callable, name: str, contract: Contract, lend: Callable) -> Callable:
+def _around(inner: Callable, contract: Contract, lend: Callable) -> Callable:
     """A model's own signature with what the contract puts before and after it."""
 
     def called(**inputs):
@@ -63,7 +63,7 @@ def _around(inner: Callable, name: str, contract: Contract, lend: Callable) -> C
             inputs = {"pixel_values": _prepare(inputs["images"], contract.pixels)}
         with lend():
             outputs = inner(**inputs)
-        if contract.normalize and name != "classifier":
+        if contract.normalize:
             outputs = {key: _l2_normalize(value) for key, value in outputs.items()}
         return outputs
 

@@ -1,9 +1,8 @@
-"""JAX's exported programs: StableHLO for processors, NVIDIA and AMD cards and TPUs, without Flax and this package.
+"""JAX's exported programs: StableHLO for CPUs, NVIDIA and AMD cards and TPUs, without Flax and this package.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from jax import export as jax_export
 from kakao_models.export.contract import Contract, Function, ImageInput
 from kakao_models.export.samples import RunFunction
 from kakao_models.inference.embedder import Embedder
-from kakao_models.inference.engine_flax import FlaxEngine
+from kakao_models.inference.engine_flax import FUNCTIONS, FlaxEngine
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_OUTPUTS = {"image": "features", "text": "texts", "classifier": "logits"}  # name of a function → that of the engine's
 
 
 def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str]:
@@ -30,9 +30,14 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str
     files = {}
     for name, function in contract.functions.items():
 
-        def called(*inputs: jax.Array, run=_FUNCTIONS[name]) -> jax.Array:
+        def called(*inputs: jax.Array, name: str = name) -> jax.Array:
+            if name != "text":
+                inputs = (_prepare(*inputs, contract.pixels),)
             wide = jax.tree.map(_widen, narrow, state)
-            return run(nnx.merge(graph, wide), contract, *inputs)
+            x = FUNCTIONS[_OUTPUTS[name]](nnx.merge(graph, wide), *inputs)
+            if contract.normalize:
+                x /= jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
+            return x
 
         program = jax_export.export(jax.jit(called), platforms=PLATFORMS)(*_arguments(embedder, function))
         files[name] = f"{name}.stablehlo"
@@ -87,27 +92,3 @@ def _interpolated(x: jax.Array, axis: int, resized: int, start: int, count: int)
     weight = (position - below).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
     first, second = (jnp.clip(below + i, 0, size - 1).astype(jnp.int32) for i in (0, 1))
     return jnp.take(x, first, axis) * (1 - weight) + jnp.take(x, second, axis) * weight
-
-
-def _image(model, contract: Contract, images: jax.Array) -> jax.Array:
-    pixels = _prepare(images, contract.pixels)
-    if hasattr(model, "get_image_features"):
-        return _finished(model.get_image_features(pixels, return_dict=True).pooler_output, contract)
-    output = model.backbone()(pixels, return_dict=True)
-    pooled = output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
-    return _finished(pooled, contract)
-
-
-def _classifier(model, contract: Contract, images: jax.Array) -> jax.Array:
-    return model(_prepare(images, contract.pixels), return_dict=True).logits
-
-
-def _text(model, contract: Contract, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
-    return _finished(model.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output, contract)
-
-
-_FUNCTIONS: dict[str, Callable] = {"image": _image, "text": _text, "classifier": _classifier}
-
-
-def _finished(x: jax.Array, contract: Contract) -> jax.Array:
-    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12)) if contract.normalize else x

@@ -53,7 +53,7 @@ class ImageFunction(nn.Module):
     def __init__(self, tower: nn.Module, function: Function, contract: Contract):
         super().__init__()
         self.tower, self.pixels, self.output = tower, contract.pixels, function.output.name
-        self.normalize = contract.normalize and function.name == "image"
+        self.normalize = contract.normalize
         self.prepare = Resizing(contract.pixels) if contract.pixels.kind == "picture" else None
         if contract.pixels.kind == "float":
             self.forward = self._of_pixel_values

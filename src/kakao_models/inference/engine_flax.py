@@ -48,7 +48,7 @@ class FlaxEngine(Engine):
             state = jax.tree.map(partial(_cast, dtype=_dtype(dtype)), state)
         self._state = jax.device_put(state, None if device == "auto" else _device(device))
         self._compiled: dict[tuple, set[int]] = {}  # what runs, on which shape of a row → sizes of batches
-        self._jitted = {name: jax.jit(partial(self._run, function)) for name, function in _FUNCTIONS.items()}
+        self._jitted = {name: jax.jit(partial(self._run, function)) for name, function in FUNCTIONS.items()}
 
     @classmethod
     def load(
@@ -121,7 +121,7 @@ def _texts(model, ids, mask):
     return model.get_text_features(ids, mask, return_dict=True).pooler_output
 
 
-_FUNCTIONS = {"features": _features, "hidden": _hidden, "logits": _logits, "texts": _texts}
+FUNCTIONS = {"features": _features, "hidden": _hidden, "logits": _logits, "texts": _texts}
 
 
 def _cast(array: jax.Array, dtype: str) -> jax.Array:
