@@ -34,18 +34,12 @@ class State:
     closing: bool = False
 
 
-def create_app(
-    make_service: Callable[[], Service],
-    *,
-    metrics: Metrics,
-    state: State,
-    **limits: Any,
-) -> FastAPI:
+def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: State, **limits: Any) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         make_service: gives the `Service`; called when the application starts.
-        metrics, state: of this application.
+        metrics, state: objects of this application only.
         limits: further arguments of `Guard`: `api_key`, `max_body`, `max_held`, `body_timeout`, `timeout`.
     """
     service: Service
@@ -85,7 +79,7 @@ def create_app(
 
     @app.post("/v1/classify", openapi_extra=_body(ClassifyRequest))
     async def classify(request: Request) -> Response:
-        """Which of the labels fit images: those of the request, or the model's own."""
+        """Scores of labels for images: the labels of the request, or the model's own."""
         asked = await _parsed(ClassifyRequest, request)
         scores = await service.classify(asked)
         return await _answer(lambda: {

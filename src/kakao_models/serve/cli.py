@@ -20,11 +20,15 @@ _limit = functools.partial(typer.Option, min=1, rich_help_panel="Limits")
 @model_options("model", "batch_size", "fast_images")
 def serve(
     model: ModelArgument,
-    host: Annotated[str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 all networks.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for all networks.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[
         str | None,
-        typer.Option(help="What clients call the model; by default MODEL, of a folder its name.", show_default=False),
+        typer.Option(
+            help="Name of the model in requests; by default MODEL, or the name of a folder.", show_default=False
+        ),
     ] = None,
     api_key: Annotated[
         str | None,

@@ -1,12 +1,13 @@
-"""What stands before every route: the size of bodies, their time, the key, and errors in one form."""
+"""Checks before every route: the size of bodies, their time, the key; and errors in one form."""
 
 import asyncio
 import hmac
-import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from kakao_models.serve.batching import Busy
 from kakao_models.serve.metrics import Metrics
@@ -56,19 +57,21 @@ class Guard:
 
         answer = _Answer(send, self.closing, count)
         try:
-            await self._handle(scope, receive, answer)
+            return await self._handle(scope, receive, answer)
         except _Gone:
             if not answer.status:
                 count(499)  # as nginx counts clients that left
+            return
         except Refused as error:
-            await answer.error(error)
+            refused = error
         except Busy as error:
-            await answer.error(
-                Refused(503 if error.draining else 429, str(error), code="overloaded", retry=error.seconds)
-            )
+            status = 503 if error.draining else 429
+            refused = Refused(status, str(error), code="overloaded", retry=error.seconds)
         except Exception:
             _log.exception("%s %r failed", scope["method"], scope["path"])
-            await answer.error(Refused(500, "the service failed; its log says why", code="internal_error"))
+            refused = Refused(500, "the service failed; its log says why", code="internal_error")
+        if not answer.status:  # otherwise the answer has begun
+            await _error_response(refused)(scope, receive, answer)
 
     async def _handle(self, scope: dict, receive: Callable, answer: "_Answer") -> None:
         headers = dict(scope["headers"])
@@ -157,13 +160,13 @@ def _once(body: bytes, left: asyncio.Future) -> Callable[[], Awaitable[dict[str,
 
 
 class _Answer:
-    """A `send` that tells the status to `count`, and can answer with an error as long as nothing has been sent."""
+    """A `send` that tells the status to `count`."""
 
     def __init__(self, send: Callable, closing: Callable[[], bool], count: Callable[[int], None]):
         self._send, self._closing, self._count = send, closing, count
         self.status = 0
 
-    async def __call__(self, message: dict) -> None:
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._count(self.status)  # before the client can ask for the figures
@@ -171,15 +174,9 @@ class _Answer:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         await self._send(message)
 
-    async def error(self, error: Refused) -> None:
-        if self.status:  # the answer has begun
-            return
-        headers = [(b"content-type", b"application/json")]
-        if error.retry:
-            headers.append((b"retry-after", str(error.retry).encode()))
-        if error.status in (408, 413):  # what is left of the body is not read
-            headers.append((b"connection", b"close"))
-        body = json.dumps(error.body()).encode()
-        headers.append((b"content-length", str(len(body)).encode()))
-        await self({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+
+def _error_response(error: Refused) -> JSONResponse:
+    headers = {"retry-after": str(error.retry)} if error.retry else {}
+    if error.status in (408, 413):  # what is left of the body is not read
+        headers["connection"] = "close"
+    return JSONResponse(error.body(), error.status, headers)

@@ -1,4 +1,4 @@
-"""What requests may hold, and errors in OpenAI's form."""
+"""Schemas of requests, and errors in OpenAI's form."""
 
 import base64
 from typing import Annotated, Any, Literal

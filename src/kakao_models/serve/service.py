@@ -1,4 +1,4 @@
-"""What the service answers: an `Embedder` behind a `Batcher`.
+"""Answers of the service: an `Embedder` behind a `Batcher`.
 
 Axes: N inputs  D width of an embedding
 """
@@ -38,12 +38,12 @@ _LARGE = 2**22  # pixels, of which decoding takes up to 27 bytes each; of a JPEG
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of one request.
 
     max_inputs: texts and images.
     max_labels: sentences, labels times templates.
-    max_characters: of a text; the model reads its first 64 tokens.
-    max_pixels: of an image, by its header, before anything is decoded.
+    max_characters: characters of a text; the model reads its first 64 tokens.
+    max_pixels: pixels of an image, by its header, before anything is decoded.
     max_fetched: bytes of an image that is fetched; fetch_timeout seconds for it.
     allow_urls: whether http(s) URLs of images are fetched at all, from public addresses only.
     cached_texts: embeddings of labels' sentences that are kept.
@@ -231,8 +231,8 @@ class Service:
     async def _sentence_rows(self, sentences: list[str]) -> np.ndarray:
         """(sentences, D), each row of length 1."""
         # Known rows are taken first: a sentence may be dropped while others are computed.
-        rows = {sentence: self._sentences.get(sentence) for sentence in sentences}
-        missing = [sentence for sentence, row in rows.items() if row is None]
+        rows = {sentence: self._sentences[sentence] for sentence in sentences if sentence in self._sentences}
+        missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in rows]
         for sentence, (row, _) in zip(missing, await self._submit("text", missing)):
             rows[sentence] = l2_normalize(row)
         for sentence, row in rows.items():
