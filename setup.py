@@ -37,7 +37,7 @@ EXTRAS = {
     ],
     "spark": ["pyspark>=4.3"],  # data --backend pyspark; beside data, and Java 17
     "search": SEARCH,
-    "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18"],
+    "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "matplotlib>=3.9"],
     "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
     "fast": ["simplejpeg>=1.8"],  # a faster decoder of JPEGs, for fast_images=True
     "openvino": [*TORCH, "openvino>=2025.0"],

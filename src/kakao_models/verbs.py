@@ -1,6 +1,6 @@
-"""What the verbs of `kakao-models` share: how a group is made, options, what comes before the work and after it.
+"""Code that the commands of `kakao-models` share: groups, options, and the steps before and after the work.
 
-Exit codes: 0 fine, 1 some inputs failed (listed on stderr), 2 nothing could be done (said on stderr), 130 interrupted.
+Exit codes: 0 success, 1 some inputs failed (listed on stderr), 2 the command failed (see stderr), 130 interrupted.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def prepare(model: str, revision: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class ModelOptions:
-    """Which model a command runs, and how. The fields are options of the command; see `model_options`."""
+    """The model that a command runs, and how. The fields are options of the command; see `model_options`."""
 
     model: ModelOption = DEFAULT_MODEL
     revision: RevisionOption = None
@@ -178,7 +178,7 @@ def tell(result: Any, text: Any, as_json: bool) -> None:
         text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
         try:
             text.encode(sys.stdout.encoding or "utf-8")
-        except UnicodeEncodeError:  # a file name that is no UTF-8, or a screen that shows ASCII alone
+        except UnicodeEncodeError:  # a file name that is not UTF-8, or a screen that shows only ASCII
             text = json.dumps(result, indent=1, default=str)
     print(text)
 

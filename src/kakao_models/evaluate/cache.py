@@ -23,14 +23,14 @@ _TEXTS = 4096
 
 
 class CachedEmbedder:
-    """An `Embedder` that remembers. An evaluation that was interrupted goes on where it stopped.
+    """An `Embedder` that remembers, so that an interrupted evaluation resumes where it stopped.
 
     A file holds the embeddings of some hundred consecutive inputs; its name is the SHA-256 of their content, and its
     folder that of the model's weights, configuration and preprocessing, the engine and this package's version.
 
     Args:
-        embedder: what computes.
-        folder: where embeddings are kept; None keeps none.
+        embedder: computes embeddings that are not kept yet.
+        folder: folder of kept embeddings; None keeps none.
     """
 
     def __init__(self, embedder: Embedder, folder: str | os.PathLike | None = None):
@@ -48,8 +48,8 @@ class CachedEmbedder:
     def fingerprint(self) -> str:
         """SHA-256 of the model, its preprocessing and what runs it."""
         if self._fingerprint is None:
-            facts = json.dumps(described(self.embedder), sort_keys=True, default=str)
-            self._fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+            description = json.dumps(described(self.embedder), sort_keys=True, default=str)
+            self._fingerprint = hashlib.sha256(description.encode()).hexdigest()
         return self._fingerprint
 
     @property
@@ -58,7 +58,7 @@ class CachedEmbedder:
         return self._data.hexdigest()
 
     def images(self, sources: Iterable[Any], *, normalize: bool = False, name: str = "images") -> np.ndarray:
-        """As `Embedder.images`, but an image that can't be read is an error: without it the numbers would be others.
+        """Like `Embedder.images`, but an image that can't be read is an error: without it the scores would be others.
 
         Raises:
             ValueError: an image can't be read, or the cache holds something else than it should; both are named.
@@ -67,12 +67,12 @@ class CachedEmbedder:
         return l2_normalize(rows) if normalize else rows
 
     def class_logits(self, sources: Iterable[Any], *, name: str = "images") -> np.ndarray:
-        """As `Embedder.class_logits`, with the same errors as `images`."""
+        """Like `Embedder.class_logits`, with the same errors as `images`."""
         width = self.embedder.config.num_labels
         return self._all("logits", sources, _PER_FILE, width, lambda some: self._embed(some, name, logits=True), name)
 
     def texts(self, texts: Iterable[str], *, normalize: bool = False, batch_size: int | None = None) -> np.ndarray:
-        """As `Embedder.texts`."""
+        """Like `Embedder.texts`."""
 
         def embed(some: list[str]) -> np.ndarray:
             return self.embedder.texts(some, batch_size=batch_size, progress=False)
@@ -94,43 +94,41 @@ class CachedEmbedder:
             for some in _batched(sources, size):
                 digest = _digest(some)
                 self._data.update(digest)
-                parts.append(self._part(kind, digest.hex(), some, width, embed))
+                parts.append(self._part(kind, digest.hex(), some, embed))
                 self._done += len(some)
                 bar.advance(len(some))
         return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
 
-    def _part(self, kind: str, digest: str, sources: list, width: int, embed) -> np.ndarray:
+    def _part(self, kind: str, digest: str, sources: list, embed) -> np.ndarray:
         if self.folder is None:
             return embed(sources)
         folder = self.folder / f"{kind}-{self.fingerprint[:24]}"
         path = folder / f"{digest[:40]}.safetensors"
         made_of = {"model": self.fingerprint, "inputs": digest, "kind": kind}
         if path.exists():
-            return _read(path, made_of, (len(sources), width), self.embedder.name)
+            return _read(path, made_of, self.embedder.name)
         rows = np.ascontiguousarray(embed(sources), np.float32)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = made_of | {"name": self.embedder.name, "rows": hashlib.sha256(rows.data).hexdigest()}
+        metadata = made_of | {"name": self.embedder.name, "rows": hashlib.sha256(rows.data).hexdigest()}
         with replacing(path) as temporary:
-            save_file({"rows": rows}, temporary, metadata=facts)
+            save_file({"rows": rows}, temporary, metadata=metadata)
         return rows
 
 
-def _read(path: Path, made_of: dict[str, str], shape: tuple[int, int], model: str) -> np.ndarray:
+def _read(path: Path, made_of: dict[str, str], model: str) -> np.ndarray:
     try:
         with safe_open(path, "np") as file:
-            said, rows = file.metadata() or {}, file.get_tensor("rows")
+            metadata, rows = file.metadata() or {}, file.get_tensor("rows")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} can't be read ({error}): delete it, and it will be computed again") from error
-    wrong = [key for key, value in made_of.items() if said.get(key) != value]
+    wrong = [key for key, value in made_of.items() if metadata.get(key) != value]
     if wrong:
+        owner = f"{metadata.get('name', 'an unknown model')} ({metadata.get('model', '?')[:12]})"
         raise ValueError(
-            f"{path} holds embeddings of another {' and '.join(wrong)}: got those of {said.get('name', 'an unknown model')}"
-            f" ({said.get('model', '?')[:12]}), expected those of {model} ({made_of['model'][:12]}). Was it moved or renamed? "
+            f"{path} holds embeddings of another {' and '.join(wrong)}: got those of {owner}, expected those of {model} ({made_of['model'][:12]}). Was it moved or renamed? "
             "Delete it, or give another --cache"
         )
-    if rows.shape != shape:
-        raise ValueError(f"{path} holds embeddings of shape {rows.shape}, expected {shape}: delete it")
-    if said.get("rows") != hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest():
+    if metadata.get("rows") != hashlib.sha256(rows.data).hexdigest():
         raise ValueError(
             f"{path} is damaged: its values are not those that were written. Delete it, and they are computed again"
         )

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: expected calibration error and the reliability diagram.
+"""Calibration of probabilities: expected calibration error and the reliability diagram.
 
 Axes: N predictions  B bins
 """

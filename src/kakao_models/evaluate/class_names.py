@@ -1,4 +1,4 @@
-"""What classes are called, and where they are among a classifier's outputs."""
+"""Names of classes, and their places among a classifier's outputs."""
 
 import json
 import os
@@ -17,26 +17,20 @@ def read_class_names(path: str | os.PathLike, keys: Sequence[str]) -> list[str]:
         path: .txt with a name per line, in the order of the labels; .txt with a key and a name per line (as ImageNet's
             LOC_synset_mapping.txt: the first name is taken); .json with a list, with {key: name}, or
             imagenet_class_index.json ({"0": ["n01440764", "tench"], ...}). "clip": CLIP's names of ImageNet's classes.
-        keys: of the data: of a subset such as ImageNet-R, the names of its folders say which classes there are.
+        keys: classes of the data. In a subset such as ImageNet-R, the names of its folders say which classes there are.
 
     Raises:
         ValueError: not a name for every key; says which are missing.
     """
-    if os.fspath(path) == "clip":
-        named = imagenet_class_names()
-    else:
-        named = _read_names(Path(path), set(keys))
+    named = imagenet_class_names() if os.fspath(path) == "clip" else _read_names(Path(path), set(keys))
     if isinstance(named, list):
         if len(named) == len(keys):
             return named
         numbers = [int(key) for key in keys if key.isdigit()]
         if len(numbers) < len(keys) or max(numbers) >= len(named):
-            hint = "" if len(named) != 1000 else (
-                ". For a part of ImageNet's classes give a file that names them by folder, such as "
-                "imagenet_class_index.json or LOC_synset_mapping.txt"
-            )  # fmt: skip
             raise ValueError(
-                f"{path}: got {len(named)} class names for {len(keys)} classes of the data ({_some(keys)}){hint}"
+                f"{path}: got {len(named)} class names for {len(keys)} classes of the data ({_some(keys)}). For a part of a "
+                "model's classes give a file that names them by folder, such as imagenet_class_index.json"
             )
         return [named[number] for number in numbers]
     missing = [key for key in keys if key not in named]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .knn import check_labels
-from .tiles import check_at
+from .tiles import check_at, check_finite
 
 _ROWS = 4096  # images looked at at a time
 
@@ -69,7 +69,7 @@ class MultiLabel:
 def classification_scores(
     logits: np.ndarray, labels: np.ndarray, *, at: Sequence[int] = (1, 5), columns: Sequence[int] | None = None
 ) -> Classification:
-    """How often the label is among the k largest logits. Of equal logits the first class wins.
+    """Shares of images whose label is among the k largest logits. Of equal logits the first class wins.
 
     Args:
         logits: (N, C); may be memory-mapped.
@@ -83,15 +83,15 @@ def classification_scores(
     check_at(at)
     logits = _check_logits(logits)
     labels = check_labels("labels", labels, logits)
-    if columns is not None and not len(columns):
-        raise ValueError("columns: got none, expected at least one class")
-    if columns is not None and (
-        min(columns) < 0 or max(columns) >= logits.shape[1] or len(set(columns)) < len(columns)
-    ):
-        raise ValueError(
-            f"columns: expected different numbers below {logits.shape[1]}, got {min(columns)} to {max(columns)}"
-        )
-    classes = logits.shape[1] if columns is None else len(columns)
+    classes = logits.shape[1]
+    if columns is not None:
+        if not len(columns):
+            raise ValueError("columns: got none, expected at least one class")
+        if min(columns) < 0 or max(columns) >= classes or len(set(columns)) < len(columns):
+            raise ValueError(
+                f"columns: expected different numbers below {classes}, got {min(columns)} to {max(columns)}"
+            )
+        classes = len(columns)
     if labels.max() >= classes:
         raise ValueError(f"labels: row {labels.argmax()} is class {labels.max()}, but there are {classes} classes")
     return Classification(**tally(_best(logits, max(at), columns), labels, classes, at))
@@ -108,17 +108,13 @@ def real_scores(logits: np.ndarray, labels: Sequence[Sequence[int]], *, at: Sequ
     """
     check_at(at)
     logits = _check_logits(logits)
-    if len(labels) != len(logits):
-        raise ValueError(f"labels: got {len(labels)} lists for {len(logits)} images")
-    kept = [row for row, some in enumerate(labels) if len(some)]
-    if not kept:
+    truth = _multi_hot(labels, logits.shape)
+    kept = truth.any(1)
+    if not kept.any():
         raise ValueError("labels: no image has any")
-    outside = next(((row, c) for row in kept for c in labels[row] if not 0 <= c < logits.shape[1]), None)
-    if outside:
-        raise ValueError(f"labels: row {outside[0]} has the class {outside[1]}, expected 0..{logits.shape[1] - 1}")
-    ranked = _best(logits, max(at), None)
-    hits = {k: float(np.mean([not set(labels[row]).isdisjoint(ranked[row, :k].tolist()) for row in kept])) for k in at}
-    return {f"real_top{k}": share for k, share in hits.items()} | {"real_images": len(kept)}
+    right = np.take_along_axis(truth, _best(logits, max(at), None), 1)[kept]
+    shares = {f"real_top{k}": float(right[:, :k].any(1).mean()) for k in at}
+    return shares | {"real_images": int(kept.sum())}
 
 
 def multilabel_scores(logits: np.ndarray, labels: np.ndarray | Sequence[Sequence[int]]) -> MultiLabel:
@@ -152,9 +148,9 @@ def multilabel_scores(logits: np.ndarray, labels: np.ndarray | Sequence[Sequence
         first = y.argmax(1)
         own = z[row, first][:, None]
         first_rank[part] = (z > own).sum(1) + ((z == own) & (np.arange(z.shape[1]) < first[:, None])).sum(1)
-    hit, said, expected = counts
-    f1 = 2 * hit / np.maximum(said + expected, 1)
-    wrong = (said + expected - 2 * hit).sum()
+    hit, predicted, expected = counts
+    f1 = 2 * hit / np.maximum(predicted + expected, 1)
+    wrong = (predicted + expected - 2 * hit).sum()
     return MultiLabel(
         mean_average_precision=float(np.mean(list(per_class.values()))),
         micro_average_precision=average_precision(np.asarray(logits).ravel(), truth.ravel()),
@@ -164,14 +160,14 @@ def multilabel_scores(logits: np.ndarray, labels: np.ndarray | Sequence[Sequence
         acc=float(1 - wrong / truth.size),
         bce=float(entropy / truth.size),
         macro_f1_score=float(f1.mean()),
-        micro_f1_score=float(2 * hit.sum() / max((said + expected).sum(), 1)),
+        micro_f1_score=float(2 * hit.sum() / max((predicted + expected).sum(), 1)),
         per_class=per_class,
         images=len(logits),
     )
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Of one class: scores (N,) and whether each image has it (N,) bool, at least one true."""
+    """Average precision of one class: scores (N,), and whether each image has it (N,) bool, at least one true."""
     order = np.argsort(-scores, kind="stable")
     sorted_scores, hits = scores[order], np.cumsum(truth[order])
     ends = np.append(np.flatnonzero(np.diff(sorted_scores)), len(scores) - 1)  # last of those with an equal score
@@ -202,17 +198,13 @@ def _best(logits: np.ndarray, k: int, columns: Sequence[int] | None) -> np.ndarr
     """The k largest of each row, the largest first and of equal ones the first."""
     parts = []
     for start in range(0, len(logits), _ROWS):
-        part = np.asarray(logits[start : start + _ROWS])
+        part = np.array(logits[start : start + _ROWS])  # a copy: what was taken is overwritten
         part = part if columns is None else part[:, columns]
-        width = min(k, part.shape[1])
-        kth = np.partition(part, part.shape[1] - width, axis=1)[:, part.shape[1] - width]
-        if width * 8 < part.shape[1] and (part >= kth[:, None]).sum(1).max() < 4 * width:
-            row, column = np.nonzero(part >= kth[:, None])
-            order = np.lexsort((column, -part[row, column], row))
-            first = np.searchsorted(row[order], np.arange(len(part)))
-            parts.append(column[order[first[:, None] + np.arange(width)]])
-        else:
-            parts.append(np.argsort(-part, axis=1, kind="stable")[:, :width])
+        best = np.empty((len(part), min(k, part.shape[1])), np.int64)
+        for place in range(best.shape[1]):
+            best[:, place] = part.argmax(1)
+            np.put_along_axis(part, best[:, place, None], -np.inf, axis=1)
+        parts.append(best)
     return np.concatenate(parts)
 
 
@@ -220,12 +212,7 @@ def _check_logits(logits: np.ndarray) -> np.ndarray:
     logits = logits if isinstance(logits, np.ndarray) else np.asarray(logits)
     if logits.ndim != 2 or 0 in logits.shape or logits.dtype.kind != "f":
         raise ValueError(f"logits: got {logits.dtype} of shape {logits.shape}, expected floats (images, classes)")
-    for start in range(0, len(logits), _ROWS):
-        wrong = np.flatnonzero(~np.isfinite(logits[start : start + _ROWS]).all(1))
-        if len(wrong):
-            raise ValueError(
-                f"logits: row {start + wrong[0]} is not finite (NaN or infinity). Could its image be read?"
-            )
+    check_finite("logits", logits)
     return logits
 
 

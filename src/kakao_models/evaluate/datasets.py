@@ -1,4 +1,4 @@
-"""Reading what is evaluated on: labelled and captioned images, of any source.
+"""Data sets to evaluate on: labelled and captioned images, from any source.
 
 Images are read when it is their turn: a data set may be larger than memory.
 """
@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kakao_models.samples.columns import Columns
+from kakao_models.samples.columns import Columns, Sample
 from kakao_models.samples.shards import Source
 from kakao_models.samples.sources import ImageFolder, open_source
 
@@ -28,13 +29,11 @@ class Images(Sequence):
     def __len__(self) -> int:
         return len(self._places)
 
+    def __iter__(self) -> Iterator:  # Sequence's own takes an IndexError of a reader for the end
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int):
-        return self._read(self._places[index])
-
-    def __iter__(self) -> Iterator:
-        return map(self._read, self._places)
-
-    def _read(self, place: int):
+        place = self._places[index]
         if not isinstance(self._items, Source):
             return self._items[place]
         sample = self._items.read(*self._items.locate(place))
@@ -57,12 +56,12 @@ class Labelled:
     names: list[str] | None  # file names of the images, where they are known
 
     def take(self, places: Sequence[int] | np.ndarray) -> "Labelled":
-        """Some of the images, in the order given."""
+        """The images at these places, in their order."""
         names = None if self.names is None else [self.names[i] for i in places]
         return replace(self, images=self.images.take(places), labels=self.labels[places], names=names)
 
     def labelled(self) -> "Labelled":
-        """Those that have a label."""
+        """The images that have a label."""
         return self.take(np.flatnonzero(self.labels >= 0))
 
 
@@ -100,38 +99,35 @@ def read_labelled(
     """A data set for classification.
 
     Args:
-        source: as of `open_source`, such as a folder with a folder of images per class (classes sorted by name, or by number
-            where all names are numbers, as in ImageNet-V2), a table, shards, or a data set of the Hub.
-        split: of a data set of the Hub, or of one that `datasets` saved; "test" by default.
-        image_column, label_column: of tables; found by name by default. Labels are class numbers or names; one that is
-            negative, empty or null is missing.
+        source: anything that `open_source` takes, such as a folder with a folder of images per class (classes sorted by
+            name, or by number where all names are numbers, as in ImageNet-V2), a table, shards, or a data set of the Hub.
+        split: part of a data set of the Hub, or of one that `datasets` saved; "test" by default.
+        image_column, label_column: columns of a table; by default, usual names are recognised. Labels are class numbers
+            or names; one that is negative, empty or null is missing.
 
     Raises:
         ValueError: nothing there, a class without images, no such column, several labels of an image.
     """
-    found = _open(source, split, Columns(image=image_column, label=label_column), "label")
-    if isinstance(found, ImageFolder):
-        _check_folders(found)
-    labels, names = [], []
-    for row, sample in enumerate(found.scan()):
-        if len(sample.labels) > 1:
+    dataset = _open(source, split, Columns(image=image_column, label=label_column), "label")
+    if isinstance(dataset, ImageFolder):
+        _check_folders(dataset)
+    numbers, names = [], []
+    for row, (sample, labels) in enumerate(_scan(dataset)):
+        if len(labels) > 1:
             raise ValueError(
                 f"{source}: row {row} has the labels {list(sample.labels)!r:.80}, expected one; several labels of an image are "
                 "read with --multi-label, another column with --label-column"
             )
-        labels.append(sample.labels[0] if sample.labels else -1)
+        numbers.append(labels[0] if labels else -1)
         names.append(sample.file)
-    keys = found.classes
-    place = {key: number for number, key in enumerate(keys or ())}
-    numbers = np.array([place.get(label, -1) if isinstance(label, str) else label for label in labels], np.int64)
-    count = int(numbers.max()) + 1
+    keys, count = dataset.classes, max(numbers) + 1
     if count > _MOST_CLASSES or (keys and count > len(keys)):
         least = f"its {len(keys)} class names end before" if keys else f"expected class numbers below {_MOST_CLASSES:,}"
         raise ValueError(f"{source}: the labels reach {count - 1}, {least} (another column: --label-column)")
     if not count:
         raise ValueError(f"{source}: no image has a label; another column is named with --label-column")
     keys = keys or [str(number) for number in range(count)]
-    return Labelled(_name(source), Images(found), numbers, keys, names if all(names) else None)
+    return Labelled(_name(source), Images(dataset), np.array(numbers, np.int64), keys, names if all(names) else None)
 
 
 def read_many_labels(
@@ -147,15 +143,11 @@ def read_many_labels(
         ValueError: labels are not lists of class numbers or names.
     """
     columns = Columns(image=image_column, label=label_column, prefer=("labels",))
-    found = _open(source, split, columns, "label")
-    place = {key: number for number, key in enumerate(found.classes or ())}
-    labels = [
-        [place.get(label, -1) if isinstance(label, str) else label for label in sample.labels]
-        for sample in found.scan()
-    ]
+    dataset = _open(source, split, columns, "label")
+    labels = [numbers for _, numbers in _scan(dataset)]
     if max(map(len, labels)) < 2:
         raise ValueError(f"{source}: no image has several labels; expected a column of lists (--label-column)")
-    return _name(source), Images(found), labels
+    return _name(source), Images(dataset), labels
 
 
 def read_captioned(
@@ -170,41 +162,36 @@ def read_captioned(
     """A data set for retrieval.
 
     Args:
-        source: as of `open_source`, such as Karpathy's dataset_coco.json or dataset_flickr30k.json, a table or shards;
-            rows with the same image, or the same `image_id`, are one image.
-        split: of Karpathy's files, a data set of the Hub, or one that `datasets` saved; "test" by default.
+        source: anything that `open_source` takes, such as Karpathy's dataset_coco.json or dataset_flickr30k.json, a table
+            or shards; rows with the same image, or the same `image_id`, are one image.
+        split: part of Karpathy's files, of a data set of the Hub, or of one that `datasets` saved; "test" by default.
         images: the folder of the images that a .json names.
-        per_image: as many captions of each image, the first ones; by default all.
+        per_image: number of captions of each image, the first ones; by default all.
 
     Raises:
         ValueError: no images, an image without captions, no such column.
     """
     source = os.fspath(source)
     columns = Columns(image=image_column, caption=caption_column)
-    found = _open(source, split, columns, "caption", images=images, keep=("marks",))
-    if images is None and source.endswith(".json") and "marks" in next(found.scan()).record:  # COCO's or Karpathy's
+    dataset = _open(source, split, columns, "caption", images=images, keep=("marks",))
+    if images is None and source.endswith(".json") and "marks" in next(dataset.scan()).record:  # COCO's or Karpathy's
         raise ValueError(f"{source}: say where its images are (--images)")
-    groups, captions, marks = [], [], []
-    for row, sample in enumerate(found.scan()):
-        groups.append(row if sample.group is None else sample.group)
-        captions.append(list(sample.captions))
-        marks.append(sample.record.get("marks"))
-    ids, places, captions = _joined(groups, captions)
-    own = [
-        marks[row] if marks[row] else [f"{i}:{j}" for j in range(len(texts))]
-        for i, row, texts in zip(ids, places, captions)
-    ]
-    for i, texts in zip(ids, captions):
+    captions: dict[Any, list[str]] = {}  # image id → all its captions
+    first: dict[Any, tuple[int, Any]] = {}  # image id → its first row, and the ids of captions there
+    for row, sample in enumerate(dataset.scan()):
+        image = row if sample.group is None else sample.group
+        first.setdefault(image, (row, sample.record.get("marks")))
+        captions.setdefault(image, []).extend(sample.captions)
+    flat = []
+    for image, texts in captions.items():
         if not texts:
-            raise ValueError(f"{source}: image {i!r} has no captions")
-    if per_image is not None and min(map(len, captions)) < per_image:
-        few = min(range(len(ids)), key=lambda i: len(captions[i]))
-        raise ValueError(
-            f"{source}: image {ids[few]!r} has {len(captions[few])} captions, expected {per_image} of each"
-        )
-    flat = [(text, i, mark) for i, texts, marks in zip(ids, captions, own) for text, mark in
-            list(zip(texts, marks))[:per_image]]  # fmt: skip
-    return Captioned(_name(source), Images(found, places), ids, *(list(column) for column in zip(*flat)))
+            raise ValueError(f"{source}: image {image!r} has no captions")
+        if len(texts) < (per_image or 0):
+            raise ValueError(f"{source}: image {image!r} has {len(texts)} captions, expected {per_image} of each")
+        marks = first[image][1] or [f"{image}:{j}" for j in range(len(texts))]
+        flat += [(text, image, mark) for text, mark in list(zip(texts, marks))[:per_image]]
+    rows = np.array([row for row, _ in first.values()], np.int64)
+    return Captioned(_name(source), Images(dataset, rows), list(captions), *map(list, zip(*flat)))
 
 
 def _open(source: str | os.PathLike, split: str | None, columns: Columns, need: str, **options) -> Source:
@@ -213,21 +200,17 @@ def _open(source: str | os.PathLike, split: str | None, columns: Columns, need: 
     )
 
 
-def _check_folders(found: ImageFolder) -> None:
-    folders = {path.name for path in found.root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if empty := sorted(folders - set(found.classes or ())):
-        raise ValueError(f"{found.root / empty[0]}: the class {empty[0]!r} has no images")
+def _scan(dataset: Source) -> Iterator[tuple[Sample, list[int]]]:
+    """Every sample with the numbers of its classes; -1 stands for a class that the data do not list."""
+    place = {key: number for number, key in enumerate(dataset.classes or ())}
+    for sample in dataset.scan():
+        yield sample, [place.get(label, -1) if isinstance(label, str) else label for label in sample.labels]
 
 
-def _joined(row_ids: list, captions: list[list[str]]) -> tuple[list, np.ndarray, list[list[str]]]:
-    place, first, joined = {}, [], []
-    for row, (i, texts) in enumerate(zip(row_ids, captions)):
-        if i not in place:
-            place[i] = len(first)
-            first.append(row)
-            joined.append([])
-        joined[place[i]] += texts
-    return list(place), np.array(first, np.int64), joined
+def _check_folders(dataset: ImageFolder) -> None:
+    folders = {path.name for path in dataset.root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if empty := sorted(folders - set(dataset.classes or ())):
+        raise ValueError(f"{dataset.root / empty[0]}: the class {empty[0]!r} has no images")
 
 
 def _name(source: str | os.PathLike) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from .tiles import MAX_MEMORY, Tile, check_rows, margin, tiles
 
 TEMPERATURE = 0.07
-_BLOCK = 64  # rows of a tile that are searched at a time: they stay in the processor's cache
+_BLOCK = 64  # rows of a tile that are searched at a time: they stay in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ def nearest(
     if k < 1:
         raise ValueError(f"k: got {k}, expected at least 1")
     k = min(k, len(rows))
-    found = _Found(np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
+    best = _Best(np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64))
     for tile in tiles(queries, rows, max_memory):
         for start in range(0, len(tile.queries), _BLOCK):
-            found.search(tile, start)
-    return found.values, found.places
+            best.search(tile, start)
+    return best.values, best.places
 
 
 @dataclass
-class _Found:
-    """The best so far of each query, in order."""
+class _Best:
+    """The most similar rows so far of each query, in order."""
 
     values: np.ndarray  # (Q, K)
     places: np.ndarray  # (Q, K)
@@ -118,14 +118,12 @@ def knn_scores(
             votes the one of the nearest neighbour wins.
 
     Raises:
-        ValueError: as of `nearest`; labels of another number than rows; no labelled rows; a temperature not above 0.
+        ValueError: for the reasons of `nearest`; not as many labels as rows; no labelled rows; a temperature not above 0.
     """
     if not temperature > 0:
         raise ValueError(f"temperature: got {temperature}, expected a number above 0")
-    train_labels, labels = (
-        check_labels("train_labels", train_labels, train_embeds),
-        check_labels("labels", labels, embeds),
-    )
+    train_labels = check_labels("train_labels", train_labels, train_embeds)
+    labels = check_labels("labels", labels, embeds)
     kept = np.flatnonzero(train_labels >= 0)
     if not len(kept) or not (labels >= 0).any():
         raise ValueError(f"knn: {'train_labels' if not len(kept) else 'labels'} are all missing (below 0)")

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from .knn import check_labels
-from .tiles import check_rows, unit_rows
+from .tiles import check_finite, check_rows, unit_rows
 
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))  # C of the loss C · sum of cross entropies + |weights|²/2
 VTAB_TRAIN, VTAB_VALIDATION = 800, 200  # Zhai et al. 2019, A Large-scale Study of Representation Learning
@@ -38,13 +38,8 @@ class LinearProbe:
 
     def metrics(self) -> dict[str, float]:
         low, high = self.interval
-        return {
-            "accuracy": self.accuracy,
-            "std": self.std,
-            "ci95_low": low,
-            "ci95_high": high,
-            "mean_per_class": self.mean_per_class,
-        }
+        shares = {"accuracy": self.accuracy, "std": self.std, "ci95_low": low, "ci95_high": high}
+        return shares | {"mean_per_class": self.mean_per_class}
 
 
 def linear_probe_scores(
@@ -67,7 +62,7 @@ def linear_probe_scores(
         train_embeds, train_labels: (N, D), (N,) integers; rows with a label below 0 are left out, here and in the test.
         solver: "lbfgs", or "sgd" for more rows than fit an exact solution.
         strengths: tried ones; of equally good ones the smallest, the most regularised, is taken.
-        seeds: of the split (stratified where every class has two rows) and of SGD.
+        seeds: random seeds of the split (stratified where every class has two rows) and of SGD.
         validation: share of the training rows.
         split: places of training and validation rows, instead of drawing them.
         scale: "standard": zero mean and unit variance of the training rows; "l2": rows of length 1; "none".
@@ -95,11 +90,7 @@ def linear_probe_scores(
         per_class.append(np.mean([right[test_y == c].mean() for c in np.unique(test_y)]))
         chosen.append(best)
         tried.append(scores)
-    mean, std = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else 0.0
-    interval = _interval(mean, std, len(seeds), len(test_y))
-    return LinearProbe(
-        mean, std, interval, float(np.mean(per_class)), per_seed, chosen, tried, len(y), len(test_y)
-    )  # fmt: skip
+    return _result(per_seed, per_class, chosen, tried, len(y), len(test_y))
 
 
 def vtab_scores(
@@ -116,10 +107,10 @@ def vtab_scores(
     Args:
         train_embeds, train_labels: exactly 1,000 labelled rows: the first 800 train, the last 200 validate. Of more,
             each seed draws its own 1,000. Seeds also drive SGD; with "lbfgs" and exactly 1,000 rows all give the same.
-        options: as of `linear_probe_scores`.
+        options: further arguments of `linear_probe_scores`.
 
     Raises:
-        ValueError: fewer than 1,000 labelled rows, and as of `linear_probe_scores`.
+        ValueError: fewer than 1,000 labelled rows, and for the reasons of `linear_probe_scores`.
     """
     x, y = _known("train", train_embeds, train_labels)
     expected = VTAB_TRAIN + VTAB_VALIDATION
@@ -129,26 +120,25 @@ def vtab_scores(
     runs = []
     for seed in seeds:
         kept = np.arange(expected) if len(y) == expected else np.random.default_rng(seed).permutation(len(y))[:expected]
-        runs.append(
-            linear_probe_scores(x[kept], y[kept], test_embeds, test_labels, seeds=(seed,), split=split, **options)
-        )
-    each = [run.accuracy for run in runs]
-    mean, std = float(np.mean(each)), float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
-    return LinearProbe(
-        accuracy=mean,
-        std=std,
-        interval=_interval(mean, std, len(each), runs[0].test),
-        mean_per_class=float(np.mean([run.mean_per_class for run in runs])),
-        per_seed=each,
-        strengths=[run.strengths[0] for run in runs],
-        validation=[run.validation[0] for run in runs],
-        train=expected,
-        test=runs[0].test,
-    )
+        sides = (x[kept], y[kept], test_embeds, test_labels)
+        runs.append(linear_probe_scores(*sides, seeds=(seed,), split=split, **options))
+    per_seed, per_class = [run.accuracy for run in runs], [run.mean_per_class for run in runs]
+    chosen, tried = [run.strengths[0] for run in runs], [run.validation[0] for run in runs]
+    return _result(per_seed, per_class, chosen, tried, expected, runs[0].test)
 
 
-def wilson(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def _result(
+    per_seed: list[float], per_class: list[float], chosen: list[float], tried: list[dict], train: int, test: int
+) -> LinearProbe:
+    """The mean over seeds, of which each has an entry in every list."""
+    mean, std = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else 0.0
+    interval = _interval(mean, std, len(per_seed), test)
+    return LinearProbe(mean, std, interval, float(np.mean(per_class)), per_seed, chosen, tried, train, test)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `count`."""
+    z = 1.959963984540054
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -167,11 +157,7 @@ def _known(name: str, embeds, labels) -> tuple[np.ndarray, np.ndarray]:
     if not len(kept):
         raise ValueError(f"{name}_labels: all are missing (below 0)")
     rows = np.asarray(embeds[kept], np.float32)
-    wrong = np.flatnonzero(~np.isfinite(rows).all(1))
-    if len(wrong):
-        raise ValueError(
-            f"{name}_embeds: row {kept[wrong[0]]} is not finite (NaN or infinity). Could its input be read?"
-        )
+    check_finite(f"{name}_embeds", rows, kept)
     return rows, labels[kept]
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
 from .calibration import Calibration
 
-_INK, _FAINT, _GRID, _BAR, _GAP = "#1f2933", "#7b8794", "#e4e8ec", "#2563eb", "#f3a6a6"
-_SIDE = 640  # of the plot, in pixels
-_EDGE = 60  # around it
+_SIDE, _EDGE = 640, 60  # pixels of the plot, and around it
 _NAMED = 40  # of more classes, names would not be readable
 
 
@@ -19,58 +20,43 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str] | None = None) -> Im
     if matrix.shape != (count, count) or not count:
         raise ValueError(f"matrix: got shape {matrix.shape}, expected (classes, classes)")
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    low, high = np.array([255, 255, 255]), np.array([20, 60, 160])
-    pixels = (low + (high - low) * np.sqrt(share)[..., None]).round().astype(np.uint8)
-    cell = max(1, _SIDE // count)
-    plot = Image.fromarray(pixels).resize((cell * count, cell * count), Image.Resampling.NEAREST)
     named = names is not None and count <= _NAMED
-    font = ImageFont.load_default(12)
-    room = max((int(font.getlength(_short(name))) for name in names), default=0) + 16 if named else _EDGE
-    canvas = Image.new("RGB", (plot.width + room + _EDGE, plot.height + 2 * _EDGE), "white")
-    draw = ImageDraw.Draw(canvas)
-    canvas.paste(plot, (room, _EDGE))
-    draw.rectangle((room - 1, _EDGE - 1, room + plot.width, _EDGE + plot.height), outline=_FAINT)
-    draw.text((room, 16), f"true class (rows) by prediction (columns), {int(matrix.sum())} images", _INK, font)
-    for number, name in enumerate(names if named else ()):
-        middle = _EDGE + cell * number + cell // 2
-        draw.text((room - 8, middle), _short(name), _INK, font, anchor="rm")
-    if named and cell >= 24:
-        for row, column in np.argwhere(matrix):
-            ink = "white" if share[row, column] > 0.4 else _INK
-            place = room + cell * column + cell // 2, _EDGE + cell * row + cell // 2
-            draw.text(place, f"{matrix[row, column]}", ink, font, anchor="mm")
-    return canvas
+    title = f"true class (rows) by prediction (columns), {int(matrix.sum())} images"
+    canvas, axes = _plot(title, left=200 if named else _EDGE)
+    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    if named:
+        short = [name if len(name) <= 24 else name[:23] + "..." for name in names]
+        axes.set_yticks(range(count), short, parse_math=False)
+        for row, column in np.argwhere(matrix) if count <= 24 else ():
+            ink = "white" if share[row, column] > 0.4 else "black"
+            axes.text(column, row, f"{matrix[row, column]}", color=ink, ha="center", va="center")
+    return _image(canvas)
 
 
 def draw_reliability(calibration: Calibration) -> Image.Image:
     """Accuracy of each bin of confidence; a perfect model's bars end at the diagonal."""
+    ece, accuracy, mean = (100 * x for x in (calibration.ece, calibration.accuracy, calibration.mean_confidence))
+    canvas, axes = _plot(f"ECE {ece:.1f} %, accuracy {accuracy:.1f} %, mean confidence {mean:.1f} %", left=_EDGE)
     bins = len(calibration.counts)
-    canvas = Image.new("RGB", (_SIDE + 2 * _EDGE, _SIDE + 2 * _EDGE), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return _EDGE + x * _SIDE, _EDGE + (1 - y) * _SIDE
-
-    for tick in range(6):
-        value = tick / 5
-        draw.line((place(0, value), place(1, value)), _GRID)
-        draw.text((_EDGE - 8, place(0, value)[1]), f"{value:.1f}", _FAINT, font, anchor="rm")
-        draw.text((place(value, 0)[0], _EDGE + _SIDE + 8), f"{value:.1f}", _FAINT, font, anchor="mt")
-    for number, count in enumerate(calibration.counts):
-        if not count:
-            continue
-        left, right = place(number / bins, 0)[0] + 2, place((number + 1) / bins, 0)[0] - 2
-        accuracy, confidence = calibration.bin_accuracy[number], calibration.bin_confidence[number]
-        bottom, top, ideal = (place(0, value)[1] for value in (0, accuracy, confidence))
-        draw.rectangle((left, top, right, bottom), _BAR)
-        draw.rectangle((left, min(top, ideal), right, max(top, ideal)), outline=_GAP, width=3)
-    draw.line((place(0, 0), place(1, 1)), _FAINT, 2)
-    title = f"ECE {100 * calibration.ece:.1f} %, accuracy {100 * calibration.accuracy:.1f} %, mean confidence "
-    draw.text((_EDGE, 22), f"{title}{100 * calibration.mean_confidence:.1f} %", _INK, font)
-    draw.text((_EDGE + _SIDE / 2, _EDGE + _SIDE + 40), "confidence", _INK, font, anchor="mm")
-    return canvas
+    places = (np.arange(bins) + 0.5) / bins
+    gap = calibration.bin_confidence - calibration.bin_accuracy
+    axes.bar(places, calibration.bin_accuracy, 0.98 / bins, color="#2563eb")
+    axes.bar(places, gap, 0.98 / bins, calibration.bin_accuracy, color="none", edgecolor="#f3a6a6", linewidth=2)
+    axes.plot([0, 1], [0, 1], color="#7b8794")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
+    return _image(canvas)
 
 
-def _short(name: str) -> str:
-    text = name if len(name) <= 24 else name[:23] + "..."
-    return text.encode("latin-1", "replace").decode("latin-1")
+def _plot(title: str, left: int) -> tuple[FigureCanvasAgg, Axes]:
+    """Axes of `_SIDE` x `_SIDE` pixels, `left` pixels from the left of the canvas."""
+    width, height = left + _SIDE + _EDGE, _SIDE + 2 * _EDGE
+    canvas = FigureCanvasAgg(Figure(figsize=(width / 100, height / 100), dpi=100))
+    axes = canvas.figure.add_axes((left / width, _EDGE / height, _SIDE / width, _SIDE / height))
+    axes.set_title(title, loc="left")
+    return canvas, axes
+
+
+def _image(canvas: FigureCanvasAgg) -> Image.Image:
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,7 +1,9 @@
 """Several results as one table: Markdown, a web page with bars, or the model-index of a model card."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -12,18 +14,15 @@ from .results import Result
 HEADLINES = {
     "zero-shot": ("top1", "top5", "mean_per_class"),
     "classify": ("top1", "top5", "real_top1", "mean_average_precision"),
-    "retrieval": tuple(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
-    + ("image_to_text_median_rank", "text_to_image_median_rank"),
+    "retrieval": (
+        *(f"{direction}_r{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
+        *("image_to_text_median_rank", "text_to_image_median_rank"),
+    ),
     "knn": ("top1", "mean_per_class"),
     "linear-probe": ("accuracy", "ci95_low", "ci95_high"),
     "similarity": (
-        "sts",
-        "sis",
-        "sits",
-        "image_to_text_r1",
-        "text_to_image_r1",
-        "text_to_text_r1",
-        "image_to_image_r1",
+        *("sts", "sis", "sits"),
+        *("image_to_text_r1", "text_to_image_r1", "text_to_text_r1", "image_to_image_r1"),
     ),
     "calibration": ("ece", "accuracy", "mean_confidence"),
 }
@@ -35,6 +34,12 @@ _HUB_TASKS = {  # of the Hub's list of tasks
     "similarity": "image-text-retrieval",
 }
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2")
+_STYLE = (
+    "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:72em;color:#1f2933}"
+    "table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left;border-bottom:1px solid #e4e8ec}"
+    "small{font-weight:normal;color:#7b8794}svg{display:block}"
+)
+_UNITS = "Shares and correlations in percent; ranks count from 1."
 
 
 def markdown_report(results: Sequence[Result], *, published: bool = True, everything: bool = False) -> str:
@@ -46,54 +51,43 @@ def markdown_report(results: Sequence[Result], *, published: bool = True, everyt
         everything: all metrics, instead of `HEADLINES`.
     """
     blocks, sources = [], {}
-    for title, rows, columns, cells in _tables(results, published, everything):
-        heads = [f"*{name}*" if isinstance(key, Published) else name for key, name in columns]
-        lines = [f"### {title}", "", f"| | {' | '.join(map(_cell, heads))} |", "|---" * (len(heads) + 1) + "|"]
-        for metric in rows:
-            values = [cells.get((metric, name), "") for _, name in columns]
-            lines.append(f"| {_cell(_spoken(metric))} | {' | '.join(values)} |")
+    for table in _tables(results, published, everything):
+        heads = [f"*{_cell(name)}*" if figure else _cell(name) for name, figure in table.columns.items()]
+        lines = [f"### {table.title}", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        lines += [f"| {_cell(_spoken(metric))} | {' | '.join(row)} |" for metric, row in table.rows.items()]
         blocks.append("\n".join(lines))
-        for key, name in columns:
-            if isinstance(key, Published):
-                sources[name] = key
-    text = "\n\n".join(blocks) + "\n\nShares and correlations in percent; ranks count from 1.\n"
+        sources |= {name: figure for name, figure in table.columns.items() if figure}
+    text = "\n\n".join(blocks) + f"\n\n{_UNITS}\n"
     if sources:
-        text += "\n" + "\n".join(f"- *{_cell(name)}*: {_provenance(figure)}" for name, figure in sources.items()) + "\n"
+        text += "\n" + "".join(f"- *{_cell(name)}*: {_provenance(figure)}\n" for name, figure in sources.items())
     return text
 
 
 def _provenance(figure: Published) -> str:
-    return figure.provenance + (
-        ". A right port of the released checkpoint reproduces these" if figure.reproducible else ""
-    )
+    reproducible = ". A right port of the released checkpoint reproduces these" if figure.reproducible else ""
+    return figure.provenance + reproducible
 
 
 def html_report(results: Sequence[Result], *, published: bool = True, everything: bool = False) -> str:
     """The same as one web page without scripts, with a bar per figure."""
     parts = []
-    for title, rows, columns, cells in _tables(results, published, everything):
-        heads = "".join(
-            f"<th style='color:{_COLOURS[i % len(_COLOURS)]}'>{escape(name)}"
-            + (f"<br><small>{escape(_provenance(key))}</small>" if isinstance(key, Published) else "")
-            + "</th>"
-            for i, (key, name) in enumerate(columns)
-        )
+    for table in _tables(results, published, everything):
+        heads = ""
+        for (name, figure), colour in zip(table.columns.items(), cycle(_COLOURS)):
+            source = f"<br><small>{escape(_provenance(figure))}</small>" if figure else ""
+            heads += f"<th style='color:{colour}'>{escape(name)}{source}</th>"
         lines = []
-        for metric in rows:
-            values = [cells.get((metric, name), "") for _, name in columns]
-            bars = "".join(f"<td>{escape(value)}{_bar(value, i, metric)}</td>" for i, value in enumerate(values))
+        for metric, row in table.rows.items():
+            bars = "".join(
+                f"<td>{escape(value)}{_bar(value, colour, metric)}</td>" for value, colour in zip(row, cycle(_COLOURS))
+            )
             lines.append(f"<tr><th scope='row'>{escape(_spoken(metric))}</th>{bars}</tr>")
         body = "\n".join(lines)
-        parts.append(f"<h2>{escape(title)}</h2>\n<table><tr><td></td>{heads}</tr>\n{body}</table>")
-    style = (
-        "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:72em;color:#1f2933}"
-        "table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left;border-bottom:1px solid #e4e8ec}"
-        "small{font-weight:normal;color:#7b8794}svg{display:block}"
-    )
+        parts.append(f"<h2>{escape(table.title)}</h2>\n<table><tr><td></td>{heads}</tr>\n{body}</table>")
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Evaluation</title>\n"
-        f"<style>{style}</style></head><body>\n<h1>Evaluation</h1>\n"
-        "<p>Shares and correlations in percent; ranks count from 1.</p>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{_STYLE}</style></head><body>\n<h1>Evaluation</h1>\n"
+        f"<p>{_UNITS}</p>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
 
 
@@ -110,16 +104,9 @@ def model_index(results: Sequence[Result], name: str | None = None) -> str:
         )
     entries = []
     for result in results:
-        metrics = [
-            {"type": metric, "name": _spoken(metric), "value": _number(metric, result.metrics[metric])}
-            for metric in _shown(result, False)
-        ]
+        metrics = [(metric, round(_scaled(metric, result.metrics[metric]), 2)) for metric in _shown(result, False)]
         kind = "".join(c if c.isalnum() or c in "-_./" else "-" for c in result.dataset)
-        entries.append({
-            "task": {"type": _HUB_TASKS.get(result.task, "image-classification"), "name": _title_of(result)},
-            "dataset": {"type": kind, "name": result.dataset},
-            "metrics": metrics,
-        })  # fmt: skip
+        entries.append(_entry(result.task, _title_of(result), kind, result.dataset, metrics))
     index = {"model-index": [{"name": name or models.pop(), "results": entries}]}
     return yaml.safe_dump(index, sort_keys=False, allow_unicode=True, width=110)
 
@@ -129,52 +116,61 @@ def model_index_of_published(figures: Iterable[Published]) -> list[dict]:
     groups: dict[tuple, list[Published]] = {}
     for figure in figures:
         groups.setdefault((figure.task, figure.dataset, figure.source, figure.note), []).append(figure)
-    return [
-        {
-            "task": {"type": _HUB_TASKS.get(task, "image-classification"), "name": f"{task}, {note}" if note else task},
-            "dataset": {"type": dataset, "name": dataset},
-            "metrics": [
-                {"type": figure.metric, "name": _spoken(figure.metric), "value": figure.value} for figure in group
-            ],
-            "source": {"name": group[0].provenance, "url": source.split(",")[0]},
-        }
-        for (task, dataset, source, note), group in groups.items()
-    ]
+    entries = []
+    for (task, dataset, source, note), group in groups.items():
+        metrics = [(figure.metric, figure.value) for figure in group]
+        entry = _entry(task, f"{task}, {note}" if note else task, dataset, dataset, metrics)
+        entries.append(entry | {"source": {"name": group[0].provenance, "url": source.split(",")[0]}})
+    return entries
 
 
-def _tables(results: Iterable[Result], published: bool, everything: bool):
-    """(title, metrics, columns (what they come from, name), cells (metric, name) → text) per task and data set."""
+def _entry(task: str, title: str, dataset: str, dataset_name: str, metrics: list[tuple[str, float]]) -> dict[str, Any]:
+    return {
+        "task": {"type": _HUB_TASKS.get(task, "image-classification"), "name": title},
+        "dataset": {"type": dataset, "name": dataset_name},
+        "metrics": [{"type": key, "name": _spoken(key), "value": value} for key, value in metrics],
+    }
+
+
+class _Table(NamedTuple):
+    """One task on one data set."""
+
+    title: str
+    columns: dict[str, Published | None]  # name of a column → a figure of it, if others published it
+    rows: dict[str, list[str]]  # metric → the text for each column
+
+
+def _tables(results: Iterable[Result], published: bool, everything: bool) -> Iterator[_Table]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((_title_of(result), result.dataset), []).append(result)
     if not groups:
         raise ValueError("report: got no results")
-    for (task, dataset), group in groups.items():
-        rows = list(dict.fromkeys(metric for result in group for metric in _shown(result, everything)))
-        columns, cells = [], {}
-        figures = (
-            [f for f in PUBLISHED if f.task == group[0].task and f.dataset == dataset.lower()] if published else []
-        )
-        digits = {}  # metric → decimals, those of the published figures that ours stand beside
-        for figure in figures:
-            digits[figure.metric] = max(digits.get(figure.metric, 1), len(str(figure.value).partition(".")[2]))
+    for (title, dataset), group in groups.items():
+        metrics = list(dict.fromkeys(metric for result in group for metric in _shown(result, everything)))
+        figures = [
+            figure
+            for figure in (PUBLISHED if published else ())
+            if (figure.task, figure.dataset) == (group[0].task, dataset.lower()) and figure.metric in metrics
+        ]
+        columns: dict[str, Published | None] = {}
+        cells: dict[tuple[str, str], str] = {}
+        digits = dict.fromkeys(metrics, 1)
+        for figure in figures:  # ours have as many decimals as the published figures that they stand beside
+            digits[figure.metric] = max(digits[figure.metric], len(str(figure.value).partition(".")[2]))
         for result in group:
-            name = result.model
-            taken = sum(other == name or other.startswith(f"{name} (") for _, other in columns)
-            name = f"{name} ({taken + 1})" if taken else name
-            columns.append((result, name))
-            cells |= {
-                (metric, name): _text(metric, result.metrics[metric], digits.get(metric, 1))
-                for metric in rows
-                if metric in result.metrics
-            }
+            taken = sum(other == result.model or other.startswith(f"{result.model} (") for other in columns)
+            name = f"{result.model} ({taken + 1})" if taken else result.model
+            columns[name] = None
+            for metric in metrics:
+                if metric in result.metrics:
+                    cells[metric, name] = f"{_scaled(metric, result.metrics[metric]):.{digits[metric]}f}"
         for figure in figures:
             name = f"{figure.model}{', ' + figure.note if figure.note else ''}"
-            if figure.metric in rows:
-                if name not in [other for _, other in columns]:
-                    columns.append((figure, name))
-                cells[figure.metric, name] = str(figure.value)  # as many digits as were published
-        yield f"{task}: {dataset}", rows, columns, cells
+            columns.setdefault(name, figure)
+            cells[figure.metric, name] = str(figure.value)  # as many digits as were published
+        rows = {metric: [cells.get((metric, name), "") for name in columns] for metric in metrics}
+        yield _Table(f"{title}: {dataset}", columns, rows)
 
 
 def _title_of(result: Result) -> str:
@@ -196,12 +192,9 @@ def _is_rank(metric: str) -> bool:
     return metric.endswith("_rank") or metric == "bce"
 
 
-def _number(metric: str, value: float) -> float:
-    return round(value if _is_rank(metric) else 100 * value, 2)
-
-
-def _text(metric: str, value: float, digits: int = 1) -> str:
-    return f"{value if _is_rank(metric) else 100 * value:.{digits}f}"
+def _scaled(metric: str, value: float) -> float:
+    """Shares in percent; ranks and entropies as they are."""
+    return value if _is_rank(metric) else 100 * value
 
 
 def _spoken(metric: str) -> str:
@@ -213,12 +206,12 @@ def _spoken(metric: str) -> str:
     return words
 
 
-def _bar(value: str, place: int, metric: str) -> str:
+def _bar(value: str, colour: str, metric: str) -> str:
     if not value or _is_rank(metric):
         return ""
     width = max(0.0, min(100.0, float(value))) * 1.6
-    colour = _COLOURS[place % len(_COLOURS)]
-    return f"<svg width='160' height='8'><rect width='160' height='8' fill='#eef1f4'/><rect width='{width:.1f}' height='8' fill='{colour}'/></svg>"  # noqa: E501
+    track = "<rect width='160' height='8' fill='#eef1f4'/>"
+    return f"<svg width='160' height='8'>{track}<rect width='{width:.1f}' height='8' fill='{colour}'/></svg>"
 
 
 def _cell(text: str) -> str:

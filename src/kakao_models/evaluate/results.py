@@ -1,4 +1,4 @@
-"""What an evaluation found, as a file: results.json."""
+"""The result of an evaluation, and its file: results.json."""
 
 import json
 import math
@@ -9,28 +9,17 @@ from pathlib import Path
 import kakao_models
 from kakao_models.files.atomic import write_text
 
-TASKS = (
-    "zero-shot",
-    "classify",
-    "retrieval",
-    "knn",
-    "linear-probe",
-    "similarity",
-    "robustness",
-    "calibration",
-)
+TASKS = ("zero-shot", "classify", "retrieval", "knn", "linear-probe", "similarity", "robustness", "calibration")
 
-_TEXTS, _MAPS = ("model", "dataset", "version"), ("metrics", "counts", "settings", "details", "fingerprints")
-_FIELD_TYPES = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_MAPS, dict)
-_SPOKEN = {str: "text", dict: "JSON object"}
+_TEXTS, _OBJECTS = ("model", "dataset", "version"), ("metrics", "counts", "settings", "details", "fingerprints")
 
 
 @dataclass(frozen=True)
 class Result:
     """One task, one model, one data set.
 
-    Shares, correlations and errors are as computed, not in percent. `metrics` is what tables show; `details` what is
-    too long for them; `fingerprints` SHA-256 of the model and of the data, so that two results can be told apart.
+    Shares, correlations and errors are as computed, not in percent. `metrics` is shown in tables, `details` is too long
+    for them; `fingerprints` are the SHA-256 of the model and of the data, so that two results can be told apart.
     """
 
     task: str
@@ -67,9 +56,10 @@ class Result:
             raise ValueError(
                 f"{path} is no result of kakao-models evaluate: expected the fields {', '.join(sorted(expected))}"
             )
-        for name, kind in _FIELD_TYPES.items():
-            if not isinstance(value.get(name, kind()), kind):
-                raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, expected a {_SPOKEN[kind]}")
+        for names, kind, expected in ((_TEXTS, str, "text"), (_OBJECTS, dict, "JSON object")):
+            for name in names:
+                if not isinstance(value.get(name, kind()), kind):
+                    raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, expected a {expected}")
         for name, number in value["metrics"].items():
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
                 raise ValueError(f"{path}: the metric {name} is {number!r}, expected a number")

@@ -16,7 +16,7 @@ import numpy as np
 from .tiles import MAX_MEMORY, Tile, check_at, check_rows, margin, pair_similarities, tiles, unit_rows
 
 RECALL_AT = (1, 5, 10)
-_BLOCK = 64  # rows of a tile that are compared at a time: they stay in the processor's cache
+_BLOCK = 64  # rows of a tile that are compared at a time: they stay in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,11 @@ class Retrieval:
 
     def metrics(self) -> dict[str, float]:
         """Flat names: image_to_text_r1, ..., text_to_image_median_rank."""
-        found = {}
-        for way in ("image_to_text", "text_to_image"):
-            ranking = getattr(self, way)
-            found |= {f"{way}_r{k}": value for k, value in ranking.recall.items()}
-            found |= {f"{way}_mean_rank": ranking.mean_rank, f"{way}_median_rank": ranking.median_rank}
-        return found
+        result = {}
+        for direction, ranking in vars(self).items():
+            result |= {f"{direction}_r{k}": value for k, value in ranking.recall.items()}
+            result |= {f"{direction}_mean_rank": ranking.mean_rank, f"{direction}_median_rank": ranking.median_rank}
+        return result
 
 
 def retrieval_scores(
@@ -157,8 +156,8 @@ def _matching(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.repeat(np.arange(len(left)), counts), order[np.repeat(start, counts) + offsets]
 
 
-def _first_missing(found: np.ndarray, count: int) -> int | None:
-    missing = np.setdiff1d(np.arange(count), found)
+def _first_missing(present: np.ndarray, count: int) -> int | None:
+    missing = np.setdiff1d(np.arange(count), present)
     return int(missing[0]) if len(missing) else None
 
 

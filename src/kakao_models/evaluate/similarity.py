@@ -129,13 +129,13 @@ def similarity_scores(
     starts = np.cumsum(counts) - counts
     draw = np.random.default_rng(seed)
     half = max(2, len(counts) // 2) if len(counts) > 2 else len(counts)
-    found = np.empty(samples)
+    correlations = np.empty(samples)
     for sample in range(samples):
         chosen = draw.permutation(len(counts))[:half]
         pairs = order[starts[chosen] + draw.integers(0, counts[chosen])]
-        found[sample] = spearman(ratings[pairs], similarities[pairs])
+        correlations[sample] = spearman(ratings[pairs], similarities[pairs])
     whole = spearman(ratings, similarities)
-    return Correlation(float(found.mean()), float(found.std()), whole, len(ratings), samples)
+    return Correlation(float(correlations.mean()), float(correlations.std()), whole, len(ratings), samples)
 
 
 def rated_similarities(
@@ -187,5 +187,5 @@ def rated_retrieval(
     if not len(kept):
         raise ValueError("rated retrieval: no query has a right answer")
     without = kept if within else None
-    found = first_ranks(queries[kept], targets, row, columns, without=without, max_memory=max_memory)
-    return Ranking.of(found, len(targets) - within)
+    ranked = first_ranks(queries[kept], targets, row, columns, without=without, max_memory=max_memory)
+    return Ranking.of(ranked, len(targets) - within)

@@ -25,16 +25,16 @@ _PER_CLASS = 1000  # of more classes, the single ones are left out of results.js
 
 @dataclass(frozen=True)
 class TaskRun:
-    """What every task needs."""
+    """The model and the memory that every task uses."""
 
     embedder: CachedEmbedder
-    name: str = ""  # of the model in results; by default the embedder's own, of a path its last part
     max_memory: int = MAX_MEMORY
 
     def result(self, task: str, dataset: str, metrics: dict, **fields: Any) -> Result:
-        own = str(self.embedder.embedder.name)
-        name = self.name or (Path(own).name if Path(own).is_dir() else own)
+        """A result that names the model as the embedder does, but a folder by the last part of its path."""
+        model = str(self.embedder.embedder.name)
         fingerprints = {"model": self.embedder.fingerprint, "data": self.embedder.data_fingerprint}
+        name = Path(model).name if Path(model).is_dir() else model
         return Result(task, name, dataset, metrics, fingerprints=fingerprints, **fields)
 
 
@@ -42,7 +42,8 @@ def zero_shot(run: TaskRun, data: Labelled, names: Sequence[str], templates: Seq
     """Classes by their names; `names` are those of `data.keys`, in their order.
 
     Raises:
-        ValueError: another number of names than classes, and as of `class_embeddings` and `zero_shot_scores`.
+        ValueError: another number of names than classes, and for the reasons of `class_embeddings` and
+            `zero_shot_scores`.
     """
     if len(names) != len(data.keys):
         raise ValueError(f"{data.name}: got {len(names)} class names for {len(data.keys)} classes")
@@ -54,25 +55,23 @@ def zero_shot(run: TaskRun, data: Labelled, names: Sequence[str], templates: Seq
     )
     settings = {"templates": list(templates)} | ({"class_names": list(names)} if len(names) <= _PER_CLASS else {})
     counts = {"images": scores.images, "classes": len(names)}
-    return run.result(
-        "zero-shot", data.name, scores.metrics(), counts=counts, settings=settings, details=_details(scores, names)
-    ), scores
+    metrics, details = scores.metrics(), _details(scores, names)
+    return run.result("zero-shot", data.name, metrics, counts=counts, settings=settings, details=details), scores
 
 
 def calibration(
     run: TaskRun, data: Labelled, names: Sequence[str], templates: Sequence[str], *, bins: int = 15
 ) -> tuple[Result, Calibration]:
-    """How far the probabilities of zero-shot classification are from how often it is right."""
+    """Gap between the probabilities of zero-shot classification and how often it is right."""
     zero, scores = zero_shot(run, data, names, templates)
-    found = _calibration_of(scores, bins)
+    calibrated = _calibration_of(scores, bins)
     details = {"bins": [
         {"images": int(count)} | ({"accuracy": float(a), "confidence": float(c)} if count else {})
-        for count, a, c in zip(found.counts, found.bin_accuracy, found.bin_confidence)
+        for count, a, c in zip(calibrated.counts, calibrated.bin_accuracy, calibrated.bin_confidence)
     ]}  # fmt: skip
     settings = zero.settings | {"bins": bins, "temperature": run.embedder.temperature}
-    return run.result(
-        "calibration", data.name, found.metrics(), counts=zero.counts, settings=settings, details=details
-    ), found
+    metrics, counts = calibrated.metrics(), zero.counts
+    return run.result("calibration", data.name, metrics, counts=counts, settings=settings, details=details), calibrated
 
 
 def _calibration_of(scores: ZeroShot, bins: int = 15) -> Calibration:
@@ -106,7 +105,7 @@ def classify(
     """Accuracy of a model's own classes.
 
     Args:
-        columns: as of `classification_scores`.
+        columns: see `classification_scores`.
         real: real.json of ImageNet-ReaL; images are found by the number in their names, as ILSVRC2012_val_00000001.JPEG.
     """
     data = data if real else data.labelled()
@@ -116,9 +115,8 @@ def classify(
     scores = classification_scores(logits, labels, columns=columns)
     metrics, counts = scores.metrics(), {"images": scores.images, "classes": scores.classes}
     if real:
-        found = real_scores(logits, _real_labels(real, data))
-        counts["real_images"] = int(found.pop("real_images"))
-        metrics |= found
+        metrics |= real_scores(logits, _real_labels(real, data))
+        counts["real_images"] = int(metrics.pop("real_images"))
     details = _details(scores, names)
     return run.result("classify", data.name, metrics, counts=counts, details=details), scores
 
@@ -134,28 +132,28 @@ def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) ->
     """Captions of images and images of captions; with `fold_size` the mean over folds of so many images."""
     texts = run.embedder.texts(data.captions)
     images = run.embedder.images(data.images, name=data.name)
-    given = (images, texts, data.image_ids, data.caption_images)
+    pairs = (images, texts, data.image_ids, data.caption_images)
     counts = {"images": len(images), "captions": len(texts)}
     if fold_size is None:
-        metrics = retrieval_scores(*given, max_memory=run.max_memory).metrics()
+        metrics = retrieval_scores(*pairs, max_memory=run.max_memory).metrics()
         return run.result("retrieval", data.name, metrics, counts=counts)
-    metrics, parts = fold_scores(*given, size=fold_size, max_memory=run.max_memory)
+    metrics, parts = fold_scores(*pairs, size=fold_size, max_memory=run.max_memory)
     details = {"folds": [part.metrics() for part in parts]}
     name, settings = f"{data.name}, folds of {fold_size}", {"fold_size": fold_size}
     return run.result("retrieval", name, metrics, counts=counts, settings=settings, details=details)
 
 
-def knn(run: TaskRun, train: Labelled, test: Labelled, *, k: int = 1, weighted: bool | None = None) -> Result:
+def knn(run: TaskRun, train: Labelled, test: Labelled, *, k: int = 1) -> Result:
     """Labels of the nearest training images."""
     sides = _embedded(run, train, test)
-    scores = knn_scores(*sides, k=k, weighted=weighted, max_memory=run.max_memory)
+    scores = knn_scores(*sides, k=k, max_memory=run.max_memory)
     settings = {"k": k, "weighted": scores.weighted}
     counts = {"train": len(sides[1]), "test": scores.queries}
     return run.result("knn", test.name, scores.metrics(), counts=counts, settings=settings)
 
 
 def linear_probe(run: TaskRun, train: Labelled, test: Labelled, *, vtab: bool = False, **options: Any) -> Result:
-    """A logistic regression on frozen features; `options` as of `linear_probe_scores`."""
+    """A logistic regression on frozen features; `options` are arguments of `linear_probe_scores`."""
     try:
         from .linear_probe import linear_probe_scores, vtab_scores
     except ModuleNotFoundError as error:
@@ -263,10 +261,10 @@ def _real_labels(path: Path, data: Labelled) -> list[list[int]]:
     labels = json.loads(Path(path).read_text(encoding="utf-8"))
     if data.names is None:
         raise ValueError(f"{data.name}: ImageNet-ReaL needs the names of the image files, which these data do not have")
-    found = []
+    matched = []
     for name in data.names:
         number = re.search(r"val_0*(\d+)", name)
         if not number or not 1 <= int(number[1]) <= len(labels):
             raise ValueError(f"{name}: expected a name such as ILSVRC2012_val_00000001.JPEG, 1 to {len(labels)}")
-        found.append(labels[int(number[1]) - 1])
-    return found
+        matched.append(labels[int(number[1]) - 1])
+    return matched

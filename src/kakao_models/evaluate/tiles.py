@@ -39,6 +39,16 @@ def check_rows(name: str, rows: np.ndarray, width: int | None = None) -> np.ndar
     return rows
 
 
+def check_finite(name: str, rows: np.ndarray, numbers: np.ndarray | None = None) -> None:
+    """Raises ValueError for a row that is not finite; it is named by its place, or the one that `numbers` gives it."""
+    for start in range(0, len(rows), _ROWS):
+        wrong = np.flatnonzero(~np.isfinite(rows[start : start + _ROWS]).all(1))
+        if len(wrong):
+            row = start + wrong[0]
+            row = row if numbers is None else numbers[row]
+            raise ValueError(f"{name}: row {row} is not finite (NaN or infinity). Could its input be read?")
+
+
 def check_at(at: Sequence[int]) -> None:
     """Raises ValueError unless `at`, the k of recall at k or top-k, are one or more whole numbers of at least 1."""
     if not len(at) or not all(isinstance(k, Integral) and k >= 1 for k in at):

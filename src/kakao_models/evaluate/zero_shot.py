@@ -19,7 +19,7 @@ _CLASSES = 256  # whose prompts are embedded at a time
 
 @dataclass(frozen=True)
 class ZeroShot(Classification):
-    """As `Classification`, with the probability of each predicted class if a temperature was given."""
+    """A `Classification` with the probability of each predicted class if a temperature was given."""
 
     confidences: np.ndarray | None = None  # (N,) float64
 
@@ -58,14 +58,14 @@ def zero_shot_scores(
     temperature: float | None = None,
     max_memory: int = MAX_MEMORY,
 ) -> ZeroShot:
-    """How many images are nearest to their own class.
+    """Shares of images that are nearest to their own class.
 
     Args:
         image_embeds: (N, D).
-        class_embeds: (C, D), as of `class_embeddings`. Of equally similar classes the first wins.
+        class_embeds: (C, D), as `class_embeddings` gives them. Of equally similar classes the first wins.
         labels: (N,) integers, places among the classes; below 0 is missing: predicted, but not counted.
         at: the k of top-k; with fewer classes than k, all images count as right.
-        temperature: of the model; gives `confidences`, softmax(similarity / temperature) at the predicted class.
+        temperature: the model's temperature; gives `confidences`, softmax(similarity / temperature) at the predicted class.
 
     Raises:
         ValueError: wrong shapes, a row that is not finite, a label that is no class, or no labels at all.
@@ -77,11 +77,11 @@ def zero_shot_scores(
     if labels.max() >= len(classes):
         raise ValueError(f"labels: row {labels.argmax()} is class {labels.max()}, but there are {len(classes)} classes")
     similarities, ranked = nearest(images, classes, max(at), max_memory=max_memory)
-    facts = tally(ranked, labels, len(classes), at)
+    scores = tally(ranked, labels, len(classes), at)
     confidences = None
     if temperature is not None:
         confidences = _confidences(images, classes, similarities[:, 0], temperature, max_memory)
-    return ZeroShot(**facts, confidences=confidences)
+    return ZeroShot(**scores, confidences=confidences)
 
 
 def _confidences(images, classes, best: np.ndarray, temperature: float, max_memory: int) -> np.ndarray:
