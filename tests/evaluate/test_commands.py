@@ -239,3 +239,10 @@ def test_as_many_classes_as_the_model_but_in_another_order_are_not_taken_by_plac
         tiny.picture_folder(tmp_path / "val" / name, 1)
     code, _, err = command("classify", "-d", tmp_path / "val", "--model", vit)
     assert code == 2 and "their names differ" in " ".join(err.split())
+
+
+def test_classes_with_other_names_are_matched_by_order_and_it_says_so(command, vit, tmp_path, caplog):
+    for number in range(7):
+        tiny.picture_folder(tmp_path / "val" / f"n0144076{number}", 1)
+    code, _, _ = command("classify", "-d", tmp_path / "val", "--model", vit)
+    assert code == 0 and "'n01440760' counts as 'cat'" in caplog.text and "--class-index" in caplog.text

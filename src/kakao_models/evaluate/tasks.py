@@ -1,6 +1,7 @@
 """The tasks: a model and data in, a `Result` out. Scores come from the modules named like them."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .retrieval import fold_scores, retrieval_scores
 from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
 from .tiles import MAX_MEMORY
 from .zero_shot import ZeroShot, class_embeddings, zero_shot_scores
+
+logger = logging.getLogger(__name__)
 
 _PER_CLASS = 1000  # of more classes, the single ones are left out of results.json
 
@@ -240,6 +243,12 @@ def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray,
         numbers = [place[key] for key in data.keys]
     elif len(data.keys) == len(names) and all(names[i] == key for i, key in enumerate(data.keys) if key in place):
         numbers = range(len(names))
+        if names != [f"LABEL_{number}" for number in numbers]:
+            first = next(number for number in numbers if names[number] != data.keys[number])
+            logger.warning(
+                f"{data.name}: the names of its classes are not the model's, so they are matched by their order: "
+                f"{data.keys[first]!r} counts as {names[first]!r}, and so on. --class-index says which is which"
+            )
     elif all(key.isdigit() and int(key) < len(names) for key in data.keys):
         numbers = [int(key) for key in data.keys]
     else:
