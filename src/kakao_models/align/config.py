@@ -159,8 +159,8 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
             ("vision_config", AlignVisionConfig.efficientnet, image),
             ("text_config", AlignTextConfig.bert, text),
         ):
-            given = kwargs.get(name) or {}  # fields of a tower change that tower and leave it its size
-            kwargs[name] = build(size, **given) if isinstance(given, dict) else given
+            changes = kwargs.get(name) or {}  # fields of a tower change that tower and leave it its size
+            kwargs[name] = build(size, **changes) if isinstance(changes, dict) else changes
         return cls(**kwargs)
 
 

@@ -37,7 +37,7 @@ from kakao_models.checkpoint.weightmap import Slot
 
 @output_class
 class FlaxAlignOutput(FlaxModelOutput):
-    """What `FlaxAlignModel` returns.
+    """Output of `FlaxAlignModel`.
 
     loss: scalar, with `return_loss=True`.
     logits_per_image: (images, texts), cosine similarity divided by the temperature; `logits_per_text` its transpose.
@@ -530,7 +530,7 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
         rngs: nnx.Rngs | None = None,
         **changes: Any,
     ) -> "FlaxAlignModel":
-        """As `AlignModel.from_towers`. `rngs` are for what is new, and for dropout."""
+        """See `AlignModel.from_towers`. `rngs` initialise the new weights, and are used for dropout."""
         with open_towers(image, text, projection_dim, changes) as towers:
             model, config = cls(towers.config, rngs=rngs or nnx.Rngs(0)), towers.config
             if towers.image is not None:

@@ -37,7 +37,7 @@ from kakao_models.checkpoint.pretrained import check_images
 
 
 class TFAlignOutput(ModelOutput):
-    """What `TFAlignModel` returns.
+    """Output of `TFAlignModel`.
 
     loss: scalar, with `return_loss=True`.
     logits_per_image: (images, texts), cosine similarity divided by the temperature; `logits_per_text` its transpose.
@@ -540,7 +540,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
         projection_dim: int,
         **changes: Any,
     ) -> "TFAlignModel":
-        """As `AlignModel.from_towers`."""
+        """See `AlignModel.from_towers`."""
         with open_towers(image, text, projection_dim, changes) as towers:
             model, config = cls(towers.config), towers.config
             if towers.image is not None:
@@ -657,7 +657,7 @@ class TFAlignModel(TFAlignPreTrainedModel):
         return ops.sum(losses[0] + losses[1]) / ops.cast(ops.shape(every_image)[0], losses[0].dtype)
 
     def predict_step(self, *arguments: Any):
-        """Of `predict`: the embeddings alone. Logits are of one batch's images with its own texts, and hidden states large."""
+        """`predict` returns the embeddings only: logits compare the images and texts of one batch, and hidden states are large."""
         predicted = super().predict_step(*arguments)
         output, *state = predicted if isinstance(predicted, tuple) else (predicted,)  # state: Keras on JAX
         output = TFAlignOutput(text_embeds=output.text_embeds, image_embeds=output.image_embeds)

@@ -28,7 +28,7 @@ from kakao_models.checkpoint.torch import BijectiveLoading
 
 @dataclass
 class AlignOutput(ModelOutput):
-    """What `AlignModel` returns.
+    """Output of `AlignModel`.
 
     loss: scalar, with `return_loss=True`.
     logits_per_image: (images, texts), cosine similarity divided by the temperature; `logits_per_text` its transpose.

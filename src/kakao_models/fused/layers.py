@@ -1,4 +1,4 @@
-"""What the fused towers are made of: plain operations, on tensors taken from a checkpoint by their keys.
+"""Layers of the fused towers: plain operations, on tensors taken from a checkpoint by their keys.
 
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head
 """

@@ -96,10 +96,10 @@ def towers(
     weights = Weights(tensors, dtype)
     if config.model_type not in _TOWERS:
         raise ValueError(f"a model of type {config.model_type!r} has no fused towers")
-    found = _TOWERS[config.model_type](config, weights, pixels)
+    towers = _TOWERS[config.model_type](config, weights, pixels)
     if "classifier.weight" in weights:
-        found["classifier"] = Classifier(found["image"], weights, len(tensors["classifier.bias"]))
+        towers["classifier"] = Classifier(towers["image"], weights, len(tensors["classifier.bias"]))
     unknown = [key for key in weights.unused() if not key.endswith(_UNREAD)]
     if unknown:
         raise ValueError(f"unknown {min(unknown)}, and {len(unknown) - 1} more")
-    return {name: tower.eval() for name, tower in found.items()}
+    return {name: tower.eval() for name, tower in towers.items()}

@@ -106,7 +106,7 @@ class ViTTower(nn.Module):
 
 
 def _byte_patches(patches: Linear, scale: torch.Tensor, zero: torch.Tensor) -> Linear:
-    """Of patches nothing is padded, so that scale and zero go into weights and bias whole."""
+    """Folds scale and zero into weights and bias; exact, since patches are not padded."""
     by_channel = (len(scale), -1)
     scaled = patches.weight.double().unflatten(1, by_channel) * scale.double()[None, :, None]
     shift = (scaled * zero.double()[None, :, None]).sum((1, 2))

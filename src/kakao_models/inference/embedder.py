@@ -133,7 +133,7 @@ class Embedder:
 
     @property
     def dtype(self) -> Any:
-        """What the model (or its image tower) computes in: a `torch.dtype`, a numpy dtype of JAX, a name of Keras.
+        """dtype that the model (or its image tower) computes in: a `torch.dtype`, a numpy dtype of JAX, a name of Keras.
         Embeddings are float32 in any case."""
         return self.engine.dtype
 
@@ -172,7 +172,7 @@ class Embedder:
             selfcheck.choose(self.engine, *self._examples(), engine or "torch", dtype)
 
     def _examples(self) -> tuple[dict[str, tuple[np.ndarray, ...]], np.ndarray]:
-        """What a self-check runs on: photographs and texts, as engines take them; and the photographs as the plain model
+        """Inputs of a self-check: photographs and texts, as engines take them; and the photographs as the plain model
         does."""
         from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 
@@ -230,7 +230,7 @@ class Embedder:
     def class_logits(
         self, sources: Any, *, batch_size: int | None = None, on_error: str = "report", progress: bool | None = None
     ) -> np.ndarray:
-        """What the model's classifier says of images, (N, classes), before any softmax; arguments as of `images`."""
+        """Logits of the model's classifier for images, (N, classes), before any softmax. Takes the arguments of `images`."""
         batches = self.iter_images(
             sources, output="logits", batch_size=batch_size, on_error=on_error, progress=progress
         )
@@ -249,7 +249,7 @@ class Embedder:
         processor_options: dict | None = None,
         num_workers: int | None = None,
     ) -> Iterator[ImageBatch]:
-        """As `images`, in batches as they are done, whatever comes of a batch being forgotten after it is used.
+        """Yields the embeddings of images in batches as they finish; earlier batches are not kept.
 
         Args:
             output: "features" (n, D); "logits" (n, classes) of a model with a classifier; "hidden", the last hidden

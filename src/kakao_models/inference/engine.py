@@ -1,4 +1,4 @@
-"""What every engine is to the `Embedder`: arrays in, float32 arrays out.
+"""Interface of every engine to the `Embedder`: arrays in, float32 arrays out.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
@@ -95,7 +95,7 @@ class Engine:
 
     @property
     def description(self) -> str:
-        """What runs the model, for a line of text."""
+        """Name of the backend, for a line of text."""
         return type(self).__name__
 
     @property
@@ -105,7 +105,7 @@ class Engine:
 
     @property
     def dtype(self) -> Any:
-        """What the model (or its image tower) computes in: a `torch.dtype`, a numpy dtype of JAX, a name of Keras."""
+        """dtype that the model (or its image tower) computes in: a `torch.dtype`, a numpy dtype of JAX, a name of Keras."""
         raise NotImplementedError
 
     @property

@@ -1,4 +1,4 @@
-"""What runs a Flax model for the `Embedder`: arrays in, float32 arrays out.
+"""Runs a Flax model for the `Embedder`: arrays in, float32 arrays out.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """

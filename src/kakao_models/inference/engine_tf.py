@@ -1,4 +1,4 @@
-"""What runs a Keras model for the `Embedder`: arrays in, float32 arrays out.
+"""Runs a Keras model for the `Embedder`: arrays in, float32 arrays out.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
@@ -116,9 +116,9 @@ def _device(name: str | int) -> str:
     if isinstance(name, int):  # as transformers' pipelines count: GPUs, and -1 is the processor
         name = f"gpu:{name}" if name >= 0 else "cpu"
     kind, _, number = str(name).replace("cuda", "gpu").upper().partition(":")
-    found = tf.config.list_logical_devices(kind)
+    devices = tf.config.list_logical_devices(kind)
     expected = f"{kind}:{number or 0}"
-    if not any(device.name.endswith(expected) for device in found):
+    if not any(device.name.endswith(expected) for device in devices):
         there = ", ".join(device.name.removeprefix("/device:").lower() for device in tf.config.list_logical_devices())
         raise ValueError(f"device {name!r} can't be used: TensorFlow sees {there}; 'auto' takes the best")
     return expected

@@ -1,4 +1,4 @@
-"""What runs a checkpoint fastest for the `Embedder`: the fused towers, each in the engine that was asked for or chosen.
+"""Runs a checkpoint as fast as this machine can for the `Embedder`: the fused towers, each in the engine that was asked for or chosen.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
@@ -20,7 +20,7 @@ from kakao_models.inference.runners import cache_folder, make_runner
 
 
 class EngineChoice(NamedTuple):
-    """What runs a tower, and in which type of numbers."""
+    """The backend that runs a tower, and its dtype."""
 
     engine: str
     dtype: str
@@ -149,7 +149,7 @@ class TowerEngine(Engine):
         return self.source.classifier
 
     def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
-        """By PyTorch, whatever runs the rest."""
+        """Always computed in PyTorch, whichever backend runs the towers."""
         pixels = torch.from_numpy(pixel_values)
         if pixels.dtype == torch.uint8:
             pixels = pixels.permute(0, 3, 1, 2)

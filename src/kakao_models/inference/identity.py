@@ -1,4 +1,4 @@
-"""What decides about an embedding: by it a cache or an index knows whether it is of the same model."""
+"""Identity of a model and its preprocessing: a cache or an index knows by it whether an embedding is of the same model."""
 
 import hashlib
 import json
@@ -29,19 +29,21 @@ def described(embedder: Embedder) -> dict[str, Any]:
 
 def _vocabulary(tokenizer) -> str:
     whole = getattr(tokenizer, "backend_tokenizer", None)
-    facts = [type(tokenizer).__name__, tokenizer.get_vocab()] if whole is None else json.loads(whole.to_str())
+    content = [type(tokenizer).__name__, tokenizer.get_vocab()] if whole is None else json.loads(whole.to_str())
     if whole is not None:
-        facts = {key: value for key, value in facts.items() if key not in ("truncation", "padding")}  # of the last call
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        content = {
+            key: value for key, value in content.items() if key not in ("truncation", "padding")
+        }  # of the last call
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _weights(embedder: Embedder) -> str:
     """SHA-256 of the weights as they are in memory, whatever runs them."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, array in sorted(_arrays(embedder.engine), key=lambda entry: entry[0]):
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return found.hexdigest()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def _arrays(engine) -> Iterator[tuple[str, np.ndarray]]:

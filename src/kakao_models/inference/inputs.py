@@ -1,4 +1,4 @@
-"""What prepares a model's inputs: its image processor and its tokenizer.
+"""Prepares a model's inputs: its image processor and its tokenizer.
 
 Importing transformers takes longer than everything else a process does before it runs a model. So a usual checkpoint's
 parts are read without it (`light_processors`), and replaced by transformers' classes when somebody asks for those.

@@ -27,7 +27,7 @@ def preprocessing_class(model_type: str) -> type[Preprocessing]:
 
 
 def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing | None:
-    """By the image processor's file, or by its part of the processor's, which comes first where a folder has both."""
+    """Reads the image processor's file, or its part of the processor's file, which comes first where a folder has both."""
     preprocessing = preprocessing_class(model_type)
     for filename in reversed(PROCESSOR_FILES):
         try:
@@ -55,7 +55,7 @@ class Tokenizer:
 
 
 def read_light_tokenizer(name: str, where: dict) -> Tokenizer | None:
-    """By tokenizer.json, if it is a BERT's and says what tokenizer_config.json says."""
+    """Reads tokenizer.json, if it is a BERT's and agrees with tokenizer_config.json."""
     import tokenizers
 
     try:
@@ -64,8 +64,8 @@ def read_light_tokenizer(name: str, where: dict) -> Tokenizer | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        said = json.loads(config_file.read_text(encoding="utf-8"))
-        if not _plain_bert(content, said):
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        if not _plain_bert(content, config):
             return None
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception:  # noqa: BLE001  tokenizers raises Exception itself; the complete class will say what is wrong
@@ -74,20 +74,20 @@ def read_light_tokenizer(name: str, where: dict) -> Tokenizer | None:
     return None if pad is None else Tokenizer(tokenizer, pad)
 
 
-def _plain_bert(content: dict, said: dict) -> bool:
+def _plain_bert(content: dict, config: dict) -> bool:
     normalizer, model = content["normalizer"], content["model"]
     usual = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk")}
     return (
-        said.get("tokenizer_class") in _BERT
+        config.get("tokenizer_class") in _BERT
         and normalizer["type"] == "BertNormalizer"
         and normalizer.get("clean_text", True)
-        and all(said.get(ours, usually) == normalizer[theirs] for (ours, usually), theirs in _NORMALIZING.items())
+        and all(config.get(ours, usually) == normalizer[theirs] for (ours, usually), theirs in _NORMALIZING.items())
         and content["pre_tokenizer"]["type"] == "BertPreTokenizer"
         and content["post_processor"]["type"] in ("TemplateProcessing", "BertProcessing")
         and model.get("type", "WordPiece") == "WordPiece"
         and model["unk_token"] == "[UNK]"
-        and not any(said.get(key) for key in _MORE_TOKENS)
-        and all(_text(said.get(key, value)) == value for key, value in usual.items())
+        and not any(config.get(key) for key in _MORE_TOKENS)
+        and all(_text(config.get(key, value)) == value for key, value in usual.items())
         and all(entry["content"].startswith("[") for entry in content["added_tokens"])
     )
 

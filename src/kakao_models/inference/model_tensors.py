@@ -1,4 +1,4 @@
-"""What a model is made of, before anything runs it: its configuration's fields and its tensors.
+"""A model before anything runs it: the fields of its configuration and its tensors.
 
 Reading them takes config.json and model.safetensors, and not transformers, whose import takes longer than PyTorch's.
 Whatever is unusual about a checkpoint (shards, an older format, a field or a tensor that does not fit) is left to
@@ -111,7 +111,7 @@ class ModelTensors:
         return self._tensors["temperature"].item()
 
     def towers(self, pixels: ByteValues | None) -> dict[str, torch.nn.Module]:
-        """Those of `inference.fused`, in float32.
+        """The towers of `inference.fused`, in float32.
 
         Raises:
             ValueError: a tensor is missing, unknown or of another shape.
@@ -146,7 +146,7 @@ def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, d
 
 
 def _of_file(file: Path, config_file: Path) -> str:
-    """Of a file's header, size and time of change: reading it all would take longer than loading it."""
+    """Hash of a file's header, size and time of change: reading it all would take longer than loading it."""
     whole = hashlib.sha256(config_file.read_bytes())
     with open(file, "rb") as stored:
         whole.update(stored.read(8 + int.from_bytes(stored.read(8), "little")))

@@ -97,7 +97,7 @@ def scores_as_json(sources: Sequence[str], results: Sequence[list[dict] | None],
 def printable(text: str) -> str:
     """For a terminal: names of files and labels are a stranger's, and its control sequences must not be obeyed."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 

@@ -18,7 +18,7 @@ HYPOTHESIS_TEMPLATE = "This is a photo of {}."  # transformers' default
 
 
 class ImagePipeline(ABC):
-    """What the pipelines share. What goes in decides what comes out:
+    """Base of the pipelines. The input decides the form of the output:
 
     one image gives one result; a list, a tuple or a folder (the images under it, sorted by path) a list of results; a
     generator, or any other iterable, a generator of results, which reads a few batches ahead.
@@ -57,8 +57,8 @@ class ImagePipeline(ABC):
         inputs = images if inputs is None else inputs
         if inputs is None:
             raise TypeError(f"pipeline {self.task!r}: no images given")
-        given = {name: value for name, value in arguments.items() if value is not None}
-        results = self.run(inputs, **(self._defaults | given))
+        changed = {name: value for name, value in arguments.items() if value is not None}
+        results = self.run(inputs, **(self._defaults | changed))
         if is_single(inputs):
             return next(results)
         return list(results) if isinstance(inputs, (list, tuple, str, os.PathLike)) else results
@@ -152,7 +152,7 @@ class ZeroShotImageClassification(ImagePipeline):
 
 
 class ImageClassification(ImagePipeline):
-    """What a model's own classifier says."""
+    """Scores of a model's own classes."""
 
     task = "image-classification"
 

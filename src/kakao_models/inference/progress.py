@@ -78,7 +78,7 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def quiet() -> None:
-    """What transformers says while it loads helps no user of a command. It is not imported for that: most runs do without
+    """Hides what transformers prints while it loads: it helps no user of a command. transformers is not imported for that: most runs do without
     it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     if "transformers" in sys.modules:

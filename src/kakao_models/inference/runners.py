@@ -1,4 +1,4 @@
-"""What runs a tower: PyTorch, its compiler, OpenVINO, ONNX Runtime.
+"""Backends that run a tower: PyTorch, its compiler, OpenVINO, ONNX Runtime.
 
 A runner is made of a tower and called with arrays: bytes (B, H, W, C) or floats (B, C, H, W) of images, ids and mask
 (B, L) of texts. float32 (B, D) comes out.
@@ -278,10 +278,10 @@ def _kind(what: str, size, uint8: bool) -> str:
 
 
 def threads() -> int:
-    """As PyTorch counts them: OMP_NUM_THREADS, else the cores that this process may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
+    """Number of threads that PyTorch would use: OMP_NUM_THREADS, else the cores that this process may use."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(said) if said.isdigit() and said != "0" else cores
+    return int(setting) if setting.isdigit() and setting != "0" else cores
 
 
 def cache_folder() -> Path:

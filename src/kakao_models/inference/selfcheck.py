@@ -80,17 +80,17 @@ def choose(
 
 
 def explain(checks: list[dict]) -> str:
-    """What was picked and why, a line per tower."""
+    """The choice and its reason, a line per tower."""
     lines = []
     for what in dict.fromkeys(entry["what"] for entry in checks):
-        said = []
+        outcomes = []
         for entry in sorted((e for e in checks if e["what"] == what), key=lambda e: not e["chosen"]):
             choice = EngineChoice(entry["engine"], entry["dtype"])
             if "error" in entry:
-                said.append(f"{choice}: {entry['error']}")
+                outcomes.append(f"{choice}: {entry['error']}")
             else:
-                said.append(f"{choice} {entry['seconds'] * 1e3:.0f} ms, cosine {entry['cosine']:.6f}")
-        lines.append(f"{what}: {said[0]}" + (f" (others: {'; '.join(said[1:])})" if said[1:] else ""))
+                outcomes.append(f"{choice} {entry['seconds'] * 1e3:.0f} ms, cosine {entry['cosine']:.6f}")
+        lines.append(f"{what}: {outcomes[0]}" + (f" (others: {'; '.join(outcomes[1:])})" if outcomes[1:] else ""))
     return "\n".join(lines)
 
 
@@ -175,11 +175,11 @@ def _place(engine: TowerEngine, what: str, choice: EngineChoice, arrays: tuple[n
 def _known(engine: TowerEngine, what: str, choice: EngineChoice, arrays: tuple[np.ndarray, ...]) -> dict | None:
     path, about = _place(engine, what, choice, arrays)
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        cosine, seconds = float(said["cosine"]), float(said["seconds"])
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        cosine, seconds = float(saved["cosine"]), float(saved["seconds"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or torn
         return None
-    if said.get("about") != about or not (-1.001 <= cosine <= 1.001 and seconds > 0):
+    if saved.get("about") != about or not (-1.001 <= cosine <= 1.001 and seconds > 0):
         return None
     return {"cosine": cosine, "seconds": seconds}
 
@@ -201,18 +201,22 @@ def _remember(
 
 
 def machine() -> dict:
-    """What a measurement holds for, beside versions."""
+    """The machine that a measurement holds for; versions are kept beside it."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        facts = [next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags")]
-        name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16] + " " + facts[0].partition(":")[2].strip()
+        properties = [next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags")]
+        name = (
+            hashlib.sha256("\n".join(properties).encode()).hexdigest()[:16]
+            + " "
+            + properties[0].partition(":")[2].strip()
+        )
     return {"processor": name, "threads": threads(), "system": platform.system()}
 
 
 def _versions() -> dict:
-    found = {"kakao-models": __version__}
+    versions = {"kakao-models": __version__}
     for package in ("torch", "openvino", "onnxruntime"):
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

@@ -48,10 +48,10 @@ def each_source(sources: Any) -> Iterable[Any]:
     if is_single(sources):
         return [sources]
     if isinstance(sources, (str, os.PathLike)):
-        found = list_images(sources)
-        if not found:
+        paths = list_images(sources)
+        if not paths:
             raise ValueError(f"{os.fspath(sources)}: there are no images in this folder")
-        return found
+        return paths
     if not (hasattr(sources, "__iter__") or hasattr(sources, "__getitem__")):
         raise ValueError(
             f"images are given as a path, URL, folder, PIL image, array, bytes or an iterable of these, "
@@ -81,10 +81,10 @@ def stream_batches(
     def top_up() -> None:
         while len(waiting) < 2 * batch_size and (item := next(remaining, None)):
             index, source = item
-            future, given = None, source if listed else _unchanging(source)
-            if isinstance(given, Image.Image):  # two threads must not decode one lazily opened file
-                future = next((future for _, other, future in waiting if other is given), None)
-            waiting.append((index, source, future or pool.submit(prepare, given)))
+            future, entry = None, source if listed else _unchanging(source)
+            if isinstance(entry, Image.Image):  # two threads must not decode one lazily opened file
+                future = next((future for _, other, future in waiting if other is entry), None)
+            waiting.append((index, source, future or pool.submit(prepare, entry)))
 
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="kakao-models-images")
     try:

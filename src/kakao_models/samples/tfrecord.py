@@ -30,7 +30,7 @@ def index_records(path: str | os.PathLike) -> np.ndarray:
 
 
 def scan_records(path: str | os.PathLike) -> Iterator[tuple[int, int]]:
-    """As `index_records`, record by record: those before the place that is cut short come before the error."""
+    """Yields what `index_records` returns; in a file that is cut short, its whole records come before the error."""
     position, size = 0, os.path.getsize(path)
     with open(path, "rb", buffering=0) as file:
         while position < size:

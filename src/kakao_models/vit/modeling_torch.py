@@ -117,7 +117,7 @@ class ViTLayer(base.ViTLayer):
 
 
 class _FollowFile:
-    """What a file decides about a model, beside its values: the size of its position table, and whether it has a pooler.
+    """Shape of the model that a file holds: the size of its position table, and whether it has a pooler.
 
     Stands between `BijectiveLoading` and transformers, so the check comes after it.
     """

@@ -1,4 +1,4 @@
-"""What a file decides about a ViT of Keras or NNX beside its values, as in PyTorch: the size of its position table, and
+"""Shape that a file gives a ViT of Keras or NNX, as in PyTorch: the size of its position table, and
 whether it has a pooler."""
 
 import os
@@ -27,7 +27,7 @@ class ViTLoading(PretrainedLoading):
         image_size: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """As `PretrainedLoading.from_pretrained`.
+        """See `PretrainedLoading.from_pretrained`.
 
         Args:
             image_size: of the images to come (height, width); by default what the configuration says.
