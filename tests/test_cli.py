@@ -188,7 +188,9 @@ def test_too_little_memory_is_one_message(command, align, monkeypatch):
         (["frobnicate"], "frobnicate"),
     ],
 )
-def test_bad_usage_is_one_clear_message(command, align, vit, arguments, message):
+def test_bad_usage_is_one_clear_message(command, align, vit, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.picture(0).save("a.jpg")
     code, out, err = command(*(argument.format(align=align, vit=vit) for argument in arguments))
     assert code == 2 and out == ""
     assert message in err and "Traceback" not in err
@@ -196,8 +198,9 @@ def test_bad_usage_is_one_clear_message(command, align, vit, arguments, message)
 
 def test_without_a_network_the_bundled_model_is_named(tmp_path):
     nowhere = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    tiny.picture(0).save(tmp_path / "a.jpg")
     result = subprocess.run(
-        [sys.executable, "-m", "kakao_models.cli", "classify", "a.jpg", "--labels", "a,b"],
+        [sys.executable, "-m", "kakao_models.cli", "classify", tmp_path / "a.jpg", "--labels", "a,b"],
         env=os.environ | nowhere,
         capture_output=True,
         text=True,

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import tiny
 import typer
 from typer.testing import CliRunner
 
@@ -56,3 +57,37 @@ def test_options_become_one_argument():
         for field in dataclasses.fields(options)
         if field.init and field.name != "model"
     }
+
+
+ABSENT = {
+    "classify": ["absent/", "--labels", "a,b"],
+    "embed": ["absent.jpg", "-o", "out.npy"],
+    "search": ["--image", "absent.jpg"],
+    "index build": ["photos.csv", "absent/"],
+    "data embed": ["absent/*.parquet", "-o", "out"],
+    "evaluate zero-shot": ["-d", "absent"],
+    "evaluate calibration": ["-d", "absent"],
+    "evaluate robustness": ["-d", "one=photos.csv", "-d", "other=absent"],
+    "evaluate classify": ["-d", "absent"],
+    "evaluate retrieval": ["-d", "absent.json"],
+    "evaluate knn": ["-d", "photos.csv", "--train", "absent"],
+    "evaluate linear-probe": ["-d", "photos.csv", "--train", "absent"],
+    "evaluate similarity": ["-d", "absent.json", "--images", ".", "--ratings", "."],
+}
+
+
+@pytest.mark.parametrize("verb", ABSENT)
+def test_an_input_that_is_not_there_is_said_before_a_model_is_asked_for(verb, hub, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.csv").write_text("path,label\n")
+    code, out, err = command(*verb.split(), *ABSENT[verb], "--model", "someone/absent")
+    absent = next(part.partition("=")[2] or part for part in ABSENT[verb] if "absent" in part)
+    assert (code, out, err) == (2, "", f"kakao-models: {absent}: there is no such file or folder\n")
+    assert not hub.requests and sorted(tmp_path.iterdir()) == [tmp_path / "photos.csv"]
+
+
+def test_some_of_the_images_are_not_there(command, tmp_path):
+    tiny.picture(0).save(tmp_path / "a.png")
+    arguments = [tmp_path / "a.png", tmp_path / "absent.png", "--labels", "a,b", "--model", "align-tiny"]
+    code, out, err = command("classify", *arguments)
+    assert code == 1 and "a.png" in out and f"failed: {tmp_path / 'absent.png'}: no such file or directory" in err

@@ -26,6 +26,7 @@ from kakao_models.verbs import (
     ModelArgument,
     ModelOptions,
     RevisionOption,
+    check_images,
     check_picture,
     finish,
     given,
@@ -85,6 +86,7 @@ def classify(
         raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
     check_picture(picture)
     sources = _expanded(images)
+    check_images(sources)
     options.prepare()
     from kakao_models import pipeline
     from kakao_models.inference.output import print_scores, say_engine, scores_as_json
@@ -142,6 +144,8 @@ def embed(
     from kakao_models.inference.output import check_format, write_embeddings
 
     check_format(output)
+    if sources:
+        check_images(sources)
     options.prepare()
     embedder = options.open()
     if sentences:

@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -165,6 +167,27 @@ def check_file(option: str, path: Path | None) -> None:
     """Refuses a file that could not be written, before the work is done."""
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise typer.BadParameter(f"{option} {path}: expected the name of a file, in a folder that exists")
+
+
+def check_images(images: list[str], *, all_needed: bool = False) -> None:
+    """Looks for images before a model is loaded, which takes seconds.
+
+    Raises:
+        FileNotFoundError: none of them is there, or with `all_needed` one is not.
+    """
+    addresses = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+    absent = [name for name in images if not addresses.match(name) and not os.path.exists(name)]
+    if absent and (all_needed or len(absent) == len(images)):
+        raise FileNotFoundError(f"{', '.join(absent[:3])}: there is no such file or folder")
+
+
+def check_sources(*sources: str) -> None:
+    """As `check_images`, of what `open_source` reads. What is in them is not looked at."""
+    from kakao_models.samples.paths import NoSuchSource, is_hub, matches
+
+    for source in sources:
+        if not (is_hub(source) or matches(source)):
+            raise NoSuchSource(f"{source}: there is no such file or folder")
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

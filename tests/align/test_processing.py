@@ -10,12 +10,15 @@ import pytest
 from goldens import load_arrays
 from pictures import difference, picture, recorded
 from PIL import Image
-from tiny import WORDS, align_config, tokenizer
+from tiny import WORDS, align_config, tokenizer, vocabulary
 from tolerances import TOLERANCE
-from transformers import AutoImageProcessor, AutoProcessor, image_transforms
+from transformers import AutoImageProcessor, AutoProcessor, BertTokenizer, image_transforms
+from transformers.processing_utils import ImagesKwargs
 
-from kakao_models import AlignImageProcessor, AlignProcessor
+from kakao_models import AlignImageProcessor, AlignProcessor, Embedder, ViTImageProcessor
+from kakao_models.align.processing import read_tokenizer
 from kakao_models.pixels.images import ImageError
+from kakao_models.pixels.preprocessing import FOREIGN, _warn_once
 
 PHOTO = Path(__file__).parents[2] / "src" / "kakao_models" / "photos" / "cat.jpg"
 LIMIT = TOLERANCE["resized pixels, of 255"]
@@ -215,6 +218,12 @@ def test_fields_can_be_changed_for_one_call():
     ("make", "error", "reason"),
     [
         (lambda i: AlignImageProcessor(preprocesing="tf"), ValueError, "no field 'preprocesing'; did you mean 'prep"),
+        (lambda i: AlignImageProcessor(mine=1), ValueError, "no field 'mine'. It has: preprocessing, "),
+        (
+            lambda i: AlignImageProcessor.from_pretrained("align-tiny", croop_size=9),
+            ValueError,
+            "did you mean 'crop_si",
+        ),
         (lambda i: AlignImageProcessor(preprocessing="torch"), ValueError, "must be one of .*got 'torch'"),
         (lambda i: AlignImageProcessor(size={"longest_edge": 3}), ValueError, "size must .*longest_edge"),
         (lambda i: AlignImageProcessor(crop_size={"shortest_edge": 3}), ValueError, "crop_size must"),
@@ -483,3 +492,83 @@ def test_no_framework_is_needed():
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torchvision" not in done.stderr  # what isn't needed isn't asked for
+
+
+# --- files of others
+
+
+@pytest.mark.parametrize("reader", [AlignImageProcessor.from_pretrained, AlignProcessor.from_pretrained, Embedder])
+def test_an_unknown_field_in_a_file_is_a_warning(reader, align, tmp_path, caplog):
+    """As in config.json. The file of a processor may hold that of the image processor, in which the same is true."""
+    for file in Path(align).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "preprocessor_config.json"
+    fields = json.loads(file.read_text()) | {"croop_size": 9, "mine": [1], "do_pad": False, "_private": 1, "size": 36}
+    file.write_text(json.dumps(fields))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "AlignProcessor", "chat": 1}))
+    _warn_once.cache_clear()
+    read = reader(tmp_path)
+    image_processor = getattr(read, "image_processor", read)
+    assert image_processor.size["height"] == 36 and image_processor.crop_size["height"] == 32
+    assert sorted(record.getMessage() for record in caplog.records if "changes nothing" in record.getMessage()) == [
+        "preprocessor_config.json: the field 'croop_size' is not known and changes nothing; did you mean 'crop_size'?",
+        "preprocessor_config.json: the field 'mine' is not known and changes nothing",
+        "processor_config.json: the field 'chat' is not known and changes nothing",
+    ]
+    image_processor.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())["mine"] == [1]
+
+
+def test_what_transformers_writes_is_known():
+    assert FOREIGN | set(AlignImageProcessor.fields) >= ImagesKwargs.__annotations__.keys()
+    _warn_once.cache_clear()
+    for kind in (AlignImageProcessor, ViTImageProcessor):
+        assert kind.from_dict(kind().to_dict()).fields == kind.fields
+    assert _warn_once.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "lower"),
+    [
+        ([], None, True),
+        (["House"], None, False),
+        ([], {"do_lower_case": False}, False),
+        (["House"], {"do_lower_case": True, "model_max_length": 64}, True),
+    ],
+)
+def test_a_vocabulary_alone_is_a_berts(words, fields, lower, tmp_path):
+    """transformers' AutoTokenizer needs a file that names a class; older folders of BERT have none."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*vocabulary(), *words]) + "\n")
+    if fields is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
+    read = read_tokenizer(tmp_path)
+    assert isinstance(read, BertTokenizer) and read.do_lower_case is lower
+    assert (
+        read("a Cat")["input_ids"] == BertTokenizer(vocab=read.get_vocab(), do_lower_case=lower)("a Cat")["input_ids"]
+    )
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(ValueError, match=f"^{tmp_path}: Couldn't instantiate the backend") as caught:
+        read_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# --- as transformers' tests of every processor expect it
+
+
+def test_arguments_of_the_tokenizer_go_to_it(align):
+    read = AlignProcessor.from_pretrained(align, bos_token="(BOS)", do_normalize=True, trust_remote_code=False)
+    assert read.tokenizer.bos_token == "(BOS)" and read.image_processor.do_normalize
+    assert "trust_remote_code" not in read.tokenizer.init_kwargs and "size" not in read.tokenizer.init_kwargs
+    with pytest.raises(ValueError, match="did you mean 'crop_size'"):
+        AlignProcessor.from_pretrained(align, croop_size=9)
+
+
+def test_what_a_tokenizer_was_made_with_is_the_default_of_a_call():
+    words = BertTokenizer(vocab=vocabulary(), padding="max_length", max_length=40)
+    processor = AlignProcessor(AlignImageProcessor(), words)
+    assert processor(text="a cat", return_tensors="np")["input_ids"].shape == (1, 40)
+    assert processor(text="a cat", return_tensors="np", padding=True)["input_ids"].shape == (1, 4)
+    assert processor(text="a cat", return_tensors="np", max_length=30)["input_ids"].shape == (1, 30)

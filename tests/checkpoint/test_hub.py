@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -108,6 +109,29 @@ def test_model_and_processors_are_of_one_commit_though_another_comes_in_between(
     }
     assert AlignProcessor.from_pretrained("someone/align", revision=first).image_processor.size["height"] == 40
     assert AlignProcessor.from_pretrained("someone/align").image_processor.size["height"] == 36
+
+
+@pytest.mark.parametrize("model_class", [AlignModel, TFAlignModel, FlaxAlignModel])
+def test_a_model_object_is_prepared_for_as_in_the_commit_it_was_loaded_from(model_class, hub, align, tmp_path):
+    hub.commit("someone/align", align)
+    model = model_class.from_pretrained("someone/align", cache_dir=tmp_path / "cache", token=False)
+    hub.commit("someone/align", tiny.align_folder(tmp_path / "other", seed=1, size=36))
+    assert model.name_or_path == "someone/align"
+    hub.requests.clear()
+    embedder = Embedder(model)
+    assert embedder.image_processor.size["height"] == 40 and embedder.texts("a cat").shape == (1, 16)
+    assert embedder.name == "someone/align" and not hub.count("/api/models")
+    assert Embedder(model, revision="main").image_processor.size["height"] == 36
+    model.save_pretrained(tmp_path / "saved")
+    assert "someone" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("model_class", VITS)
+def test_a_model_object_of_a_subfolder(model_class, vit, tmp_path):
+    shutil.copytree(vit, tmp_path / "inner")
+    model = model_class.from_pretrained(tmp_path, subfolder="inner")
+    assert model.name_or_path == str(tmp_path) and Embedder(model).image_processor.size["height"] == 32
+    assert model_class.from_pretrained(vit, config=ViTConfig.from_pretrained(vit)).name_or_path == vit
 
 
 def test_branches_and_subfolders(hub, vit, other_vit):
@@ -380,6 +404,7 @@ def test_a_token_opens_what_is_private_or_gated(hub, vit):
 @pytest.mark.parametrize("name", ["absent/folder/here", "absent/", "./absent", "/absent", "~/absent", "a b"])
 def test_a_folder_that_is_not_there_is_said_to_be_missing(name, hub, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    tiny.picture(0).save("a.png")
     for read in (*READERS.values(), AlignProcessor.from_pretrained):
         assert f"{name}: no such folder. Expected one, a name on the Hub (owner/name), or align-tiny" in failure_of(
             read, name
@@ -410,6 +435,8 @@ def test_the_near_name_of_a_bundled_checkpoint_and_a_file(hub, vit):
 
 @pytest.mark.parametrize("verb", ["info", "convert", "classify", "embed"])
 def test_commands_say_the_same_sentence(verb, hub, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.picture(0).save("a.png")
     rest = {
         "info": [REPO],
         "convert": [REPO, tmp_path / "out"],

@@ -8,7 +8,7 @@ import torch
 import transformers
 from tolerances import TOLERANCE
 
-from kakao_models import AlignModel, AlignProcessor, Embedder, pipeline
+from kakao_models import AlignModel, AlignProcessor, Embedder, ViTModel, pipeline
 from kakao_models.inference.engine_towers import TowerEngine
 from kakao_models.inference.labels import LabelEmbeddings, takes_label
 from kakao_models.pixels.images import ImageError
@@ -238,10 +238,13 @@ def test_wrong_arguments_are_named(zero_shot, align, vit, photos):
         zero_shot(candidate_labels=["cat"])
     with pytest.raises(ValueError, match="expected one of zero-shot-image-classification, .* passed as model="):
         pipeline("image-to-text", align)
-    with pytest.raises(ValueError, match="reads no texts"):
+    with pytest.raises(ValueError, match="reads no texts.* the task for this model is image-classification"):
         pipeline("zero-shot-image-classification", vit)
-    with pytest.raises(ValueError, match="no classifier"):
-        pipeline("image-classification", align)(photos)
+    with pytest.raises(ValueError, match="no classifier.* the task zero-shot-image-classification"):
+        pipeline("image-classification", align)
+    backbone = ViTModel(tiny.vit_config())
+    with pytest.raises(ValueError, match="no classifier.* the task for this model is image-feature-extraction"):
+        pipeline("image-classification", backbone, processor=vit)
     with pytest.raises(ValueError, match="function_to_apply"):
         pipeline("image-classification", vit)(photos, function_to_apply="tanh")
 

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,13 +15,27 @@ from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from kakao_models.align.preprocessing import MAX_TOKENS, AlignPreprocessing
 from kakao_models.align.towers import is_published, read_published
-from kakao_models.checkpoint.hub import TOKENIZER_FILES, MissingFile, fetch, fetch_all, hub_arguments, pin, resolve
+from kakao_models.checkpoint.hub import (
+    HUB_ARGUMENTS,
+    TOKENIZER_FILES,
+    MissingFile,
+    fetch,
+    fetch_all,
+    hub_arguments,
+    pin,
+    read_config,
+    resolve,
+)
 from kakao_models.files.atomic import write_text
+from kakao_models.pixels.preprocessing import FOREIGN
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.pixels.tensors import as_tensors
 
 # Fields of a tokenizer_config.json that say how transformers 5 loaded it, and nothing about the tokenizer
 _LOADING_FIELDS = ("backend", "is_local", "local_files_only", "name_or_path")
+# Arguments of `from_pretrained` that neither part has
+_OF_LOADING = ("trust_remote_code", "use_fast", "backend", "proxies", "return_unused_kwargs", "code_revision")
+_DEFAULTS = ("padding", "truncation", "max_length")  # of a call, which a tokenizer may be made with, as in transformers
 _PLACE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # http:, data:, ...
 
 
@@ -51,10 +65,16 @@ class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
         return cls.from_pretrained(image, **sizes)
 
 
-def read_tokenizer(name_or_path: str | os.PathLike, **where: Any) -> PreTrainedTokenizerBase:
+def read_tokenizer(
+    name_or_path: str | os.PathLike, *, options: Mapping[str, Any] | None = None, **where: Any
+) -> PreTrainedTokenizerBase:
     """Reads the tokenizer of a folder, of a name on the Hub or of a checkpoint inside the package. No code of it is run.
 
     A folder may hold nothing but BERT's `vocab.txt`; then texts are lower-cased unless the vocabulary has capitals.
+
+    Args:
+        options: further arguments of the tokenizer, such as `bos_token`.
+        where: HUB_ARGUMENTS.
 
     Raises:
         OSError, ValueError: there is none, or its files are damaged.
@@ -65,18 +85,34 @@ def read_tokenizer(name_or_path: str | os.PathLike, **where: Any) -> PreTrainedT
         fetch(name_or_path, "config.json", **pinned)
     folder = Path(source, where.get("subfolder") or "")
     try:
-        if not (folder / "vocab.txt").is_file() or any(folder.glob("*.json")):
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-        tokenizer = BertTokenizer.from_pretrained(folder)
-        if is_uncased(tokenizer.get_vocab()):
+        if not _names_no_class(folder):
+            return AutoTokenizer.from_pretrained(source, **{**(options or {}), "trust_remote_code": False, **where})
+        tokenizer = BertTokenizer.from_pretrained(folder, **(options or {}))
+        chosen = folder / "tokenizer_config.json"
+        if (
+            "do_lower_case" in (options or {})
+            or is_uncased(tokenizer.get_vocab())
+            or chosen.is_file()
+            and "do_lower_case" in read_config(chosen)
+        ):
             return tokenizer
-        return BertTokenizer.from_pretrained(folder, do_lower_case=False)
-    except (OSError, ValueError, ImportError):
+        return BertTokenizer.from_pretrained(folder, **{**(options or {}), "do_lower_case": False})
+    except (OSError, ImportError):
         raise
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {' '.join(str(error).split())}") from error
     except Exception as error:  # tokenizers raises Exception itself, transformers whatever a wrong type leads to
         raise ValueError(
             f"{name_or_path}: its tokenizer's files can't be read ({type(error).__name__}: {error}). Is the download complete?"
         ) from error
+
+
+def _names_no_class(folder: Path) -> bool:
+    """Whether a folder has BERT's vocab.txt, and no file that says which class of transformers reads it."""
+    if not (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file():
+        return False
+    named = {"config.json": "model_type", "tokenizer_config.json": "tokenizer_class"}
+    return not any(read_config(folder / file).get(field) for file, field in named.items() if (folder / file).is_file())
 
 
 def is_uncased(vocabulary: Iterable[str]) -> bool:
@@ -118,11 +154,13 @@ class AlignProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """From the Hub or a folder: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision` and
-        `subfolder` as everywhere; other arguments are fields of the image processor."""
+        `subfolder` as everywhere; other arguments are fields of the image processor, or else arguments of the tokenizer."""
         source = resolve(pretrained_model_name_or_path)
         where = pin(source, **hub_arguments(kwargs))
         image_processor = AlignImageProcessor.from_pretrained(source, **(kwargs | where))
-        return cls(image_processor, read_tokenizer(source, **where))
+        of_images = {*image_processor.fields, *FOREIGN, *HUB_ARGUMENTS, *_OF_LOADING}
+        options = {name: value for name, value in kwargs.items() if name not in of_images and not name.startswith("_")}
+        return cls(image_processor, read_tokenizer(source, options=options, **where))
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes preprocessor_config.json and the tokenizer's files, which transformers 4 and 5 read alike.
@@ -219,7 +257,8 @@ class AlignProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(part, str) for part in texts):
             raise ValueError(f"text must be a string or a list of at least one string, got {text!r:.200}")
-        options = {"padding": True, "truncation": True, **options}
+        own = {name: self.tokenizer.init_kwargs[name] for name in _DEFAULTS if name in self.tokenizer.init_kwargs}
+        options = {"padding": True, "truncation": True, **own, **options}
         if options["truncation"] or options["padding"] == "max_length":
             options.setdefault("max_length", min(MAX_TOKENS, self.tokenizer.model_max_length))
         tokens = self.tokenizer(list(texts), **options)

@@ -18,6 +18,7 @@ from kakao_models.align.efficientnet_keras import read_keras
 from kakao_models.align.efficientnet_pytorch import read_pytorch
 from kakao_models.checkpoint.hub import pin, read_config
 from kakao_models.checkpoint.shards import WEIGHTS, write_safetensors
+from kakao_models.files.pointers import refuse_pointers
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def read_published(
         ImportError: a package that reads this format is missing.
     """
     path = Path(path)
+    refuse_pointers(path.iterdir() if path.is_dir() else [path])
     return read_keras(path, image_size) if path.suffix == ".h5" else read_pytorch(path, image_size, head)
 
 

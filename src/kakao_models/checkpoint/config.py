@@ -103,6 +103,11 @@ class StrictConfig(PreTrainedConfig):
         cls._check_model_type(values, name)
         return super().from_pretrained(source, **(kwargs | where))
 
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        values.pop("_loaded_from", None)  # see `remember_place`
+        return values
+
     @classmethod
     def _check_model_type(cls, values: dict, name: str | os.PathLike) -> None:
         """transformers only warns, and continues with the defaults of a model that is not in the file."""

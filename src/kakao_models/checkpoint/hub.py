@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from kakao_models.files.atomic import write_text
+from kakao_models.files.pointers import refuse_pointers
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,14 @@ def fetch(name_or_path: str | os.PathLike, filename: str, **where: Any) -> Path:
         HubError: the Hub refuses, fails or does not answer.
         MissingFile: the checkpoint has no such file.
         FileNotFoundError: no such folder.
+        PointerError: the file is a Git LFS pointer.
     """
+    path = _fetched(name_or_path, filename, where)
+    refuse_pointers([path])
+    return path
+
+
+def _fetched(name_or_path: str | os.PathLike, filename: str, where: dict[str, Any]) -> Path:
     source = resolve(name_or_path)
     if os.path.isdir(source):
         path = Path(source, where.get("subfolder") or "", filename)
@@ -182,6 +190,18 @@ def fetch_all(name_or_path: str | os.PathLike, files: Iterable[str], **where: An
     if not there:
         raise missing[0]
     return resolve(name_or_path), cached_only(where)
+
+
+def remember_place(config: Any, name_or_path: str | os.PathLike, where: Mapping[str, Any]) -> None:
+    """Notes in a loaded model's configuration what it was loaded from, but for tokens; no file has the note."""
+    kept = {name: value for name, value in where.items() if name not in ("token", "force_download") and value}
+    config.name_or_path, config._loaded_from = resolve(name_or_path), kept
+
+
+def place_of(model: Any) -> dict[str, Any]:
+    """HUB_ARGUMENTS with which `fetch` reads what a model object's weights lay beside, of the same commit. Empty for models
+    of transformers' own classes, which don't keep them."""
+    return dict(getattr(getattr(model, "config", None), "_loaded_from", {}))
 
 
 def cached_only(where: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,7 +345,9 @@ def read_config(file: Path) -> dict:
 
     Raises:
         ValueError: it is not a JSON object, or its `model_type` is not a string.
+        PointerError: it is a Git LFS pointer.
     """
+    refuse_pointers([file])
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.config import StrictConfig
 from kakao_models.checkpoint.formats import find_weights, read_weights
-from kakao_models.checkpoint.hub import pin
+from kakao_models.checkpoint.hub import pin, remember_place
 from kakao_models.checkpoint.shards import write_shards
 from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, TensorPatterns
 from kakao_models.checkpoint.upload import upload
@@ -153,7 +153,13 @@ class PretrainedLoading(TensorPatterns):
         options = cls._options_of(config, stored, options)
         model = cls._build(config, _dtype(dtype, config), **options)
         model._load(stored, name_or_path, ignore_mismatched_sizes)
+        remember_place(model.config, name_or_path, where)
         return model
+
+    @property
+    def name_or_path(self) -> str:
+        """The folder or the name on the Hub that the model was loaded from; empty if it was not loaded."""
+        return self.config.name_or_path or ""
 
     @classmethod
     def _configure(cls, name_or_path, where: dict, config, overrides: dict) -> tuple[PreTrainedConfig, dict]:

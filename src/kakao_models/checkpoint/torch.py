@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 
 from kakao_models.checkpoint.formats import find_weights
-from kakao_models.checkpoint.hub import cached_only, hub_arguments, pin, resolve
+from kakao_models.checkpoint.hub import cached_only, hub_arguments, pin, remember_place, resolve
 from kakao_models.checkpoint.tensors import TensorPatterns
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -33,8 +33,9 @@ class BijectiveLoading(TensorPatterns):
             OSError: no such checkpoint, no network, or a file that can't be read.
         """
         source = pretrained_model_name_or_path  # None: the weights are in `state_dict`
+        place: dict[str, Any] = {}
         if source is not None:
-            where = pin(source, **hub_arguments(kwargs))
+            where = place = pin(source, **hub_arguments(kwargs))
             if not any(kwargs.get(name) is not None for name in _OTHER_FILES):
                 if kwargs.get("config") is None:  # an error in it is reported before weights are downloaded
                     cls.config_class.from_pretrained(source, **where)
@@ -58,6 +59,8 @@ class BijectiveLoading(TensorPatterns):
         cls._check_tensors(
             source or "state_dict", info["missing_keys"], info["unexpected_keys"], mismatched, may_replace
         )
+        if source is not None:
+            remember_place(model.config, source, place)
         if cls.tensors_renamed:
             model._weight_conversions = None  # or `save_pretrained` gives tensors back the names of the file
         return (model, info) if with_info else model

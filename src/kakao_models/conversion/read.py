@@ -19,6 +19,7 @@ from kakao_models.conversion.object_graph import SUFFIX, kind_of
 from kakao_models.conversion.recognize import align_config, family_of, vit_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.conversion.tensorflow import open_checkpoint
+from kakao_models.files.pointers import refuse_pointers
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.processing import ViTImageProcessor
@@ -44,6 +45,7 @@ def read_source(
     """
     if weights not in (None, "raw", "average"):
         raise ValueError(f"weights: got {weights!r}, expected 'raw' or 'average'")
+    refuse_pointers([path])
     read = _reader(Path(path))
     if read is None:
         return _read_tensorflow(path, weights, expected, **overrides)

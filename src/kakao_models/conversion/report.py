@@ -14,6 +14,7 @@ from kakao_models.conversion.card import Card, in_transformers
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
 from kakao_models.evaluate.results import Result
 from kakao_models.files.atomic import sha256_of
+from kakao_models.files.pointers import IS_POINTER, is_pointer
 from kakao_models.vit.config import VIT_SIZES
 
 REPORT = "conversion_report.json"
@@ -44,6 +45,8 @@ def verify_report(
     for place, (name, digest) in enumerate(files.items(), 1):
         if not (folder / name).is_file():
             wrong.append(f"{name}: missing")
+        elif is_pointer(folder / name):
+            wrong.append(f"{name}: {IS_POINTER}")
         elif sha256_of(folder / name) != digest:
             wrong.append(f"{name}: not the file that was written")
         advance("files", place, len(files))

@@ -21,6 +21,7 @@ from kakao_models.conversion.object_graph import OBJECT_GRAPH, object_graph
 from kakao_models.conversion.sstable import MAX_BYTES, read_table, write_table
 from kakao_models.files import wire
 from kakao_models.files.atomic import replacing, write_text
+from kakao_models.files.pointers import IS_POINTER, is_pointer
 from kakao_models.files.wire import CheckpointError, within
 
 
@@ -164,6 +165,8 @@ def _size(file: Path) -> int:
         raise CheckpointError(f"can't be read ({error}). Is the download complete?") from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise CheckpointError("not a regular file")
+    if is_pointer(file):
+        raise CheckpointError(IS_POINTER)
     return status.st_size
 
 

@@ -22,6 +22,7 @@ from kakao_models.verbs import (
     ModelOptions,
     check_file,
     check_picture,
+    check_sources,
     finish,
     group,
     model_options,
@@ -425,6 +426,7 @@ def embed(
 
       kakao-models data embed coyo/part-00000.parquet -o scores/ --what score
     """
+    check_sources(source)
     options.prepare()
     from kakao_models import Embedder
     from kakao_models.data.embed import NEEDS, Settings, embed_table

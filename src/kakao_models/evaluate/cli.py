@@ -21,6 +21,7 @@ from kakao_models.verbs import (
     ModelOptions,
     check_file,
     check_picture,
+    check_sources,
     group,
     model_options,
     tell,
@@ -64,12 +65,13 @@ class TaskOptions(ModelOptions):
     no_cache: NoCache = False
     max_memory: Memory = 512
 
-    def start(self, picture: Path | None = None):
-        """The `TaskRun` of these options. Outputs that could not be written are refused first."""
+    def start(self, *data: str, picture: Path | None = None):
+        """The `TaskRun` of these options. Refused first: data that are not there, and outputs that could not be written."""
         check_picture(picture)
         if picture and not is_installed("matplotlib"):
             raise ImportError("--picture needs matplotlib: pip install 'kakao-models[evaluate]'")
         check_file("--output", self.output)
+        check_sources(*data)
         self.prepare()
         from kakao_models.evaluate.cache import CachedEmbedder
         from kakao_models.evaluate.tasks import TaskRun
@@ -136,7 +138,7 @@ def zero_shot(
 
       kakao-models evaluate zero-shot --data imagenet/val --classes clip --templates clip --name imagenet
     """
-    run = options.start(picture)
+    run = options.start(data, picture=picture)
     from kakao_models.evaluate import read_templates, tasks
 
     labelled, names = options.labelled_and_class_names(data, classes)
@@ -165,7 +167,7 @@ def calibration(
 
       kakao-models evaluate calibration --data cifar10/test.parquet --model align-tiny --picture reliability.png
     """
-    run = options.start(picture)
+    run = options.start(data, picture=picture)
     from kakao_models.evaluate import read_templates, tasks
 
     labelled, names = options.labelled_and_class_names(data, classes)
@@ -197,7 +199,7 @@ def robustness(
     pairs = [entry.partition("=") for entry in data]
     if any(not path for _, _, path in pairs):
         raise typer.BadParameter("--data: expected NAME=PATH")
-    run = options.start()
+    run = options.start(*(path for _, _, path in pairs))
     from kakao_models.evaluate import read_templates, tasks
 
     sets = [replace(options, name=name).labelled_and_class_names(path, classes) for name, _, path in pairs]
@@ -223,7 +225,7 @@ def classify(
 
       kakao-models evaluate classify --data imagenet/val --real real.json --name imagenet
     """
-    run = options.start(picture)
+    run = options.start(data, picture=picture)
     from kakao_models.evaluate import read_many_labels, tasks
     from kakao_models.evaluate.class_names import class_places
 
@@ -261,7 +263,7 @@ def retrieval(
 
       kakao-models evaluate retrieval --data dataset_coco.json --images coco/val2014 --name coco
     """
-    run = options.start()
+    run = options.start(data)
     from kakao_models.evaluate import read_captioned, tasks
 
     captioned = read_captioned(
@@ -290,7 +292,7 @@ def knn(
 
       kakao-models evaluate knn --train imagenet/train --data imagenet/val --name imagenet
     """
-    run = options.start()
+    run = options.start(data, train)
     from kakao_models.evaluate import tasks
 
     options.show(tasks.knn(run, *options.training_and_test(train, train_split, data), k=k))
@@ -314,7 +316,7 @@ def linear_probe(
 
       kakao-models evaluate linear-probe --train cifar10/train.parquet --data cifar10/test.parquet --model align-tiny
     """
-    run = options.start()
+    run = options.start(data, train)
     from kakao_models.evaluate import tasks
 
     sets = options.training_and_test(train, train_split, data)
@@ -341,7 +343,7 @@ def similarity(
 
       kakao-models evaluate similarity --data dataset_coco.json --images coco/val2014 --ratings cxc/data
     """
-    run = options.start()
+    run = options.start(data)
     from kakao_models.evaluate import read_captioned, read_ratings, tasks
 
     files = {kind: ratings / f"{kind}_{split}.csv" for kind in ("sts", "sis", "sits")}

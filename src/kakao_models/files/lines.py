@@ -3,14 +3,17 @@
 import os
 from pathlib import Path
 
+from kakao_models.files.pointers import refuse_pointers
+
 
 def lines_of(path: str | os.PathLike) -> list[str]:
     """The lines of a text file that are not blank. Only line feeds end a line: U+2028 may stand within a caption.
 
     Raises:
         ValueError: it is not UTF-8 text.
-        OSError: it can't be read.
+        OSError: it can't be read, or is a Git LFS pointer.
     """
+    refuse_pointers([path])
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

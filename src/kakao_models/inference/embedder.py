@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kakao_models.align.preprocessing import MAX_TOKENS
-from kakao_models.checkpoint.hub import pin
+from kakao_models.checkpoint.hub import pin, place_of
 from kakao_models.inference.arguments import dtype_name, takes_transformers_arguments
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.inputs import ModelInputs
@@ -51,7 +51,8 @@ class Embedder:
             faster (docs/speed.md has figures). Some pixels differ by 1 or 2 of 255 from PIL's, which is what transformers
             uses and the default. Only where preprocessing is "hf", and the model runs as towers (see `engine`).
         revision, token, subfolder, cache_dir, force_download, local_files_only: arguments of `from_pretrained`. `revision`
-            and `subfolder` hold for the model's own checkpoint.
+            and `subfolder` hold for the model's own checkpoint. A model object's processor is read from the commit and
+            subfolder that the model was loaded from, unless they are given.
         device_map, torch_dtype, feature_extractor, model_kwargs, use_fast, trust_remote_code: arguments of
             `transformers.pipeline`; a model runs on one device, and no code of a checkpoint is run.
 
@@ -90,7 +91,7 @@ class Embedder:
         loaded = not isinstance(model, (str, os.PathLike))
         if not loaded:
             where = pin(model, **where)  # one commit for model, image processor and tokenizer
-        hub = {name: value for name, value in where.items() if value}
+        hub = (place_of(model) if loaded else {}) | {name: value for name, value in where.items() if value}
         checkpoint = getattr(model, "name_or_path", None) or None if loaded else os.fspath(model)
         self.name = checkpoint or type(model).__name__
         kind = engine_class(framework, model)
@@ -292,13 +293,20 @@ class Embedder:
         known = {"features": self.engine.features, "hidden": self.engine.hidden, "logits": self.engine.logits}
         if output not in known:
             raise ValueError(f"output: got {output!r}, expected one of {', '.join(known)}")
-        if output == "logits" and not self.engine.classifies:
-            raise ValueError(
-                f"{self.name} has no classifier: it is {type(self.engine.model).__name__}. ViTForImageClassification and "
-                "AlignForImageClassification have one; an ALIGN needs labels to choose from (--labels, or the "
-                "zero-shot-image-classification pipeline)"
-            )
+        if output == "logits":
+            self.check_classifier()
         return known[output]
+
+    def check_classifier(self) -> None:
+        """Raises ValueError where the model has no classifier; the message says what it can do instead."""
+        if self.engine.classifies:
+            return
+        instead = "the task for this model is image-feature-extraction"
+        if self.engine.reads_texts:
+            instead = "this model needs labels to choose from (--labels, or the task zero-shot-image-classification)"
+        raise ValueError(
+            f"{self.name} has no classifier. ViTForImageClassification and AlignForImageClassification have one; {instead}"
+        )
 
     def _preparing(self, image_options: dict, processor_options: dict) -> Callable[[Any], np.ndarray]:
         options: dict[str, Any] = {"size_hint": self.inputs.decode_size} | self.image_options | image_options

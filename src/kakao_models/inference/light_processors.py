@@ -8,7 +8,7 @@ from typing import Any
 
 from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch
 from kakao_models.checkpoint.kinds import MODEL_KINDS
-from kakao_models.pixels.preprocessing import Preprocessing
+from kakao_models.pixels.preprocessing import Preprocessing, warn_of_processor
 
 _BERT = ("BertTokenizer", "BertTokenizerFast")
 # In tokenizer_config.json, with transformers' defaults → in the normalizer of tokenizer.json
@@ -33,6 +33,7 @@ def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing
         try:
             values = json.loads(fetch(name, filename, **where).read_text(encoding="utf-8"))
             if filename == "processor_config.json":
+                warn_of_processor(values)
                 values = values["image_processor"]
             return preprocessing.of(values)
         except MissingFile:

@@ -103,7 +103,10 @@ class ZeroShotImageClassification(ImagePipeline):
 
     def __init__(self, embedder: Embedder, **defaults: Any):
         if not embedder.engine.reads_texts:
-            raise ValueError(f"{embedder.name} reads no texts, so it can't compare images with labels. AlignModel can")
+            raise ValueError(
+                f"{embedder.name} reads no texts, so it can't compare images with labels. AlignModel can; the task for this "
+                f"model is {_task_of(embedder)}"
+            )
         super().__init__(embedder, **defaults)
         self._label_embeddings = LabelEmbeddings(embedder)
 
@@ -155,6 +158,10 @@ class ImageClassification(ImagePipeline):
     """Scores of a model's own classes."""
 
     task = "image-classification"
+
+    def __init__(self, embedder: Embedder, **defaults: Any):
+        embedder.check_classifier()
+        super().__init__(embedder, **defaults)
 
     def run(
         self,

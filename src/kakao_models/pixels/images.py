@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin  # noqa: F401  importing a plugin registers its decoder
 
+from kakao_models.files.pointers import IS_POINTER, starts_as_pointer
 from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.limits import MAX_PIXELS
 
@@ -240,6 +241,9 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
             return factory(file, "")
         except Exception as error:  # SyntaxError, IndexError, struct.error, ...: PIL's ways to say "broken"
             raise ImageError(name, f"broken {kind} header ({error or type(error).__name__})") from error
+    file.seek(0)
+    if starts_as_pointer(file.read(64)):
+        raise ImageError(name, IS_POINTER)
     raise ImageError(name, f"not an image of a kind that is read ({', '.join(IMAGE_FORMATS)})")
 
 

@@ -5,7 +5,10 @@ only runs a model does without transformers, whose import takes longer than ever
 """
 
 import copy
-from collections.abc import Mapping
+import difflib
+import functools
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,7 +18,17 @@ from kakao_models.pixels.images import load_image
 from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.pixels.resize import center_box, resize_area, resize_bilinear, shorter_side_to
 
+logger = logging.getLogger(__name__)
+
 PREPROCESSINGS = ("hf", "tf")
+# What transformers writes into a preprocessor_config.json, or takes in a call, beside the fields
+FOREIGN = frozenset(
+    "auto_map data_format default_to_square device disable_grouping do_convert_rgb do_pad feature_extractor_type "
+    "image_processor_type image_seq_length include_top input_data_format pad_size processor_class rescale_offset "
+    "return_tensors".split()
+)
+# The same of a processor_config.json
+_OF_PROCESSORS = ("image_processor", "tokenizer", "processor_class", "auto_map", "chat_template", "feature_extractor")
 _TF_RESIZE = {Image.Resampling.BILINEAR: resize_bilinear, Image.Resampling.BOX: resize_area}
 
 
@@ -57,8 +70,24 @@ class Preprocessing:
         Raises:
             ValueError: a field has no such value.
         """
+        return cls(**{**cls.transformers_defaults, **cls._known(values)})
+
+    @classmethod
+    def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Drops empty values of a file, and those that the class does not know, of which it warns."""
         fields = {name: value for name, value in values.items() if value is not None}
-        return cls(**{**cls.transformers_defaults, **fields})
+        unknown = _unknown(fields, {*cls.fields, *FOREIGN})
+        _warn_of("preprocessor_config.json", unknown, cls.fields)
+        return {name: value for name, value in fields.items() if name not in unknown}
+
+    @classmethod
+    def _refuse(cls, values: Mapping[str, Any], *, near: bool = False) -> None:
+        """Raises ValueError if one of `values` is not a field; with `near`, only if its name is close to a field's."""
+        for name in _unknown(values, {*cls.fields, *FOREIGN}):
+            hint = _meant(name, cls.fields)
+            if hint or not near:
+                more = f"; did you mean {hint!r}?" if hint else f". It has: {', '.join(cls.fields)}"
+                raise ValueError(f"{cls.__name__} has no field {name!r}{more}")
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
@@ -228,6 +257,34 @@ class Preprocessing:
         if self.include_top:
             pixels = pixels / std
         return pixels
+
+
+def warn_of_processor(values: Mapping[str, Any]) -> None:
+    """Warns of fields of a processor_config.json that nothing reads."""
+    _warn_of("processor_config.json", _unknown(values, _OF_PROCESSORS), _OF_PROCESSORS)
+
+
+def _warn_of(file: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    for name in unknown:
+        hint = _meant(name, known)
+        _warn_once(
+            f"{file}: the field {name!r} is not known and changes nothing"
+            + (f"; did you mean {hint!r}?" if hint else "")
+        )
+
+
+def _meant(name: str, fields: Iterable[str]) -> str | None:
+    """The field whose name is close to this one."""
+    return next(iter(difflib.get_close_matches(name, list(fields), n=1, cutoff=0.8)), None)
+
+
+def _unknown(values: Mapping[str, Any], known: Iterable[str]) -> list[str]:
+    return [name for name in values if name not in known and not name.startswith("_")]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _center_crop(pixels: np.ndarray, size: Mapping[str, int]) -> np.ndarray:

@@ -1,19 +1,17 @@
 """The base of the image processors of ALIGN and ViT: one picture from anywhere in, one float32 array out."""
 
-import difflib
+import json
 import os
+from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from kakao_models.checkpoint.hub import PROCESSOR_FILES, fetch_all, hub_arguments
-from kakao_models.pixels.preprocessing import Preprocessing
+from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch, fetch_all, hub_arguments
+from kakao_models.pixels.preprocessing import Preprocessing, warn_of_processor
 from kakao_models.pixels.tensors import as_tensors
-
-# Keys that transformers writes into, or accepts in, a preprocessor_config.json beside the fields.
-_FOREIGN = frozenset(ImagesKwargs.__annotations__) | {"image_processor_type", "processor_class", "auto_map"}
 
 
 class ImageProcessorKwargs(ImagesKwargs, total=False):
@@ -49,9 +47,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         Preprocessing.__init__(self, **kwargs)
         for name in self.fields:
             kwargs.pop(name, None)
-        for name in kwargs.keys() - _FOREIGN:
-            if near := difflib.get_close_matches(name, self.fields, n=1, cutoff=0.8):
-                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
+        self._refuse(kwargs)
         if kwargs.get("do_pad"):
             raise ValueError(
                 f"{type(self).__name__} does not pad (do_pad={kwargs['do_pad']!r}); resize or crop instead"
@@ -89,14 +85,22 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
             return super().from_pretrained(source, **kwargs)
         source, where = fetch_all(source, PROCESSOR_FILES, **hub_arguments(kwargs))
+        with suppress(MissingFile, ValueError):  # transformers says what is wrong with it
+            values = json.loads(fetch(source, "processor_config.json", **where).read_text(encoding="utf-8"))
+            warn_of_processor(values)
         return super().from_pretrained(source, **(kwargs | where))
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs: Any) -> Self:
         if not isinstance(image_processor_dict, dict):
             raise ValueError(f"{cls.__name__}: the file of its fields holds a {type(image_processor_dict).__name__}")
-        fields = {name: value for name, value in image_processor_dict.items() if value is not None}
-        return super().from_dict({**cls.transformers_defaults, **fields}, **kwargs)
+        cls._refuse(kwargs, near=True)
+        known = cls._known(image_processor_dict)
+        result = super().from_dict({**cls.transformers_defaults, **known}, **kwargs)
+        processor = result[0] if isinstance(result, tuple) else result
+        for name in image_processor_dict.keys() - known.keys() - {*cls.fields}:
+            setattr(processor, name, image_processor_dict[name])  # to be saved again
+        return result
 
     def to_dict(self) -> dict:
         return super().to_dict() | {"image_processor_type": self.transformers_type}

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from kakao_models.files.pointers import refuse_pointers
+
 # suffix -> kind
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 SHARDS = {".tar": "tar", ".tfrecord": "tfrecord", ".tfrecords": "tfrecord", ".parquet": "parquet"}
@@ -64,7 +66,7 @@ def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES
     .tar with .parquet and _stats.json of the same name, as img2dataset writes it, is one of tars.
 
     Raises:
-        ValueError: there are none, or they are of several kinds.
+        ValueError: there are none, they are of several kinds, or one is a Git LFS pointer.
     """
     paths = matches(source)
     if len(paths) == 1 and os.path.isdir(paths[0]):
@@ -74,6 +76,7 @@ def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES
     if not paths:
         raise ValueError(f"{source}: this folder has no files of {', '.join(suffixes)}")
     one_suffix(paths, source, suffixes)
+    refuse_pointers(paths)
     return paths
 
 

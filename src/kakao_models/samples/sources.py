@@ -14,6 +14,7 @@ from typing import Any
 
 from kakao_models.checkpoint.hub import pin_data_set
 from kakao_models.files.lines import lines_of
+from kakao_models.files.pointers import refuse_pointers
 from kakao_models.pixels.images import SUFFIXES, list_images
 from kakao_models.samples.columns import BY_NAME, Columns, Sample, as_sample, class_names
 from kakao_models.samples.paths import KINDS, METADATA, SAVED, SHARDS, files_in, files_of, is_hub, matches, one_suffix
@@ -270,6 +271,7 @@ def _open(name: str, columns: Columns, needs: Sequence[str], *, split, default_s
         return Joined([_open(path, columns, needs, **options) for path in paths], name)
     paths = paths or files_of(name, KINDS)
     suffix = one_suffix(paths, name, KINDS)
+    refuse_pointers(paths)
     if suffix == ".json" and (records := _read_json(paths, split or default_split, split)) is not None:
         needs = tuple(need for need in needs if need != "caption")
         folder = Path(images or os.path.dirname(paths[0]))

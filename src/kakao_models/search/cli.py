@@ -16,6 +16,8 @@ from kakao_models.verbs import (
     JsonOption,
     ModelOptions,
     check_file,
+    check_images,
+    check_sources,
     finish,
     group,
     model_options,
@@ -92,6 +94,7 @@ def build(
       kakao-models index build shards/ coyo.parquet --index http://localhost:19530 --index-type HNSW
     """
     making = _making(what, index_type, index_params, metric, consistency, shards)
+    check_sources(*sources)
     options.prepare()
     from kakao_models.inference.progress import Progress
     from kakao_models.samples.columns import Columns
@@ -258,6 +261,7 @@ def search(
         raise typer.BadParameter("say what to look for: a text, --image, or both")
     check_file("--html", page)
     weights, params = _weights(weight or []), _params("--search-params", search_params)
+    check_images([*(image or []), *map(str, minus_image or [])], all_needed=True)
     from kakao_models.files.atomic import write_text
     from kakao_models.search import SearchIndex, compose_query
     from kakao_models.search.query import tokens_read
