@@ -363,7 +363,7 @@ def test_torchrun_of_the_command_is_the_run_of_one_process(tmp_path):
         "text_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     }
     file = recipe_file(tmp_path, **settings)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "kakao_models.cli", "train", "align", "--config", file, f"output={tmp_path / 'two'}"]
     done = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -55,7 +55,11 @@ class Guard:
             self.metrics.requests.labels(endpoint, str(status)).inc()
             self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - start)
 
-        answer = _Answer(send, self.closing, count)
+        def begin(status: int) -> None:  # before the client can ask for the figures, or send its next body
+            count(status)
+            self._release(answer)
+
+        answer = _Answer(send, self.closing, begin)
         try:
             return await self._handle(scope, receive, answer)
         except _Gone:
@@ -81,12 +85,17 @@ class Guard:
         if scope["method"] != "POST":
             return await self._run(scope, receive, answer, b"")
         body = await self._body(headers, receive)
+        answer.held = len(body)
         try:
             if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
                 raise Refused(415, "the body must be JSON, with Content-Type: application/json")
             await self._run(scope, receive, answer, body)
         finally:
-            self.held -= len(body)
+            self._release(answer)
+
+    def _release(self, answer: "_Answer") -> None:
+        self.held -= answer.held
+        answer.held = 0
 
     async def _run(self, scope: dict, receive: Callable, answer: "_Answer", body: bytes) -> None:
         """Runs the route, unless the client leaves or the time is over before it has answered."""
@@ -160,16 +169,17 @@ def _once(body: bytes, left: asyncio.Future) -> Callable[[], Awaitable[dict[str,
 
 
 class _Answer:
-    """A `send` that tells the status to `count`."""
+    """A `send` that calls `begin` with the status."""
 
-    def __init__(self, send: Callable, closing: Callable[[], bool], count: Callable[[int], None]):
-        self._send, self._closing, self._count = send, closing, count
+    def __init__(self, send: Callable, closing: Callable[[], bool], begin: Callable[[int], None]):
+        self._send, self._closing, self._begin = send, closing, begin
         self.status = 0
+        self.held = 0  # bytes of the request's body that count in `Guard.held`
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self._count(self.status)  # before the client can ask for the figures
+            self._begin(self.status)
             if self._closing():
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         await self._send(message)
