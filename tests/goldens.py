@@ -103,6 +103,14 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
         return {key: file[key] for key in file.files}
 
 
+def first_rows(inputs: Mapping, golden: Golden, count: int = 4) -> tuple[dict, dict[str, np.ndarray]]:
+    """Inputs of an ALIGN and its recorded outputs in float64, of the first `count` rows: in evaluation, rows do not meet,
+    and float32 is compared in all of them."""
+    recorded = {name: golden.arrays[f"{name}_f64"][:count] for name in ("image_features", "text_features")}
+    recorded["logits_per_image"] = golden.arrays["logits_per_image_f64"][:count, :count]
+    return {name: value[:count] for name, value in inputs.items()}, recorded
+
+
 def probe(array: np.ndarray, channels: int = 16) -> np.ndarray:
     """The places of an output that `Golden.probes` holds, (3, C).
 

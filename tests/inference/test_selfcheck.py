@@ -107,7 +107,7 @@ def test_lower_precision_reports_its_cosine(align, photos, plain, name):
     if name == "openvino":
         openvino = pytest.importorskip("openvino")
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            with pytest.raises(EngineError, match="does not compute in it on this processor"):
+            with pytest.raises(EngineError, match="does not compute in bfloat16 on this CPU"):
                 engine(align, name, dtype="bfloat16")
             return
     embedder = engine(align, name, dtype="bfloat16")
@@ -122,7 +122,7 @@ def test_large_maps_in_float32_and_small_ones_in_bfloat16(photos):
     kinds = {(entry["what"], entry["dtype"]): entry for entry in embedder.engine.checks}
     assert kinds.keys() == {(w, d) for w in ("image", "text") for d in ("float32", "bfloat16")} | {("image", "mixed")}
     if "error" in kinds["image", "mixed"]:
-        assert "does not compute in bfloat16 on this processor" in kinds["image", "mixed"]["error"]
+        assert "does not compute in bfloat16 on this CPU" in kinds["image", "mixed"]["error"]
         return
     assert (
         kinds["image", "bfloat16"]["cosine"] < kinds["image", "mixed"]["cosine"] < kinds["image", "float32"]["cosine"]

@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
-
 from kakao_models.files.atomic import write_text
 from kakao_models.files.pointers import refuse_pointers
 
@@ -317,16 +315,21 @@ def _check_name(name: str) -> None:
 
 
 def _offline(where: Mapping[str, Any]) -> bool:
+    from huggingface_hub import constants
+
     return bool(where.get("local_files_only")) or constants.is_offline_mode()
 
 
 def _timeout() -> float:
     """Seconds to wait for an answer: what HF_HUB_ETAG_TIMEOUT says, else few enough to say soon that there is no network."""
+    from huggingface_hub import constants
+
     seconds = constants.HF_HUB_ETAG_TIMEOUT
     return _SECONDS if seconds == constants.DEFAULT_ETAG_TIMEOUT else seconds
 
 
 def _cache_of(repo: str, where: Mapping[str, Any]) -> Path:
+    from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     return Path(where.get("cache_dir") or constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))

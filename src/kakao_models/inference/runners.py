@@ -184,7 +184,7 @@ class OpenVINORunner:
 
         core = openvino_core()
         if dtype in ("bfloat16", "mixed") and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise EngineError(f"dtype={dtype!r}: OpenVINO does not compute in bfloat16 on this processor")
+            raise EngineError(f"dtype={dtype!r}: OpenVINO does not compute in bfloat16 on this CPU")
         if dtype == "float16":
             raise EngineError("dtype='float16': of OpenVINO on a CPU use 'bfloat16' or 'float32'")
 
