@@ -3,7 +3,7 @@
 The original numbers the layers of its image tower in creation order. So an index set of blocks also knows the number of
 each of a block's layers: `{b:bn}` is the number of the layer `bn` of block b.
 
-BlockIndex sets: b blocks of the image tower  x those of them that expand  s those that squeeze and excite  l layers of the text tower
+Index sets: b blocks of the image tower  x those of them that expand  s those that squeeze and excite  l layers of the text tower
 """
 
 from collections.abc import Sequence

@@ -75,7 +75,8 @@ def convert(
         every tensor and file, versions, and the largest difference at every stage of the verification.
 
     Raises:
-        ValueError: a broken or unknown checkpoint, a temperature that is not above 0, weights that are all zero; `VerificationError` if the result does not compute what the source does.
+        ValueError: a broken or unknown checkpoint, a temperature that is not above 0, weights that are all zero.
+        VerificationError: the result does not compute what the source does.
         OSError: `output` is there already, or can't be written.
     """
     if not os.path.exists(source) and not os.path.exists(f"{source}.index"):

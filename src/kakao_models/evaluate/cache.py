@@ -125,7 +125,8 @@ def _read(path: Path, made_of: dict[str, str], model: str) -> np.ndarray:
     if wrong:
         owner = f"{metadata.get('name', 'an unknown model')} ({metadata.get('model', '?')[:12]})"
         raise ValueError(
-            f"{path} holds embeddings of another {' and '.join(wrong)}: got those of {owner}, expected those of {model} ({made_of['model'][:12]}). Was it moved or renamed? "
+            f"{path} holds embeddings of another {' and '.join(wrong)}: got those of {owner}, expected those of {model} "
+            f"({made_of['model'][:12]}). Was it moved or renamed? "
             "Delete it, or give another --cache"
         )
     if metadata.get("rows") != hashlib.sha256(rows.data).hexdigest():

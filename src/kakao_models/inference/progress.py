@@ -78,8 +78,8 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def quiet() -> None:
-    """Hides what transformers prints while it loads: it helps no user of a command. transformers is not imported for that: most runs do without
-    it."""
+    """Hides what transformers prints while it loads, which helps no user of a command. Most runs do without transformers, so
+    it is not imported for that."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     if "transformers" in sys.modules:
         from huggingface_hub.utils import enable_progress_bars

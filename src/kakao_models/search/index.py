@@ -88,7 +88,8 @@ class SearchIndex:
 
         Args:
             uri: NAME.db, a database of Milvus Lite, or the address of a Milvus server or cluster.
-            embedder: embedder of queries, or a model for `Embedder`; it is refused if it doesn't go with the index. Without one only vectors can be searched for.
+            embedder: embedder of queries, or a model for `Embedder`; it is refused if it doesn't go with the index. Without
+                one only vectors can be searched for.
             token: credentials of a server, "user:password" or an API key.
             create: make the index if it is not there; it then is of this embedder, and the arguments to `shards` count.
             kind: content of the index, "images" or "texts".
