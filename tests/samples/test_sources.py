@@ -346,3 +346,13 @@ def test_a_row_may_lack_a_chosen_column(tmp_path):
     read = items.read(0)
     items.close()
     assert [(item.error, item.metadata.get("caption")) for item in read] == [(None, ""), (None, "a cat")]
+
+
+@pytest.mark.parametrize("option", [{"split": "test"}, {"images": "elsewhere"}])
+def test_a_split_and_a_folder_of_images_are_refused_where_they_mean_nothing(option, tmp_path):
+    tiny.picture_folder(tmp_path / "folder", 1)
+    (tmp_path / "table.csv").write_text(f"image,caption\n{next((tmp_path / 'folder').iterdir())},a cat\n")
+    for source in (tmp_path / "folder", tmp_path / "table.csv"):
+        assert sum(open_source(str(source), Columns(), ("image",)).counts) == 1
+        with pytest.raises(ValueError, match="go with a .json file or a data set of the Hub"):
+            open_source(str(source), Columns(), ("image",), **option)
