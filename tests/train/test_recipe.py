@@ -378,3 +378,11 @@ def test_torchrun_of_the_command_is_the_run_of_one_process(tmp_path):
         [line["loss"] for line in read_logs(tmp_path / n / "training.jsonl") if "loss" in line] for n in ("out", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 2
+
+
+def test_null_takes_a_setting_away(tmp_path):
+    file = recipe_file(tmp_path, data="data", start="start", evaluate={"retrieval": "dev"}, steps=1)
+    recipe = read_recipe("align", file, ["evaluate=null", "workers=null", "start=null"])
+    assert recipe.evaluate == {} and recipe.workers == 2 and recipe.start is None
+    with pytest.raises(ValueError, match="batch_size must be int, got None"):
+        read_recipe("align", file, ["batch_size=null"])

@@ -203,7 +203,10 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     if absent := [name for name in needed if name not in values]:
         raise ValueError(f"{path}: a recipe for {kind} needs {', '.join(absent)} too, which it does not have")
-    return cls(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+    defaults = {f.name for f in dataclasses.fields(cls) if f.name not in needed}
+    # null restores the default, unless null is a value of its own
+    kept = {k: v for k, v in values.items() if v is not None or k not in defaults or _may_be_none(hints[k])}
+    return cls(**{name: _typed(name, value, hints[name]) for name, value in kept.items()})
 
 
 def check_keys(what: str, keys: Iterable[str], known: Iterable[str]) -> None:
@@ -217,6 +220,10 @@ def check_keys(what: str, keys: Iterable[str], known: Iterable[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
             raise ValueError(f"{what} has no key {name!r}{hint}")
+
+
+def _may_be_none(hint: Any) -> bool:
+    return hint is Any or type(None) in typing.get_args(hint)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
