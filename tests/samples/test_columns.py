@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kakao_models.samples.columns import Columns, as_sample, captions_of, class_names, image_of, labels_of
-from kakao_models.samples.paths import is_hub, matches, suffix_of
+from kakao_models.samples.paths import is_hub, matches, one_suffix, suffix_of
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,9 @@ def test_images_are_relative_to_the_table():
 def test_kinds_of_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert suffix_of("A.CSV") == suffix_of("a.csv.gz") == ".csv" and suffix_of("a.tar.gz") == ".tar.gz"
+    for packed in ("a.tar.gz", "a.tgz", "a.zip"):
+        with pytest.raises(ValueError, match=r"files of \..*Unpack them first"):
+            one_suffix([packed], "source", [".tar"])
     assert suffix_of("train.tfrecord-00001-of-00128") == ".tfrecord"
     assert is_hub("owner/name") and not is_hub("a/b.parquet") and not is_hub("a/*") and not is_hub("gone/")
     for name in ("0.tar", "1.tar"):

@@ -89,7 +89,8 @@ def one_suffix(paths: Collection[str], source: str | os.PathLike, suffixes: Coll
     suffix, *others = sorted({suffix_of(path) for path in paths})
     if others or suffix not in suffixes:
         listed = ", ".join(name or "no ending" for name in (suffix, *others))
-        raise ValueError(f"{source}: files of {listed}; expected files of one kind: {', '.join(suffixes)}")
+        packed = ". Unpack them first" if any(name.endswith(("gz", ".zip")) for name in (suffix, *others)) else ""
+        raise ValueError(f"{source}: files of {listed}; expected files of one kind: {', '.join(suffixes)}{packed}")
     return suffix
 
 
