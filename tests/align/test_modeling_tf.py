@@ -87,8 +87,8 @@ def test_golden_float32(name, golden_folder):
     model, inputs = TFAlignModel.from_pretrained(golden_folder(name)), inputs_of(golden)
     output = model(**inputs, return_loss=True, output_hidden_states=name in SMALL)
     got, recorded = recorded_outputs(model, output), golden.arrays
-    for output in ("image_embeds", "text_embeds", "logits_per_image", "text_features"):
-        assert error(getattr(got, output), recorded[output]) <= TOLERANCE[output], output
+    for key in ("image_embeds", "text_embeds", "logits_per_image", "text_features"):
+        assert error(getattr(got, key), recorded[key]) <= TOLERANCE[key], key
     rms = np.sqrt(np.mean(np.square(recorded["image_features"])))
     assert error(got.image_features, recorded["image_features"]) <= TOLERANCE["image_features / rms"] * rms
     loss = recorded["loss"] if "loss" in recorded else np.mean(recorded["loss_i2t"] + recorded["loss_t2i"])
