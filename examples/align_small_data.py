@@ -1,0 +1,182 @@
+"""Writes what align_small.yaml trains on: labelled photographs with captions, a smaller MiniLM, and the teachers' answers.
+
+    python examples/align_small_data.py --flickr8k flickr8k/train.parquet --caltech101 caltech101/train.parquet \
+        --cifar10 cifar10/train.parquet --lite efficientnet-lite0.pth efficientnet-lite2.pth --minilm all-MiniLM-L6-v2 \
+        --classes imagenet.txt --output align-small
+
+Sources are Parquet files with a column `image` and either `captions` (a list of strings) or `label_name`. Of the labelled photographs
+of each Caltech-101 class, every seventh is held out (`held_out.parquet`), to estimate how well unseen photographs are classified.
+`imagenet.txt` has the 1,000 class names of the EfficientNets, one per line. In the output folder:
+
+    captioned.parquet, labelled.parquet, held_out.parquet   image, captions; label_name where there is one
+    texts.txt           every text that the model may meet in training: they decide its vocabulary
+    minilm/             MiniLM with 4 of its 6 layers, where the text tower starts
+    teacher/            by source: sentence embeddings of the captions, class probabilities of the photographs
+"""
+
+import argparse
+import io
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BertModel
+
+from kakao_models import AlignImageProcessor, AlignModel, AlignTextConfig
+
+LAYERS = (0, 1, 3, 5)  # of MiniLM: with all six and the vocabulary, the model would be larger than 30 MB
+HELD_OUT = 7
+TEMPLATES = (
+    "{}", "{a}", "a photo of {a}.", "a photo of the {}.", "a picture of {a}.", "this is {a}.", "there is {a} in the photo.",
+    "a close-up photo of {a}.", "a photo of a large {}.", "a photo of a small {}.",
+)  # fmt: skip
+# How people name the classes of CIFAR-10 beside their names
+SYNONYMS = {
+    "airplane": ["airplane", "plane", "aeroplane", "jet"],
+    "automobile": ["automobile", "car"],
+    "ship": ["ship", "boat"],
+    "cat": ["cat", "kitten"],
+    "dog": ["dog", "puppy"],
+    "deer": ["deer", "moose"],
+}
+BATCH = 64
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def prompts(name: str) -> list[str]:
+    """Captions of a photograph of a class."""
+    return [template.format(noun, a=with_article(noun)) for noun in SYNONYMS.get(name, [name]) for template in TEMPLATES]
+
+
+def labelled(paths: list[str]) -> pa.Table:
+    tables = [pq.read_table(path, columns=["image", "label_name"]) for path in paths]
+    table = pa.concat_tables(tables, promote_options="permissive")
+    captions = [prompts(name) for name in table["label_name"].to_pylist()]
+    return table.append_column("captions", pa.array(captions, pa.list_(pa.string())))
+
+
+def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Every `HELD_OUT`-th photograph of each class is in the second table."""
+    seen, kept, held_out = defaultdict(int), [], []
+    for row, name in enumerate(table["label_name"].to_pylist()):
+        seen[name] += 1
+        (held_out if seen[name] % HELD_OUT == 0 else kept).append(row)
+    return table.take(kept), table.take(held_out)
+
+
+def images_of(table: pa.Table):
+    for row in table["image"].to_pylist():
+        yield Image.open(io.BytesIO(row["bytes"] if isinstance(row, dict) else row)).convert("RGB")
+
+
+@torch.no_grad()
+def sentence_embeddings(folder: str, tables: dict[str, pa.Table]) -> dict[str, np.ndarray]:
+    """The mean of the embeddings of a photograph's captions, which are means over tokens, (N, 384)."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder).eval()
+    texts = sorted({text for table in tables.values() for row in table["captions"].to_pylist() for text in row}, key=len)
+    vectors = {}
+    for start in range(0, len(texts), BATCH):
+        batch = texts[start : start + BATCH]
+        tokens = tokenizer(batch, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        hidden = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None]
+        vectors |= zip(batch, F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy())
+    return {
+        name: np.stack([np.mean([vectors[text] for text in row], 0) for row in table["captions"].to_pylist()])
+        for name, table in tables.items()
+    }
+
+
+class Classifier:
+    """An EfficientNet-Lite as an `AlignModel` whose image embeddings are its 1,280 features, and its last layer."""
+
+    def __init__(self, path: str):
+        state = torch.load(path, weights_only=True)
+        self.weight, self.bias = state["_fc.weight"], state["_fc.bias"]
+        text = AlignTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        self.model = AlignModel.from_towers(path, text, projection_dim=self.weight.shape[1]).eval()
+        last = self.model.vision_model.encoder.blocks[-1].projection
+        torch.nn.init.dirac_(last.project_conv.weight)
+        norm = last.project_bn
+        for tensor, value in (
+            (norm.weight, 1.0), (norm.bias, 0.0), (norm.running_mean, 0.0), (norm.running_var, 1.0 - norm.eps),
+        ):  # fmt: skip
+            torch.nn.init.constant_(tensor, value)
+        self.processor = AlignImageProcessor.from_tower(path)
+
+    @torch.no_grad()
+    def logits(self, table: pa.Table) -> np.ndarray:
+        """(N, 1000)"""
+        parts, batch = [], []
+        for number, image in enumerate(images_of(table), start=1):
+            batch.append(image)
+            if len(batch) == BATCH or number == len(table):
+                pixels = self.processor(batch, return_tensors="pt")["pixel_values"]
+                features = self.model.vision_model(pixels).pooler_output
+                parts.append(features @ self.weight.T + self.bias)
+                batch = []
+        return torch.cat(parts).numpy()
+
+
+def shorten(folder: str, output: Path) -> None:
+    """MiniLM with the layers `LAYERS`, and its tokenizer."""
+    model = BertModel.from_pretrained(folder)
+    model.encoder.layer = torch.nn.ModuleList(model.encoder.layer[index] for index in LAYERS)
+    model.config.num_hidden_layers = len(LAYERS)
+    model.save_pretrained(output)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(output)
+
+
+def write(path: Path, vectors: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float32).ravel()), vectors.shape[1])
+    ids = pa.array([str(row) for row in range(len(vectors))])
+    pq.write_table(pa.table({"id": ids, "embedding": values}), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flickr8k", required=True, help="Parquet of captioned photographs")
+    parser.add_argument("--caltech101", required=True, help="Parquet of labelled photographs, of which a part is held out")
+    parser.add_argument("--cifar10", required=True, help="Parquet of labelled photographs")
+    parser.add_argument("--lite", nargs="+", required=True, help="state dicts of EfficientNet-Lite: teachers of classes")
+    parser.add_argument("--minilm", required=True, help="folder of all-MiniLM-L6-v2: teacher of sentences")
+    parser.add_argument("--classes", required=True, help="file with the 1,000 ImageNet class names, one per line")
+    parser.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    kept, held_out = split(labelled([args.caltech101]))
+    tables = {
+        "captioned": pq.read_table(args.flickr8k, columns=["image", "captions"]),
+        "caltech": kept,
+        "cifar": labelled([args.cifar10]),
+    }
+    pq.write_table(held_out, args.output / "held_out.parquet")
+    for name, table in tables.items():
+        pq.write_table(table, args.output / f"{name}.parquet")
+    classes = Path(args.classes).read_text(encoding="utf-8").splitlines()
+    texts = {text for table in tables.values() for row in table["captions"].to_pylist() for text in row}
+    texts |= {template.format(noun, a=with_article(noun)) for noun in classes for template in TEMPLATES[:3]}
+    (args.output / "texts.txt").write_text("\n".join(sorted(texts)) + "\n", encoding="utf-8")
+    shorten(args.minilm, args.output / "minilm")
+
+    for name, vectors in sentence_embeddings(args.minilm, tables).items():
+        write(args.output / "teacher" / f"sentences-{name}.parquet", vectors)
+    classifiers = [Classifier(path) for path in args.lite]
+    for name, table in tables.items():
+        mean = np.mean([classifier.logits(table) for classifier in classifiers], 0)
+        write(args.output / "teacher" / f"classes-{name}.parquet", torch.from_numpy(mean).softmax(1).numpy())
+        print(f"{name}: {len(table)} photographs", flush=True)
+
+
+if __name__ == "__main__":
+    main()
