@@ -4,14 +4,15 @@
         --cifar10 cifar10/train.parquet --lite efficientnet-lite0.pth efficientnet-lite2.pth --minilm all-MiniLM-L6-v2 \
         --classes imagenet.txt --output align-small
 
-Sources are Parquet files with a column `image` and either `captions` (a list of strings) or `label_name`. Of the labelled photographs
-of each Caltech-101 class, every seventh is held out (`held_out.parquet`), to estimate how well unseen photographs are classified.
-`imagenet.txt` has the 1,000 class names of the EfficientNets, one per line. In the output folder:
+Sources are Parquet files with a column `image` and either `captions` (a list of strings) or `label_name`. Every seventh photograph of
+a Caltech-101 class is held out, to estimate how well unseen photographs are classified. `imagenet.txt` has the 1,000 class names of
+the EfficientNets, one per line. The output folder then has:
 
-    captioned.parquet, labelled.parquet, held_out.parquet   image, captions; label_name where there is one
-    texts.txt           every text that the model may meet in training: they decide its vocabulary
-    minilm/             MiniLM with 4 of its 6 layers, where the text tower starts
-    teacher/            by source: sentence embeddings of the captions, class probabilities of the photographs
+    captioned.parquet, caltech.parquet, cifar.parquet   photographs and captions to train on
+    held_out.parquet    photographs of Caltech-101 that are not trained on
+    texts.txt           every text of the training data: their word pieces are the model's vocabulary
+    minilm/             MiniLM with 4 of its 6 layers, from which the text tower starts
+    teacher/            for each source: embeddings of the captions, and class probabilities of the photographs
 """
 
 import argparse
@@ -56,9 +57,8 @@ def prompts(name: str) -> list[str]:
     return [template.format(noun, a=with_article(noun)) for noun in SYNONYMS.get(name, [name]) for template in TEMPLATES]
 
 
-def labelled(paths: list[str]) -> pa.Table:
-    tables = [pq.read_table(path, columns=["image", "label_name"]) for path in paths]
-    table = pa.concat_tables(tables, promote_options="permissive")
+def labelled(path: str) -> pa.Table:
+    table = pq.read_table(path, columns=["image", "label_name"])
     captions = [prompts(name) for name in table["label_name"].to_pylist()]
     return table.append_column("captions", pa.array(captions, pa.list_(pa.string())))
 
@@ -69,7 +69,7 @@ def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     for row, name in enumerate(table["label_name"].to_pylist()):
         seen[name] += 1
         (held_out if seen[name] % HELD_OUT == 0 else kept).append(row)
-    return table.take(kept), table.take(held_out)
+    return table.take(pa.array(kept, pa.int64())), table.take(pa.array(held_out, pa.int64()))
 
 
 def images_of(table: pa.Table):
@@ -154,11 +154,11 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
 
-    kept, held_out = split(labelled([args.caltech101]))
+    kept, held_out = split(labelled(args.caltech101))
     tables = {
         "captioned": pq.read_table(args.flickr8k, columns=["image", "captions"]),
         "caltech": kept,
-        "cifar": labelled([args.cifar10]),
+        "cifar": labelled(args.cifar10),
     }
     pq.write_table(held_out, args.output / "held_out.parquet")
     for name, table in tables.items():
