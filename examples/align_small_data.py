@@ -54,7 +54,9 @@ def with_article(noun: str) -> str:
 
 def prompts(name: str) -> list[str]:
     """Captions of a photograph of a class."""
-    return [template.format(noun, a=with_article(noun)) for noun in SYNONYMS.get(name, [name]) for template in TEMPLATES]
+    return [
+        template.format(noun, a=with_article(noun)) for noun in SYNONYMS.get(name, [name]) for template in TEMPLATES
+    ]
 
 
 def labelled(path: str) -> pa.Table:
@@ -81,7 +83,9 @@ def images_of(table: pa.Table):
 def sentence_embeddings(folder: str, tables: dict[str, pa.Table]) -> dict[str, np.ndarray]:
     """The mean of the embeddings of a photograph's captions, which are means over tokens, (N, 384)."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder).eval()
-    texts = sorted({text for table in tables.values() for row in table["captions"].to_pylist() for text in row}, key=len)
+    texts = sorted(
+        {text for table in tables.values() for row in table["captions"].to_pylist() for text in row}, key=len
+    )
     vectors = {}
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
@@ -145,9 +149,13 @@ def write(path: Path, vectors: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flickr8k", required=True, help="Parquet of captioned photographs")
-    parser.add_argument("--caltech101", required=True, help="Parquet of labelled photographs, of which a part is held out")
+    parser.add_argument(
+        "--caltech101", required=True, help="Parquet of labelled photographs, of which a part is held out"
+    )
     parser.add_argument("--cifar10", required=True, help="Parquet of labelled photographs")
-    parser.add_argument("--lite", nargs="+", required=True, help="state dicts of EfficientNet-Lite: teachers of classes")
+    parser.add_argument(
+        "--lite", nargs="+", required=True, help="state dicts of EfficientNet-Lite: teachers of classes"
+    )
     parser.add_argument("--minilm", required=True, help="folder of all-MiniLM-L6-v2: teacher of sentences")
     parser.add_argument("--classes", required=True, help="file with the 1,000 ImageNet class names, one per line")
     parser.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
