@@ -1,4 +1,4 @@
-"""What the benchmarks share: a machine's name, checkpoints with random weights, timing, tables."""
+"""Shared by the benchmarks: a machine's name, checkpoints with random weights, timing, tables."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""How many pictures a second `data download` gets from a server of this machine: what it costs itself, without a network.
+"""Images per second that `data download` gets from a server on this machine: its own cost, without a network.
 
     python benchmarks/download.py --pictures 2000 --threads 16
 

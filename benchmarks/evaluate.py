@@ -60,7 +60,7 @@ def embeddings(folder: Path, options) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured(name: str, folder: Path, options, answer) -> None:
-    """In a process of its own, so that its memory is its own."""
+    """Runs in a new process, so that its peak memory is its own."""
     rows, queries = embeddings(folder, options)
     CANDIDATES[name](rows[:2000], queries[:10], options)  # imports, threads
     before = resident("VmRSS")

@@ -1,4 +1,4 @@
-"""How fast the models are on a GPU: this file needs torch and transformers alone, and can be copied anywhere.
+"""Measures the models on a GPU: this file needs torch and transformers alone, and can be copied anywhere.
 
     python benchmarks/gpu.py                      # B7 and ViT-L/16, inference, a training step, the loss at 65,536
     python benchmarks/gpu.py --device cpu --tiny  # proves that it runs

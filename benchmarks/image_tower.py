@@ -64,7 +64,7 @@ def tf_steps(size: str, pixels: np.ndarray, training: bool) -> dict:
 
 
 def flax_steps(size: str, pixels: np.ndarray, training: bool) -> dict:
-    """As `tf_steps`. Both are compiled by `jax.jit`, without the time that NNX' own jit spends in Python."""
+    """Flax's twin of `tf_steps`. Both are compiled by `jax.jit`, without the time that NNX' own jit spends in Python."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

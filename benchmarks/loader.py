@@ -51,7 +51,7 @@ def write_shards(folder: Path, pictures: int) -> list[str]:
 
 
 def crop_and_flip(picture: Image.Image) -> torch.Tensor:
-    """As one writes it with PIL and torch: (3, 289, 289)."""
+    """The usual preprocessing in PIL and torch: (3, 289, 289)."""
     picture = picture.resize((346, 346), Image.Resampling.BILINEAR)
     top, left = random.randint(0, 57), random.randint(0, 57)
     picture = picture.crop((left, top, left + 289, top + 289))

@@ -97,7 +97,7 @@ async def load(port: int, bodies: list[bytes], concurrency: int) -> tuple[list[f
 
 
 async def shutdown(service: Service, bodies: list[bytes], concurrency: int) -> dict[str, int]:
-    """What became of the requests of clients that go on while the service ends."""
+    """Counts the answers to clients that go on sending while the service ends."""
     counts = {"answered": 0, "refused": 0, "lost": 0}
 
     async def client(number: int) -> None:

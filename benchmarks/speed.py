@@ -250,7 +250,7 @@ def labels(table: Table, options) -> None:
 
 
 def int8(table: Table, options) -> None:
-    """What speaks against int8 engines."""
+    """Measures int8 engines: speed, and distance from float32."""
     import nncf
 
     from kakao_models.fused.openvino import to_openvino
@@ -299,7 +299,7 @@ START = {
 
 
 def start(table: Table, options) -> None:
-    """In fresh processes; processor time is theirs."""
+    """Measures fresh processes, with their CPU time."""
     folder = checkpoint(options.size)
 
     def seconds(program: str) -> float:
@@ -330,7 +330,7 @@ embedder.texts(TEXTS)
 
 
 def compile(table: Table, options) -> None:
-    """From the start of a process to the first embeddings."""
+    """Measures the time from the start of a process to the first embeddings."""
     kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     first = None
     with tempfile.TemporaryDirectory() as cache:

@@ -80,7 +80,7 @@ CAPTIONED = {"small": 3, "full": 2}
 
 @dataclass
 class Texts:
-    """What the captions of all training photographs say."""
+    """Statistics of the captions of all training photographs."""
 
     row: dict[tuple[str, ...], int]  # of a photograph, by its captions
     classes: list[str]  # by label
@@ -116,7 +116,7 @@ def read_texts(captioned: list[str], labelled: list[str]) -> Texts:
 
 
 def count_words(captions: list[tuple[str, ...]]) -> tuple[torch.Tensor, list[str]]:
-    """How often each word of at least three letters stands in a photograph's captions: (N, V), and the V words."""
+    """Counts each word of at least three letters in a photograph's captions: (N, V), and the V words."""
     found = [Counter(word for text in row for word in re.findall("[a-z]{3,}", text.lower())) for row in captions]
     spread = Counter(word for row in found for word in row)
     vocabulary = sorted(word for word, photographs in spread.items() if photographs >= 3)

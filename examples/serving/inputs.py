@@ -1,4 +1,4 @@
-"""What a caller does before an exported model, with Pillow, numpy and tokenizers alone: export.json says it."""
+"""Prepares the inputs of an exported model as export.json says, with Pillow, numpy and tokenizers only."""
 
 import json
 import sys

@@ -61,7 +61,7 @@ def classify(
         list[str] | None,
         typer.Option(help="The sentence made of a label, {} being the label; give several to average over them."),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels are shown.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of labels to show.")] = 5,
     as_json: JsonOption = False,
     picture: Annotated[
         Path | None, typer.Option(help="Also draw the images beside bars of their scores, into this .png or .jpg.")
@@ -115,9 +115,7 @@ def embed(
         list[str] | None,
         typer.Argument(metavar="INPUT", help="Images, folders of images, URLs; or .txt files, a text per line."),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to: a name that ends in .npy or .parquet.")
-    ] = ...,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output file, .npy or .parquet.")] = ...,
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be repeated.")] = None,
     texts_file: Annotated[Path | None, _file(help="A file of any name with a text per line.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,

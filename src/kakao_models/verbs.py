@@ -182,7 +182,11 @@ def check_images(images: list[str], *, all_needed: bool = False) -> None:
 
 
 def check_sources(*sources: str) -> None:
-    """As `check_images`, of what `open_source` reads. What is in them is not looked at."""
+    """Checks that data sources exist, before a model is loaded. They are not opened.
+
+    Raises:
+        NoSuchSource: a source is neither a file, a folder nor the name of a data set on the Hub.
+    """
     from kakao_models.samples.paths import NoSuchSource, is_hub, matches
 
     for source in sources:

@@ -47,7 +47,8 @@ class AlignForImageClassification(ImageClassifier, AlignPreTrainedModel):
             init.zeros_(module.bias)
 
     def freeze_backbone(self) -> None:
-        """For a linear probe: only the head is trained, and batch norms keep their statistics in training mode too."""
+        """Freezes the image tower for a linear probe: only the head is trained, and batch norms keep their statistics in
+        training mode too."""
         self.vision_model.requires_grad_(False)
         self.train(self.training)
 

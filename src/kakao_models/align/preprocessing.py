@@ -1,4 +1,4 @@
-"""How ALIGN's pictures are prepared; see `AlignImageProcessor`."""
+"""Preprocessing of ALIGN's images; see `AlignImageProcessor`."""
 
 from typing import ClassVar
 

@@ -153,8 +153,9 @@ class AlignProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """From the Hub or a folder: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision` and
-        `subfolder` as everywhere; other arguments are fields of the image processor, or else arguments of the tokenizer."""
+        """Loads the processor from the Hub or a folder. `cache_dir`, `force_download`, `local_files_only`, `token`,
+        `revision` and `subfolder` say where; other arguments are fields of the image processor, or else arguments of the
+        tokenizer."""
         source = resolve(pretrained_model_name_or_path)
         where = pin(source, **hub_arguments(kwargs))
         image_processor = AlignImageProcessor.from_pretrained(source, **(kwargs | where))

@@ -1,4 +1,4 @@
-"""Where every tensor of ALIGN lives. Data only: see checkpoint/weightmap.py.
+"""The place of every tensor of ALIGN. Data only: see checkpoint/weightmap.py.
 
 The original numbers the layers of its image tower in creation order. So an index set of blocks also knows the number of
 each of a block's layers: `{b:bn}` is the number of the layer `bn` of block b.

@@ -255,7 +255,7 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
                 new[path].set_value(value.astype(new[path].dtype))
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
-        """In training, activations inside a block or layer are computed again in backward instead of being kept."""
+        """Makes training recompute activations inside a block or layer in backward, instead of keeping them; or not."""
         self.set_attributes(gradient_checkpointing=enable)
 
     def partition_specs(self, axis: str = "tensor") -> nnx.State:

@@ -1,4 +1,4 @@
-"""Where every tensor lives: rows of a table, kinds of modules, dialects of frameworks.
+"""The place of every tensor: rows of a table, kinds of modules, dialects of frameworks.
 
 A table (`align/weights.py`, `vit/weights.py`) has one row per kind of module. A kind names its leaves and their axes
 once, as they are in `model.safetensors`; a dialect says how a framework names them. From both follow the slots of a

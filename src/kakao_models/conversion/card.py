@@ -130,7 +130,7 @@ _FRAMEWORKS = {  # name → extra of this package, prefix of the classes, return
 
 
 def examples(card: Card) -> str:
-    """How to run the model: a code block per framework, and transformers' pipeline where it serves the model."""
+    """Instructions for running the model: a code block per framework, and transformers' pipeline where it serves the model."""
     if card.use == "efficientnet":
         return f"```python\n{_TOWER.format(name=card.name)}```"
     blocks = []

@@ -229,7 +229,7 @@ def compare(name: str, got: np.ndarray, expected: np.ndarray) -> Stage:
 
 
 def root_mean_square(values: np.ndarray) -> float:
-    """In float64, of which a piece at a time is made."""
+    """Computes in float64, converting a piece of `values` at a time."""
     flat, step = values.reshape(-1), 1_000_000
     squares = (np.square(flat[start : start + step], dtype=np.float64).sum() for start in range(0, flat.size, step))
     return math.sqrt(sum(squares) / flat.size)

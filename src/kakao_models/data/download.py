@@ -42,7 +42,7 @@ _FINAL = ("only http and https", "not a public address", "answered 404", "answer
 
 @dataclass(frozen=True)
 class Download:
-    """How pictures are got and kept.
+    """Settings for downloading and storing images.
 
     retries: attempts beyond the first within a run, for failures that may pass; their waits double from half a second.
     attempts: attempts of a row over all runs; a later run tries failed rows again while they have fewer.
@@ -297,7 +297,7 @@ def _schema(numbered: bool) -> pa.Schema:
 
 
 def _different(path: Path, rows: Iterable[dict]) -> str | None:
-    """How the pictures of a tar, each of which is hashed, differ from the rows of its table; None if they don't."""
+    """Describes how the images of a tar, each of which is hashed, differ from the rows of its table; None if they don't."""
     expected = {row["key"]: row["sha256"] for row in rows if row["status"] == "success"}
     try:
         there = {key: hashlib.sha256(data).hexdigest() for key, data in _pictures(path)}

@@ -37,7 +37,7 @@ class LabelStats:
 
 
 def label_stats(table: ir.Table, thresholds: Sequence[float] = THRESHOLDS, top: int = 20) -> LabelStats:
-    """For each threshold the labels whose probability is at least that, as the table of the dataset's own page.
+    """Counts the labels whose probability is at least each threshold, like the table in COYO-Labeled's README.
 
     Raises:
         ValueError: a threshold outside of 0..1, or a table without `labels` and `label_probs`.

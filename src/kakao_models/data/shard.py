@@ -24,7 +24,7 @@ _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
 
 @dataclass(frozen=True)
 class Options:
-    """How samples are stored.
+    """Settings for storing samples.
 
     image_size: a picture whose shorter side is larger is made that small; None keeps the file's own bytes wherever the
     format allows (tars and Parquet: JPEG, PNG, WebP; TFRecords: JPEG).

@@ -56,7 +56,8 @@ def linear_probe_scores(
     scale: str = "standard",
     max_iterations: int = 1000,
 ) -> LinearProbe:
-    """For each seed: choose the strength on a validation part, train again on all training rows, test once.
+    """Trains and tests a linear probe for each seed: the regularisation is chosen on a validation part, then all training
+    rows are trained on, then the test rows are scored once.
 
     Args:
         train_embeds, train_labels: (N, D), (N,) integers; rows with a label below 0 are left out, here and in the test.

@@ -27,7 +27,7 @@ def export(
     input: Annotated[
         str,
         typer.Option(
-            help="How images come in: float (pixel_values, as the processor gives them), uint8 (RGB at the model's "
+            help="Format of the input images: float (pixel_values, as the processor gives them), uint8 (RGB at the model's "
             "size, normalised in the graph), picture (of any size, resized in the graph too)."
         ),
     ] = "float",

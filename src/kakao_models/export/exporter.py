@@ -137,7 +137,7 @@ def _explained(to: str, what: str, folder: Path) -> Iterator[None]:
 
 
 def summary(sheet: dict[str, Any], output: str | os.PathLike) -> str:
-    """For people: what was written, and how far it is from its source."""
+    """Describes an export for a reader: the files, and how far its outputs are from its source's."""
     lines = []
     for name, function in sheet["functions"].items():
         check = function["check"]

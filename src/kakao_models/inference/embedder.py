@@ -129,7 +129,7 @@ class Embedder:
 
     @property
     def device(self) -> Any:
-        """Where the model runs, as its framework says it: a `torch.device`, a `jax.Device`, a name of TensorFlow's."""
+        """Device of the model, in its framework's own type: a `torch.device`, a `jax.Device`, a name of TensorFlow's."""
         return self.engine.device
 
     @property

@@ -1,4 +1,4 @@
-"""Which framework runs a model: the one that is named, that of the model object, or the first that is installed."""
+"""Chooses the framework that runs a model: the one that is named, that of the model object, or the first that is installed."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -124,7 +124,7 @@ class ModelInputs:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How images are prepared, where that is all the image processor does; None where only calling it tells."""
+        """The preprocessing of images, if the image processor does nothing else; None if only calling it tells."""
         current = self._image.current
         return current if isinstance(current, Preprocessing) and current.is_complete else None
 

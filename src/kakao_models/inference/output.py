@@ -95,7 +95,7 @@ def scores_as_json(sources: Sequence[str], results: Sequence[list[dict] | None],
 
 
 def printable(text: str) -> str:
-    """For a terminal: names of files and labels are a stranger's, and its control sequences must not be obeyed."""
+    """Escapes control characters, so that a stranger's file names and labels can't send commands to the terminal."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     text = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -94,7 +94,7 @@ class ImagePipeline(ABC):
 
 
 class ZeroShotImageClassification(ImagePipeline):
-    """Which of the labels you name fits an image.
+    """Classifies images among labels of your own (zero-shot).
 
     Labels are embedded once and kept, so the model's weights must not change while the pipeline is in use.
     """
@@ -128,7 +128,7 @@ class ZeroShotImageClassification(ImagePipeline):
         on_error: str = "raise",
         progress: bool | None = False,
     ) -> Iterator[list[dict] | None]:
-        """For each image `[{"score": 0.97, "label": "cat"}, ...]`, the best label first.
+        """Yields `[{"score": 0.97, "label": "cat"}, ...]` for each image, the best label first.
 
         Args:
             images: whatever `Embedder.images` takes.
@@ -174,7 +174,7 @@ class ImageClassification(ImagePipeline):
         on_error: str = "raise",
         progress: bool | None = False,
     ) -> Iterator[list[dict] | None]:
-        """For each image `[{"label": "tabby", "score": 0.97}, ...]`, the best class first.
+        """Yields `[{"label": "tabby", "score": 0.97}, ...]` for each image, the best class first.
 
         Args:
             top_k: how many classes.
@@ -217,7 +217,7 @@ class ImageFeatureExtraction(ImagePipeline):
         on_error: str = "raise",
         progress: bool | None = False,
     ) -> Iterator[Any]:
-        """For each image the last hidden state (1, ...), as nested lists of floats.
+        """Yields the last hidden state (1, ...) of each image, as nested lists of floats.
 
         Args:
             pool: instead the features (1, D), as `Embedder.images` gives them.

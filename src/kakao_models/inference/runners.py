@@ -285,7 +285,7 @@ def threads() -> int:
 
 
 def cache_folder() -> Path:
-    """Where engines keep what they make: kakao-models/engines in the user's cache (XDG_CACHE_HOME)."""
+    """Folder of compiled engines: kakao-models/engines in the user's cache (XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kakao-models", "engines")
 
 

@@ -1,4 +1,4 @@
-"""From logits to the scores of labels, for everything that classifies."""
+"""Turns logits into the scores of labels, for everything that classifies."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,6 +1,6 @@
-"""Which engine runs a model here: measured on photographs and texts, against the plain model in float32.
+"""Chooses the engine for a model on this machine: measured on photographs and texts, against the plain model in float32.
 
-What was measured is kept per model, machine and versions in the user's cache, so that it is measured once.
+Measurements are kept per model, machine and versions in the user's cache, so that each is made once.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""From a picture to the input of an image model, with numpy and PIL only.
+"""Turns a picture into the input of an image model, with numpy and PIL only.
 
 The image processors that users name (`AlignImageProcessor`, `ViTImageProcessor`) add transformers' interface. Code that
 only runs a model does without transformers, whose import takes longer than everything else.

@@ -173,7 +173,7 @@ class _Shards(Source):
     @staticmethod
     @abstractmethod
     def _read_index(path: Path) -> Sequence[Any] | np.ndarray:
-        """Where each sample of a file lies."""
+        """Reads the place of each sample in a file."""
 
     @abstractmethod
     def _names(self, shard: int, row: int) -> Iterable[str]:

@@ -123,7 +123,7 @@ def build(
 
 
 def _parts(index, items: Items, seen: set[str], report: BuildReport, writer: "_Writer", advance) -> Iterator[list]:
-    """For each part that has something new: its new items in their places, None in the others."""
+    """Yields the new items of each part that has any, in their places, with None in the places of others."""
 
     def look(number: int) -> tuple[list[Item], dict[str, str]]:
         read = items.read(number)

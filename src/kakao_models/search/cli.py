@@ -227,7 +227,8 @@ def search(
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16_384, help="Number of results.")] = 10,
     page: Annotated[Path | None, _output("--html", dir_okay=False, help="Also write a page with the images.")] = None,
     root: Annotated[
-        list[Path] | None, _output(exists=True, file_okay=False, help="For --html: show only images in these folders.")
+        list[Path] | None,
+        _output(exists=True, file_okay=False, help="Folders whose images --html may show; may be repeated."),
     ] = None,
     as_json: JsonOption = False,
     uri: Uri = DEFAULT_URI,

@@ -1,4 +1,4 @@
-"""Which model and preprocessing an index is of, and whether an embedder goes with it."""
+"""Identity of the model and preprocessing that made an index, and the check that an embedder has the same."""
 
 import base64
 import json

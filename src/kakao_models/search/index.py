@@ -312,7 +312,7 @@ class SearchIndex:
         self.close()
 
     def use(self, embedder: Embedder) -> Embedder:
-        """From now on texts are embedded by `embedder`; it is refused as by `open`."""
+        """Embeds queries by `embedder` from now on. An embedder of another model is refused, as by `open`."""
         check_identity(self.uri, self._metadata, embedder)
         self.embedder = embedder
         return embedder

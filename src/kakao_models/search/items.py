@@ -162,7 +162,7 @@ def is_within(path: Path, folders: Iterable[str | os.PathLike]) -> bool:
 
 
 def count(sources: Sequence[str | os.PathLike], kind: str, fields: Columns = BY_NAME) -> int:
-    """How many images or texts there are in sources, readable or not."""
+    """Number of images or texts in some sources, readable or not."""
     return sum(sum(_open(source, kind, fields).counts) for source in sources)
 
 

@@ -64,7 +64,7 @@ def compose_query(
 
 
 def tokens_read(embedder: Embedder, text: str) -> int:
-    """How many tokens the model reads of a text that has more; 0 of one that it reads whole."""
+    """Number of tokens that the model reads of a text that has more; 0 if it reads the whole text."""
     limit = embedder.max_tokens
     [ids] = embedder.inputs.token_ids([text], limit + 1)
     return limit if len(ids) > limit else 0

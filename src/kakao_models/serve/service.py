@@ -107,7 +107,7 @@ class Service:
         return (l2_normalize(rows) if request.normalize else rows), tokens
 
     async def classify(self, request: ClassifyRequest) -> list[list[dict[str, Any]]]:
-        """For each image its labels with their scores, the best first."""
+        """Returns the labels of each image with their scores, the best first."""
         self._check_model(request.model)
         parts = self._checked_inputs(request.input)
         for index, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""From a recipe to a trained model in a folder that is ready for the Hub."""
+"""Runs a recipe: it ends with a trained model in a folder that is ready for the Hub."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""How ViT's pictures are prepared; see `ViTImageProcessor`."""
+"""Preprocessing of ViT's images; see `ViTImageProcessor`."""
 
 from kakao_models.pixels.preprocessing import Preprocessing
 

@@ -1,4 +1,4 @@
-"""Which patches a ViT's answer came from: attention rollout (Abnar & Zuidema 2020, "Quantifying Attention Flow in
+"""Finds the patches that a ViT's answer came from, by attention rollout (Abnar & Zuidema 2020, "Quantifying Attention Flow in
 Transformers", section 3).
 
     with recorded_attention(model) as layers:
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def attention_rollout(attentions: Sequence[np.ndarray], token: int = 0) -> np.ndarray:
-    """How much of each token at the input has flowed to `token` behind the last layer: (B, L), rows that sum to 1.
+    """Shares of the input tokens that have flowed to `token` behind the last layer: (B, L), rows that sum to 1.
 
     A layer passes tokens on by (A + I) / 2, where A is its attention averaged over heads and I stands for the residual
     connection; the layers' matrices are multiplied. The product's row of `token` is all that is computed, from the last

@@ -1,4 +1,4 @@
-"""Where every tensor of ViT lives. Data only: see checkpoint/weightmap.py.
+"""The place of every tensor of ViT. Data only: see checkpoint/weightmap.py.
 
 Index set: l layers
 """
