@@ -532,14 +532,15 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
     ) -> "FlaxAlignModel":
         """See `AlignModel.from_towers`. `rngs` initialise the new weights, and are used for dropout."""
         with open_towers(image, text, projection_dim, changes) as towers:
-            model, config = cls(towers.config, rngs=rngs or nnx.Rngs(0)), towers.config
+            config, rngs = towers.config, rngs or nnx.Rngs(0)
+            model = cls._build(config, None, rngs=rngs)
             if towers.image is not None:
                 name, where = towers.image
                 model.copy_from(FlaxAlignVisionModel.from_pretrained(name, config=config.vision_config, **where))
             if towers.text is not None:
                 name, where = towers.text
                 model.copy_from(FlaxAlignTextModel.from_pretrained(name, config=config.text_config, **where))
-        model.eval()
+        model._initialise(rngs)
         return model
 
     def get_text_features(

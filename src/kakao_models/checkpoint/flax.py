@@ -244,15 +244,21 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
 
     def _load(self, *arguments) -> None:
         super()._load(*arguments)
+        self._initialise(nnx.Rngs(0))  # a head that starts anew
+
+    def _initialise(self, rngs: nnx.Rngs) -> None:
+        """Gives the variables of `_build` that have no value yet their random ones."""
         new = {path: v for path, v in self._variables().items() if isinstance(v.get_value(), jax.ShapeDtypeStruct)}
-        if new:  # a head that starts anew
+        if not new:
+            return
+        graph, state = nnx.split(rngs)
 
-            def fresh() -> dict[str, jax.Array]:
-                variables = type(self)(self.config, rngs=nnx.Rngs(0))._variables()
-                return {path: variables[path].get_value() for path in new}
+        def fresh(state: nnx.State) -> dict[str, jax.Array]:
+            variables = type(self)(self.config, rngs=nnx.merge(graph, state))._variables()
+            return {path: variables[path].get_value() for path in new}
 
-            for path, value in jax.jit(fresh)().items():  # compiled, it computes nothing else
-                new[path].set_value(value.astype(new[path].dtype))
+        for path, value in jax.jit(fresh)(state).items():  # compiled, it computes nothing else
+            new[path].set_value(value.astype(new[path].dtype))
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """Makes training recompute activations inside a block or layer in backward, instead of keeping them; or not."""
