@@ -153,7 +153,7 @@ def _search(catalogue: Catalogue) -> None:
             count = gr.Slider(1, 48, 12, step=1, label="How many")
             button = gr.Button("Search", variant="primary")
         with gr.Column(scale=3):
-            hint = note(f"Searching {catalogue.name}. Click a result to search for similar images.")
+            hint = note(f"Results from {catalogue.name} appear here. Click one to search with it.")
             results = gr.HTML(hint, js_on_load=_CHOOSE)
 
     def search(text, text_weight, image, image_weight, words, words_weight, count, progress=_PROGRESS):

@@ -32,7 +32,7 @@ def bars(results: Sequence[tuple[str, list[dict]]]) -> str:
     others = [{entry["label"]: entry["score"] for entry in entries} for _, entries in results[1:]]
     rows = []
     for entry in results[0][1][:SHOWN]:  # a classifier's labels may name two classes alike
-        scores = [entry["score"], *(scores[entry["label"]] for scores in others)]
+        scores = [entry["score"], *(other[entry["label"]] for other in others)]
         cells = "".join(
             f'<td><span class="km-bar km-model-{place}" style="--share:{score:.4f}"></span><span>{score:.1%}</span></td>'
             for place, score in enumerate(scores)

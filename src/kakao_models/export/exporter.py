@@ -160,8 +160,10 @@ def _shape(tensor: dict) -> str:
 
 
 def _checked(to: str, what: str | None, input: str, quantize: str | None) -> Format:
-    for option, value, choices in (("to", to, EXPORT_FORMATS), ("what", what, PARTS), ("input", input, IMAGE_INPUTS)):
-        if value is not None and value not in choices:
+    for option, value, choices in (
+        ("to", to, EXPORT_FORMATS), ("what", what or PARTS[0], PARTS), ("input", input, IMAGE_INPUTS),
+    ):  # fmt: skip
+        if value not in choices:
             raise ValueError(f"--{option} {value}: expected one of {', '.join(choices)}")
     form = EXPORT_FORMATS[to]
     if quantize is not None and quantize not in form.quantize:

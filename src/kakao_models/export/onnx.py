@@ -32,7 +32,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str
         names = [tensor.name for tensor in function.inputs]
         proto = converted(program, names, function.output.name, shapes[0]).model_proto
         if contract.quantize == "int8-dynamic":
-            proto = _quantize_products(proto)
+            proto = _quantize_products(proto, folder)
         elif contract.quantize is not None:
             _store_weights(proto, contract.quantize)
         _describe(proto, contract)
@@ -115,10 +115,10 @@ def _output_axes(graph: onnx.GraphProto) -> dict[str, int]:
     return axes
 
 
-def _quantize_products(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _quantize_products(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """Matrix products in 8 bits, activations being quantised as they come: ONNX Runtime's dynamic quantisation."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole, quantized = Path(folder, "whole.onnx"), Path(folder, "quantized.onnx")
+    with tempfile.TemporaryDirectory(dir=folder) as place:  # on the disk of the output: there may be gigabytes
+        whole, quantized = Path(place, "whole.onnx"), Path(place, "quantized.onnx")
         _save(proto, whole)  # quantize_dynamic takes a message too, but then other numbers come out
         quantize_dynamic(
             whole, quantized, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]

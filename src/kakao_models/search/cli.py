@@ -262,7 +262,7 @@ def search(
         raise typer.BadParameter("say what to look for: a text, --image, or both")
     check_file("--html", page)
     weights, params = _weights(weight or []), _params("--search-params", search_params)
-    check_images([*(image or []), *map(str, minus_image or [])], all_needed=True)
+    check_images([*image, *map(str, minus_image)], all_needed=True)
     from kakao_models.files.atomic import write_text
     from kakao_models.search import SearchIndex, compose_query
     from kakao_models.search.query import tokens_read

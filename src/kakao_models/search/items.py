@@ -77,7 +77,7 @@ class Items:
         if not sources:
             raise ValueError("nothing to build an index of: name a folder, a table or tars")
         self.kind, self.columns, self.fields = kind, None if columns is None else set(columns), fields
-        self.roots = roots
+        self.roots = [Path(root).resolve() for root in roots]
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kakao-models-read")
         opened = [_open(source, kind, fields) for source in sources]
         self.parts = [(rows, part) for rows in opened for part in rows.parts(size)]
@@ -120,16 +120,26 @@ class Items:
             path = self._path_within(file, name, sample)
         try:
             if isinstance(value, os.PathLike) and not is_folder:
-                folder = Path(file).parent
-                if not is_within(Path(path).resolve(), (folder, *self.roots)):
-                    raise ValueError(f"leads out of {folder}: allow its folder by --root")
+                self._check_place(path, Path(file).parent)
             content = _content(path) if isinstance(value, (str, os.PathLike)) else bytes(value)
             width, height = image_size(content)
             known = {} if is_folder else {"id": sample.id}  # the id of a file in a folder is in its path
             metadata = self._metadata(sample, path, known)
-        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        except (ValueError, OSError) as error:
             return Item(path, error=_reason(error))
         return Item(path, content, {"width": width, "height": height, "bytes": len(content)} | metadata)
+
+    def _check_place(self, path: str, folder: Path) -> None:
+        """
+        Raises:
+            ValueError: an image lies neither in the folder of its table nor in one of `roots`.
+        """
+        try:
+            place = Path(path).resolve()
+        except RuntimeError as error:  # a loop of links
+            raise ValueError(str(error)) from error
+        if not is_within(place, (folder.resolve(), *self.roots)):
+            raise ValueError(f"leads out of {folder}: allow its folder by --root")
 
     def _path_within(self, file: str, name: str, sample: Sample) -> str:
         """The path of an image inside a tar or table: CONTAINER::KEY or CONTAINER::ROW, with the chosen column."""
@@ -140,7 +150,7 @@ class Items:
 
     def _metadata(self, sample: Sample, path: str, known: dict[str, Any]) -> dict[str, Any]:
         caption = next(iter(sample.captions), "")
-        image = Columns(self.fields.image).find(sample.record).image if sample.record else None
+        image = self.fields.find(sample.record, optional=True).image
         metadata = {"path": _fitting(path, "path", cut=False), "caption": _fitting(caption, "caption", cut=True)}
         for name, value in (known | dict(sample.record)).items():
             if name in (image, "__key__", "embedding") or (name.lower() in CAPTIONS and str(value).strip() == caption):
@@ -156,9 +166,9 @@ class Items:
         return metadata
 
 
-def is_within(path: Path, folders: Iterable[str | os.PathLike]) -> bool:
-    """Whether a resolved path lies in one of some folders."""
-    return any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
+def is_within(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether a path lies in one of some folders, all of them resolved."""
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def count(sources: Sequence[str | os.PathLike], kind: str, fields: Columns = BY_NAME) -> int:

@@ -66,7 +66,7 @@ def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:
         real = Path(path).resolve()
     except (OSError, RuntimeError) as error:
         raise ImageError(path, f"leads nowhere ({error})") from error
-    if roots is not None and not is_within(real, roots):
+    if roots is not None and not is_within(real, [Path(root).resolve() for root in roots]):
         raise ImageError(path, "lies in none of the folders that may be shown")
     return real
 
@@ -97,12 +97,14 @@ def _cell(container: str, name: str, path: str) -> bytes:
     if not row.isdecimal():
         raise ImageError(path, "names no row of a table")
     try:
-        rows = _table(container, column, os.stat(container).st_mtime_ns)
+        rows, number = _table(container, column, os.stat(container).st_mtime_ns), int(row)
+        sample = None
+        if number < rows.counts[0]:
+            (sample,) = rows.read(Part(0, 0, number, number + 1))
     except ValueError as error:
         raise ImageError(path, str(error)) from error
-    if int(row) >= rows.counts[0]:
+    if sample is None:
         raise ImageError(path, f"is not in this table any more: it has {rows.counts[0]} rows")
-    (sample,) = rows.read(Part(0, 0, int(row), int(row) + 1))
     if not isinstance(sample.image, bytes):
         raise ImageError(path, "the row holds no picture")
     return sample.image

@@ -175,7 +175,7 @@ def _named(records: list[dict[str, Any]], vectors: np.ndarray) -> StoredRows:
     names = [plain(str(record["id"] if record.get("id") is not None else record.get("name"))) for record in records]
     metadata = []
     for name, record in zip(names, records):
-        row = {key: plain(value) for key, value in record.items() if key not in OWN}
+        row = {key: plain(value) for key, value in record.items() if key not in ("embedding", *OWN)}
         row = {key: value for key, value in row.items() if value is not None}
         if "caption" not in row and (text := row.pop("text", None)):
             row["caption"] = str(text)
