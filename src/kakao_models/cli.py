@@ -85,8 +85,8 @@ def classify(
     if not names and options.model == DEFAULT_MODEL:
         raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
     check_picture(picture)
+    check_images(images)
     sources = _expanded(images)
-    check_images(sources)
     options.prepare()
     from kakao_models import pipeline
     from kakao_models.inference.output import print_scores, say_engine, scores_as_json
@@ -143,7 +143,7 @@ def embed(
 
     check_format(output)
     if sources:
-        check_images(sources)
+        check_images(inputs or [])
     options.prepare()
     embedder = options.open()
     if sentences:
@@ -189,10 +189,16 @@ def convert(
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The folder to make (with --to tpu: the checkpoint's prefix).")],
-    to: Annotated[str, typer.Option(help="hub, or tpu for the reverse: SOURCE is then a Hub folder.")] = "hub",
-    family: Annotated[str | None, typer.Option(help="align, vit or efficientnet: refuse anything else.")] = None,
+    to: Annotated[
+        str, typer.Option(help="Format to write: hub, or tpu for the reverse (SOURCE is then a Hub folder).")
+    ] = "hub",
+    family: Annotated[
+        str | None, typer.Option(help="Expected family: align, vit or efficientnet; anything else is refused.")
+    ] = None,
     revision: RevisionOption = None,
-    weights: Annotated[str | None, typer.Option(help="raw or average; by default average, if there is one.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="raw, or average (moving averages); by default average, if there is one.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id of an ALIGN's tokenizer.")] = None,
     labels_file: Annotated[Path | None, _file(help="Names of a ViT's classes, one per line.")] = None,
     reference: Annotated[

@@ -8,7 +8,6 @@ import functools
 import inspect
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -175,8 +174,9 @@ def check_images(images: list[str], *, all_needed: bool = False) -> None:
     Raises:
         FileNotFoundError: none of them is there, or with `all_needed` one is not.
     """
-    addresses = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-    absent = [name for name in images if not addresses.match(name) and not os.path.exists(name)]
+    from kakao_models.pixels.fetch import is_address
+
+    absent = [name for name in images if not is_address(name) and not os.path.exists(name)]
     if absent and (all_needed or len(absent) == len(images)):
         raise FileNotFoundError(f"{', '.join(absent[:3])}: there is no such file or folder")
 

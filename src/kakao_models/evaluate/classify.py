@@ -198,8 +198,8 @@ def _best(logits: np.ndarray, k: int, columns: Sequence[int] | None) -> np.ndarr
     """The k largest of each row, the largest first and of equal ones the first."""
     parts = []
     for start in range(0, len(logits), _ROWS):
-        part = np.array(logits[start : start + _ROWS])  # a copy: what was taken is overwritten
-        part = part if columns is None else part[:, columns]
+        part = logits[start : start + _ROWS]
+        part = np.array(part if columns is None else part[:, columns])  # a copy: what was taken is overwritten
         best = np.empty((len(part), min(k, part.shape[1])), np.int64)
         for place in range(best.shape[1]):
             best[:, place] = part.argmax(1)

@@ -372,15 +372,17 @@ def report(
     from kakao_models.evaluate import Result, html_report, markdown_report, model_index
     from kakao_models.files.atomic import write_text
 
-    makers = {"markdown": markdown_report, "html": html_report}
-    if form not in (*makers, "model-index"):
-        raise typer.BadParameter(f"--format {form}: expected {', '.join(makers)}, model-index")
+    shown = dict(published=published, everything=everything)
+    makers = {
+        "markdown": functools.partial(markdown_report, **shown),
+        "html": functools.partial(html_report, **shown),
+        "model-index": model_index,
+    }
+    if form not in makers:
+        raise typer.BadParameter(f"--format {form}: expected {', '.join(makers)}")
     check_file("--output", output)
     results = [Result.read(path) for path in files]
-    if form == "model-index":
-        text = model_index(results)
-    else:
-        text = makers[form](results, published=published, everything=everything)
+    text = makers[form](results)
     if output:
         write_text(output, text)
     if as_json or not output:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from .calibration import Calibration
 
-_SIDE, _EDGE = 640, 60  # pixels of the plot, and around it
+_SIDE, _EDGE = 640, 60  # pixels of a plot, and around it
 _NAMED = 40  # of more classes, names would not be readable
 
 
@@ -22,7 +22,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str] | None = None) -> Im
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     named = names is not None and count <= _NAMED
     title = f"true class (rows) by prediction (columns), {int(matrix.sum())} images"
-    canvas, axes = _plot(title, left=200 if named else _EDGE)
+    canvas, axes = _plot(title, left=240 if named else _EDGE, side=max(_SIDE, count))  # at least a pixel per class
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     axes.set(xticks=[], yticks=[])
     if named:
@@ -48,11 +48,11 @@ def draw_reliability(calibration: Calibration) -> Image.Image:
     return _image(canvas)
 
 
-def _plot(title: str, left: int) -> tuple[FigureCanvasAgg, Axes]:
-    """Axes of `_SIDE` x `_SIDE` pixels, `left` pixels from the left of the canvas."""
-    width, height = left + _SIDE + _EDGE, _SIDE + 2 * _EDGE
+def _plot(title: str, left: int, side: int = _SIDE) -> tuple[FigureCanvasAgg, Axes]:
+    """Axes of `side` x `side` pixels, `left` pixels from the left of the canvas."""
+    width, height = left + side + _EDGE, side + 2 * _EDGE
     canvas = FigureCanvasAgg(Figure(figsize=(width / 100, height / 100), dpi=100))
-    axes = canvas.figure.add_axes((left / width, _EDGE / height, _SIDE / width, _SIDE / height))
+    axes = canvas.figure.add_axes((left / width, _EDGE / height, side / width, side / height))
     axes.set_title(title, loc="left")
     return canvas, axes
 

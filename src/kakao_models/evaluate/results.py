@@ -56,10 +56,10 @@ class Result:
             raise ValueError(
                 f"{path} is no result of kakao-models evaluate: expected the fields {', '.join(sorted(expected))}"
             )
-        for names, kind, expected in ((_TEXTS, str, "text"), (_OBJECTS, dict, "JSON object")):
+        for names, kind, described in ((_TEXTS, str, "text"), (_OBJECTS, dict, "JSON object")):
             for name in names:
                 if not isinstance(value.get(name, kind()), kind):
-                    raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, expected a {expected}")
+                    raise ValueError(f"{path}: the field {name} is {value[name]!r:.80}, expected a {described}")
         for name, number in value["metrics"].items():
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
                 raise ValueError(f"{path}: the metric {name} is {number!r}, expected a number")

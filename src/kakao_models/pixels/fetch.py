@@ -8,6 +8,7 @@ import contextlib
 import functools
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -23,6 +24,11 @@ _SPECIAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "6
 
 class FetchError(ValueError):
     """A download that failed or was refused; the message says why."""
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is a URL rather than a path."""
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name))
 
 
 def fetch_url(

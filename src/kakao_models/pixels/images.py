@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin  # noqa: F401  importing a plugin registers its decoder
 
 from kakao_models.files.pointers import IS_POINTER, starts_as_pointer
-from kakao_models.pixels.fetch import FetchError, fetch_url
+from kakao_models.pixels.fetch import FetchError, fetch_url, is_address
 from kakao_models.pixels.limits import MAX_PIXELS
 
 try:
@@ -206,7 +205,7 @@ def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: boo
         yield source
     elif isinstance(source, (bytes, bytearray, memoryview)):
         yield _from_file(io.BytesIO(source), name)
-    elif isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+    elif isinstance(source, str) and is_address(source):
         data = fetch_url(source, timeout=timeout, max_bytes=max_bytes, allow_private_addresses=allow_private_addresses)
         yield _from_file(io.BytesIO(data), name)
     elif isinstance(source, (str, os.PathLike)):

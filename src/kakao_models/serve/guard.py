@@ -24,7 +24,7 @@ class Guard:
         closing: whether connections are to be closed after the answer, because the service ends.
         api_key: what "Authorization: Bearer" must hold; None for no key.
         max_body: bytes; body_timeout: seconds to send them in; timeout: seconds for the answer.
-        max_held: bytes of all bodies at the same time.
+        max_held: bytes of all bodies at the same time; by default 512 MiB, or four of the largest.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Guard:
         closing: Callable[[], bool],
         api_key: str | None = None,
         max_body: int = 32 * 2**20,
-        max_held: int = 512 * 2**20,
+        max_held: int | None = None,
         body_timeout: float = 30.0,
         timeout: float = 120.0,
     ):
         self.app, self.metrics, self.closing = app, metrics, closing
         self.key = None if api_key is None else f"Bearer {api_key}".encode()
         self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
-        self.held, self.max_held = 0, max_held
+        self.held, self.max_held = 0, max_held or max(512 * 2**20, 4 * max_body)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -55,11 +55,7 @@ class Guard:
             self.metrics.requests.labels(endpoint, str(status)).inc()
             self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - start)
 
-        def begin(status: int) -> None:  # before the client can ask for the figures, or send its next body
-            count(status)
-            self._release(answer)
-
-        answer = _Answer(send, self.closing, begin)
+        answer = _Answer(send, self.closing, count, self._release)
         try:
             return await self._handle(scope, receive, answer)
         except _Gone:
@@ -169,20 +165,29 @@ def _once(body: bytes, left: asyncio.Future) -> Callable[[], Awaitable[dict[str,
 
 
 class _Answer:
-    """A `send` that calls `begin` with the status."""
+    """A `send` that tells the status to `count`, and calls `release` before the client can have the whole answer."""
 
-    def __init__(self, send: Callable, closing: Callable[[], bool], begin: Callable[[int], None]):
-        self._send, self._closing, self._begin = send, closing, begin
+    def __init__(
+        self,
+        send: Callable,
+        closing: Callable[[], bool],
+        count: Callable[[int], None],
+        release: Callable[["_Answer"], None],
+    ):
+        self._send, self._closing, self._count, self._release = send, closing, count, release
         self.status = 0
         self.held = 0  # bytes of the request's body that count in `Guard.held`
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
+        starts = message["type"] == "http.response.start"
+        if starts:
             self.status = message["status"]
-            self._begin(self.status)
+            self._count(self.status)  # before the client can ask for the figures
             if self._closing():
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-        await self._send(message)
+        await self._send(message)  # waits while the client leaves earlier answers unread: its body still counts
+        if starts:
+            self._release(self)  # before the client can send its next body
 
 
 def _error_response(error: Refused) -> JSONResponse:

@@ -13,7 +13,6 @@ from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.service import Limits, Service
 from kakao_models.verbs import ModelOptions
 
-_HELD = 512 * 2**20  # bytes of bodies in memory
 _CONNECTIONS = 2048  # more get 503 from uvicorn itself
 
 
@@ -91,7 +90,6 @@ def serve(
         state=state,
         api_key=api_key,
         max_body=max_body,
-        max_held=max(_HELD, 4 * max_body),
         timeout=timeout,
     )
     config = uvicorn.Config(

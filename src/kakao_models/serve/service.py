@@ -111,7 +111,7 @@ class Service:
         self._check_model(request.model)
         parts = self._checked_inputs(request.input)
         for index, part in enumerate(parts):
-            if image_source(part, "input") is None:
+            if image_source(part, f"input[{index}]") is None:
                 raise Refused(400, f"input[{index}] is no image: a data: URL, or {{'image': base64}}", param="input")
         if request.labels is None:
             if not self.classifies:
