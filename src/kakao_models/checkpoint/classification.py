@@ -1,10 +1,10 @@
-"""The type of loss that labels ask for, in Flax and in Keras."""
+"""Chooses a classifier's loss (regression, one class, several classes) by its labels, for Flax and Keras."""
 
 from typing import Any
 
 
 def problem_type_of(model: Any, labels_shape: tuple, labels_dtype: str, logits_shape: tuple) -> str:
-    """`config.problem_type` of a model; by default, as in transformers, chosen by the labels.
+    """The loss to compute: `config.problem_type`, or by default, as in transformers, the one that the labels imply.
 
     Args:
         labels_shape: (B,) or (B, classes); B is None where it is not known.

@@ -26,8 +26,9 @@ _KNOWN_TO_TRANSFORMERS = frozenset(
     "tie_word_embeddings tokenizer_class torch_dtype torchscript use_bfloat16 use_cache position_embedding_type".split()
 )
 
-_SIZES = {"hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "image_size", "vocab_size"}
-_SIZES |= {"projection_dim"}
+_SIZES = frozenset(
+    "hidden_size num_attention_heads intermediate_size patch_size image_size vocab_size projection_dim".split()
+)
 
 
 @functools.cache

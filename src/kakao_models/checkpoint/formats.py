@@ -46,7 +46,10 @@ def read_safetensors(file: Path) -> dict[str, TensorEntry]:
 
 
 def read_h5(file: Path) -> dict[str, TensorEntry]:
-    """Reads tf_model.h5 of the TensorFlow classes: groups by layer and model stand before the module's name, shards leave them out."""
+    """Reads tf_model.h5, which transformers' TensorFlow classes wrote.
+
+    Keys begin with groups for layer and model, which sharded files leave out; they are removed.
+    """
     from kakao_models.checkpoint.hdf5 import read_datasets
 
     tensors = {}
@@ -58,7 +61,10 @@ def read_h5(file: Path) -> dict[str, TensorEntry]:
 
 
 def read_msgpack(file: Path) -> dict[str, TensorEntry]:
-    """Reads flax_model.msgpack of the Flax classes: nested dicts whose leaves are arrays, flax's extension type 1. The file is held in memory."""
+    """Reads flax_model.msgpack, which transformers' Flax classes wrote, into memory.
+
+    It holds nested dicts; the leaves are arrays, flax's extension type 1.
+    """
     try:
         import msgpack
     except ImportError:

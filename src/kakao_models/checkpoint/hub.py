@@ -44,7 +44,7 @@ def resolve(name_or_path: str | os.PathLike) -> str:
 
 
 def called(name_or_path: str | os.PathLike) -> str:
-    """The public name of a checkpoint: of a folder without the path on this machine."""
+    """The name of a checkpoint to show to others: that of a folder is the last part of its path."""
     name = os.fspath(name_or_path)
     return Path(name).resolve().name if os.path.isdir(name) else name
 
@@ -172,8 +172,8 @@ def _fetched(name_or_path: str | os.PathLike, filename: str, where: dict[str, An
 
 
 def fetch_all(name_or_path: str | os.PathLike, files: Iterable[str], **where: Any) -> tuple[str, dict[str, Any]]:
-    """Downloads those of `files` that there are, and returns what makes transformers read them, of one commit and with no
-    request of its own: the first argument of `from_pretrained`, and its HUB_ARGUMENTS.
+    """Downloads those of `files` that the checkpoint has. Returns the name or path and the HUB_ARGUMENTS with which
+    transformers' `from_pretrained` reads them from the cache, at one commit and without asking the Hub.
 
     Raises:
         HubError, FileNotFoundError: see `fetch`; MissingFile if the checkpoint has none of them.
@@ -191,19 +191,19 @@ def fetch_all(name_or_path: str | os.PathLike, files: Iterable[str], **where: An
 
 
 def remember_place(config: Any, name_or_path: str | os.PathLike, where: Mapping[str, Any]) -> None:
-    """Notes in a loaded model's configuration what it was loaded from, but for tokens; no file has the note."""
+    """Records in a loaded model's configuration where it was loaded from, without the token. Saved files leave this out."""
     kept = {name: value for name, value in where.items() if name not in ("token", "force_download") and value}
     config.name_or_path, config._loaded_from = resolve(name_or_path), kept
 
 
 def place_of(model: Any) -> dict[str, Any]:
-    """HUB_ARGUMENTS with which `fetch` reads what a model object's weights lay beside, of the same commit. Empty for models
-    of transformers' own classes, which don't keep them."""
+    """The HUB_ARGUMENTS (revision, subfolder, ...) that a model was loaded with, so that its processor is fetched from the
+    same commit. Empty for models of transformers' own classes."""
     return dict(getattr(getattr(model, "config", None), "_loaded_from", {}))
 
 
 def cached_only(where: Mapping[str, Any]) -> dict[str, Any]:
-    """A pinned `where` for what has been downloaded: nothing is asked of the Hub."""
+    """A copy of `where`, as `pin` returns it, that reads only what is already downloaded."""
     return {**where, "force_download": False, "local_files_only": True}
 
 
@@ -362,7 +362,7 @@ def read_config(file: Path) -> dict:
 
 @contextmanager
 def described_by(file: Path) -> Iterator[None]:
-    """Turns what a config.json of wrong values leads to, in transformers and huggingface_hub, into a ValueError that names it."""
+    """Turns the errors that wrong values in a config.json cause into a ValueError that names the file."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

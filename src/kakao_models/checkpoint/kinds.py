@@ -14,9 +14,8 @@ class ModelKind(NamedTuple):
     processor: str  # what makes a model's inputs
     folder: str  # in this package
     preprocessing: str  # its images' part without transformers; not public, in preprocessing.py of that folder
-    backbone: str = (
-        ""  # begins the keys of the backbone in a checkpoint of the whole; one of the backbone alone lacks it
-    )
+    # Prefix of the backbone's keys in a checkpoint of the whole; a checkpoint of the backbone alone lacks it
+    backbone: str = ""
     reads_texts: bool = False
 
 

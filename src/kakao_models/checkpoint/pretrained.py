@@ -269,7 +269,7 @@ def check_images(model: PretrainedLoading, pixel_values: Any) -> None:
         elif shape is not None and len(shape) == 4 and shape[3] == channels:
             hint = ". Channels come first: transpose(0, 3, 1, 2)"
         raise ValueError(f"{name}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}")
-    dtype = getattr(pixel_values.dtype, "name", str(pixel_values.dtype))  # a type of TensorFlow's has a name
+    dtype = _type_name(pixel_values.dtype)
     if "float" not in dtype:
         raise ValueError(
             f"{name}: pixel_values must be floating-point numbers in [-1, 1], got {dtype}. Use the processor"
@@ -326,11 +326,13 @@ def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:
     return dtype_name(dtype)
 
 
+def _type_name(dtype: Any) -> str:
+    return getattr(dtype, "name", str(dtype)).removeprefix("torch.")  # TensorFlow's and numpy's have a name
+
+
 def dtype_name(dtype: Any) -> str:
     """The name of a type of numpy, JAX, TensorFlow or PyTorch, or of a policy of Keras; ValueError for others."""
-    name = getattr(dtype, "name", str(dtype)).removeprefix("torch.")  # of TensorFlow's and numpy's types
-    if isinstance(dtype, type):  # jnp.bfloat16, np.float16
-        name = np.dtype(dtype).name
+    name = np.dtype(dtype).name if isinstance(dtype, type) else _type_name(dtype)  # a type: jnp.bfloat16, np.float16
     if name.removeprefix("mixed_") not in _DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(map(repr, _DTYPES))}")
     return name

@@ -56,9 +56,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
     for key, (dtype, _) in kinds.items():
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"{key}: dtype {dtype}, expected one of {', '.join(DTYPE_NAMES)}")
-    keys = sorted(
-        kinds, key=lambda key: (-np.dtype(kinds[key][0]).itemsize, key)
-    )  # widest first keeps every tensor aligned
+    # widest first keeps every tensor aligned
+    keys = sorted(kinds, key=lambda key: (-np.dtype(kinds[key][0]).itemsize, key))
     written, whole = Written(), hashlib.sha256()
     with replacing(path) as unfinished, ThreadPoolExecutor(2) as pool, open(unfinished, "wb") as stream:
         header = _header({key: kinds[key] for key in keys})
@@ -109,7 +108,7 @@ def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
 
 
 def write_shards(folder: Path, tensors: LazyTensors, max_shard_size: int) -> Written:
-    """model.safetensors, or model-00001-of-0000N.safetensors and their index where that would be too large.
+    """Writes model.safetensors, or numbered shards and their index where it would exceed `max_shard_size`.
 
     Every batch norm also gets its counter, at 0: transformers reports a file without them as incomplete. Files of an older
     checkpoint in the folder are removed once the new ones are complete.

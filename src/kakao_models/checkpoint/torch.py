@@ -73,7 +73,7 @@ class BijectiveLoading(TensorPatterns):
                 file.chmod(config.stat().st_mode)  # safetensors makes them 0600
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *arguments, **options):
-        """transformers', which gives memory to all that a file does not have as config.json says, before `_check_tensors` can refuse it."""
+        """Refuses a checkpoint that lacks most of the model, before transformers allocates memory for the missing tensors."""
         numbers = sum(self.get_parameter_or_buffer(key).numel() for key in missing_keys)
         if numbers > _MOST_MISSING:
             raise ValueError(

@@ -91,7 +91,7 @@ class Row:
 
     @classmethod
     def same(cls, key: str, kind: str, tpu: str) -> "Row":
-        """A row for a module whose path in our classes is its key."""
+        """A row for a module that has the same path in our classes as in model.safetensors."""
         return cls(key, kind, key, tpu)
 
 

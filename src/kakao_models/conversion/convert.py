@@ -209,7 +209,7 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
 
 
 def _verify(source: SourceCheckpoint, folder: Path, expected: recorded.Reference | None) -> list[verification.Stage]:
-    """The model is gone when this returns: Windows can't rename a folder whose files are mapped."""
+    """Verifies the written folder. The model is freed on return: Windows can't rename a folder whose files are mapped."""
     model = verification.load_model(folder)
     stages = verification.verify(source, model)
     if expected is not None:
@@ -270,8 +270,8 @@ def _name_classes(source: SourceCheckpoint, labels: list[str]) -> None:
 
 
 def _check_functions(config, folder: Path) -> None:
-    """Compares what the original implementation has as constants, which its checkpoint can't store. On the random inputs of
-    the verification the exact GELU and its approximation give nearly the same.
+    """Refuses a model whose activations or epsilons differ from the original implementation's constants, which its checkpoint
+    can't store. On the random inputs of the verification the exact GELU and its approximation give nearly the same.
 
     Raises:
         ValueError: the model computes with others.

@@ -72,12 +72,12 @@ def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
         ValueError: another model, no weights, a damaged file, a key of unknown kind, or an override that contradicts the
             configuration. Sizes of config.json that contradict the tensors are found when the result is loaded.
     """
+    config = read_model_config(folder)
+    model_type = config.model_type
     name, files = find_weights(folder)
     stored, dialect = read_weights(folder, name, files), _DIALECTS.get(name, {})
     buffers = [key for key in stored if key.endswith(UNUSED)]
     weights = {key: (key, entry) for key, entry in stored.items() if key not in buffers}
-    config = read_model_config(folder)
-    model_type = config.model_type
     weights = whole_keys(weights, model_type)
     shapes = {key: shape for key, (_, (shape, _)) in weights.items()}
     key_layout = _vit_key_layout(config, shapes) if model_type == "vit" else None

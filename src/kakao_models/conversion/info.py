@@ -117,7 +117,7 @@ def _efficientnet(vision, parameters: int) -> dict:
     from kakao_models.align.config import EFFICIENTNET_SIZES, AlignVisionConfig
 
     def blocks(config: AlignVisionConfig) -> list:
-        """Without their padding, which goes with the image's size and not with the network's."""
+        """The blocks without their padding, which depends on the image size and not on the network."""
         return [replace(block, symmetric_padding=False) for block in config.blocks()]
 
     published = (name for name in EFFICIENTNET_SIZES if blocks(AlignVisionConfig.efficientnet(name)) == blocks(vision))
@@ -162,7 +162,7 @@ def _count(parameters: dict[str, int], prefixes: tuple[str, ...]) -> int:
 
 
 def _preprocessing(name_or_path, where: Mapping) -> dict:
-    """The image processor's file; transformers 5 also writes it as a part of the processor's."""
+    """The image processor's settings: preprocessor_config.json, or its part of processor_config.json."""
     for filename in hub.PROCESSOR_FILES:
         try:
             file = hub.fetch(name_or_path, filename, **where)

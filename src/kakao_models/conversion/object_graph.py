@@ -59,10 +59,7 @@ def kind_of(key: str) -> KeyKind:
 
 
 def object_graph(keys: Iterable[str]) -> bytes:
-    """The smallest graph with which TensorFlow finds the variables of `keys`: the names in the paths, and no others.
-
-    Returns:
-        The message, as a checkpoint holds it.
+    """The message of the smallest object graph with which TensorFlow finds the variables of `keys`.
 
     Raises:
         CheckpointError: a key that isn't one of a variable, or a slot without its variable.

@@ -116,7 +116,7 @@ def check_overrides(overrides: Mapping, configs: Sequence[StrictConfig], source:
     """Compares sizes that the user stated with those that were recognised, of a model or of its parts.
 
     Args:
-        overrides: field of the configuration → stated value; None is not compared.
+        overrides: field of the configuration → stated value, that of any of `configs`; None is not compared.
         source: origin of the recognised sizes, for the message.
 
     Raises:

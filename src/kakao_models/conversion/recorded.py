@@ -58,7 +58,9 @@ def read_reference(path: Path, family: str) -> Reference:
     needed = {output} | ({"input_ids", "attention_mask"} if family == "align" else set())
     images = {"pixel_values"} if family == "efficientnet" else {"images", "pixel_values"}
     if not (needed <= arrays.keys() and images & arrays.keys()):
-        raise ValueError(f"{path}: expected the arrays {sorted(needed)} and one of {images}, got {sorted(arrays)}")
+        raise ValueError(
+            f"{path}: expected the arrays {sorted(needed)} and one of {sorted(images)}, got {sorted(arrays)}"
+        )
     return Reference(path.name, output, arrays[output], lambda folder: _recorded_inputs(arrays, family))
 
 

@@ -26,10 +26,10 @@ class SourceCheckpoint:
     files: list[Path] = field(default_factory=list)
     kind: str = "the original program's checkpoint"
     names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
-    image_processor: ImageProcessor | None = None  # of the source; None if it has none
+    # Written beside the weights: the source's own, or the original implementation's; None for a folder without one
+    image_processor: ImageProcessor | None = None
     tokenizer: Path | None = None  # folder with the tokenizer of the source
-    assumed: tuple[
-        str, ...
-    ] = ()  # fields of the configuration that the source does not show and the caller did not state
+    # Fields of the configuration that the source does not show and the caller did not state
+    assumed: tuple[str, ...] = ()
     # Fields of the model card; all three original implementations published under this license.
     license: Mapping[str, str] = field(default_factory=lambda: {"license": "apache-2.0"})

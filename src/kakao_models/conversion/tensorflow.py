@@ -20,7 +20,7 @@ from kakao_models.conversion import bundle
 from kakao_models.conversion.object_graph import OBJECT_GRAPH, object_graph
 from kakao_models.conversion.sstable import MAX_BYTES, read_table, write_table
 from kakao_models.files import wire
-from kakao_models.files.atomic import replacing, write_text
+from kakao_models.files.atomic import replacing
 from kakao_models.files.pointers import IS_POINTER, is_pointer
 from kakao_models.files.wire import CheckpointError, within
 
@@ -110,17 +110,17 @@ def write_checkpoint(
     if OBJECT_GRAPH in tensors:
         raise ValueError(f"{OBJECT_GRAPH} is among the tensors. Pass it as graph")
     graph = object_graph(tensors) if graph is None else graph
-    with replacing(_add(prefix, ".data-00000-of-00001")) as path, open(path, "wb") as file:
-        entries = {key.encode(): _append(file, key, tensors[key]) for key in tensors}
-        entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, graph)
+    state, data = prefix.with_name("checkpoint"), _add(prefix, ".data-00000-of-00001")
+    # All are complete before one gets its name: the last named here first.
+    with replacing(state) as state_file, replacing(index) as index_file, replacing(data) as data_file:
+        with open(data_file, "wb") as file:
+            entries = {key.encode(): _append(file, key, tensors[key]) for key in tensors}
+            entries[OBJECT_GRAPH.encode()] = _append(file, OBJECT_GRAPH, graph)
         table = write_table([(b"", bundle.HEADER), *sorted(entries.items())])
         read_table(table)  # within the bounds of what is read
-    with replacing(index) as path:
-        path.write_bytes(table)
-    name = "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in os.fsencode(prefix.name))
-    write_text(
-        prefix.with_name("checkpoint"), f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
-    )
+        index_file.write_bytes(table)
+        name = "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in os.fsencode(prefix.name))
+        state_file.write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n')
     return open_checkpoint(prefix)
 
 

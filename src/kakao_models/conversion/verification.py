@@ -114,7 +114,8 @@ def _align_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     ids, mask = fixed_tokens(config.text_config.vocab_size)
 
     def visible(values: np.ndarray) -> np.ndarray:
-        """Padding takes part in no other output, and the originals' large negative mask leaves it undefined in ours."""
+        """Sets padding to zero: no other output depends on it, and the originals' large negative mask leaves it undefined in
+        ours."""
         return values * mask[..., None].astype(values.dtype) if values.ndim == 3 else values
 
     def run() -> Outputs:
@@ -229,7 +230,7 @@ def compare(name: str, got: np.ndarray, expected: np.ndarray) -> Stage:
 
 
 def root_mean_square(values: np.ndarray) -> float:
-    """Computes in float64, converting a piece of `values` at a time."""
+    """Root mean square in float64, computed in pieces to save memory."""
     flat, step = values.reshape(-1), 1_000_000
     squares = (np.square(flat[start : start + step], dtype=np.float64).sum() for start in range(0, flat.size, step))
     return math.sqrt(sum(squares) / flat.size)
