@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from golden import inputs as input_formula, weights as weight_formula
@@ -23,6 +24,11 @@ from kakao_models.checkpoint.weightmap import permute
 from kakao_models.vit.weights import vit_tpu_slots
 
 FOLDER = Path(__file__).parent / "golden"
+
+
+def error(got: Any, expected: Any) -> float:
+    """The largest absolute difference, in float64."""
+    return float(np.abs(np.asarray(got, np.float64) - np.asarray(expected)).max())
 
 
 @dataclass(frozen=True)

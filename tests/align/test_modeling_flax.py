@@ -15,6 +15,7 @@ import pytest
 import tiny
 import transformers
 from flax import nnx
+from goldens import error
 from jax import export
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
@@ -74,10 +75,6 @@ def run(model, **inputs) -> dict:
         blocks=[state.transpose(0, 2, 3, 1) for state in vision.hidden_states[1:]],
         text=layers,
     )
-
-
-def error(got, wanted) -> float:
-    return float(np.abs(np.asarray(got, np.float64) - np.asarray(wanted)).max())
 
 
 @pytest.fixture(scope="module")

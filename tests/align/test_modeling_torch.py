@@ -8,6 +8,7 @@ import goldens
 import numpy as np
 import pytest
 import torch
+from goldens import error
 from tiny import IMAGE_SIZE, align_config, fill
 from tolerances import TOLERANCE
 
@@ -41,10 +42,6 @@ def run(model, inputs) -> SimpleNamespace:
             text_features=model._project_text(output.text_model_output),
         )
     return SimpleNamespace(**{name: value.numpy() for name, value in values.items()})
-
-
-def error(got: np.ndarray, recorded: np.ndarray) -> float:
-    return float(np.abs(got.astype(np.float64) - recorded).max())
 
 
 def check_float32(got: SimpleNamespace, recorded: dict) -> None:

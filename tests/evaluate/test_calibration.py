@@ -60,3 +60,11 @@ def test_confusion_is_dark_where_images_are():
     assert means[1][1] < means[0][0] < means[0][1] < means[1][0]
     with pytest.raises(ValueError, match="got shape \\(2, 3\\)"):
         draw_confusion(np.ones((2, 3)))
+
+
+def test_a_confusion_of_a_thousand_classes_shows_every_one():
+    for column in (20, 501, 979):
+        matrix = np.zeros((1000, 1000), np.int64)
+        matrix[500, column] = 1
+        pixels = np.asarray(draw_confusion(matrix).convert("L"))[70:-70, 70:-70]
+        assert (pixels < 128).any(), column

@@ -13,6 +13,7 @@ def shown(tmp_path):
     (tmp_path / "shown").mkdir()
     tiny.picture(1).save(tmp_path / "shown" / "a.png")
     tiny.picture(2).save(tmp_path / "secret.png")
+    (tmp_path / "shown" / "t.csv").write_text("image,caption\na.png,a picture\n")
     (tmp_path / "shown" / "link.png").symlink_to(tmp_path / "secret.png")
     return tmp_path / "shown"
 
@@ -40,6 +41,9 @@ def test_a_file(shown):
         ("{shown}/missing.tar::a", "No such file"),
         ("{shown}/a.png::3", "a.png"),
         ("{shown}/../secret.tar::a", "none of the folders"),
+        ("{shown}/t.csv::0", "holds no picture"),
+        ("{shown}/t.csv::7", "not in this table any more: it has 1 rows"),
+        ("{shown}/t.csv::" + "9" * 5000, "limit"),
     ],
 )
 def test_what_is_not_shown(shown, path, said):

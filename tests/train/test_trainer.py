@@ -126,6 +126,8 @@ def test_a_frozen_tower_stays_as_it_is_and_rates_differ(tmp_path):
     assert changed == {"text_projection.weight", "text_projection.bias", "temperature"}
     with pytest.raises(ValueError, match="there is no 'image_tower' in AlignModel; it has text_model"):
         training.align_trainer(tmp_path, freeze=["image_tower"])
+    with pytest.raises(ValueError, match="freeze: there is no ''"):
+        training.align_trainer(tmp_path, freeze=[""])
 
 
 @pytest.mark.parametrize("tower", ["vision_model", "text_model"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from goldens import error
 from safetensors.numpy import load_file
 from tolerances import TOLERANCE
 
@@ -18,10 +19,6 @@ from kakao_models.vit.modeling_flax import resize_position_embeddings
 
 NANO = ["vit_nano_ckpt", "vit_nano_model_weights", "vit_nano_backbone_weights"]
 FULL = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_c", "vit_d", "vit_e")]
-
-
-def error(got, wanted) -> float:
-    return float(np.abs(np.asarray(got, np.float64) - np.asarray(wanted)).max())
 
 
 def pixels_of(golden, dtype=np.float32) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from goldens import error
 from tolerances import TOLERANCE
 
 import kakao_models
@@ -16,10 +17,6 @@ from kakao_models.vit.modeling_tf import resize_position_embeddings
 NANO = ["vit_nano_ckpt", "vit_nano_model_weights", "vit_nano_backbone_weights"]
 FULL = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_c", "vit_d", "vit_e")]
 POSITIONS = ["from4_to6", "from14_to24", "from14_to32", "from24_to14", "from14_to14"]
-
-
-def error(got, recorded) -> float:
-    return float(np.abs(np.asarray(got, np.float64) - recorded).max())
 
 
 def pixels_of(golden, dtype: str = "float32") -> np.ndarray:

@@ -6,6 +6,7 @@ import pytest
 import scipy.ndimage
 import tiny
 import torch
+from goldens import error
 from tolerances import TOLERANCE
 from torch.nn import functional as F
 
@@ -17,10 +18,6 @@ NANO = ["vit_nano_ckpt", "vit_nano_model_weights", "vit_nano_backbone_weights"]
 FULL = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_c", "vit_d", "vit_e")]
 WITH_HEAD = ["vit_a", "vit_b", *NANO[:2], *FULL]
 POSITIONS = ["from4_to6", "from14_to24", "from14_to32", "from24_to14", "from14_to14"]
-
-
-def error(got, recorded) -> float:
-    return float(np.abs(np.asarray(got, np.float64) - recorded).max())
 
 
 def pixels_of(golden, dtype=torch.float32) -> torch.Tensor:

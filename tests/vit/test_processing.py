@@ -111,3 +111,13 @@ def test_the_auto_classes_give_what_they_give_without_this_package(fields, name,
     expected = processor(image, preprocessing="hf", return_tensors="np").pixel_values
     np.testing.assert_allclose(auto(image, return_tensors="np")["pixel_values"], expected, rtol=0, atol=1e-6)
     assert ViTImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
+def test_fields_that_only_align_has_change_nothing():
+    """transformers' ViT processor ignores them in a file."""
+    processor = ViTImageProcessor.from_dict(
+        ViTImageProcessor().to_dict() | {"include_top": True, "rescale_offset": True}
+    )
+    image, expected = picture(40, 28), ViTImageProcessor()
+    assert np.array_equal(processor(image)["pixel_values"], expected(image)["pixel_values"])
+    assert np.array_equal(processor.byte_values, expected.byte_values)

@@ -118,9 +118,8 @@ class TFAlignBatchNorm(Layer):
         means = _group_means(ops.mean(x, (1, 2)), n)  # (n, C)
         centred = x - _spread(means, n, batch)
         variances = _group_means(ops.mean(ops.square(centred), (1, 2)), n)  # (n, C)
-        share = 1 - self.momentum
-        if not isinstance(batch, int):  # a replica may get none of a last batch
-            share = ops.cast(batch > 0, means.dtype) * share
+        some = batch > 0  # a replica may get no sample of a last batch
+        share = (some if isinstance(batch, int) else ops.cast(some, means.dtype)) * (1 - self.momentum)
         for moving, now in ((self.moving_mean, means), (self.moving_variance, variances)):
             moving.assign(moving + ops.cast((ops.mean(now, 0) - moving) * share, moving.dtype))
         return centred, _spread(variances, n, batch)
@@ -129,7 +128,7 @@ class TFAlignBatchNorm(Layer):
 def _group_means(x, n):
     """(B, C) → (n, C): the means over the rows j, j + n, j + 2n, ... for each j below n."""
     batch, channels = ops.shape(x)
-    if isinstance(batch, int) and batch % n == 0:
+    if isinstance(batch, int) and batch and batch % n == 0:
         return ops.mean(ops.reshape(x, (-1, n, channels)), 0)
     x = ops.pad(x, ((0, -batch % n), (0, 0)))
     sizes = (batch - ops.arange(n) + n - 1) // n

@@ -79,24 +79,24 @@ def read_tokenizer(
     Raises:
         OSError, ValueError: there is none, or its files are damaged.
     """
-    pinned = pin(name_or_path, **where)
+    options, pinned = dict(options or {}), pin(name_or_path, **where)
     source, where = fetch_all(name_or_path, TOKENIZER_FILES, **pinned)
     with suppress(MissingFile):  # of a model, it names the class of a tokenizer that does not
         fetch(name_or_path, "config.json", **pinned)
     folder = Path(source, where.get("subfolder") or "")
     try:
         if not _names_no_class(folder):
-            return AutoTokenizer.from_pretrained(source, **{**(options or {}), "trust_remote_code": False, **where})
-        tokenizer = BertTokenizer.from_pretrained(folder, **(options or {}))
+            return AutoTokenizer.from_pretrained(source, **{**options, "trust_remote_code": False, **where})
+        tokenizer = BertTokenizer.from_pretrained(folder, **options)
         chosen = folder / "tokenizer_config.json"
         if (
-            "do_lower_case" in (options or {})
+            "do_lower_case" in options
             or is_uncased(tokenizer.get_vocab())
             or chosen.is_file()
             and "do_lower_case" in read_config(chosen)
         ):
             return tokenizer
-        return BertTokenizer.from_pretrained(folder, **{**(options or {}), "do_lower_case": False})
+        return BertTokenizer.from_pretrained(folder, **{**options, "do_lower_case": False})
     except (OSError, ImportError):
         raise
     except ValueError as error:

@@ -5,15 +5,15 @@ writes into the job's folder, which all machines must see. So whoever repeats a 
 """
 
 import functools
+import operator
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
-from kakao_models.data.workers import processes
+from kakao_models.data.workers import each
 from kakao_models.lazy import is_installed
 from kakao_models.samples.rows import Part
 
@@ -90,9 +90,7 @@ def _attempt(run: Callable[..., Any], world_size: int, rank: int) -> tuple[int, 
 
 
 def _on_this_machine(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:
-    with processes(world_size, os.getpid) as pool:
-        for future in as_completed([pool.submit(attempt, rank) for rank in range(world_size)]):
-            yield future.result()
+    yield from each(operator.call, attempt, range(world_size), world_size)
 
 
 def _on_spark(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:

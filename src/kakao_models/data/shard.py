@@ -78,10 +78,13 @@ def write_sample_shards(
         tasks = [(folder, number, order[start : start + per_shard])
                  for number, start in enumerate(range(0, total, per_shard))]  # fmt: skip
         entries, failures = [], []
-        for written, failed, rows in each(_write, shared, tasks, workers):
+        done = {}
+        for number, *result in each(_write, shared, tasks, workers):
+            done[number] = result
+            advance(len(tasks[number][2]))
+        for written, failed in (done[number] for number in sorted(done)):
             entries += [written] if written else []
             failures += failed
-            advance(rows)
         if not entries:
             raise ValueError(f"{name or 'the source'}: no sample could be read; the first: {': '.join(failures[0])}")
         summary = {"format": options.format, "seed": seed, "source": name, "classes": classes}
@@ -110,7 +113,7 @@ def stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:
     return file.getvalue(), "jpg", picture.size
 
 
-def _write(shared: tuple, task: tuple) -> tuple[dict | None, list[tuple[str, str]], int]:
+def _write(shared: tuple, task: tuple) -> tuple[int, dict | None, list[tuple[str, str]]]:
     folder, number, rows = task
     source, classes, options = shared
     kind = WRITERS[options.format]
@@ -135,8 +138,8 @@ def _write(shared: tuple, task: tuple) -> tuple[dict | None, list[tuple[str, str
         writer.close()
     if not count:
         path.unlink()
-        return None, failures, len(rows)
-    return entry(path, count), failures, len(rows)
+        return number, None, failures
+    return number, entry(path, count), failures
 
 
 def _content(sample: Sample) -> bytes:

@@ -5,10 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -42,7 +41,7 @@ def processes(count: int, start: Callable, *arguments: Any) -> Iterator[ProcessP
 
 
 def each(work: Callable[[Any, Any], T], shared: Any, tasks: Sequence, count: int) -> Iterator[T]:
-    """`work(shared, task)` of each task, in their order: here, or in at most `count` processes.
+    """`work(shared, task)` of each task, in the order in which they finish: here, or in at most `count` processes.
 
     Args:
         work: a function of a module, as processes find it by its name.
@@ -52,7 +51,8 @@ def each(work: Callable[[Any, Any], T], shared: Any, tasks: Sequence, count: int
         yield from (work(shared, task) for task in tasks)
         return
     with processes(min(count, len(tasks)), _share, shared) as pool:
-        yield from pool.map(partial(_work, work), tasks)
+        for future in as_completed([pool.submit(_work, work, task) for task in tasks]):
+            yield future.result()
 
 
 _shared: Any  # of this process

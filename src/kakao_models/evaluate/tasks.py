@@ -112,7 +112,7 @@ def classify(
         real: real.json of ImageNet-ReaL; images are found by the number in their names, as ILSVRC2012_val_00000001.JPEG.
     """
     data = data if real else data.labelled()
-    run.embedder.embedder.class_logits([], progress=False)  # says so at once if the model has no classifier
+    run.embedder.embedder.check_classifier()
     labels, names = (data.labels, data.keys) if columns is not None else _model_labels(run.embedder, data)
     logits = run.embedder.class_logits(data.images, name=data.name)
     scores = classification_scores(logits, labels, columns=columns)

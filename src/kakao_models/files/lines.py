@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from kakao_models.files.pointers import refuse_pointers
+from kakao_models.files.pointers import IS_POINTER, PointerError, starts_as_pointer
 
 
 def lines_of(path: str | os.PathLike) -> list[str]:
@@ -13,9 +13,10 @@ def lines_of(path: str | os.PathLike) -> list[str]:
         ValueError: it is not UTF-8 text.
         OSError: it can't be read, or is a Git LFS pointer.
     """
-    refuse_pointers([path])
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    if starts_as_pointer(text[:64].encode()):
+        raise PointerError(f"{os.fspath(path)}: {IS_POINTER}")
     return list(filter(None, map(str.strip, text.split("\n"))))

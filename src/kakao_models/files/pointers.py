@@ -1,6 +1,7 @@
 """Git LFS pointers: short texts that a clone has in the place of large files until `git lfs pull` downloads them."""
 
 import os
+import stat
 from collections.abc import Iterable
 
 _START = b"version https://git-lfs.github.com/spec/"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
@@ -20,7 +21,8 @@ def starts_as_pointer(content: bytes) -> bool:
 def is_pointer(file: str | os.PathLike) -> bool:
     """Whether a file is a Git LFS pointer; False where it can't be read. Only small files are looked into."""
     try:
-        if os.stat(file).st_size > _MOST_BYTES or not os.path.isfile(file):
+        info = os.stat(file)
+        if info.st_size > _MOST_BYTES or not stat.S_ISREG(info.st_mode):
             return False
         with open(file, "rb") as stream:
             return starts_as_pointer(stream.read(len(_START)))

@@ -26,7 +26,7 @@ TOWER_OUTPUT = {"image": "image_features", "classifier": "logits", "text": "text
 def exported(
     tower: nn.Module, what: str, image_size: tuple[int, int] | None = None, *, uint8: bool = False
 ) -> torch.export.ExportedProgram:
-    """The graph of a tower of `inference.fused.towers`, for any batch size and, of texts, any length.
+    """The graph of a tower of `fused.towers`, for any batch size and, of texts, any length.
 
     Its inputs are `TOWER_INPUTS[what]`: `pixel_values` (B, C, H, W), or `input_ids` and `attention_mask` (B, L), int64.
 

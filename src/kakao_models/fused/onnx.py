@@ -16,7 +16,7 @@ OPSET = 18
 
 
 def to_onnx(tower: nn.Module, what: str, image_size: tuple[int, int] | None = None, *, uint8: bool = False) -> Any:
-    """A `torch.onnx.ONNXProgram` of a tower of `inference.fused.towers`; arguments as of `export.graphs.exported`.
+    """A `torch.onnx.ONNXProgram` of a tower of `fused.towers`; arguments as of `export.graphs.exported`.
 
     `program.save("image.onnx")` writes it, with the weights inside as long as they are below 2 GB;
     `program.model_proto` is its message. Inputs and output go by the names in `graphs.TOWER_INPUTS` and `graphs.TOWER_OUTPUT`.

@@ -12,7 +12,7 @@ from kakao_models.fused.graphs import TOWER_INPUTS, TOWER_OUTPUT, exported, quie
 
 
 def to_openvino(tower: nn.Module, what: str, image_size: tuple[int, int] | None = None, *, uint8: bool = False) -> Any:
-    """An `openvino.Model` of a tower of `inference.fused.towers`; arguments as of `export.graphs.exported`.
+    """An `openvino.Model` of a tower of `fused.towers`; arguments as of `export.graphs.exported`.
 
     `openvino.save_model(model, "image.xml")` writes it (`compress_to_fp16=False` keeps its numbers as they are),
     `openvino.Core().compile_model(model, "CPU")` runs it. Inputs and output go by the names in `graphs.TOWER_INPUTS` and

@@ -96,10 +96,10 @@ def towers(
     weights = Weights(tensors, dtype)
     if config.model_type not in _TOWERS:
         raise ValueError(f"a model of type {config.model_type!r} has no fused towers")
-    towers = _TOWERS[config.model_type](config, weights, pixels)
+    built = _TOWERS[config.model_type](config, weights, pixels)
     if "classifier.weight" in weights:
-        towers["classifier"] = Classifier(towers["image"], weights, len(tensors["classifier.bias"]))
+        built["classifier"] = Classifier(built["image"], weights, len(tensors["classifier.bias"]))
     unknown = [key for key in weights.unused() if not key.endswith(_UNREAD)]
     if unknown:
         raise ValueError(f"unknown {min(unknown)}, and {len(unknown) - 1} more")
-    return {name: tower.eval() for name, tower in towers.items()}
+    return {name: tower.eval() for name, tower in built.items()}

@@ -250,7 +250,7 @@ class Embedder:
         processor_options: dict | None = None,
         num_workers: int | None = None,
     ) -> Iterator[ImageBatch]:
-        """Yields the embeddings of images in batches as they finish; earlier batches are not kept.
+        """Yields the results for images, named by `output`, batch by batch; no batch is kept.
 
         Args:
             output: "features" (n, D); "logits" (n, classes) of a model with a classifier; "hidden", the last hidden

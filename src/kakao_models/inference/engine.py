@@ -1,4 +1,4 @@
-"""Interface of every engine to the `Embedder`: arrays in, float32 arrays out.
+"""Base class of the engines that run a model for the `Embedder`: arrays in, float32 arrays out.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """

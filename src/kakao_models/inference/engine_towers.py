@@ -31,7 +31,7 @@ class EngineChoice(NamedTuple):
 
 
 class TowerEngine(Engine):
-    """A model as towers of `inference.fused`. Results are those of the weights when this was made.
+    """A model as towers of `fused`. Results are those of the weights when this was made.
 
     Args:
         source: the model.

@@ -29,11 +29,12 @@ def described(embedder: Embedder) -> dict[str, Any]:
 
 def _vocabulary(tokenizer) -> str:
     whole = getattr(tokenizer, "backend_tokenizer", None)
-    content = [type(tokenizer).__name__, tokenizer.get_vocab()] if whole is None else json.loads(whole.to_str())
-    if whole is not None:
-        content = {
-            key: value for key, value in content.items() if key not in ("truncation", "padding")
-        }  # of the last call
+    if whole is None:
+        content = [type(tokenizer).__name__, tokenizer.get_vocab()]
+    else:
+        content = json.loads(whole.to_str())
+        for setting in ("truncation", "padding"):  # of the last call
+            content.pop(setting, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -111,7 +111,7 @@ class ModelTensors:
         return self._tensors["temperature"].item()
 
     def towers(self, pixels: ByteValues | None) -> dict[str, torch.nn.Module]:
-        """The towers of `inference.fused`, in float32.
+        """The towers of `fused`, in float32.
 
         Raises:
             ValueError: a tensor is missing, unknown or of another shape.

@@ -155,7 +155,7 @@ class ZeroShotImageClassification(ImagePipeline):
 
 
 class ImageClassification(ImagePipeline):
-    """Scores of a model's own classes."""
+    """Scores images by the classes of the model's own classifier."""
 
     task = "image-classification"
 

@@ -51,7 +51,7 @@ def make_runner(
 
     Args:
         engine: of `ENGINES`.
-        tower: gives the tower of `inference.fused`, in float32; called only where nothing is kept of an earlier time.
+        tower: gives the tower of `fused`, in float32; called only where nothing is kept of an earlier time.
         what: "image" or "text".
         device: a `torch.device`; OpenVINO and ONNX Runtime run on the CPU.
         dtype: "float32", "bfloat16" or "float16".

@@ -201,16 +201,13 @@ def _remember(
 
 
 def machine() -> dict:
-    """The machine that a measurement holds for; versions are kept beside it."""
+    """Describes this machine's CPU, threads and system: a measurement is reused only where they are the same."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         properties = [next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags")]
-        name = (
-            hashlib.sha256("\n".join(properties).encode()).hexdigest()[:16]
-            + " "
-            + properties[0].partition(":")[2].strip()
-        )
+        digest = hashlib.sha256("\n".join(properties).encode()).hexdigest()[:16]
+        name = f"{digest} {properties[0].partition(':')[2].strip()}"
     return {"processor": name, "threads": threads(), "system": platform.system()}
 
 

@@ -34,8 +34,6 @@ def picture_page(
     title: str,
     note: str,
     read: Callable[[int], Image.Image],
-    *,
-    workers: int = 16,
 ) -> tuple[str, int]:
     """The page, and the number of pictures that are not available; the page gives the reason in their place.
 
@@ -51,7 +49,7 @@ def picture_page(
         except ImageError as error:
             return f'<div class="lost">{html.escape(error.reason)}</div>'
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(16) as pool:
         pictures = list(pool.map(picture, range(len(rows))))
     lost = sum(picture.startswith("<div") for picture in pictures)
     figures = "\n".join(map(_figure, rows, pictures))

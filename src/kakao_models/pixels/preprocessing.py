@@ -74,7 +74,7 @@ class Preprocessing:
 
     @classmethod
     def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Drops empty values of a file, and those that the class does not know, of which it warns."""
+        """The values of a file that are set and known to the class; warns of unknown ones."""
         fields = {name: value for name, value in values.items() if value is not None}
         unknown = _unknown(fields, {*cls.fields, *FOREIGN})
         _warn_of("preprocessor_config.json", unknown, cls.fields)
@@ -111,14 +111,15 @@ class Preprocessing:
     @property
     def byte_values(self) -> tuple[np.ndarray, np.ndarray]:
         """(scale, zero), float64 (3,) each: per channel, a byte u becomes (u - zero) * scale."""
-        factor = self.rescale_factor if self.do_rescale else 1
+        options = self._changed({})
+        factor = options.rescale_factor if options.do_rescale else 1
         scale, zero = np.full(3, float(factor)), np.zeros(3)
-        if self.do_rescale and self.rescale_offset:
+        if options.do_rescale and options.rescale_offset:
             zero += 1
-        std = np.broadcast_to(np.float64(self.image_std), 3)
-        if self.do_normalize:
-            zero, scale = zero + self.image_mean, scale / std
-        if self.include_top:
+        std = np.broadcast_to(np.float64(options.image_std), 3)
+        if options.do_normalize:
+            zero, scale = zero + options.image_mean, scale / std
+        if options.include_top:
             scale = scale / std
         return scale, zero / factor
 
@@ -154,6 +155,9 @@ class Preprocessing:
             name = min(unknown)
             raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.fields)}")
         changed = copy.copy(self)
+        changed.rescale_offset = changed.include_top = (
+            False  # where they are not fields, a file may set what means nothing
+        )
         for name in self.fields:
             value = changes.get(name)
             setattr(changed, name, self._checked(name, getattr(self, name) if value is None else value))

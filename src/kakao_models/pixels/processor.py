@@ -1,6 +1,5 @@
 """The base of the image processors of ALIGN and ViT: one picture from anywhere in, one float32 array out."""
 
-import json
 import os
 from contextlib import suppress
 from typing import Any, ClassVar, Self
@@ -9,7 +8,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch, fetch_all, hub_arguments
+from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch, fetch_all, hub_arguments, read_config
 from kakao_models.pixels.preprocessing import Preprocessing, warn_of_processor
 from kakao_models.pixels.tensors import as_tensors
 
@@ -86,8 +85,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
             return super().from_pretrained(source, **kwargs)
         source, where = fetch_all(source, PROCESSOR_FILES, **hub_arguments(kwargs))
         with suppress(MissingFile, ValueError):  # transformers says what is wrong with it
-            values = json.loads(fetch(source, "processor_config.json", **where).read_text(encoding="utf-8"))
-            warn_of_processor(values)
+            warn_of_processor(read_config(fetch(source, "processor_config.json", **where)))
         return super().from_pretrained(source, **(kwargs | where))
 
     @classmethod

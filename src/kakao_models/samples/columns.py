@@ -167,6 +167,11 @@ class SampleError(ValueError):
         return f"{self.sample.key}: {self.reason}"
 
 
+def named(error: Exception, key: str) -> tuple[str, str]:
+    """The name of the sample that an error is about (`key`, if the error does not say), and the reason."""
+    return (error.sample.key, error.reason) if isinstance(error, SampleError) else (key, str(error))
+
+
 def as_sample(
     record: Mapping[str, Any],
     key: str,

@@ -22,11 +22,15 @@ def alone(output: Path, rank: int) -> Iterator[None]:
     Raises:
         FileExistsError: another process works on the folder with this rank.
     """
+    lock = FileLock(output / f".rank{rank}.lock", blocking=False)
     try:
-        with FileLock(output / f".rank{rank}.lock", blocking=False):
-            yield
+        lock.acquire()
     except Timeout:
         raise FileExistsError(f"{output}: another process is at work on it as rank {rank}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, content: dict) -> None:

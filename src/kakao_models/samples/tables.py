@@ -83,13 +83,15 @@ def read_files(connection: ibis.BaseBackend, paths: Sequence[str | os.PathLike])
     if kind == "csv" and (other := next((path for path in paths if separator_of(path) != separator), None)):
         raise ValueError(f"{other}: its separator is {separator_of(other)!r}, that of {paths[0]} is {separator!r}")
     if connection.name == "duckdb":
+        import duckdb
+
         patterns = [glob.escape(path) for path in paths]  # it takes the names of files for patterns
         if kind == "csv":
             options = {"header": True, "all_varchar": True, "delim": separator, "quote": '"', "escape": '"'}
             options["max_line_size"] = 2**24
             try:
                 return getattr(connection, f"read_{kind}")(patterns, **options)
-            except Exception:
+            except duckdb.InvalidInputException:
                 for path in paths:
                     TextTable(path)  # says which line is wrong, in words of this package
                 raise

@@ -62,7 +62,8 @@ class TextTable(Source):
             image = record.get(self.fields.image)
             number = numbers.setdefault(image, count) if merge and isinstance(image, str) else count
             count += number == count
-            sample_of_row.append(number)
+            if merge:
+                sample_of_row.append(number)
             starts.append(start)
             ids = ids and bool(_WHOLE.fullmatch(str(record.get(self.fields.id) or 0)))
             labels = labels and self._is_csv and bool(_WHOLE.fullmatch(record.get(self.fields.label) or "0"))
@@ -74,9 +75,12 @@ class TextTable(Source):
         if ids and self.fields.id:
             self._casts[self.fields.id] = int
         # the rows of sample i are _order[_ends[i] : _ends[i + 1]]
-        samples = np.array(sample_of_row, np.int64)
-        self._order = samples.argsort(kind="stable")
-        self._ends = np.concatenate([[0], np.bincount(samples).cumsum()])
+        if count == len(starts):  # each row is a sample
+            self._order, self._ends = range(count), range(count + 1)
+        else:
+            samples = np.array(sample_of_row, np.int64)
+            self._order = samples.argsort(kind="stable")
+            self._ends = np.concatenate([[0], np.bincount(samples).cumsum()])
 
     def _read_head(self, file: BinaryIO, columns: Columns | None) -> None:
         self._head = file.readline()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from kakao_models.samples.columns import BY_NAME, Columns, as_sample
+from kakao_models.samples.columns import BY_NAME, Columns, as_sample, named
 from kakao_models.samples.shards import Source, locate
 from kakao_models.train.gradcache import ghost_chunks
 from kakao_models.train.transform import DataError, SampleTransform
@@ -86,7 +86,7 @@ class TrainData(Dataset):
             except DataError:
                 raise
             except UNUSABLE as error:
-                failures.append((key, str(error)))
+                failures.append(named(error, key))
             position = int(random.integers(len(self)))
         raise DataError(f"{_ATTEMPTS} samples drawn one after another cannot be used:\n  {_listed(failures)}; ...")
 
@@ -135,7 +135,7 @@ class StreamData(IterableDataset):
                 except DataError:
                     raise
                 except UNUSABLE as error:
-                    failures.append((key, str(error)))
+                    failures.append(named(error, key))
                     continue
                 usable = True
                 if len(items) == self.batch_size:

@@ -143,7 +143,8 @@ def build_distillations(settings: Mapping[str, Mapping], source: Source | None) 
             raise ValueError(
                 f"recipe: distill: {name}: targets: expected one file for each of the {sources} sources of data, or null, got {paths}"
             )
-        values["targets"] = [None if path is None else read_embeddings(path) for path in paths]
+        tables = {path: read_embeddings(path) for path in set(paths) if path is not None}  # a source may be there twice
+        values["targets"] = [tables.get(path) for path in paths]
         if isinstance(values.get("classes"), str):
             values["classes"] = lines_of(values["classes"])
         if isinstance(values.get("templates"), str):

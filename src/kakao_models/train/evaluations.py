@@ -1,6 +1,6 @@
 """Evaluations of a model while it is trained, through the `Embedder`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -12,8 +12,7 @@ from kakao_models.evaluate.retrieval import retrieval_scores
 from kakao_models.evaluate.templates import read_templates
 from kakao_models.evaluate.zero_shot import class_embeddings, zero_shot_scores
 from kakao_models.inference.embedder import Embedder
-
-Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
+from kakao_models.train.base_trainer import Evaluation
 
 
 def retrieval(data: str, batch_size: int = 32, **options: Any) -> Evaluation:

@@ -98,7 +98,7 @@ def parameter_groups(
     scales = {"": 1.0, **(lr_scale or {})}
     names = [name for name, _ in model.named_parameters()]
     for prefix in scales:
-        if not any(is_part(name, prefix) for name in names):
+        if prefix and not any(is_part(name, prefix) for name in names):
             parts = sorted({name.split(".")[0] for name in names})
             raise ValueError(f"lr_scale: no parameter's name begins with {prefix!r}. There are {', '.join(parts)}")
     norms = {id(p) for module in model.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
@@ -106,7 +106,7 @@ def parameter_groups(
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        prefix = max((prefix for prefix in scales if is_part(name, prefix)), key=len)
+        prefix = max((prefix for prefix in scales if not prefix or is_part(name, prefix)), key=len)
         norm = id(p) in norms
         group = groups.setdefault(
             (prefix, norm),
@@ -126,7 +126,7 @@ def parameter_groups(
 
 def is_part(name: str, prefix: str) -> bool:
     """Whether a parameter's or module's name begins with `prefix`, at a dot."""
-    return not prefix or name == prefix or name.startswith(prefix + ".")
+    return name == prefix or name.startswith(prefix + ".")
 
 
 OPTIMIZERS = ("lamb", "adamw", "sgd")

@@ -203,9 +203,8 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     if absent := [name for name in needed if name not in values]:
         raise ValueError(f"{path}: a recipe for {kind} needs {', '.join(absent)} too, which it does not have")
-    defaults = {f.name for f in dataclasses.fields(cls) if f.name not in needed}
     # null restores the default, unless null is a value of its own
-    kept = {k: v for k, v in values.items() if v is not None or k not in defaults or _may_be_none(hints[k])}
+    kept = {k: v for k, v in values.items() if v is not None or k in needed or _may_be_none(hints[k])}
     return cls(**{name: _typed(name, value, hints[name]) for name, value in kept.items()})
 
 

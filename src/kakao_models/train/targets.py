@@ -54,12 +54,13 @@ def soft_cross_entropy(
     """
     total = targets.sum(1, keepdim=True)
     has = total > 0  # (R, 1)
-    even = torch.ones_like(targets)
-    if ignored is not None:
-        out = ignored & (targets == 0)
-        logits, even = logits.masked_fill(out, -torch.inf), even.masked_fill(out, 0)
+    out = None if ignored is None else ignored & (targets == 0)
+    if out is not None:
+        logits = logits.masked_fill(out, -torch.inf)
     targets = targets / total.where(has, 1)
-    targets = (1 - smoothing) * targets + smoothing * (has * even) / even.sum(1, keepdim=True).clamp_min(1)
+    if smoothing:
+        even = torch.ones_like(targets) if out is None else (~out).to(targets.dtype)
+        targets = (1 - smoothing) * targets + smoothing * (has * even) / even.sum(1, keepdim=True).clamp_min(1)
     log_shares = logits.log_softmax(1).masked_fill(targets == 0, 0)  # 0 * -inf would be NaN
     return -(targets * log_shares).sum() / has.sum().clamp_min(1)
 
