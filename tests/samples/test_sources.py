@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import image_tables as tables
@@ -269,6 +270,22 @@ def test_tars_that_can_not_be_read_one_way_only(tmp_path):
         open_source(no_captions, needs=("image", "caption"))
     depth = tables.write_tar(tmp_path / "c.tar", [("0.depth.png", tables.content(1)), ("0.jpg", tables.content(0))])
     assert list(open_source(depth, Columns(image="depth.png")))[0].image == tables.content(1)
+
+
+@pytest.mark.parametrize("what", ["cut in a header", "cut in a file", "cut between files", "a damaged header"])
+def test_a_damaged_tar_is_refused_whole(tmp_path, what):
+    """tarfile itself stops at such places without a word."""
+    path = Path(tables.write_tar(tmp_path / "a.tar", [(f"{n}.png", tables.content(n)) for n in range(4)]))
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        third = tar.getmembers()[2].offset
+    if what == "a damaged header":
+        data[third + 150] ^= 1  # within its checksum
+    else:
+        del data[third + {"cut in a header": 100, "cut in a file": 520, "cut between files": 0}[what] :]
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a.tar: damaged after \d samples, in or after [12] .*get the file again"):
+        open_source(path)
 
 
 def test_what_a_folder_is(tmp_path):

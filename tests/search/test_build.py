@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_tables
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,6 +99,27 @@ def test_sync_removes_what_is_gone_and_keeps_what_can_not_be_read(embedder, fold
         assert done.removed == 1 and index.count == 7
         assert str(folder / "005.png") in {hit.path for hit, _ in rows_of(index).values()}
         assert index.build(folder, sync=True).removed == 0
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_sync_keeps_the_rows_of_a_damaged_tar(embedder, folder, tmp_path, counted):
+    members = [(f"{number:03}.png", (folder / f"{number:03}.png").read_bytes()) for number in (0, 1, 2, 4)]
+    path = Path(image_tables.write_tar(tmp_path / "a.tar", members))
+    whole = path.read_bytes()
+    (tmp_path / "other").mkdir()
+    shutil.copy(folder / "005.png", tmp_path / "other")
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        index.build([path, tmp_path / "other"])
+        before = index.count
+        path.write_bytes(whole[: whole.rindex(b"004.png") + 100])
+        if counted:  # as img2dataset does beside its tars
+            (tmp_path / "a_stats.json").write_text('{"successes": 4}')
+            done = index.build([path, tmp_path / "other"], sync=True)
+            assert done.removed == 0 and "a.tar: damaged after 3 samples" in done.failures[0][1]
+        else:
+            with pytest.raises(ValueError, match="a.tar: damaged after 3 samples"):
+                index.build([path, tmp_path / "other"], sync=True)
+        assert index.count == before
 
 
 def test_columns_of_a_table(embedder, photos, tmp_path):

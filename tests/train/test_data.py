@@ -181,17 +181,6 @@ def test_what_tars_of_strangers_hold(tmp_path):
         open_source(tmp_path / "x.csv")
 
 
-def test_a_tar_cut_short_keeps_its_whole_samples(tmp_path):
-    path = write_tar(tmp_path / "0.tar", range(4))
-    whole = path.read_bytes()
-    for kind in (b"jpg", b"txt"):  # within the last sample's picture, and its caption
-        path.write_bytes(whole[: whole.rindex(b"00003." + kind) + 512 + 5])
-        source = open_source(path)
-        assert list(source.counts) == [3]
-        for row in range(3):
-            assert source.read(0, row).image == jpeg(row) and source.read(0, row).captions == (captions(row)[0],)
-
-
 def test_a_damaged_record_is_found_by_its_crc(tmp_path):
     path = write_tfrecord(tmp_path / "a.tfrecord", [example(jpg=[b"x" * 50]), example(jpg=[b"y" * 50])])
     data = bytearray(path.read_bytes())

@@ -239,10 +239,20 @@ class TarShards(_Shards):
                             f"{path}: has two files {member.name}: which of them is the sample's? Pack it again"
                         )
                     samples[key][kind] = (member.offset_data, member.size)
+                end = tar.offset
+            with open(path, "rb") as file:
+                file.seek(end)
+                block = file.read(_BLOCK)
+            # tarfile stops without a word where the file ends, and at a header that it can't read; blocks of zeros are a tar's end
+            if not block or any(block):
+                raise tarfile.ReadError("a damaged header" if any(block) else "the file ends before the tar does")
         except tarfile.TarError as error:
             if not samples:
                 raise ValueError(f"{path}: not a tar file ({error})") from error
-            samples.pop(key)  # it is cut short, and so may be the last sample
+            raise ValueError(
+                f"{path}: damaged after {len(samples)} samples, in or after {key} ({error}), and what follows is lost: get the "
+                "file again"
+            ) from error
         return list(samples.items())
 
     def _names(self, shard: int, row: int) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from kakao_models.samples.columns import BY_NAME, Columns
 from kakao_models.search.collection import INSERT
-from kakao_models.search.items import Item, Items, metadata_digest, plain
+from kakao_models.search.items import WITHIN, Item, Items, metadata_digest, plain
 
 if TYPE_CHECKING:
     from kakao_models.search.index import SearchIndex
@@ -100,8 +100,9 @@ def build(
     )
     writer = _Writer(index, report)
     seen: set[str] = set()
+    lost: set[str] = set()  # files of samples that could not be read
     try:
-        parts = _parts(index, items, seen, report, writer, advance)
+        parts = _parts(index, items, seen, lost, report, writer, advance)
         embedded = _texts(embedder, parts) if kind == "texts" else _images(embedder, parts, size)
         for new, vectors, failed in embedded:
             report.failures += failed
@@ -115,14 +116,20 @@ def build(
         raise ValueError(f"nothing could be read, {len(report.failures)} failed; the first: {name}: {reason}")
     if sync:
         kept = {plain(name) for name, _ in report.failures}
-        gone = [key for key, path in index.all_ids() if key not in seen and path not in kept]
+        gone = [
+            key
+            for key, path in index.all_ids()
+            if key not in seen and path not in kept and path.partition(WITHIN)[0] not in lost
+        ]
         report.removed = index.delete(gone) if gone else 0
     index.flush()
     report.seconds = time.monotonic() - start
     return report
 
 
-def _parts(index, items: Items, seen: set[str], report: BuildReport, writer: "_Writer", advance) -> Iterator[list]:
+def _parts(
+    index, items: Items, seen: set[str], lost: set[str], report: BuildReport, writer: "_Writer", advance
+) -> Iterator[list]:
     """Yields the new items of each part that has any, in their places, with None in the places of others."""
 
     def look(number: int) -> tuple[list[Item], dict[str, str]]:
@@ -135,6 +142,7 @@ def _parts(index, items: Items, seen: set[str], report: BuildReport, writer: "_W
             places.append(None)
             if item.error:
                 report.failures.append((item.name, item.error))
+                lost |= {plain(item.lost_in)} if item.lost_in else set()
                 continue
             if item.id in seen:
                 report.duplicates += 1

@@ -34,6 +34,7 @@ class Item:
 
     id: SHA-256 of the content, that of the image's file or of the text in UTF-8; "" where there is none.
     error: why there is none.
+    lost_in: the file of a sample that could not be read at all, so that its path is not known.
     """
 
     name: str  # in messages
@@ -41,6 +42,7 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     id: str = ""
+    lost_in: str | None = None
 
     def __post_init__(self):
         if self.content:
@@ -91,7 +93,7 @@ class Items:
         def item(place: int, sample: Sample) -> Item:
             name = f"{file}{WITHIN}{place}"
             if sample.error:
-                return Item(name, error=sample.error)
+                return Item(name, error=sample.error, lost_in=file)
             return self._text(name, sample) if self.kind == "texts" else self._image(name, file, is_folder, sample)
 
         return list(self._pool.map(item, range(part.start, part.stop), rows.read(part)))
