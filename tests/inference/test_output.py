@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,9 +21,36 @@ def test_names_never_stand_beside_other_rows(tmp_path, monkeypatch):
         raise OSError("24 requested and 8 written")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match=r"out\.npy can't be written: 24 requested"):
+    with pytest.raises(OSError, match=r"^\S*out\.npy can't be written: 24 requested"):
         write_embeddings(path, ["c", "d"], rows)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_killed_between_its_two_files_no_names_stand_beside_other_rows(tmp_path, monkeypatch):
+    path, rows = tmp_path / "out.npy", np.ones((2, 3), np.float32)
+    write_embeddings(path, ["a", "b"], rows)
+    replace, done = os.replace, []
+
+    def killed(source, target):
+        if done:
+            raise KeyboardInterrupt
+        done.append(replace(source, target))
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(path, ["c", "d"], 2 * rows)
+    assert [file.name for file in tmp_path.iterdir()] == ["out.npy"] and (np.load(path) == 2).all()
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left, running, other = (
+        tmp_path / f".{name}.tmp" for name in (f"out.npy.{gone.stdout.strip()}", f"out.npy.{os.getppid()}", "out.npy.x")
+    )
+    for file in (left, running, other):
+        file.touch()
+    write_embeddings(tmp_path / "out.npy", ["a"], np.ones((1, 3), np.float32))
+    assert {file.name for file in tmp_path.iterdir()} == {"out.npy", "out.names.json", running.name, other.name}
 
 
 def test_a_file_name_that_is_not_in_utf8_loses_nothing(tmp_path, capsys):

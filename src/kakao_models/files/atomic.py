@@ -1,5 +1,6 @@
 """Files and folders that appear under their names complete, or not at all, and their SHA-256."""
 
+import glob
 import hashlib
 import os
 import shutil
@@ -12,24 +13,46 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path`, durably, when the block is through.
+    """A name beside `path` to write to, which becomes `path`, durably, when the block is through. What killed processes left
+    for the same path is cleared.
 
     Raises:
         OSError: it can't be written; the message names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _clear_leftovers(path)
     try:
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename not in (None, str(temporary), temporary):
+        # a cause: another path's, already explained
+        if error.filename not in (None, str(temporary), temporary) or isinstance(error.__cause__, OSError):
             raise
         # numpy and the system do not always say which file
         message = f"{path} can't be written: {error.strerror or error}"
         raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Removes the temporary files of `replacing` whose processes are gone."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
+        with suppress(OSError):  # Windows removes no file that is open, and so tells by itself
+            if process.isdecimal() and not (os.name == "posix" and _is_alive(int(process))):
+                leftover.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

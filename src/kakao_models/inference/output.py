@@ -4,14 +4,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kakao_models.files.atomic import replacing
+from kakao_models.files.atomic import flush, replacing
 from kakao_models.inference.stream import Failure
 
 if TYPE_CHECKING:
@@ -36,8 +35,13 @@ def write_embeddings(path: str | os.PathLike, names: Sequence[str], rows: np.nda
         raise ValueError(f"{path}: got {len(names)} names for {len(rows)} rows")
     if path.suffix == ".npy":
         beside = path.with_suffix(".names.json")
-        listed = _json(list(names), 0).encode()
-        _write({path: lambda file: np.save(file, rows), beside: lambda file: file.write(listed)})
+        with replacing(beside) as names_file, replacing(path) as rows_file:
+            names_file.write_text(_json(list(names), 0), encoding="utf-8")
+            with open(rows_file, "wb") as file:
+                np.save(file, rows)
+            flush(rows_file)
+            # Killed between the two renamings, rows without names are left: names never stand by other rows
+            beside.unlink(missing_ok=True)
         return [path, beside]
     import pyarrow
     import pyarrow.parquet
@@ -46,7 +50,8 @@ def write_embeddings(path: str | os.PathLike, names: Sequence[str], rows: np.nda
     names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
     values = pyarrow.array(np.ascontiguousarray(rows, np.float32).reshape(-1))
     table = pyarrow.table({"name": names, "embedding": pyarrow.FixedSizeListArray.from_arrays(values, rows.shape[1])})
-    _write({path: lambda file: pyarrow.parquet.write_table(table, file)})
+    with replacing(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)
     return [path]
 
 
@@ -64,14 +69,6 @@ def check_format(path: str | os.PathLike) -> None:
             import pyarrow  # noqa: F401
         except ModuleNotFoundError as error:
             raise ImportError(f"{path}: .parquet needs pyarrow: pip install pyarrow. Or write .npy") from error
-
-
-def _write(files: dict[Path, Callable[[BinaryIO], object]]) -> None:
-    """Writes all files under other names before the first one takes its place: old rows never stand by new names."""
-    with ExitStack() as whole:
-        for path, write in files.items():
-            with open(whole.enter_context(replacing(path)), "wb") as file:
-                write(file)
 
 
 def _json(value: object, indent: int) -> str:
