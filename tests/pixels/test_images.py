@@ -7,6 +7,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -18,7 +20,7 @@ from tolerances import TOLERANCE
 
 from kakao_models.pixels import fetch as fetch_module, images
 from kakao_models.pixels.fetch import FetchError, fetch_url, is_public
-from kakao_models.pixels.images import ImageError, list_images, load_image
+from kakao_models.pixels.images import ImageError, image_size, list_images, load_image, load_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what it skips in broken files
 PHOTOS = Path(__file__).parents[2] / "src" / "kakao_models" / "photos"
@@ -168,18 +170,22 @@ TURNED = {  # orientation -> the picture as stored, given the picture as seen
 }
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
 @pytest.mark.parametrize("orientation", TURNED)
 def test_exif_orientation(orientation, kind):
     seen = np.repeat(np.repeat(RAMP, 8, axis=0), 8, axis=1)  # large blocks: survive JPEG
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}, "AVIF": {"quality": 100}}.get(kind, {})
+    if kind not in Image.SAVE:
+        pytest.skip(f"this build of PIL does not write {kind}")
     data = encoded(Image.fromarray(np.ascontiguousarray(TURNED[orientation](seen))), kind, exif=exif, **options)
     picture = load_image(data)
     assert picture.size == (seen.shape[1], seen.shape[0])
-    assert np.abs(np.int16(picture) - seen)[4::8, 4::8].max() <= (12 if kind == "JPEG" else 0)
+    assert np.abs(np.int16(picture) - seen)[4::8, 4::8].max() <= (12 if kind in ("JPEG", "AVIF") else 0)
     np.testing.assert_array_equal(np.asarray(load_image(picture)), np.asarray(picture))  # not turned twice
+    np.testing.assert_array_equal(load_pixels(data), np.asarray(picture))
+    assert image_size(data) == picture.size
 
 
 def test_broken_exif_does_not_matter():
@@ -260,6 +266,72 @@ def test_pixels_are_counted_before_decoding(monkeypatch):
         load_image(data, max_pixels=4999)
     with pytest.raises(ImageError, match="13378 x 13377 pixels are more than max_pixels = 178956970"):
         load_image(png_of_size(13378, 13377))
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(picture, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert load_image(data[:-2] + data[last:-2] * 80 + b"\xff\xd9").size == (64, 64)
+    for read in (load_image, load_pixels, image_size):
+        with pytest.raises(ImageError, match="a JPEG of more than 100 scans"):
+            read(data[:-2] + data[last:-2] * 20_000 + b"\xff\xd9")
+    segment = b"\xff\xe1" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000  # what looks like scans in metadata
+    assert load_image(data[:2] + segment + data[2:]).size == (64, 64)
+
+
+BOMBS = """
+import io, resource, struct, sys, zlib
+from PIL import Image
+from kakao_models.pixels.images import ImageError, image_size, load_image, load_pixels
+
+def png(late):
+    rows = zlib.compress(bytes(2001 * 16_000), 9)  # 16,000 x 16,000 pixels of one bit
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", 16_000, 16_000, 1, 0, 0, 0, 0), b"IDAT" + rows]
+    parts += [b"tEXtDescription\\0late"] * late + [b"IEND"]
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    return b"\\x89PNG\\r\\n\\x1a\\n" + b"".join(chunks)
+
+def other(kind):
+    out = io.BytesIO()
+    Image.new("L", (100, 100)).save(out, kind)
+    data = bytearray(out.getvalue())
+    if kind == "JPEG":
+        place = data.index(b"\\xff\\xc0") + 5
+        data[place:place + 4] = struct.pack(">HH", 65_000, 65_000)
+    elif kind == "GIF":
+        data[6:10] = struct.pack("<HH", 60_000, 60_000)
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", 60_000, 60_000)
+    elif kind == "PPM":
+        return b"P5 60000 60000 255 " + bytes(data[-10_000:])
+    elif kind == "TIFF":
+        for tag in (256, 257):
+            place = data.index(struct.pack("<HHI", tag, 4, 1)) + 8
+            data[place:place + 4] = struct.pack("<I", 60_000)
+    return bytes(data)
+
+bombs = {"PNG": png(0), "PNG with a late text": png(1)}
+bombs |= {kind: other(kind) for kind in ("JPEG", "GIF", "BMP", "PPM", "TIFF")}
+for name, data in bombs.items():
+    for read in (image_size, load_image, load_pixels):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            read(data)
+            print(name, read.__name__, "was read")
+        except ImageError as error:
+            if "more than max_pixels" not in str(error):
+                print(name, read.__name__, error)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        if grown > 64:
+            print(name, read.__name__, f"took {grown:.0f} MB")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="resource is of Unix")
+def test_bombs_of_every_format_take_no_memory():
+    done = subprocess.run([sys.executable, "-c", BOMBS], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
 
 
 def test_the_limit_is_ours_and_not_pils(monkeypatch, recwarn):

@@ -1,6 +1,6 @@
 """A table of addresses and texts → tars of pictures, in img2dataset's layout, resumable picture by picture.
 
-Of each shard there are 00000.tar (the pictures that were had), 00000.parquet (every row: what came of it) and
+Of each shard there are 00000.tar (the pictures that were downloaded), 00000.parquet (every row: what came of it) and
 00000_stats.json. A shard in work is a journal; it becomes these files when all its rows have been tried.
 """
 
@@ -260,7 +260,7 @@ _AT_A_TIME = ((2**24, threading.Semaphore(1)), (2**22, threading.Semaphore(4)))
 
 
 def _stored(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:
-    width, height = image_size(data)
+    width, height = image_size(data, options.max_pixels)
     turn = next((turn for pixels, turn in _AT_A_TIME if width * height > pixels), nullcontext())
     with turn:
         return stored(data, options)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ SUFFIXES = (
 # A JPEG is decoded at 1/2, 1/4 or 1/8 if it stays at least this much larger than the size asked for. On photographs
 # resized with antialiasing, a margin of 2 changes pixels by 0.7 of 255 in the mean at worst; a margin of 1 by 3.
 JPEG_MARGIN = 2
+
+# Scans of a JPEG that are decoded at most, as libtiff does. A progressive photograph has about ten; each costs as much time
+# as it likes, and twenty thousand fit into 2 MB.
+_MOST_SCANS = 100
 
 _UPRIGHT = {  # EXIF orientation -> transposition that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -138,9 +143,7 @@ def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addr
     name = _describe(source)
     try:
         with _opened(source, timeout, max_bytes, allow_private_addresses) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise ImageError(name, f"{width} x {height} pixels are more than max_pixels = {max_pixels}")
+            _checked_size(picture, name, max_pixels)
             if size_hint and picture is not source and picture.format in ("JPEG", "MPO"):
                 sideways = _orientation(picture) >= 5
                 h, w = reversed(size_hint) if sideways else size_hint
@@ -152,15 +155,22 @@ def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addr
         raise ImageError(name, _reason(error)) from error
 
 
-def image_size(data: bytes) -> tuple[int, int]:
+def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) of a picture's file as it is looked at, by its header.
 
     Raises:
-        ImageError: it is no picture.
+        ImageError: it is no picture, or has more than `max_pixels`.
     """
     with _opened(data, 0, 0, False) as picture:
-        width, height = picture.size
-        return (height, width) if _orientation(picture) >= 5 else (width, height)
+        width, height = _checked_size(picture, _describe(data), max_pixels)
+        return (height, width) if _orientation(picture, data) >= 5 else (width, height)
+
+
+def _checked_size(picture: Image.Image, name: str, max_pixels: int) -> tuple[int, int]:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise ImageError(name, f"{width} x {height} pixels are more than max_pixels = {max_pixels}")
+    return width, height
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
@@ -235,6 +245,8 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN.get(kind, (None, None))
         if accept is None or accept(prefix) is not True:  # a string: this build of PIL cannot decode the format
             continue
+        if kind == "JPEG":
+            _check_scans(file, name)
         file.seek(0)
         try:
             return factory(file, "")
@@ -244,6 +256,31 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     if starts_as_pointer(file.read(64)):
         raise ImageError(name, IS_POINTER)
     raise ImageError(name, f"not an image of a kind that is read ({', '.join(IMAGE_FORMATS)})")
+
+
+def _check_scans(file: BinaryIO, name: str) -> None:
+    """
+    Raises:
+        ImageError: a JPEG has more scans than `_MOST_SCANS`.
+    """
+    file.seek(0)
+    data = file.read()
+    if data.count(b"\xff\xda") <= _MOST_SCANS:  # markers, and what looks like one within metadata
+        return
+    place, scans = 2, 0
+    while marker := _MARKER.search(data, place):
+        kind = data[marker.end() - 1]
+        if kind == 0xD9:  # the end of the picture; of another, such as an MPO's, nothing is decoded
+            return
+        scans += kind == 0xDA
+        if scans > _MOST_SCANS:
+            raise ImageError(name, f"a JPEG of more than {_MOST_SCANS} scans: decoding it would take too long")
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+
+
+_MARKER = re.compile(
+    rb"\xff+[^\x00\x01\xd0-\xd8\xff]"
+)  # with a length behind it; within scans 0xff is followed by others
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
@@ -271,11 +308,30 @@ def _to_8_bits(array: np.ndarray, name: str) -> np.ndarray:
     return np.rint(array * np.float64(scale)).astype(np.uint8)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(picture: Image.Image, data: bytes = b"") -> int:
+    """The EXIF orientation, 1 to 8. Of a PNG, PIL looks for it behind the pixels too, which it decodes for that; `data`, its
+    file, spares this where nothing is there. A TIFF is turned by PIL as it is decoded, and has the size that it will have."""
+    if picture.format == "TIFF":
+        return 1
     try:
-        return int(picture.getexif().get(0x0112, 1))
+        exif = Image.Image.getexif(picture) if data and not _has_late_texts(data) else picture.getexif()
+        return int(exif.get(0x0112, 1))
     except Exception:  # noqa: BLE001  broken EXIF, beside a sound picture, fails in as many ways as broken pictures
         return 1
+
+
+def _has_late_texts(data: bytes) -> bool:
+    """Whether a PNG has chunks behind its pixels in which an orientation may be."""
+    if not data.startswith(b"\x89PNG"):
+        return False
+    place, pixels = 8, False
+    while place + 8 <= len(data):
+        kind = data[place + 4 : place + 8]
+        if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            return True
+        pixels |= kind == b"IDAT"
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return False
 
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:

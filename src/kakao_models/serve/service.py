@@ -251,7 +251,7 @@ class Service:
         results: list[Any] = [None] * len(values)
         output = "logits" if kind == "classifier" else "features"
         options = {"max_pixels": self.limits.max_pixels}
-        large = {index for index, value in enumerate(values) if _is_large(value)}
+        large = {index for index, value in enumerate(values) if _is_large(value, self.limits.max_pixels)}
         together = [index for index in range(len(values)) if index not in large]
         for places in filter(None, (together, *([index] for index in large))):
             some = [values[index] for index in places]
@@ -263,12 +263,12 @@ class Service:
         return results
 
 
-def _is_large(image: Any) -> bool:
+def _is_large(image: Any, max_pixels: int) -> bool:
     """Whether an image is decoded alone: a file of 200 KB may need a gigabyte, and other threads would decode as many."""
     if not isinstance(image, bytes):
         return False
     try:
-        width, height = image_size(image)
+        width, height = image_size(image, max_pixels)
     except ImageError:
         return False
     return width * height > _LARGE * (4 if image.startswith(b"\xff\xd8") else 1)
