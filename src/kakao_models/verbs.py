@@ -60,7 +60,7 @@ BatchSizeOption = Annotated[int, _model(min=1, help="Inputs at a time.", show_de
 DATA_PANEL = "Data"
 _column = functools.partial(
     typer.Option,
-    help="Its name in the table; by default, usual names are recognised.",
+    help="Name of this column in the table; by default, usual names are recognised.",
     show_default=False,
     rich_help_panel=DATA_PANEL,
 )

@@ -149,7 +149,7 @@ def test_preview_of_a_chosen_column(command, tmp_path):
     place = tmp_path / "t.jsonl"
     place.write_text('{"pic": "pictures/0.png", "n": 1}\n{"pic": null, "n": 2}\n{"pic": 7, "n": 3}\n')
     code, _, err = command("preview", place, "--html", tmp_path / "page.html", "--image-column", "pic")
-    assert code == 0 and "1 images, 2 could not be had" in err
+    assert code == 0 and "1 images, 2 could not be read" in err
     code, _, err = command("preview", place, "--image-column", "nope")
     assert code == 2 and "no column 'nope'; there are pic, n" in err
 

@@ -64,18 +64,18 @@ def _check_extra() -> None:
 _run = functools.partial(typer.Option, rich_help_panel="Run")
 _SOURCE = "A .parquet, .csv or .jsonl file, a pattern or folder of such, or hf://owner/name."
 SourceArgument = Annotated[str, typer.Argument(help=_SOURCE)]
-Backend = Annotated[str, _run(help="duckdb, or pyspark.")]
+Backend = Annotated[str, _run(help="Engine of tables: duckdb or pyspark.")]
 MemoryLimit = Annotated[str | None, _run(help="Memory limit of DuckDB, such as 8GB.")]
-Threads = Annotated[int | None, _run(min=1, help="Threads of DuckDB.")]
-Spill = Annotated[Path | None, _run(help="Folder for what doesn't fit in memory.", file_okay=False)]
-OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to make.", show_default=False)]
+Threads = Annotated[int | None, _run(min=1, help="Number of DuckDB's threads.")]
+Spill = Annotated[Path | None, _run(help="Folder for temporary data that do not fit in memory.", file_okay=False)]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to create.", show_default=False)]
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Downscale images to at most this shorter side; by default sizes are kept.")
 ]
-PerShard = Annotated[int, typer.Option(min=1, max=999_999, help="Rows of a shard.")]
-Workers = Annotated[int, _run(min=1, help="Processes.")]
+PerShard = Annotated[int, typer.Option(min=1, max=999_999, help="Number of rows per shard.")]
+Workers = Annotated[int, _run(min=1, help="Number of worker processes.")]
 Rank = Annotated[int, _run(min=0, help="Rank of this machine, from 0.")]
-WorldSize = Annotated[int, _run(min=1, help="Machines, or tasks of --distributor, that share the work.")]
+WorldSize = Annotated[int, _run(min=1, help="Number of machines, or of --distributor's tasks, that share the work.")]
 Distributor = Annotated[str | None, _run(help="Run all ranks: multiprocessing (here), pyspark or ray (a cluster).")]
 
 
@@ -89,7 +89,7 @@ def preview(
     columns: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     image_column: ImageColumnOption = None,
     split: Annotated[str, typer.Option(help="Split of a data set of the Hub.")] = "train",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an image.")] = 10.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an image.")] = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Show the first rows, and what differs from COYO's published columns.
@@ -124,7 +124,7 @@ def preview(
         folder = Path(source) if Path(source).is_dir() else Path(source).parent
         text, lost = contact_sheet(records, source, columns=chosen, folder=folder, timeout=timeout)
         write_text(page, text)
-        print(f"{page}: {len(records) - lost} images, {lost} could not be had", file=sys.stderr)
+        print(f"{page}: {len(records) - lost} images, {lost} could not be read", file=sys.stderr)
 
 
 @app.command(no_args_is_help=True)
@@ -132,7 +132,7 @@ def stats(
     source: SourceArgument,
     picture: Annotated[Path | None, typer.Option(help="Also draw the distributions, into this .png or .jpg.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write JSON here.")] = None,
-    sample: Annotated[float | None, typer.Option(help="Look at this share of the rows, such as 0.01.")] = None,
+    sample: Annotated[float | None, typer.Option(help="Read only this share of the rows, such as 0.01.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the sample.")] = 0,
     unique: Annotated[bool, typer.Option(help="Count distinct URLs, images and texts.")] = True,
     as_json: JsonOption = False,
@@ -167,11 +167,13 @@ def stats(
 def filter_(
     source: Annotated[str | None, typer.Argument(help=_SOURCE)] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to make; none: only count.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to create; without it, rows are only counted.", show_default=False),
     ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="coyo, align, or a YAML file.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe: coyo, align, or a YAML file.")] = None,
     filters: Annotated[
-        list[str] | None, typer.Option("--filter", "-f", help="NAME or NAME:parameter=value,...; may be repeated.")
+        list[str] | None,
+        typer.Option("--filter", "-f", help="A filter, as NAME or NAME:parameter=value,...; may be repeated."),
     ] = None,
     join: Annotated[
         str | None, typer.Option(help="A table with further columns by id, such as the align_score of data embed.")
@@ -180,7 +182,7 @@ def filter_(
         int | None,
         typer.Option(metavar="BITS", help="Count digests of so many bits, in one pass: faster, not exact."),
     ] = None,
-    list_filters: Annotated[bool, typer.Option("--list", help="Say which filters there are.")] = False,
+    list_filters: Annotated[bool, typer.Option("--list", help="List the filters.")] = False,
     as_json: JsonOption = False,
     backend: Backend = "duckdb",
     memory_limit: MemoryLimit = None,
@@ -230,7 +232,7 @@ def label_stats_(
     thresholds: Annotated[
         str | None, typer.Option(help="Thresholds, separated by commas; by default 0, 0.05, ... 0.5.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to list.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to list.")] = 20,
     labels_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Names of the classes, one per line.")
     ] = None,
@@ -238,7 +240,7 @@ def label_stats_(
         Path | None, typer.Option("--output", "-o", help="Write the table with the labels above --threshold.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Lowest probability of a label in --output.")] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="Most labels of an image in --output.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Largest number of labels of an image in --output.")] = None,
     keep_empty: Annotated[
         bool, typer.Option("--keep-empty", help="Also write images without labels into --output.")
     ] = False,
@@ -288,8 +290,12 @@ def shard(
         typer.Argument(help="A folder of images, a table, shards, or .json of COCO's captions or Karpathy's splits."),
     ],
     output: OutputFolder,
-    form: Annotated[str, typer.Option("--format", "-f", help="webdataset, tfrecord or parquet.")] = "webdataset",
-    images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The images of a .json.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="Format of the shards: webdataset, tfrecord or parquet.")
+    ] = "webdataset",
+    images: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the images that a .json names.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of Karpathy's .json: train, val, test, restval.")] = None,
     image_column: ImageColumnOption = None,
     caption_column: CaptionColumnOption = None,
@@ -339,27 +345,31 @@ def download(
     label_column: LabelColumnOption = None,
     image_size: ImageSize = None,
     min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a smaller side.")] = 0,
-    max_aspect: Annotated[float, typer.Option(min=1, help="Refuse images that are longer.")] = float("inf"),
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images before decoding.")] = MAX_PIXELS,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an attempt, all in all.")] = 10.0,
-    retries: Annotated[int, typer.Option(min=0, help="Attempts beyond the first, in a run.")] = 1,
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts of an address over all runs.")] = 6,
+    max_aspect: Annotated[
+        float, typer.Option(min=1, help="Refuse images whose longer side is more than this times the shorter.")
+    ] = float("inf"),
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Refuse images of more pixels, before they are decoded.")
+    ] = MAX_PIXELS,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an attempt may take in all.")] = 10.0,
+    retries: Annotated[int, typer.Option(min=0, help="Number of further attempts in a run.")] = 1,
+    attempts: Annotated[int, typer.Option(min=1, help="Number of attempts of an address over all runs.")] = 6,
     per_shard: PerShard = 10_000,
     dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write failed addresses to this .csv.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw success rates into this .png or .jpg.")] = None,
-    threads: Annotated[int, _run(min=1, help="Connections of a process.")] = 32,
+    threads: Annotated[int, _run(min=1, help="Number of connections per process.")] = 32,
     workers: Workers = 1,
     rank: Rank = 0,
     world_size: WorldSize = 1,
     distributor: Distributor = None,
     allow_private_addresses: Annotated[
-        bool, typer.Option("--allow-private-addresses", help="Also of this machine and its network.")
+        bool, typer.Option("--allow-private-addresses", help="Allow addresses of this machine and its network.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Download the images of a table into tars that training reads; the same command goes on, and tries again.
 
-    A second run tries what failed in the first. Images that could not be had are no error: they are in the report.
+    A second run tries what failed in the first. Images that could not be downloaded are no error: they are in the report.
 
     [b]Example[/b]
 
@@ -404,13 +414,13 @@ def embed(
     ],
     output: OutputFolder,
     what: Annotated[
-        str, typer.Option(help="images, texts, or score: the cosine of each image and its text.")
+        str, typer.Option(help="What to compute: images, texts, or score, the cosine of each image and its text.")
     ] = "images",
     image_column: ImageColumnOption = None,
     caption_column: CaptionColumnOption = None,
-    output_dtype: Annotated[str, typer.Option(help="float32 or float16: what embeddings are written as.")] = "float32",
+    output_dtype: Annotated[str, typer.Option(help="dtype of the written embeddings: float32 or float16.")] = "float32",
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
-    per_shard: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 10_000,
+    per_shard: Annotated[int, typer.Option(min=1, help="Number of rows per shard.")] = 10_000,
     rank: Rank = 0,
     world_size: WorldSize = 1,
     distributor: Distributor = None,

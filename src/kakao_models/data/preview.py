@@ -83,7 +83,7 @@ def contact_sheet(
     folder: Path | None = None,
     timeout: float = 10.0,
 ) -> tuple[str, int]:
-    """A page of HTML with each row's picture, text and other columns; and how many pictures could not be had.
+    """A page of HTML with each row's picture, text and other columns; and how many pictures could not be read.
 
     Pictures are read as `load_image` reads them, made small and put into the page, which loads nothing from elsewhere.
 
@@ -96,7 +96,7 @@ def contact_sheet(
     def read(place: int) -> Image.Image:
         return _picture(rows[place], columns, folder, timeout)
 
-    note = f"{len(rows)} rows; {{lost}} pictures could not be had. Pictures belong to their owners."
+    note = f"{len(rows)} rows; {{lost}} pictures could not be read. Pictures belong to their owners."
     return picture_page(rows, title, note, read)
 
 

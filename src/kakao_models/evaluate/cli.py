@@ -183,7 +183,9 @@ def calibration(
 @app.command(no_args_is_help=True)
 @model_options("fast_images", "name", "split")
 def robustness(
-    data: Annotated[list[str], typer.Option("--data", "-d", help="NAME=PATH, the usual data first; give several.")],
+    data: Annotated[
+        list[str], typer.Option("--data", "-d", help="A data set as NAME=PATH; repeat it, the unshifted data first.")
+    ],
     options: TaskOptions,
     classes: Classes = None,
     templates: Templates = "small",
@@ -213,10 +215,16 @@ def classify(
     options: TaskOptions,
     class_index: Annotated[
         Path | None,
-        typer.Option(exists=True, help="imagenet_class_index.json: which of the model's classes a folder is."),
+        typer.Option(
+            exists=True, help="File that maps class folders to the model's classes, such as imagenet_class_index.json."
+        ),
     ] = None,
-    real: Annotated[Path | None, typer.Option(exists=True, help="real.json: ImageNet-ReaL's labels too.")] = None,
-    multi_label: Annotated[bool, typer.Option("--multi-label", help="Several labels per image, as lists.")] = False,
+    real: Annotated[
+        Path | None, typer.Option(exists=True, help="real.json of ImageNet-ReaL: also score against its labels.")
+    ] = None,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Images have lists of labels: measure mean average precision.")
+    ] = False,
     picture: PictureOutput = None,
 ) -> None:
     """Measure a model's own classifier: top-1, top-5, ImageNet-ReaL, or mean average precision of many labels.
@@ -251,10 +259,11 @@ def retrieval(
     data: Data,
     options: TaskOptions,
     images: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="The folder of the images of Karpathy's .json.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of the images that Karpathy's .json names."),
     ] = None,
     folds: Annotated[int | None, typer.Option(min=1, help="Images per fold, such as 1000 for COCO 1K.")] = None,
-    captions: Annotated[int | None, typer.Option(min=1, help="Captions of each image; by default all.")] = None,
+    captions: Annotated[int | None, typer.Option(min=1, help="Number of captions per image; by default all.")] = None,
     caption_column: CaptionColumnOption = None,
 ) -> None:
     """Captions of images and images of captions: recall at 1, 5, 10, mean and median rank.
@@ -283,7 +292,9 @@ def knn(
     data: Data,
     train: Train,
     options: TaskOptions,
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours; more than 1 are weighted.")] = 1,
+    k: Annotated[
+        int, typer.Option("-k", min=1, help="Number of neighbours; with more than 1, votes are weighted by similarity.")
+    ] = 1,
     train_split: TrainSplit = None,
 ) -> None:
     """Classify by the labels of the nearest training images.
@@ -304,10 +315,12 @@ def linear_probe(
     data: Data,
     train: Train,
     options: TaskOptions,
-    vtab: Annotated[bool, typer.Option("--vtab", help="VTAB-1k's protocol: 800 + 200 training images.")] = False,
-    solver: Annotated[str, typer.Option(help="lbfgs, or sgd for large data.")] = "lbfgs",
-    scale: Annotated[str, typer.Option(help="Features: standard, l2 or none.")] = "standard",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other splits.")] = 3,
+    vtab: Annotated[
+        bool, typer.Option("--vtab", help="Follow VTAB-1k: train on 800 images, choose the strength on 200.")
+    ] = False,
+    solver: Annotated[str, typer.Option(help="Solver: lbfgs, or sgd for large data.")] = "lbfgs",
+    scale: Annotated[str, typer.Option(help="Scaling of features: standard, l2 or none.")] = "standard",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions with other splits.")] = 3,
     train_split: TrainSplit = None,
 ) -> None:
     """Train a logistic regression on frozen features: its accuracy, with a confidence interval.
@@ -327,12 +340,18 @@ def linear_probe(
 @model_options("fast_images", "split", "image_column", "label_column", name="cxc")
 def similarity(
     data: Annotated[
-        str, typer.Option("--data", "-d", help="Karpathy's dataset_coco.json.", rich_help_panel=DATA_PANEL)
+        str,
+        typer.Option(
+            "--data", "-d", help="File of captions: Karpathy's dataset_coco.json.", rich_help_panel=DATA_PANEL
+        ),
     ],
-    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The folder of COCO's val2014 images.")],
-    ratings: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The folder of sts_test.csv and so on.")],
+    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of COCO's val2014 images.")],
+    ratings: Annotated[
+        Path,
+        typer.Option(exists=True, file_okay=False, help="Folder with sts_test.csv, sis_test.csv and sits_test.csv."),
+    ],
     options: TaskOptions,
-    split: Annotated[str, typer.Option(help="val or test.", rich_help_panel=DATA_PANEL)] = "test",
+    split: Annotated[str, typer.Option(help="Split: val or test.", rich_help_panel=DATA_PANEL)] = "test",
     positive: Annotated[
         float, typer.Option(help="Pairs with at least this rating are right answers in retrieval.")
     ] = 3.0,
@@ -356,12 +375,12 @@ def similarity(
 
 @app.command(no_args_is_help=True)
 def report(
-    files: Annotated[list[Path], typer.Argument(metavar="RESULTS", exists=True, help="Files that -o wrote.")],
-    form: Annotated[str, typer.Option("--format", "-f", help="markdown, html or model-index.")] = "markdown",
+    files: Annotated[list[Path], typer.Argument(metavar="RESULTS", exists=True, help="Result files, written by -o.")],
+    form: Annotated[str, typer.Option("--format", "-f", help="Format: markdown, html or model-index.")] = "markdown",
     published: Annotated[bool, typer.Option(help="Add published figures for the same data.")] = True,
-    everything: Annotated[bool, typer.Option("--all", help="All metrics.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show all metrics.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results themselves as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Several results as one table, beside published figures and their sources.
 

@@ -29,12 +29,14 @@ app = group("Make, look at and change an index of images or texts, which kakao-m
 DATABASE, OUTPUT = "Database", "Output"
 _database = functools.partial(typer.Option, rich_help_panel=DATABASE)
 _output = functools.partial(typer.Option, rich_help_panel=OUTPUT)
-_uri = functools.partial(_database, metavar="URI", help="NAME.db, or a Milvus server: http://host:19530.")
+_uri = functools.partial(
+    _database, metavar="URI", help="Database: a file NAME.db, or a Milvus server such as http://host:19530."
+)
 Uri = Annotated[str, _uri("--index")]
 NewUri = Annotated[str, _uri("--index", "--to")]
 _TOKEN = "Credentials of a Milvus server: user:password, or an API key."
 Token = Annotated[str | None, _database(envvar="MILVUS_TOKEN", show_envvar=True, help=_TOKEN)]
-Collection = Annotated[str, _database(help="Collection of the database.")]
+Collection = Annotated[str, _database(help="Name of the collection in the database.")]
 Filter = Annotated[
     str | None, typer.Option("--filter", "-f", help="Only rows for which this is true, such as 'width > 500'.")
 ]
@@ -45,10 +47,10 @@ Roots = Annotated[
 _TYPES = "FLAT, HNSW, IVF_FLAT, AUTOINDEX, ...; by default FLAT (exact) in a .db, AUTOINDEX on a server."
 IndexType = Annotated[str | None, _database(help=_TYPES)]
 IndexParams = Annotated[str | None, _database(metavar="JSON", help='Parameters of the index type, such as {"M": 32}.')]
-Metric = Annotated[str, _database(help="IP, COSINE or L2: the same order, for vectors have length 1.")]
-Consistency = Annotated[str, _database(help="Consistency of a server: Strong, Bounded, Session, Eventually.")]
-Shards = Annotated[int, _database(min=1, help="Shards of a server's new collection.")]
-IndexKind = Annotated[str, typer.Option("--what", help="images, or texts.")]
+Metric = Annotated[str, _database(help="Metric: IP, COSINE or L2; the order is the same, as vectors have length 1.")]
+Consistency = Annotated[str, _database(help="Consistency level of a server: Strong, Bounded, Session or Eventually.")]
+Shards = Annotated[int, _database(min=1, help="Number of shards of a server's new collection.")]
+IndexKind = Annotated[str, typer.Option("--what", help="What to index: images or texts.")]
 DEFAULT_URI, DEFAULT_COLLECTION = "./kakao.db", "images"
 _SEARCH_MODEL = "Model; by default the one the index was built with."
 _SOURCES = (
@@ -185,9 +187,9 @@ def info(
 
 @app.command(no_args_is_help=True)
 def delete(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of rows.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="An id of a row; may be repeated.")] = None,
     filter: Filter = None,
-    everything: Annotated[bool, typer.Option("--all", help="The whole collection.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete the whole collection.")] = False,
     uri: Uri = DEFAULT_URI,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
@@ -217,11 +219,14 @@ def delete(
 def search(
     text: Annotated[str | None, typer.Argument(help="Text to look for.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="An image to look for; may be repeated.")] = None,
-    plus: Annotated[list[str] | None, typer.Option(help="A further text.")] = None,
-    minus: Annotated[list[str] | None, typer.Option(help="A text to take away.")] = None,
-    minus_image: Annotated[list[Path] | None, typer.Option(help="An image to take away.")] = None,
+    plus: Annotated[list[str] | None, typer.Option(help="A text to add to the query; may be repeated.")] = None,
+    minus: Annotated[list[str] | None, typer.Option(help="A text to subtract from the query; may be repeated.")] = None,
+    minus_image: Annotated[
+        list[Path] | None, typer.Option(help="An image to subtract from the query; may be repeated.")
+    ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(metavar="KIND=NUMBER", help="text=2 and image=1 unless you say otherwise.")
+        list[str] | None,
+        typer.Option(metavar="KIND=NUMBER", help="Weight of a kind of query; by default text=2 and image=1."),
     ] = None,
     filter: Filter = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16_384, help="Number of results.")] = 10,

@@ -50,7 +50,7 @@ def hits_page(hits: Sequence[Hit], title: str, *, roots: Sequence[str | os.PathL
         | hit.metadata
         for hit in hits
     ]
-    return picture_page(rows, title, f"{len(hits)} results; {{lost}} pictures could not be had.", read)
+    return picture_page(rows, title, f"{len(hits)} results; {{lost}} pictures could not be read.", read)
 
 
 def _short(path: str) -> str:

@@ -23,7 +23,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for all networks.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     name: Annotated[
         str | None,
         typer.Option(
@@ -40,16 +40,19 @@ def serve(
         ),
     ] = None,
     allow_urls: Annotated[bool, typer.Option(help="Fetch images from public http(s) URLs that clients name.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs of many requests that run together.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Largest number of inputs that run together, of any requests.")
+    ] = 32,
     max_wait: Annotated[
-        float, typer.Option(min=0, help="Milliseconds an input waits for others, if there are any.")
+        float, typer.Option(min=0, help="Milliseconds that an input waits for others to run with.")
     ] = 5.0,
-    max_queue: Annotated[int, _limit(help="Inputs that may wait; more get 429.")] = 1024,
-    max_inputs: Annotated[int, _limit(help="Inputs of one request.")] = 256,
-    max_labels: Annotated[int, _limit(help="Labels times templates of one request.")] = 1000,
-    max_megabytes: Annotated[int, _limit(help="Megabytes of a request's body.")] = 32,
-    max_megapixels: Annotated[float, _limit(min=0.1, help="Megapixels of an image.")] = MAX_SHOWN_PIXELS / 1e6,
-    timeout: Annotated[float, _limit(help="Seconds for an answer.")] = 120.0,
+    max_queue: Annotated[int, _limit(help="Number of inputs that may wait; further requests get status 429.")] = 1024,
+    max_inputs: Annotated[int, _limit(help="Largest number of inputs per request.")] = 256,
+    max_labels: Annotated[int, _limit(help="Largest number of labels times templates per request.")] = 1000,
+    max_megabytes: Annotated[int, _limit(help="Largest size of a request's body in megabytes.")] = 32,
+    max_megapixels: Annotated[float, _limit(min=0.1, help="Largest size of an image in megapixels.")] = MAX_SHOWN_PIXELS
+    / 1e6,
+    timeout: Annotated[float, _limit(help="Seconds that an answer may take.")] = 120.0,
     drain: Annotated[float, _limit(min=0, help="Seconds from SIGTERM until new connections are refused.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,
     *,
