@@ -13,8 +13,15 @@ from typing import Any
 import kakao_models
 from kakao_models.checkpoint.hub import resolve
 from kakao_models.checkpoint.kinds import MODEL_KINDS
-from kakao_models.inference.light_processors import read_light_tokenizer, read_preprocessing
+from kakao_models.inference.light_processors import (
+    BERT_TOKENIZERS,
+    Tokenizer,
+    read_light_tokenizer,
+    read_preprocessing,
+)
 from kakao_models.pixels.preprocessing import Preprocessing
+
+_CHARACTERS = 16  # per token, of a text that is tokenized at first: most words are shorter
 
 
 class _Part:
@@ -140,7 +147,24 @@ class ModelInputs:
     def token_ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The ids of each text, cut to `max_tokens`, without padding."""
         with self._lock:  # a tokenizer keeps the length of its last call
-            return self._text_part().current(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            tokenizer, options = self._text_part().current, {"truncation": True, "max_length": max_tokens}
+            starts = texts
+            if isinstance(tokenizer, Tokenizer) or type(tokenizer).__name__ in BERT_TOKENIZERS:
+                starts = [_start(text, _CHARACTERS * max_tokens) for text in texts]
+            ids = list(tokenizer(starts, **options)["input_ids"])
+            short = [i for i, start in enumerate(starts) if start is not texts[i] and len(ids[i]) < max_tokens]
+            if short:
+                for i, row in zip(short, tokenizer([texts[i] for i in short], **options)["input_ids"]):
+                    ids[i] = row
+            return ids
+
+
+def _start(text: str, length: int) -> str:
+    """About as much of a text, up to a blank, where its words and so its tokens are those of the whole text."""
+    if len(text) <= length:
+        return text
+    end = max(text.rfind(blank, 0, length) for blank in " \t\n\r")
+    return text[:end] if end > 0 else text
 
 
 def _source(part: str, value: Any, processor: Any, name: str | None) -> Any:

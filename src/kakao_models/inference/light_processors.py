@@ -10,7 +10,7 @@ from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch
 from kakao_models.checkpoint.kinds import MODEL_KINDS
 from kakao_models.pixels.preprocessing import Preprocessing, warn_of_processor
 
-_BERT = ("BertTokenizer", "BertTokenizerFast")
+BERT_TOKENIZERS = ("BertTokenizer", "BertTokenizerFast")
 # In tokenizer_config.json, with transformers' defaults → in the normalizer of tokenizer.json
 _NORMALIZING = {
     ("do_lower_case", True): "lowercase",
@@ -79,7 +79,7 @@ def _plain_bert(content: dict, config: dict) -> bool:
     normalizer, model = content["normalizer"], content["model"]
     usual = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk")}
     return (
-        config.get("tokenizer_class") in _BERT
+        config.get("tokenizer_class") in BERT_TOKENIZERS
         and normalizer["type"] == "BertNormalizer"
         and normalizer.get("clean_text", True)
         and all(config.get(ours, usually) == normalizer[theirs] for (ours, usually), theirs in _NORMALIZING.items())
