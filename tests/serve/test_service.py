@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import concurrent.futures
+import gc
+import gzip
 import io
 import json
 import signal
@@ -10,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -126,6 +129,89 @@ def test_images_in_every_form_beside_texts(client, embedder):
     np.testing.assert_allclose(rows[[1, 3]], embedder.texts(["a cat", "a dog"], normalize=True), atol=1e-6)
 
 
+def test_data_urls_of_every_spelling_are_images(client, embedder):
+    data = base64.b64encode(png(3)).decode()
+    heads = (
+        "data:;base64,",
+        " \n data:image/png;base64,",
+        "data:application/octet-stream;base64,",
+        "DATA:Image/PNG;BASE64,",
+    )
+    heads += ("data:image/png;name=a.png;base64,", "data:image/png;\nbase64,")
+    urls = [head + data for head in heads]
+    rows = vectors(client.post("/v1/embeddings", json={"input": [*urls, {"image_url": urls[0]}]}))
+    assert np.abs(rows - embedder.images([png(3)], normalize=True)).max() < 1e-6
+    texts = [
+        "data: the new oil, they say",
+        "see data:image/png, a type",
+        "http is a protocol",
+        "https://example.com is a site",
+    ]
+    rows = vectors(client.post("/v1/embeddings", json={"input": texts}))
+    np.testing.assert_allclose(rows, embedder.texts(texts, normalize=True), atol=1e-6)
+
+
+def test_bare_strings_that_look_like_images(embedder):
+    plain = base64.b64encode(png(3)).decode()
+    with running(embedder, limits=Limits(strings="images")) as (client, _, _):
+        row = vectors(client.post("/v1/embeddings", json={"input": plain}))
+        np.testing.assert_allclose(row, embedder.images([png(3)], normalize=True), atol=1e-6)
+        check_error(client.post("/v1/embeddings", json={"input": "http://a.b/c.png"}), 400, "fetches no URLs")
+    with running(embedder, limits=Limits(strings="texts")) as (client, _, _):
+        rows = vectors(client.post("/v1/embeddings", json={"input": [plain, "http://a.b/c.png"]}))
+        np.testing.assert_allclose(rows, embedder.texts([plain, "http://a.b/c.png"], normalize=True), atol=1e-6)
+
+
+def test_what_clients_send_beside_the_body(client, embedder):
+    expected = embedder.texts(["a cat"], normalize=True)
+    nulls = dict.fromkeys(("model", "encoding_format", "dimensions", "normalize", "user"))
+    np.testing.assert_allclose(
+        vectors(client.post("/v1/embeddings/", json={"input": "a cat"} | nulls)), expected, atol=1e-6
+    )
+    packed, headers = (
+        gzip.compress(b'{"input": "a cat"}'),
+        {"content-type": "application/json", "content-encoding": "gzip"},
+    )
+    answer = client.post("/v1/embeddings", content=packed, headers=headers)
+    np.testing.assert_allclose(vectors(answer), expected, atol=1e-6)
+    for content, status, message in (
+        (packed[:-9], 400, "no gzip"), (b"{}", 400, "no gzip"), (gzip.compress(b" " * 400_000), 413, "longer than 300000"),
+    ):  # fmt: skip
+        check_error(client.post("/v1/embeddings", content=content, headers=headers), status, message)
+    check_error(
+        client.post("/v1/embeddings", content=b"", headers=headers | {"content-encoding": "br"}), 415, "expected gzip"
+    )
+
+
+def test_refused_bodies_are_freed_at_once(client):
+    body = json.dumps({"input": "a" * 250_000}).encode()
+    headers = {"content-type": "application/json"}
+    check_error(client.post("/v1/embeddings", content=body, headers=headers), 400, "characters")
+    gc.collect()
+    gc.disable()
+    try:
+        tracemalloc.start()
+        for _ in range(40):
+            check_error(client.post("/v1/embeddings", content=body, headers=headers), 400, "characters")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < 8 * len(body)
+
+
+def test_health_tells_of_a_batch_that_does_not_end(embedder):
+    with running(embedder, timeout=0.3) as (client, _, service):
+        release = threading.Event()
+        service.batcher._run = lambda kind, values: release.wait(20) and [None] * len(values)
+        try:
+            check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 504, "no answer within 0.3 s")
+            health = client.get("/health")
+            assert health.status_code == 500 and "a batch has run for" in health.json()["status"]
+        finally:
+            release.set()
+
+
 def test_classify_is_the_pipeline(client, embedder):
     files, labels = [png(1), png(2)], ["cat", "dog", "car"]
     templates = ["a photo of a {}", "the {0}, {0} and {{{0}}}"]
@@ -229,6 +315,14 @@ HOSTILE = {
     "not in base64": (b'{"input": "data:image/png,abc"}', "expected data:image"),
     "no image": (b'{"input": "data:image/png;base64,aGVsbG8="}', "not an image"),
     "empty image": (b'{"input": {"image": ""}}', "empty"),
+    "an address": (
+        b'{"input": ["a", "https://example.com/cat.jpg"]}',
+        r"input\[1\]: this string looks like an address",
+    ),
+    "base64": (b'{"input": "iVBORw0KGgo' + b"A" * 60 + b'"}', r"input\[0\]: this string looks like an image in base64"),
+    "a list in a list": (b'{"input": ["a", ["b"]]}', r"input\[1\]: expected a text or an image, got a list"),
+    "another field": (b'{"input": [{"url": "b"}]}', r"input\[0\]: unknown field 'url'"),
+    "a field's type": (b'{"input": {"image_url": {"url": 3}}}', r"input\.image_url: expected a string, got a number"),
 }
 
 
@@ -338,6 +432,7 @@ def test_a_key_is_wanted_of_all_but_health(embedder):
             error = check_error(client.post("/v1/embeddings", json={"input": "a"}, headers=header), 401, "key")
             assert error["type"] == "authentication_error"
         check_error(client.get("/metrics"), 401, "key")
+        assert client.get("/v1/models", headers={"authorization": "bearer secret"}).status_code == 200
         right = {"authorization": "Bearer secret"}
         assert client.post("/v1/embeddings", json={"input": "a"}, headers=right).status_code == 200
 
@@ -345,7 +440,7 @@ def test_a_key_is_wanted_of_all_but_health(embedder):
 def test_an_empty_key_is_no_key_and_a_taken_port_is_said(monkeypatch, capsys):
     def run(*options):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["serve", "align-tiny", *options])
+            cli.main(["serve", "align-small", *options])
         assert ended.value.code == 2
         return capsys.readouterr().err
 

@@ -17,21 +17,24 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from kakao_models import __version__
-from kakao_models.serve.guard import Guard
+from kakao_models.serve.guard import TIMEOUT, Guard
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.schemas import ClassifyRequest, EmbeddingsRequest, Refused, parsed
 from kakao_models.serve.service import Service
 
 _reader = ThreadPoolExecutor(1, thread_name_prefix="kakao-models-reads")
+_CLOSING = 5.0  # seconds for the last batch, once the time for answers is over
 _LARGE = 100_000  # bytes of JSON; more is read and written in a thread, so that other requests go on
 
 
 @dataclass
 class State:
-    """ready: the model runs and new requests are welcome; closing: the service is about to end."""
+    """ready: the model runs and new requests are welcome; closing: the service is about to end; stuck: it has ended, but for
+    a batch that did not end in time."""
 
     ready: bool = False
     closing: bool = False
+    stuck: bool = False
 
 
 def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: State, **limits: Any) -> FastAPI:
@@ -42,6 +45,7 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
         metrics, state: objects of this application only.
         limits: further arguments of `Guard`: `api_key`, `max_body`, `max_held`, `body_timeout`, `timeout`.
     """
+    timeout = limits.get("timeout", TIMEOUT)
     service: Service
     started = int(time.time())
 
@@ -56,7 +60,7 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
             yield
         finally:
             state.ready = False
-            await asyncio.to_thread(service.batcher.close)
+            state.stuck = not await asyncio.to_thread(service.batcher.close, _CLOSING)
 
     # The pages of /docs would load scripts from elsewhere; /openapi.json says the same.
     app = FastAPI(title="kakao-models", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -110,9 +114,11 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
 
     @app.get("/health")
     async def health() -> Response:
-        """200 while the process can answer and its model thread lives."""
-        alive = service.batcher.alive
-        return JSONResponse({"status": "ok" if alive else "the model thread ended"}, 200 if alive else 500)
+        """200 while the process can answer, and its model thread lives and is not stuck in a batch."""
+        seconds = service.batcher.running
+        stuck = f"a batch has run for {seconds:.0f} s" if seconds > timeout else None
+        wrong = stuck if service.batcher.alive else "the model thread ended"
+        return JSONResponse({"status": wrong or "ok"}, 500 if wrong else 200)
 
     @app.get("/ready")
     async def ready() -> Response:

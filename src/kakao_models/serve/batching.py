@@ -78,6 +78,7 @@ class Batcher:
         self._company: set[str] = set()  # kinds of which requests have met since the last batch began
         self._pace = 0.01  # seconds an item takes, lately
         self._closed = False
+        self._began: float | None = None  # the batch that runs
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="kakao-models-batches", daemon=True)
         self._thread.start()
@@ -90,6 +91,12 @@ class Batcher:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def running(self) -> float:
+        """Seconds for which the present batch has run, 0 without one."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     async def submit(self, kind: str, values: list, size: int = 0) -> list[Any]:
         """Results of `values`, in their order; an exception stands where one failed. `size` is what they hold, in bytes.
@@ -126,12 +133,13 @@ class Batcher:
             with self._changed:
                 self._requests[kind] -= 1
 
-    def close(self) -> None:
-        """Refuses what comes from now on, and returns when all that was waiting is done."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Refuses what comes from now on; returns when all that was waiting is done, or False after `timeout` seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(timeout)
+        return not self.alive
 
     def _seconds(self, more: int) -> int:
         return max(1, min(60, round(self._pace * (self._items + more))))
@@ -142,8 +150,9 @@ class Batcher:
             items = [item for item in items if not item.job.given_up]
             if not items:
                 continue
-            start = time.monotonic()
+            start = self._began = time.monotonic()
             results = self._results(kind, [item.value for item in items])
+            self._began = None
             seconds = time.monotonic() - start
             self._pace = 0.8 * self._pace + 0.2 * seconds / len(items)
             for item, result in zip(items, results):

@@ -40,6 +40,12 @@ def serve(
         ),
     ] = None,
     allow_urls: Annotated[bool, typer.Option(help="Fetch images from public http(s) URLs that clients name.")] = False,
+    strings: Annotated[
+        str,
+        typer.Option(
+            help="What a bare string in input is that is an http(s) address or an image in base64: refuse, images or texts."
+        ),
+    ] = "refuse",
     batch_size: Annotated[
         int, typer.Option(min=1, help="Largest number of inputs that run together, of any requests.")
     ] = 32,
@@ -65,11 +71,12 @@ def serve(
 
     [b]Examples[/b]
 
-      kakao-models serve align-tiny
+      kakao-models serve align-small
 
       curl http://127.0.0.1:8000/v1/embeddings -H "Content-Type: application/json" -d '{"input": ["a cat"]}'
     """
     try:
+        from kakao_models.serve.schemas import STRINGS
         from kakao_models.serve.server import serve as run
         from kakao_models.serve.service import Limits
     except ModuleNotFoundError as error:
@@ -88,9 +95,12 @@ def serve(
 
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         print(f"kakao-models: listening on {host} without a key: set {_KEY}", file=sys.stderr)
+    if strings not in STRINGS:
+        raise typer.BadParameter(f"--strings {strings}: expected one of {', '.join(STRINGS)}")
     limits = Limits(
-        max_inputs=max_inputs, max_labels=max_labels, max_pixels=int(max_megapixels * 1e6), allow_urls=allow_urls
-    )
+        max_inputs=max_inputs, max_labels=max_labels, max_pixels=int(max_megapixels * 1e6), allow_urls=allow_urls,
+        strings=strings,
+    )  # fmt: skip
     ended_by = run(
         options, name=name, host=host, port=port, limits=limits, max_wait=max_wait / 1000,
         max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key, ready=ready,

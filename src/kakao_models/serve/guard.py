@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 import time
+import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from kakao_models.serve.schemas import Refused
 
 _log = logging.getLogger("kakao_models.serve")
 OPEN = ("/health", "/ready")  # without a key
+TIMEOUT = 120.0  # seconds for an answer
 
 
 class Guard:
@@ -37,10 +39,10 @@ class Guard:
         max_body: int = 32 * 2**20,
         max_held: int | None = None,
         body_timeout: float = 30.0,
-        timeout: float = 120.0,
+        timeout: float = TIMEOUT,
     ):
         self.app, self.metrics, self.closing = app, metrics, closing
-        self.key = None if api_key is None else f"Bearer {api_key}".encode()
+        self.key = None if api_key is None else api_key.encode()
         self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
         self.held, self.max_held = 0, max_held or max(512 * 2**20, 4 * max_body)
 
@@ -48,6 +50,8 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start = time.perf_counter()
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = scope | {"path": scope["path"].rstrip("/") or "/"}
 
         def count(status: int) -> None:
             route = scope.get("route")
@@ -62,22 +66,24 @@ class Guard:
             if not answer.status:
                 count(499)  # as nginx counts clients that left
             return
+        # Responses, not errors: kept in a variable, an error would keep this frame and so the body until the garbage is collected
         except Refused as error:
-            refused = error
+            response = _error_response(error)
         except Busy as error:
             status = 503 if error.draining else 429
-            refused = Refused(status, str(error), code="overloaded", retry=error.seconds)
+            response = _error_response(Refused(status, str(error), code="overloaded", retry=error.seconds))
         except Exception:
             _log.exception("%s %r failed", scope["method"], scope["path"])
-            refused = Refused(500, "the service failed; its log says why", code="internal_error")
+            response = _error_response(Refused(500, "the service failed; its log says why", code="internal_error"))
         if not answer.status:  # otherwise the answer has begun
-            await _error_response(refused)(scope, receive, answer)
+            await response(scope, receive, answer)
 
     async def _handle(self, scope: dict, receive: Callable, answer: "_Answer") -> None:
         headers = dict(scope["headers"])
-        needs_key = self.key is not None and scope["path"] not in OPEN
-        if needs_key and not hmac.compare_digest(headers.get(b"authorization", b""), self.key):
-            raise Refused(401, "a valid key is missing: Authorization: Bearer ...", code="invalid_api_key")
+        if self.key is not None and scope["path"] not in OPEN:
+            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
+                raise Refused(401, "a valid key is missing: Authorization: Bearer ...", code="invalid_api_key")
         if scope["method"] != "POST":
             return await self._run(scope, receive, answer, b"")
         body = await self._body(headers, receive)
@@ -108,9 +114,16 @@ class Guard:
             for task in (left, work):
                 task.cancel()
             await asyncio.gather(left, work, return_exceptions=True)
+            done = left = work = task = None  # a task holds its error, which holds this frame
 
     async def _body(self, headers: dict, receive: Callable) -> bytes:
-        """The body, which counts in `held` as it comes."""
+        """The body, unpacked, which counts in `held` as it comes."""
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"identity", b"gzip", b"x-gzip"):
+            raise Refused(415, "Content-Encoding: expected gzip or none")
+        packed = None if encoding == b"identity" else zlib.decompressobj(wbits=31)
+        if b"transfer-encoding" in headers and b"content-length" in headers:  # a proxy may read it otherwise
+            raise Refused(400, "Content-Length and Transfer-Encoding exclude each other")
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.max_body:
             raise self._too_long()
@@ -122,6 +135,8 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     piece = message.get("body", b"")
+                    if packed is not None:
+                        piece = packed.decompress(piece, self.max_body + 1)
                     if self.held + len(piece) > self.max_held:
                         raise Busy("the bodies of other requests fill the memory that is set aside for them", 1)
                     self.held += len(piece)
@@ -129,7 +144,12 @@ class Guard:
                     if len(body) > self.max_body:
                         raise self._too_long()
                     if not message.get("more_body"):
+                        if packed is not None and not packed.eof:
+                            raise zlib.error("it ends too early")
                         return bytes(body)
+        except zlib.error as error:
+            self.held -= len(body)
+            raise Refused(400, f"the body is no gzip ({error})") from None
         except BaseException as error:
             self.held -= len(body)
             if isinstance(error, TimeoutError):

@@ -1,12 +1,20 @@
 """Schemas of requests, and errors in OpenAI's form."""
 
 import base64
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 _MOST_VALUES = 100_000  # of a body, in all its lists and objects
+
+# A data: URL of any type or none; in a text a blank follows "data:", or no comma comes before the first blank
+_DATA_URL = re.compile(r"\s*data:(?:[^,\s]*|[\w.+/=;\s-]*;\s*base64\s*),", re.IGNORECASE)
+_ADDRESS = re.compile(r"\s*https?://\S+\s*", re.IGNORECASE)
+# How the files of JPEG, PNG, GIF, WEBP and TIFF begin in base64; nothing else in a text has so many characters without a blank
+_BASE64_IMAGE = re.compile(r"\s*(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/_\r\n-]{40,}={0,2}\s*")
+STRINGS = ("refuse", "images", "texts")
 
 
 class Refused(Exception):
@@ -36,13 +44,13 @@ class ImageURL(BaseModel):
 class ContentPart(_Strict):
     """{"text": ...}, {"image": ...}, or {"type": "image_url", "image_url": {"url": ...}}.
 
-    An image is a data: URL, the file in base64, or an http(s) URL where the service fetches them.
+    An image is a data: URL, the file in base64, or an http(s) URL where the service fetches them. `image_url` may be the URL itself.
     """
 
     type: Literal["text", "image", "image_url"] | None = None
     text: str | None = None
     image: str | None = None
-    image_url: ImageURL | None = None
+    image_url: ImageURL | str | None = None
 
 
 _AtFirst = Field(fail_fast=True)  # of a million wrong entries one error is enough
@@ -52,16 +60,16 @@ Texts = Annotated[list[str], _AtFirst]
 Tokens = Annotated[list[int], _AtFirst]
 RequestInputs = Annotated[
     str | ContentPart | RequestItems | Tokens | Annotated[list[Tokens], _AtFirst],
-    Field(description="A text, an image, or a list of them. A string that begins with data:image/ is an image."),
+    Field(description="A text, an image, or a list of them. A string that is a data: URL is an image."),
 ]
 
 
 class EmbeddingsRequest(_Strict):
     input: RequestInputs
     model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="float, by default, or base64.")
     dimensions: int | None = None
-    normalize: bool = Field(True, description="Embeddings of length 1.")
+    normalize: bool | None = Field(None, description="Embeddings of length 1, as by default.")
     user: str | None = None
 
 
@@ -88,7 +96,30 @@ def parsed(kind: type[BaseModel], body: bytes) -> Any:
         # Of a union every branch complains; the field is what a caller can use.
         place = str(first["loc"][0]) if first["loc"] else None
         detail = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}"
+        if place == "input" and first["type"] != "missing":
+            detail = _wrong_input(from_json(body)["input"]) or detail
         raise Refused(400, detail[:500], param=place) from None
+
+
+def _wrong_input(value: Any) -> str | None:
+    """What is wrong with the first input that is."""
+    for index, part in enumerate(as_list(value)):
+        place = f"input[{index}]" if isinstance(value, list) else "input"
+        if isinstance(part, dict):
+            for name, inner in part.items():
+                if name not in ContentPart.model_fields:
+                    return f"{place}: unknown field {name[:50]!r}; expected one of text, image and image_url"
+                url = inner.get("url") if name == "image_url" and isinstance(inner, dict) else inner
+                if url is not None and not isinstance(url, str):
+                    return f"{place}.{name}: expected a string, got {_kind(url)}"
+        elif not isinstance(part, str):
+            return f"{place}: expected a text or an image, got {_kind(part)}"
+    return None
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", dict: "an object", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else "a string")
 
 
 def _check_count(body: bytes) -> None:
@@ -113,15 +144,30 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def image_source(part: str | ContentPart, place: str) -> str | None:
+def image_source(part: str | ContentPart, place: str, strings: str = "refuse") -> str | None:
     """The image of an input, None where it is a text.
 
+    Args:
+        strings: what a bare string is that is an http(s) address, or a picture in base64: one of `STRINGS`.
+
     Raises:
-        Refused: neither, or both.
+        Refused: neither, or both; or such a string.
     """
     if isinstance(part, str):
-        return part if part[:11].lower() == "data:image/" else None
-    url = part.image_url.url if part.image_url else None
+        if _DATA_URL.match(part):
+            return part.strip()
+        if strings == "texts" or not (_ADDRESS.fullmatch(part) or _BASE64_IMAGE.fullmatch(part)):
+            return None
+        if strings == "images":
+            return part.strip()
+        kind = "an address" if _ADDRESS.fullmatch(part) else "an image in base64"
+        raise Refused(
+            400,
+            f'{place}: this string looks like {kind}. Send {{"image": ...}} for an image, {{"text": ...}} for a text; the '
+            "service's option --strings decides otherwise",
+            param="input",
+        )
+    url = part.image_url.url if isinstance(part.image_url, ImageURL) else part.image_url
     if [part.text, part.image, url].count(None) != 2:
         raise Refused(400, f"{place}: expected one of text, image and image_url", param="input")
     return part.image if url is None else url
@@ -133,10 +179,10 @@ def decoded(source: str, place: str) -> bytes:
     Raises:
         Refused: it is neither.
     """
-    data = source
-    if source[:5].lower() == "data:":
-        head, comma, data = source.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+    data = source.strip()
+    if data[:5].lower() == "data:":
+        head, comma, data = data.partition(",")
+        if not comma or not "".join(head.split()).lower().endswith(";base64"):
             raise Refused(400, f"{place}: expected data:image/...;base64,...", param="input")
     try:
         return base64.b64decode("".join(data.split()), validate=True)  # `base64` wraps its lines

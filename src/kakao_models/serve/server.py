@@ -1,7 +1,10 @@
 """Running the service until a signal ends it, with every accepted request answered."""
 
 import asyncio
+import os
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -101,6 +104,9 @@ def serve(
     server.run(sockets=[listening])
     if not server.started:
         raise OSError("the service did not start; its log says why")
+    if state.stuck:  # its threads would be waited for at the end of the process
+        print("kakao-models: a batch did not end in time; ended without its answer", file=sys.stderr, flush=True)
+        os._exit(130 if server.signal == signal.SIGINT else 1)
     return server.signal
 
 

@@ -46,6 +46,7 @@ class Limits:
     max_pixels: pixels of an image, by its header, before anything is decoded.
     max_fetched: bytes of an image that is fetched; fetch_timeout seconds for it.
     allow_urls: whether http(s) URLs of images are fetched at all, from public addresses only.
+    strings: see `image_source`.
     cached_texts: embeddings of labels' sentences that are kept.
     """
 
@@ -56,6 +57,7 @@ class Limits:
     max_fetched: int = 16 * 2**20
     fetch_timeout: float = 10.0
     allow_urls: bool = False
+    strings: str = "refuse"
     cached_texts: int = 20_000
 
 
@@ -104,14 +106,14 @@ class Service:
         for index, (row, count) in zip(texts, of_texts):
             rows[index] = row
             tokens += count
-        return (l2_normalize(rows) if request.normalize else rows), tokens
+        return (rows if request.normalize is False else l2_normalize(rows)), tokens
 
     async def classify(self, request: ClassifyRequest) -> list[list[dict[str, Any]]]:
         """Returns the labels of each image with their scores, the best first."""
         self._check_model(request.model)
         parts = self._checked_inputs(request.input)
         for index, part in enumerate(parts):
-            if image_source(part, f"input[{index}]") is None:
+            if image_source(part, f"input[{index}]", self.limits.strings) is None:
                 raise Refused(400, f"input[{index}] is no image: a data: URL, or {{'image': base64}}", param="input")
         if request.labels is None:
             if not self.classifies:
@@ -169,7 +171,8 @@ class Service:
 
     async def _image_bytes(self, parts: list[str | ContentPart]) -> dict[int, bytes]:
         """Place among the inputs → the file."""
-        sources = {index: image_source(part, f"input[{index}]") for index, part in enumerate(parts)}
+        strings = self.limits.strings
+        sources = {index: image_source(part, f"input[{index}]", strings) for index, part in enumerate(parts)}
         sources = {index: source for index, source in sources.items() if source is not None}
         contents = await asyncio.gather(*(self._content(source, index) for index, source in sources.items()))
         return dict(zip(sources, contents))
