@@ -32,7 +32,7 @@ def test_converting_without_pytorch_names_what_installs_it(command, vit, tmp_pat
 
 
 def test_help_teaches():
-    for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-tiny"}.items():
+    for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-small"}.items():
         result = CliRunner().invoke(app, [verb, "--help"])
         assert result.exit_code == 0 and words in result.output and f"kakao-models {verb}" in result.output
 
@@ -208,7 +208,7 @@ def test_without_a_network_the_bundled_model_is_named(tmp_path):
     )
     assert result.returncode == 2 and result.stdout == ""
     assert "kakaobrain/align-base" in result.stderr and "can't be reached" in result.stderr
-    assert "Without a network use align-tiny" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "Without a network use align-small" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.hub
@@ -306,7 +306,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
         ("vit", "config.json", {"hidden_act": "nope"}, "config.json describes no model: KeyError: 'nope'"),
         ("vit", "config.json", {"num_attention_heads": 5}, "5 num_attention_heads do not divide hidden_size 32"),
         ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, expected at least 1"),
-        ("vit", "config.json", {"intermediate_size": 10**9}, "numbers, vit.layers.0.mlp.fc1"),
+        ("vit", "config.json", {"intermediate_size": 10**9}, "intermediate_size is 1000000000 in the"),
         ("vit", "config.json", {"patch_size": 0}, "patch_size is 0, expected at least 1"),
         ("vit", "config.json", {"id2label": ["cat", "dog"]}, "config.json describes no model"),
         ("vit", "config.json", {"id2label": {"0": "cat"}}, "classifier.bias: the file has (7,)"),
@@ -350,6 +350,10 @@ def test_no_control_sequence_of_a_stranger_reaches_the_terminal(command, vit, ph
     code, out, err = command("classify", tmp_path, "--model", folder)
     assert code == 1 and r"\x1b[31m\x9d" in out and r"\x1b]0;x\x07.png" in out and r"\x1b[2J.png" in err
     assert not any(character in out + err for character in "\x1b\x07\x9d")
+    file = Path(folder, "preprocessor_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"\x1b[2J": 50}}))
+    code, out, err = command("info", folder)
+    assert r"\x1b[2J" in out + err and "\x1b" not in out + err
 
 
 @pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"{}", None])

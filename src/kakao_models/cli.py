@@ -32,6 +32,7 @@ from kakao_models.verbs import (
     given,
     group,
     model_options,
+    on_screen,
     prepare,
     tell,
 )
@@ -171,7 +172,7 @@ def info(
 
     [b]Example[/b]
 
-      kakao-models info align-tiny
+      kakao-models info align-small
     """
     from kakao_models.conversion.info import as_text, describe_checkpoint
 
@@ -338,7 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _give_up(message: str) -> None:
-    print(f"kakao-models: {message}", file=sys.stderr)
+    print(f"kakao-models: {on_screen(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 DEFAULT_MODEL = "kakaobrain/align-base"
-BUNDLED_MODEL = "align-tiny"
+BUNDLED_MODEL = "align-small"
 MODEL_PANEL = "Model"
 
 
@@ -207,7 +208,16 @@ def tell(result: Any, text: Any, as_json: bool) -> None:
             text.encode(sys.stdout.encoding or "utf-8")
         except UnicodeEncodeError:  # a file name that is not UTF-8, or a screen that shows only ASCII
             text = json.dumps(result, indent=1, default=str)
+    else:
+        text = on_screen(str(text))
     print(text)
+
+
+def on_screen(text: str) -> str:
+    """`printable`, but for line breaks and tabs."""
+    from kakao_models.inference.output import printable
+
+    return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
 
 
 def finish(failures: Iterable[Any]) -> None:

@@ -97,6 +97,15 @@ def test_an_unreadable_image_is_a_row_of_nan_and_named(embedder, expected, photo
         embedder.images(sources, on_error="stop")
 
 
+def test_failures_are_those_of_a_threads_own_run(embedder, photos):
+    embedder.images([b"no picture", photos[0]], on_error="ignore")
+    others = []
+    thread = threading.Thread(target=lambda: others.append((embedder.images([photos[0]]), list(embedder.failures))))
+    thread.start()
+    thread.join()
+    assert others[0][1] == [] and [failure.index for failure in embedder.failures] == [0]
+
+
 def test_a_generator_is_read_only_a_little_ahead(embedder, photos):
     taken = 0
 

@@ -128,3 +128,20 @@ asyncio.run(serve())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "(3, 16) 8 2 False", done.stderr[-2000:]
+
+
+def test_a_tokenizer_of_another_model_is_named(align):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([f"new{number}" for number in range(1000)])
+    with pytest.raises(ValueError, match=r"the tokenizer gives 'new999' the id \d+, and .* knows \d+ tokens"):
+        Embedder(align, tokenizer=tokenizer).texts(["a cat", "new999"])
+
+
+def test_a_hostile_pickle_is_one_error(align, tmp_path):
+    folder = shutil.copytree(align, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    for content in (b"cos\nsystem\n(S'true'\ntR.", b"PK\x03\x04", b"", b"\x80\x02}q\x00."):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        for load in (Embedder, AlignModel.from_pretrained):
+            with pytest.raises(OSError, match=r"pytorch_model\.bin"):
+                load(folder)

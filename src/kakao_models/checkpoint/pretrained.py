@@ -21,7 +21,7 @@ from kakao_models.checkpoint.config import StrictConfig
 from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import pin, remember_place
 from kakao_models.checkpoint.shards import write_shards
-from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, TensorPatterns
+from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, TensorPatterns, check_sizes
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
 from kakao_models.files.sizes import parse_bytes
@@ -150,6 +150,7 @@ class PretrainedLoading(TensorPatterns):
         prefix = cls.key_prefix
         if prefix and not any(key.startswith(prefix) for key in stored):
             stored = {prefix + key: entry for key, entry in stored.items()}  # only the base model was saved
+        check_sizes(config, {key: shape for key, (shape, _) in stored.items()}, name_or_path)
         options = cls._options_of(config, stored, options)
         model = cls._build(config, _dtype(dtype, config), **options)
         model._load(stored, name_or_path, ignore_mismatched_sizes)

@@ -89,6 +89,45 @@ def shape_of(shapes: Mapping[str, tuple[int, ...]], key: str, axes: int) -> tupl
     return shapes[key]
 
 
+_COUNTS = ("num_hidden_layers",)
+_SIZES = (
+    *("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size", "projection_dim"),
+    *("num_channels", "patch_size", "representation_size"),
+)
+
+
+def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: Any) -> None:
+    """Compares the sizes in a configuration with the tensors of a file, before anything of these sizes is built.
+
+    Raises:
+        ValueError: there are more layers than tensors, or a size is larger than every axis of every tensor.
+    """
+    largest = max((axis for shape in shapes.values() for axis in shape), default=0)
+    for part in ("", "text_config", "vision_config"):
+        values = getattr(config, part, None) if part else config
+        sizes = {name: (getattr(values, name, None), largest) for name in _SIZES}
+        sizes |= {name: (getattr(values, name, None), len(shapes)) for name in _COUNTS}
+        if hasattr(
+            values, "width_coefficient"
+        ):  # an EfficientNet: channels are rounded to multiples of 8, by at most a tenth
+            sizes["width_coefficient"] = (
+                values.width_coefficient * max(values.out_channels, default=0) * 0.9 - 8,
+                largest,
+            )
+            sizes["depth_coefficient"] = (values.depth_coefficient * sum(values.num_block_repeats), len(shapes))
+        for name, (size, most) in sizes.items():
+            if isinstance(size, (int, float)) and size > most:
+                there = (
+                    f"the weights have {most} tensors"
+                    if most == len(shapes)
+                    else f"no axis of the weights is over {most}"
+                )
+                raise ValueError(
+                    f"{source}: {part}{'.' if part else ''}{name} is {getattr(values, name)} in the configuration, and {there}. Does "
+                    "config.json belong to other weights?"
+                )
+
+
 class TensorPatterns:
     """Base of the classes that load a checkpoint as a bijection: which of its tensors they may skip, replace or rename.
 

@@ -9,9 +9,9 @@ from typing import Any, Self
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 
-from kakao_models.checkpoint.formats import find_weights
+from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import cached_only, hub_arguments, pin, remember_place, resolve
-from kakao_models.checkpoint.tensors import TensorPatterns
+from kakao_models.checkpoint.tensors import TensorPatterns, check_sizes
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_FILES = {"variant", "use_safetensors", "gguf_file", "state_dict"}  # arguments by which transformers reads others
@@ -37,9 +37,10 @@ class BijectiveLoading(TensorPatterns):
         if source is not None:
             where = place = pin(source, **hub_arguments(kwargs))
             if not any(kwargs.get(name) is not None for name in _OTHER_FILES):
-                if kwargs.get("config") is None:  # an error in it is reported before weights are downloaded
-                    cls.config_class.from_pretrained(source, **where)
-                find_weights(source, _FILES, **where)
+                config = kwargs.get("config")
+                if config is None:  # an error in it is reported before weights are downloaded
+                    config = cls.config_class.from_pretrained(source, **where)
+                _check_sizes(config, source, *find_weights(source, _FILES, **where))
                 where = cached_only(where)
             source, kwargs = resolve(source), kwargs | where
         if isinstance(kwargs.get("config"), PreTrainedConfig):
@@ -81,6 +82,17 @@ class BijectiveLoading(TensorPatterns):
                 f"{numbers:,} numbers, {min(missing_keys)} among them. Does config.json belong to another checkpoint?"
             )
         super()._move_missing_keys_from_meta_to_device(missing_keys, *arguments, **options)
+
+
+def _check_sizes(config: Any, source: str | os.PathLike, format: str, files: list[Path]) -> None:
+    try:
+        stored = read_weights(source, format, files)
+    except ValueError as error:
+        if format == _FILES[0]:  # transformers reads it too, and says so
+            return
+        raise OSError(str(error)) from error  # before a hostile pickle is opened
+    if isinstance(config, PreTrainedConfig):
+        check_sizes(config, {key: shape for key, (shape, _) in stored.items()}, source)
 
 
 @contextlib.contextmanager

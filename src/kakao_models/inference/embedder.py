@@ -4,6 +4,7 @@ Axes: N inputs  D width of an embedding
 """
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -25,7 +26,7 @@ _WINDOW = 16_384  # texts that are tokenised and sorted by length at a time
 class Embedder:
     """Images and texts → float32 numpy arrays, from an ALIGN, its image tower, a ViT, or a classifier on one of these.
 
-    After each run `failures` lists the images of that run that could not be read.
+    After each run `failures` lists the images that could not be read, of the last run that this thread began.
 
     Args:
         model: a Hub id, a folder, the name of a checkpoint inside this package, or a loaded model of
@@ -112,7 +113,7 @@ class Embedder:
         self.batch_size = _positive("batch_size", batch_size)
         self.num_workers = _workers(min(8, os.cpu_count() or 1) if num_workers is None else num_workers)
         self.image_options = dict(image_options or {})
-        self.failures: list[Failure] = []
+        self._failures = _Failures()
         self.fast_images = fast_images
         if fused:
             self._choose_engine(source, engine, device, dtype)
@@ -192,6 +193,11 @@ class Embedder:
         return self.engine.config
 
     @property
+    def failures(self) -> list[Failure]:
+        """Images of this thread's last run that could not be read."""
+        return self._failures.listed
+
+    @property
     def dim(self) -> int:
         """D."""
         return self.engine.dim
@@ -269,7 +275,7 @@ class Embedder:
     def _run(
         self, sources, prepare, run, normalize, batch_size, num_workers, on_error, progress
     ) -> Iterator[ImageBatch]:
-        failures = self.failures = []
+        failures = self._failures.listed = []
         done = 0
         batches = stream_batches(
             sources,
@@ -388,6 +394,7 @@ class Embedder:
     def _token_batches(self, texts: list[str], budget: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(rows of `texts`, ids, mask), with at most `budget` tokens in a batch, padding included."""
         tokens = self.inputs.token_ids(texts, self.max_tokens)
+        self._check_ids(texts, tokens)
         lengths = np.array([len(ids) for ids in tokens])
         longest_first = np.argsort(-lengths, kind="stable")
         while len(longest_first):
@@ -398,6 +405,15 @@ class Embedder:
                 line[: lengths[row]] = tokens[row]
             yield rows, ids, (np.arange(longest) < lengths[rows, None]).astype(np.int64)
 
+    def _check_ids(self, texts: list[str], tokens: list[list[int]]) -> None:
+        most = self.engine.vocabulary
+        for text, ids in zip(texts, tokens):
+            if ids and max(ids) >= most:
+                raise ValueError(
+                    f"the tokenizer gives {text[:50]!r} the id {max(ids)}, and {self.name} knows {most:,} tokens: the tokenizer "
+                    "belongs to another model"
+                )
+
     def similarity(self, image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
         """Cosine similarity (images, texts) of embeddings, normalised or not."""
         return l2_normalize(image_embeds) @ l2_normalize(text_embeds).T
@@ -405,6 +421,13 @@ class Embedder:
     def logits(self, image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
         """`similarity` divided by the model's temperature: a softmax over the texts gives their scores."""
         return self.similarity(image_embeds, text_embeds) / np.float32(self.engine.temperature)
+
+
+class _Failures(threading.local):
+    """What a thread's run could not read: a service or a page has one `Embedder` for many."""
+
+    def __init__(self):
+        self.listed: list[Failure] = []
 
 
 def l2_normalize(x: np.ndarray) -> np.ndarray:

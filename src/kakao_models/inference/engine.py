@@ -94,6 +94,11 @@ class Engine:
         return self.config.text_config.max_position_embeddings
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model knows. Only where it `reads_texts`."""
+        return self.config.text_config.vocab_size
+
+    @property
     def description(self) -> str:
         """Name of the backend, for a line of text."""
         return type(self).__name__

@@ -87,6 +87,10 @@ class TowerEngine(Engine):
         return self.source.fields.text_config.max_position_embeddings
 
     @property
+    def vocabulary(self) -> int:
+        return self.source.fields.text_config.vocab_size
+
+    @property
     def classifies(self) -> bool:
         return self.source.classifier is not None
 
