@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import gc
 import gzip
 import io
@@ -26,8 +27,9 @@ import uvicorn
 from openai_errors import check_error
 
 from kakao_models import Embedder, ViTForImageClassification, cli, pipeline
-from kakao_models.serve import service as serving
+from kakao_models.serve import connections, service as serving
 from kakao_models.serve.app import State, create_app
+from kakao_models.serve.connections import Connection
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.schemas import ClassifyRequest, ContentPart, Refused
 from kakao_models.serve.server import Server
@@ -44,7 +46,8 @@ def running(embedder, *, limits=None, drain=0.2, batching=None, **options):
         return made[0]
 
     app = create_app(make, metrics=metrics, state=state, **options)
-    server = Server(uvicorn.Config(app, log_level="error", lifespan="on"), state, drain, said.append)
+    config = uvicorn.Config(app, http=Connection, log_level="error", lifespan="on")
+    server = Server(config, state, drain, said.append)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -543,6 +546,51 @@ def test_a_body_that_never_ends_is_given_up(embedder):
         )
         slow.settimeout(10)
         assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def head(size: int) -> bytes:
+    lines = (
+        f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    )
+    return lines.encode()
+
+
+def test_a_client_that_sends_all_before_it_reads_gets_its_413(embedder):
+    with running(embedder, max_body=10_000) as (_, server, _):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head(20_000_000) + b" " * 20_000_000)
+            connection.settimeout(10)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_clients_that_say_nothing_keep_nobody_out(embedder, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 8)
+    with running(embedder) as (client, server, _), contextlib.ExitStack() as opened:
+        for _ in range(30):
+            slow = opened.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost:")
+            assert httpx.get(f"{client.base_url}/health").status_code == 200
+        wait_until(lambda: len(server.server_state.connections) <= 8)
+    monkeypatch.setattr(connections, "WAIT", 0.2)
+    with running(embedder) as (_, server, _), socket.create_connection(("127.0.0.1", server.port)) as slow:
+        slow.settimeout(10)
+        slow.sendall(b"GET /health HTTP/1.1\r\n")
+        assert slow.recv(10) == b""
+
+
+def test_a_connection_that_waits_when_the_service_ends_is_answered(embedder):
+    body = b'{"input": "a cat"}'
+    with running(embedder, drain=0.0) as (client, server, _):
+        with socket.create_connection(("127.0.0.1", server.port)) as late:
+            wait_until(lambda: len(server.server_state.connections) > 0)
+            server.servers[0].get_loop().call_soon_threadsafe(server.handle_exit, signal.SIGTERM, None)
+            wait_until(lambda: not server.servers[0].is_serving())
+            late.sendall(head(len(body)) + body)
+            late.settimeout(10)
+            answer = late.recv(100_000)
+        assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer
+        server.thread.join(20)
+        assert not server.thread.is_alive()
 
 
 def test_a_signal_ends_it_with_every_request_answered(embedder):

@@ -17,6 +17,7 @@ from kakao_models.serve.schemas import Refused
 _log = logging.getLogger("kakao_models.serve")
 OPEN = ("/health", "/ready")  # without a key
 TIMEOUT = 120.0  # seconds for an answer
+_MOST_REST = 2**28  # bytes of a body that is too long, which are read and dropped
 
 
 class Guard:
@@ -27,6 +28,7 @@ class Guard:
         api_key: what "Authorization: Bearer" must hold; None for no key.
         max_body: bytes; body_timeout: seconds to send them in; timeout: seconds for the answer.
         max_held: bytes of all bodies at the same time; by default 512 MiB, or four of the largest.
+        max_requests: requests at the same time; `OPEN` are always answered.
     """
 
     def __init__(
@@ -40,10 +42,12 @@ class Guard:
         max_held: int | None = None,
         body_timeout: float = 30.0,
         timeout: float = TIMEOUT,
+        max_requests: int = 2048,
     ):
         self.app, self.metrics, self.closing = app, metrics, closing
         self.key = None if api_key is None else api_key.encode()
         self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
+        self.running, self.max_requests = 0, max_requests
         self.held, self.max_held = 0, max_held or max(512 * 2**20, 4 * max_body)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
@@ -60,7 +64,10 @@ class Guard:
             self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - start)
 
         answer = _Answer(send, self.closing, count, self._release)
+        self.running += 1
         try:
+            if self.running > self.max_requests and scope["path"] not in OPEN:
+                raise Busy(f"{self.max_requests} requests are being answered, which are the most", 1)
             return await self._handle(scope, receive, answer)
         except _Gone:
             if not answer.status:
@@ -75,6 +82,8 @@ class Guard:
         except Exception:
             _log.exception("%s %r failed", scope["method"], scope["path"])
             response = _error_response(Refused(500, "the service failed; its log says why", code="internal_error"))
+        finally:
+            self.running -= 1
         if not answer.status:  # otherwise the answer has begun
             await response(scope, receive, answer)
 
@@ -125,9 +134,8 @@ class Guard:
         if b"transfer-encoding" in headers and b"content-length" in headers:  # a proxy may read it otherwise
             raise Refused(400, "Content-Length and Transfer-Encoding exclude each other")
         announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self.max_body:
-            raise self._too_long()
-        body = bytearray()
+        too_long = announced.isdigit() and int(announced) > self.max_body
+        body, rest = bytearray(), 0
         try:
             async with asyncio.timeout(self.body_timeout):
                 while True:
@@ -135,6 +143,11 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     piece = message.get("body", b"")
+                    if too_long:  # read to its end: a client that still sends would not read the answer
+                        rest += len(piece)
+                        if rest > _MOST_REST or not message.get("more_body"):
+                            raise self._too_long()
+                        continue
                     if packed is not None:
                         piece = packed.decompress(piece, self.max_body + 1)
                     if self.held + len(piece) > self.max_held:
@@ -142,6 +155,11 @@ class Guard:
                     self.held += len(piece)
                     body += piece
                     if len(body) > self.max_body:
+                        self.held -= len(body)
+                        body.clear()
+                        too_long = True
+                        if message.get("more_body"):
+                            continue
                         raise self._too_long()
                     if not message.get("more_body"):
                         if packed is not None and not packed.eof:
@@ -152,6 +170,8 @@ class Guard:
             raise Refused(400, f"the body is no gzip ({error})") from None
         except BaseException as error:
             self.held -= len(body)
+            if isinstance(error, TimeoutError) and too_long:
+                raise self._too_long() from None
             if isinstance(error, TimeoutError):
                 raise Refused(408, f"the body did not arrive within {self.body_timeout:g} s") from None
             raise

@@ -1,6 +1,7 @@
 """Running the service until a signal ends it, with every accepted request answered."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -12,11 +13,15 @@ import uvicorn
 
 from kakao_models.checkpoint.hub import called
 from kakao_models.serve.app import State, create_app
+from kakao_models.serve.connections import Connection, stop_accepting
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.service import Limits, Service
 from kakao_models.verbs import ModelOptions
 
-_CONNECTIONS = 2048  # more get 503 from uvicorn itself
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 class Server(uvicorn.Server):
@@ -36,6 +41,11 @@ class Server(uvicorn.Server):
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listening in sockets or ():
+            await stop_accepting(listening)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own, which raises the signal again at the end: what ends in order ends with 0.
@@ -80,6 +90,7 @@ def serve(
         ValueError: of `Embedder`.
     """
     listening = _bound(host, port)
+    _allow_files()
     embedder = options.open()
     metrics, state = Metrics(), State()
 
@@ -96,8 +107,8 @@ def serve(
         timeout=timeout,
     )
     config = uvicorn.Config(
-        app, host=host, port=port, access_log=False, server_header=False,
-        limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=int(timeout) + 5, timeout_keep_alive=30,
+        app, host=host, port=port, http=Connection, access_log=False, server_header=False,
+        timeout_graceful_shutdown=int(timeout) + 5, timeout_keep_alive=30,
         lifespan="on",
     )  # fmt: skip
     server = Server(config, state, drain, ready)
@@ -108,6 +119,14 @@ def serve(
         print("kakao-models: a batch did not end in time; ended without its answer", file=sys.stderr, flush=True)
         os._exit(130 if server.signal == signal.SIGINT else 1)
     return server.signal
+
+
+def _allow_files() -> None:
+    """As many open files, and so connections, as the system lets this process have."""
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _bound(host: str, port: int) -> socket.socket:
