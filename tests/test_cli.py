@@ -32,7 +32,7 @@ def test_converting_without_pytorch_names_what_installs_it(command, vit, tmp_pat
 
 
 def test_help_teaches():
-    for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-small"}.items():
+    for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-tiny"}.items():
         result = CliRunner().invoke(app, [verb, "--help"])
         assert result.exit_code == 0 and words in result.output and f"kakao-models {verb}" in result.output
 
@@ -208,7 +208,7 @@ def test_without_a_network_the_bundled_model_is_named(tmp_path):
     )
     assert result.returncode == 2 and result.stdout == ""
     assert "kakaobrain/align-base" in result.stderr and "can't be reached" in result.stderr
-    assert "Without a network use align-small" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "Without a network use align-tiny" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.hub

@@ -172,7 +172,7 @@ def info(
 
     [b]Example[/b]
 
-      kakao-models info align-small
+      kakao-models info align-tiny
     """
     from kakao_models.conversion.info import as_text, describe_checkpoint
 

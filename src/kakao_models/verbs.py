@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 DEFAULT_MODEL = "kakaobrain/align-base"
-BUNDLED_MODEL = "align-small"
+BUNDLED_MODEL = "align-tiny"
 MODEL_PANEL = "Model"
 
 

@@ -25,7 +25,7 @@ def test_light_parts_run_and_complete_ones_replace_them(align):
     assert np.array_equal(inputs.preprocessing.pixel_values(tiny.picture(0)), pixels)
     inputs.image_processor.do_rescale = False  # what is changed later counts
     assert np.abs(inputs.preprocessing.pixel_values(tiny.picture(0)) - pixels).max() > 1
-    images_only = ModelInputs("vit", "align-small", {}, image_processor=ViTImageProcessor())
+    images_only = ModelInputs("vit", "align-tiny", {}, image_processor=ViTImageProcessor())
     assert images_only.tokenizer is None
     with pytest.raises(ValueError, match="the model reads no texts, so it has no tokenizer"):
         images_only.tokenizer = inputs.tokenizer

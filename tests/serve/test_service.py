@@ -443,7 +443,7 @@ def test_a_key_is_wanted_of_all_but_health(embedder):
 def test_an_empty_key_is_no_key_and_a_taken_port_is_said(monkeypatch, capsys):
     def run(*options):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["serve", "align-small", *options])
+            cli.main(["serve", "align-tiny", *options])
         assert ended.value.code == 2
         return capsys.readouterr().err
 

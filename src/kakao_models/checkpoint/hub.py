@@ -277,7 +277,7 @@ def _translated(error: BaseException, repo: str, where, revision: str, filename:
         )
     offline = "HF_HUB_OFFLINE=1 takes what is in the local cache"
     if kind == "checkpoint":
-        offline = "Without a network use align-small, which is inside this package"
+        offline = "Without a network use align-tiny, which is inside this package"
     return HubUnreachable(f"{nowhere}, and the Hugging Face Hub can't be reached ({reason}). {offline}")
 
 

@@ -71,7 +71,7 @@ def serve(
 
     [b]Examples[/b]
 
-      kakao-models serve align-small
+      kakao-models serve align-tiny
 
       curl http://127.0.0.1:8000/v1/embeddings -H "Content-Type: application/json" -d '{"input": ["a cat"]}'
     """

@@ -21,8 +21,9 @@ class Connection(H11Protocol):
         self._since = self.loop.time()
         self._check = self.loop.call_later(WAIT, self._check_wait)
         if len(self.connections) > MOST:
-            waiting = [other for other in self.connections if isinstance(other, Connection) and other.is_idle]
-            min(waiting, key=lambda other: other._since).transport.close()
+            waiting = [c for c in self.connections if isinstance(c, Connection) and c.is_idle and c is not self]
+            if waiting:
+                min(waiting, key=lambda other: other._since).transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._check.cancel()
