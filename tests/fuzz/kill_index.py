@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES", "6000")
 
@@ -68,7 +69,7 @@ class _Engine(Engine):
 class _Stub(Embedder):
     def __init__(self):
         self.engine, self.name, self.batch_size, self.num_workers = _Engine(), "stub", BATCH, 2
-        self.image_options, self.failures, self.fast_images = {}, [], False
+        self.image_options, self._failures, self.fast_images = {}, SimpleNamespace(listed=[]), False
         self.inputs = ModelInputs("vit", None, {}, image_processor=AlignImageProcessor(size=8, crop_size=8))
 
 

@@ -110,11 +110,9 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: Any)
         if hasattr(
             values, "width_coefficient"
         ):  # an EfficientNet: channels are rounded to multiples of 8, by at most a tenth
-            sizes["width_coefficient"] = (
-                values.width_coefficient * max(values.out_channels, default=0) * 0.9 - 8,
-                largest,
-            )
-            sizes["depth_coefficient"] = (values.depth_coefficient * sum(values.num_block_repeats), len(shapes))
+            channels, repeats = (getattr(values, name, ()) for name in ("out_channels", "num_block_repeats"))
+            sizes["width_coefficient"] = (values.width_coefficient * max(channels, default=0) * 0.9 - 8, largest)
+            sizes["depth_coefficient"] = (getattr(values, "depth_coefficient", 1) * sum(repeats), len(shapes))
         for name, (size, most) in sizes.items():
             if isinstance(size, (int, float)) and size > most:
                 there = (

@@ -21,6 +21,7 @@ import kakao_models
 from kakao_models.align.blocks import output_channels
 from kakao_models.checkpoint.hub import MissingFile, described_by, fetch, pin, read_config
 from kakao_models.checkpoint.kinds import MODEL_KINDS, model_class_name, whole_keys
+from kakao_models.checkpoint.tensors import check_sizes
 from kakao_models.fused.layers import ByteValues
 from kakao_models.fused.towers import tensors_of, towers
 from kakao_models.inference.engine import feature_dim
@@ -133,6 +134,8 @@ def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, d
         fields.text_config, fields.vision_config = (
             SimpleNamespace(**config[f"{name}_config"]) for name in ("text", "vision")
         )
+    check_sizes(fields, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, file)
+    if class_name == "AlignModel":
         if config.get("use_visual_projection") is None:
             fields.use_visual_projection = output_channels(fields.vision_config) != fields.projection_dim
     elif not class_name.endswith("ForImageClassification"):
