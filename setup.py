@@ -78,6 +78,7 @@ setup(
         "tokenizers>=0.23.1",
         "safetensors>=0.8",
         "numpy>=1.26",
+        "ml_dtypes>=0.5",  # bfloat16 in numpy
         "filelock>=3.16",
         "google-crc32c>=1.6",  # the first with a compiled one for Python 3.11
         "pillow>=11.1",
