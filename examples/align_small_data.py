@@ -37,6 +37,7 @@ TEMPLATES = (
     "{}", "{a}", "a photo of {a}.", "a photo of the {}.", "a picture of {a}.", "this is {a}.", "there is {a} in the photo.",
     "a close-up photo of {a}.", "a photo of a large {}.", "a photo of a small {}.", "{s}", "a photo of {s}.",
 )  # fmt: skip
+NAMES = TEMPLATES[:3]  # for the classes of ImageNet
 # How people name the classes of CIFAR-10 beside their names
 SYNONYMS = {
     "airplane": ["airplane", "plane", "aeroplane", "jet"],
@@ -96,6 +97,11 @@ def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     return table.take(pa.array(kept, pa.int64())), table.take(pa.array(held_out, pa.int64()))
 
 
+def bytes_of(row: Any) -> bytes:
+    """The file of a row of a column `image`."""
+    return row["bytes"] if isinstance(row, dict) else row
+
+
 def texts_of(tables: dict[str, pa.Table]) -> set[str]:
     return {text for table in tables.values() for row in table["captions"].to_pylist() for text in row}
 
@@ -138,8 +144,7 @@ class Classifier:
 
     def features(self, table: pa.Table) -> np.ndarray:
         """(N, 1280)"""
-        images = [row["bytes"] if isinstance(row, dict) else row for row in table["image"].to_pylist()]
-        return self.embedder.images(images, normalize=False)
+        return self.embedder.images(list(map(bytes_of, table["image"].to_pylist())), normalize=False)
 
     def logits(self, table: pa.Table) -> np.ndarray:
         """(N, 1000)"""
@@ -190,7 +195,7 @@ def main() -> None:
         pq.write_table(table, args.output / f"{name}.parquet")
     classes = Path(args.classes).read_text(encoding="utf-8").splitlines()
     texts = texts_of(tables)
-    texts |= {fill(template, noun) for noun in classes for template in TEMPLATES[:3]}
+    texts |= {fill(template, noun) for noun in classes for template in NAMES}
     (args.output / "texts.txt").write_text("\n".join(sorted(texts)) + "\n", encoding="utf-8")
     shorten(args.minilm, args.output / "minilm")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from align_small_data import Classifier, SentenceTeacher, fill
+from align_small_data import NAMES, Classifier, SentenceTeacher, bytes_of, fill
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
@@ -25,7 +25,6 @@ from kakao_models.train.distill import read_embeddings
 from kakao_models.train.targets import class_loss, pair_loss
 
 SIZE, DIMENSION, TEMPERATURE, LENGTH = 192, 384, 0.05, 32
-NAMES = ("{}", "{a}", "a photo of {a}.")
 SOURCES = {"captioned": 4, "caltech": 2, "cifar": 1}  # and how often each photograph is seen in an epoch
 
 
@@ -145,6 +144,11 @@ def set_matrix(model: AlignModel, matrix: torch.Tensor, pixels: torch.Tensor) ->
     norm.bias.copy_(mean)
 
 
+def as_rows(path: Path) -> torch.Tensor:
+    vectors = read_embeddings(path)
+    return torch.from_numpy(np.stack([vectors[str(row)] for row in range(len(vectors))]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that align_small_data.py wrote")
@@ -194,22 +198,11 @@ def main() -> None:
     matrix = teach_matrix(data, names, prototypes, args.steps)
 
     table = pq.read_table(args.data / "captioned.parquet").slice(0, 256)
-    pixels = processor.image_processor(
-        images=[bytes_of(row) for row in table["image"].to_pylist()], return_tensors="pt"
-    )
+    pixels = processor.image_processor(images=list(map(bytes_of, table["image"].to_pylist())), return_tensors="pt")
     set_matrix(model, matrix, pixels["pixel_values"])
     model.save_pretrained(args.output)
     processor.tokenizer = tokenizer
     processor.save_pretrained(args.output)
-
-
-def as_rows(path: Path) -> torch.Tensor:
-    vectors = read_embeddings(path)
-    return torch.from_numpy(np.stack([vectors[str(row)] for row in range(len(vectors))]))
-
-
-def bytes_of(row) -> bytes:
-    return row["bytes"] if isinstance(row, dict) else row
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import yaml
+from align_small_data import fill
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +30,7 @@ from kakao_models.demo.photos import BUNDLED, bundled_labels
 from kakao_models.evaluate import (
     CachedEmbedder,
     Labelled,
+    Result,
     html_report,
     markdown_report,
     model_index,
@@ -39,11 +41,7 @@ from kakao_models.evaluate import (
 from kakao_models.evaluate.templates import SMALL_TEMPLATES
 
 GOALS = yaml.safe_load(Path(__file__).with_name("align_small_goals.yaml").read_text(encoding="utf-8"))
-STYLES = {"plain": "{}", "with an article": "{a}", "a photo of": "a photo of {a}", "plural": "{}s"}
-
-
-def with_article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+STYLES = {"plain": "{}", "with an article": "{a}", "a photo of": "a photo of {a}", "plural": "{s}"}
 
 
 def main() -> None:
@@ -79,10 +77,11 @@ def halve(run: Path, output: Path) -> None:
         shutil.copyfile(run / name, output / name)
 
 
-def evaluate(args: argparse.Namespace, cache: Path) -> None:
+def labelled(path: str, name: str, column: str | None = None) -> Labelled:
+    return replace(read_labelled(path, label_column=column), name=name)
 
-    def labelled(path: str, name: str, column: str | None = None) -> Labelled:
-        return replace(read_labelled(path, label_column=column), name=name)
+
+def evaluate(args: argparse.Namespace, cache: Path) -> None:
 
     def run() -> tasks.TaskRun:  # a new one each: its fingerprint of the data is of that task alone
         return tasks.TaskRun(CachedEmbedder(embedder, cache))
@@ -104,21 +103,30 @@ def evaluate(args: argparse.Namespace, cache: Path) -> None:
         "knn-20": lambda: tasks.knn(run(), train, test, k=20),
         "linear-probe": lambda: tasks.linear_probe(run(), train, test),
     }
-    args.output.mkdir(parents=True, exist_ok=True)
+    write_results(todo, args.output)
+    photographs = of_photographs(embedder)
+    (args.output / "photographs.json").write_text(json.dumps(photographs, indent=2) + "\n")
+    print(json.dumps(photographs, indent=2))
+    if args.card:
+        fill_card(args.card, figures(args.output) | {"queries": str(photographs["right first hits"])})
+
+
+def write_results(todo: Mapping[str, Callable[[], Result]], output: Path) -> None:
+    """Runs each task, and writes its NAME.json and the reports of all."""
+    output.mkdir(parents=True, exist_ok=True)
     results = []
     for name, task in todo.items():
         results.append(task())
-        results[-1].write(args.output / f"{name}.json")
+        results[-1].write(output / f"{name}.json")
     report = markdown_report(results, published=False)
-    (args.output / "report.md").write_text(report)
-    (args.output / "report.html").write_text(html_report(results, published=False))
-    (args.output / "model-index.yml").write_text(model_index(results))
-    photographs = of_photographs(embedder)
-    (args.output / "photographs.json").write_text(json.dumps(photographs, indent=2) + "\n")
+    (output / "report.md").write_text(report)
+    (output / "report.html").write_text(html_report(results, published=False))
+    (output / "model-index.yml").write_text(model_index(results))
     print(report)
-    print(json.dumps(photographs, indent=2))
-    if args.card:
-        fill_card(args.card, args.output, photographs)
+
+
+def metrics(output: Path, name: str) -> dict[str, float]:
+    return json.loads((output / f"{name}.json").read_text())["metrics"]
 
 
 def among(data: Labelled, names: Sequence[str]) -> tuple[Labelled, list[str]]:
@@ -156,7 +164,7 @@ def of_photographs(embedder: Embedder) -> dict:
     name_them("the demo's labels", images, bundled_labels(), [GOALS["labels"][name] for name in names])
     nouns = list(GOALS["nouns"].values())
     for style, template in STYLES.items():
-        texts = [template.format(noun, a=with_article(noun)) for noun in nouns]
+        texts = [fill(template, noun) for noun in nouns]
         name_them(style, images, texts, texts)
     for change in (grey, wide):
         changed = embedder.images([change(photograph.convert("RGB")) for photograph in photographs], normalize=True)
@@ -170,23 +178,22 @@ def of_photographs(embedder: Embedder) -> dict:
     }  # fmt: skip
 
 
-def fill_card(card: Path, results: Path, photographs: dict) -> None:
-    """Writes the figures, in percent, into `<!-- name -->figure<!-- / -->`."""
-
-    def metrics(name: str) -> dict[str, float]:
-        return json.loads((results / f"{name}.json").read_text())["metrics"]
-
-    figures = {name: value for name, value in metrics("retrieval").items() if "rank" not in name}
-    figures |= {
-        "concepts": metrics("concepts")["mean_per_class"],
-        "concepts_ece": metrics("concepts-calibration")["ece"],
-        "cifar10": metrics("cifar10")["top1"],
-        "cifar10_ece": metrics("cifar10-calibration")["ece"],
-        "caltech101": metrics("caltech101")["top1"],
-        "imagenet_names": metrics("imagenet-names")["top1"],
+def figures(output: Path) -> dict[str, str]:
+    """The card's figures, in percent."""
+    values = {name: value for name, value in metrics(output, "retrieval").items() if "rank" not in name}
+    values |= {
+        "concepts": metrics(output, "concepts")["mean_per_class"],
+        "concepts_ece": metrics(output, "concepts-calibration")["ece"],
+        "cifar10": metrics(output, "cifar10")["top1"],
+        "cifar10_ece": metrics(output, "cifar10-calibration")["ece"],
+        "caltech101": metrics(output, "caltech101")["top1"],
+        "imagenet_names": metrics(output, "imagenet-names")["top1"],
     }
-    figures = {name: f"{100 * value:.1f}" for name, value in figures.items()}
-    figures["queries"] = str(photographs["right first hits"])
+    return {name: f"{100 * value:.1f}" for name, value in values.items()}
+
+
+def fill_card(card: Path, figures: Mapping[str, str]) -> None:
+    """Writes figures into `<!-- name -->figure<!-- / -->`."""
     text = card.read_text()
     for name, value in figures.items():
         text = re.sub(rf"(<!-- {name} -->).*?(<!-- / -->)", rf"\g<1>{value}\g<2>", text)

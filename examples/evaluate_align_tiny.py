@@ -11,28 +11,17 @@ labelled ones with `label_name`. Writes a results.json per figure, and of all of
 
 import argparse
 import json
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from align_small_data import with_article
+from evaluate_align_small import fill_card, labelled, metrics, write_results
+
 from kakao_models import Embedder
-from kakao_models.evaluate import (
-    CachedEmbedder,
-    Labelled,
-    html_report,
-    markdown_report,
-    model_index,
-    read_captioned,
-    read_labelled,
-    tasks,
-)
+from kakao_models.evaluate import CachedEmbedder, read_captioned, tasks
 
 TEMPLATES = ("a photo of {}.", "this is a photo of {}.", "{}", "a picture of {}")  # with an article in the name
-
-
-def with_article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def main() -> None:
@@ -55,9 +44,6 @@ def main() -> None:
 
 def evaluate(args: argparse.Namespace, cache: Path) -> None:
 
-    def labelled(path: str, name: str, column: str | None = None) -> Labelled:
-        return replace(read_labelled(path, label_column=column), name=name)
-
     def run() -> tasks.TaskRun:  # a new one each: its fingerprint of the data is of that task alone
         return tasks.TaskRun(CachedEmbedder(embedder, cache))
 
@@ -76,34 +62,14 @@ def evaluate(args: argparse.Namespace, cache: Path) -> None:
         "linear-probe": lambda: tasks.linear_probe(run(), train, test),
         "linear-probe-vtab": lambda: tasks.linear_probe(run(), train, test, vtab=True),
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    results = []
-    for name, task in todo.items():
-        results.append(task())
-        results[-1].write(args.output / f"{name}.json")
-    report = markdown_report(results, published=False)
-    (args.output / "report.md").write_text(report)
-    (args.output / "report.html").write_text(html_report(results, published=False))
-    (args.output / "model-index.yml").write_text(model_index(results))
-    print(report)
+    write_results(todo, args.output)
     if args.card:
-        fill_card(args.card, args.output)
-
-
-def fill_card(card: Path, results: Path) -> None:
-    """Writes the figures, in percent, into `<!-- name -->figure<!-- / -->` and into a .json file beside the card."""
-
-    def metrics(name: str) -> dict[str, float]:
-        return json.loads((results / f"{name}.json").read_text())["metrics"]
-
-    figures = {name: value for name, value in metrics("retrieval").items() if "rank" not in name}
-    figures |= {"concepts": metrics("concepts")["mean_per_class"], "classes": metrics("zero-shot")["mean_per_class"]}
-    figures = {name: round(100 * value, 1) for name, value in figures.items()}
-    text = card.read_text()
-    for name, value in figures.items():
-        text = re.sub(rf"(<!-- {name} -->).*?(<!-- / -->)", rf"\g<1>{value}\g<2>", text)
-    card.write_text(text)
-    card.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
+        values = {name: value for name, value in metrics(args.output, "retrieval").items() if "rank" not in name}
+        values["concepts"] = metrics(args.output, "concepts")["mean_per_class"]
+        values["classes"] = metrics(args.output, "zero-shot")["mean_per_class"]
+        figures = {name: round(100 * value, 1) for name, value in values.items()}
+        fill_card(args.card, {name: str(value) for name, value in figures.items()})
+        args.card.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
