@@ -40,6 +40,9 @@ JPEG_MARGIN = 2
 # Scans of a JPEG that are decoded at most, as libtiff does. A progressive photograph has about ten; each costs as much time
 # as it likes, and twenty thousand fit into 2 MB.
 _MOST_SCANS = 100
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")  # with a length behind it; within scans others follow 0xff
+_PART, _MOST_COUNTED = 2**20, 2**28  # bytes
 
 _UPRIGHT = {  # EXIF orientation -> transposition that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -259,15 +262,22 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
 
 
 def _check_scans(file: BinaryIO, name: str) -> None:
-    """
+    """Counts the scans of a JPEG, before it is decoded.
+
     Raises:
-        ImageError: a JPEG has more scans than `_MOST_SCANS`.
+        ImageError: there are more than `_MOST_SCANS`.
     """
     file.seek(0)
-    data = file.read()
-    if data.count(b"\xff\xda") <= _MOST_SCANS:  # markers, and what looks like one within metadata
+    alike, last = 0, b""  # markers of scans, and what looks like one within metadata
+    while part := file.read(_PART):  # a part at a time: a file may be of any size
+        alike += (last + part).count(_SCAN)
+        last = part[-1:]
+        if alike > _MOST_SCANS:
+            break
+    else:
         return
-    place, scans = 2, 0
+    file.seek(0)
+    data, place, scans = file.read(_MOST_COUNTED), 2, 0
     while marker := _MARKER.search(data, place):
         kind = data[marker.end() - 1]
         if kind == 0xD9:  # the end of the picture; of another, such as an MPO's, nothing is decoded
@@ -276,11 +286,6 @@ def _check_scans(file: BinaryIO, name: str) -> None:
         if scans > _MOST_SCANS:
             raise ImageError(name, f"a JPEG of more than {_MOST_SCANS} scans: decoding it would take too long")
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-
-
-_MARKER = re.compile(
-    rb"\xff+[^\x00\x01\xd0-\xd8\xff]"
-)  # with a length behind it; within scans 0xff is followed by others
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
