@@ -214,7 +214,7 @@ def tell(result: Any, text: Any, as_json: bool) -> None:
 
 
 def on_screen(text: str) -> str:
-    """`printable`, but for line breaks and tabs."""
+    """Escapes control characters in a text for the terminal, as `printable` does, but keeps line breaks and tabs."""
     from kakao_models.inference.output import printable
 
     return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)

@@ -89,8 +89,8 @@ def shape_of(shapes: Mapping[str, tuple[int, ...]], key: str, axes: int) -> tupl
     return shapes[key]
 
 
-_COUNTS = ("num_hidden_layers",)
-_SIZES = (
+# Fields of configurations, each of which is the length of an axis of some tensor
+_AXES = (
     *("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size", "projection_dim"),
     *("num_channels", "patch_size", "representation_size"),
 )
@@ -102,27 +102,22 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: Any)
     Raises:
         ValueError: there are more layers than tensors, or a size is larger than every axis of every tensor.
     """
-    largest = max((axis for shape in shapes.values() for axis in shape), default=0)
+    longest = max((axis for shape in shapes.values() for axis in shape), default=0)
+    no_axis, tensors = f"no axis of the weights is over {longest}", f"the weights have {len(shapes)} tensors"
     for part in ("", "text_config", "vision_config"):
         values = getattr(config, part, None) if part else config
-        sizes = {name: (getattr(values, name, None), largest) for name in _SIZES}
-        sizes |= {name: (getattr(values, name, None), len(shapes)) for name in _COUNTS}
-        if hasattr(
-            values, "width_coefficient"
-        ):  # an EfficientNet: channels are rounded to multiples of 8, by at most a tenth
+        sizes = [(name, getattr(values, name, None), longest, no_axis) for name in _AXES]
+        sizes.append(("num_hidden_layers", getattr(values, "num_hidden_layers", None), len(shapes), tensors))
+        if hasattr(values, "width_coefficient"):  # channels are rounded to multiples of 8, by at most a tenth
             channels, repeats = (getattr(values, name, ()) for name in ("out_channels", "num_block_repeats"))
-            sizes["width_coefficient"] = (values.width_coefficient * max(channels, default=0) * 0.9 - 8, largest)
-            sizes["depth_coefficient"] = (getattr(values, "depth_coefficient", 1) * sum(repeats), len(shapes))
-        for name, (size, most) in sizes.items():
+            width, depth = values.width_coefficient, getattr(values, "depth_coefficient", 1)
+            sizes.append(("width_coefficient", width * max(channels, default=0) * 0.9 - 8, longest, no_axis))
+            sizes.append(("depth_coefficient", depth * sum(repeats), len(shapes), tensors))
+        for name, size, most, there in sizes:
             if isinstance(size, (int, float)) and size > most:
-                there = (
-                    f"the weights have {most} tensors"
-                    if most == len(shapes)
-                    else f"no axis of the weights is over {most}"
-                )
                 raise ValueError(
-                    f"{source}: {part}{'.' if part else ''}{name} is {getattr(values, name)} in the configuration, and {there}. Does "
-                    "config.json belong to other weights?"
+                    f"{source}: {part}{'.' if part else ''}{name} is {getattr(values, name)} in the configuration, and {there}. "
+                    "Does config.json belong to other weights?"
                 )
 
 

@@ -424,7 +424,7 @@ class Embedder:
 
 
 class _Failures(threading.local):
-    """What a thread's run could not read: a service or a page has one `Embedder` for many."""
+    """The images that a run could not read, for each thread: several may use one `Embedder`."""
 
     def __init__(self):
         self.listed: list[Failure] = []

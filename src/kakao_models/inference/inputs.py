@@ -160,7 +160,7 @@ class ModelInputs:
 
 
 def _start(text: str, length: int) -> str:
-    """About as much of a text, up to a blank, where its words and so its tokens are those of the whole text."""
+    """The start of a long text, of at most `length` characters, cut at a blank so that no word is cut; all of a short one."""
     if len(text) <= length:
         return text
     end = max(text.rfind(blank, 0, length) for blank in " \t\n\r")

@@ -134,8 +134,6 @@ def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, d
         fields.text_config, fields.vision_config = (
             SimpleNamespace(**config[f"{name}_config"]) for name in ("text", "vision")
         )
-    check_sizes(fields, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, file)
-    if class_name == "AlignModel":
         if config.get("use_visual_projection") is None:
             fields.use_visual_projection = output_channels(fields.vision_config) != fields.projection_dim
     elif not class_name.endswith("ForImageClassification"):
@@ -145,6 +143,7 @@ def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, d
     if class_name == "ViTForImageClassification":
         if ("vit.pooler.dense.weight" in tensors) != bool(config.get("representation_size")):
             raise ValueError("a pooler that the classifier does not have")
+    check_sizes(fields, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, file)
     return fields, tensors
 
 

@@ -155,9 +155,8 @@ class Preprocessing:
             name = min(unknown)
             raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.fields)}")
         changed = copy.copy(self)
-        changed.rescale_offset = changed.include_top = (
-            False  # where they are not fields, a file may set what means nothing
-        )
+        # Where they are not fields, a file may set them, and they mean nothing
+        changed.rescale_offset = changed.include_top = False
         for name in self.fields:
             value = changes.get(name)
             setattr(changed, name, self._checked(name, getattr(self, name) if value is None else value))

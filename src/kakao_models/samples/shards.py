@@ -239,10 +239,8 @@ class TarShards(_Shards):
                             f"{path}: has two files {member.name}: which of them is the sample's? Pack it again"
                         )
                     samples[key][kind] = (member.offset_data, member.size)
-                end = tar.offset
-            with open(path, "rb") as file:
-                file.seek(end)
-                block = file.read(_BLOCK)
+                tar.fileobj.seek(tar.offset)
+                block = tar.fileobj.read(_BLOCK)
             # tarfile stops without a word where the file ends, and at a header that it can't read; blocks of zeros are a tar's end
             if not block or any(block):
                 raise tarfile.ReadError("a damaged header" if any(block) else "the file ends before the tar does")

@@ -142,7 +142,8 @@ def _parts(
             places.append(None)
             if item.error:
                 report.failures.append((item.name, item.error))
-                lost |= {plain(item.lost_in)} if item.lost_in else set()
+                if item.lost_in:
+                    lost.add(plain(item.lost_in))
                 continue
             if item.id in seen:
                 report.duplicates += 1

@@ -14,6 +14,7 @@ from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.verbs import ModelArgument, ModelOptions, model_options
 
 _KEY = "KAKAO_MODELS_API_KEY"
+_MEGAPIXELS = MAX_SHOWN_PIXELS / 1e6
 _limit = functools.partial(typer.Option, min=1, rich_help_panel="Limits")
 
 
@@ -43,7 +44,7 @@ def serve(
     strings: Annotated[
         str,
         typer.Option(
-            help="What a bare string in input is that is an http(s) address or an image in base64: refuse, images or texts."
+            help="How to treat strings that look like an image, http(s) addresses and base64: refuse, images or texts."
         ),
     ] = "refuse",
     batch_size: Annotated[
@@ -56,8 +57,7 @@ def serve(
     max_inputs: Annotated[int, _limit(help="Largest number of inputs per request.")] = 256,
     max_labels: Annotated[int, _limit(help="Largest number of labels times templates per request.")] = 1000,
     max_megabytes: Annotated[int, _limit(help="Largest size of a request's body in megabytes.")] = 32,
-    max_megapixels: Annotated[float, _limit(min=0.1, help="Largest size of an image in megapixels.")] = MAX_SHOWN_PIXELS
-    / 1e6,
+    max_megapixels: Annotated[float, _limit(min=0.1, help="Largest size of an image in megapixels.")] = _MEGAPIXELS,
     timeout: Annotated[float, _limit(help="Seconds that an answer may take.")] = 120.0,
     drain: Annotated[float, _limit(min=0, help="Seconds from SIGTERM until new connections are refused.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,

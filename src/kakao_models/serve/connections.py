@@ -13,8 +13,8 @@ MOST = 2048  # connections; beyond it, those that have waited longest for a requ
 
 
 class Connection(H11Protocol):
-    """uvicorn's. Clients that open connections and say nothing, or little by little, keep nobody else out; and a request
-    that has arrived is answered, even if the service ends before it is read."""
+    """A connection of uvicorn's that is closed when it has waited too long for a request, and is not closed at the end of the
+    service while a request may have arrived."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

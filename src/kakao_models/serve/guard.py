@@ -143,25 +143,23 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     piece = message.get("body", b"")
-                    if too_long:  # read to its end: a client that still sends would not read the answer
+                    more = message.get("more_body")
+                    if too_long:
                         rest += len(piece)
-                        if rest > _MOST_REST or not message.get("more_body"):
+                    else:
+                        if packed is not None:
+                            piece = packed.decompress(piece, self.max_body + 1)
+                        if self.held + len(piece) > self.max_held:
+                            raise Busy("the bodies of other requests fill the memory that is set aside for them", 1)
+                        self.held += len(piece)
+                        body += piece
+                        if too_long := len(body) > self.max_body:
+                            self.held -= len(body)
+                            body.clear()
+                    if too_long:  # read to its end: a client that still sends would not read the answer
+                        if rest > _MOST_REST or not more:
                             raise self._too_long()
-                        continue
-                    if packed is not None:
-                        piece = packed.decompress(piece, self.max_body + 1)
-                    if self.held + len(piece) > self.max_held:
-                        raise Busy("the bodies of other requests fill the memory that is set aside for them", 1)
-                    self.held += len(piece)
-                    body += piece
-                    if len(body) > self.max_body:
-                        self.held -= len(body)
-                        body.clear()
-                        too_long = True
-                        if message.get("more_body"):
-                            continue
-                        raise self._too_long()
-                    if not message.get("more_body"):
+                    elif not more:
                         if packed is not None and not packed.eof:
                             raise zlib.error("it ends too early")
                         return bytes(body)

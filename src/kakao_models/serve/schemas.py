@@ -102,7 +102,7 @@ def parsed(kind: type[BaseModel], body: bytes) -> Any:
 
 
 def _wrong_input(value: Any) -> str | None:
-    """What is wrong with the first input that is."""
+    """A message about the first input that is neither a text nor an image; None if there is none."""
     for index, part in enumerate(as_list(value)):
         place = f"input[{index}]" if isinstance(value, list) else "input"
         if isinstance(part, dict):
@@ -145,10 +145,11 @@ def as_list(value: Any) -> list[Any]:
 
 
 def image_source(part: str | ContentPart, place: str, strings: str = "refuse") -> str | None:
-    """The image of an input, None where it is a text.
+    """Returns the image of an input (a data: URL, base64 or an address), or None if the input is a text.
 
     Args:
-        strings: what a bare string is that is an http(s) address, or a picture in base64: one of `STRINGS`.
+        strings: one of `STRINGS`: whether bare strings that look like an image (an http(s) address, or a picture in base64)
+            are refused, or taken for images or texts.
 
     Raises:
         Refused: neither, or both; or such a string.

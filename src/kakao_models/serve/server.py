@@ -122,7 +122,7 @@ def serve(
 
 
 def _allow_files() -> None:
-    """As many open files, and so connections, as the system lets this process have."""
+    """Raises the limit of open files, and so of connections, to the most that the system allows this process."""
     if resource is not None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):
