@@ -19,6 +19,7 @@ import zlib
 from contextlib import contextmanager
 
 import httpx
+import huggingface_hub
 import numpy as np
 import pytest
 import tiny
@@ -32,7 +33,7 @@ from kakao_models.serve.app import State, create_app
 from kakao_models.serve.connections import Connection
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.schemas import ClassifyRequest, ContentPart, Refused
-from kakao_models.serve.server import Server
+from kakao_models.serve.server import Server, _bound
 from kakao_models.serve.service import Limits, Service
 
 
@@ -209,7 +210,10 @@ def test_health_tells_of_a_batch_that_does_not_end(embedder):
         service.batcher._run = lambda kind, values: release.wait(20) and [None] * len(values)
         try:
             check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 504, "no answer within 0.3 s")
-            health = client.get("/health")
+            while (
+                health := client.get("/health")
+            ).status_code == 200:  # the batch is a little younger than its request
+                time.sleep(0.05)
             assert health.status_code == 500 and "a batch has run for" in health.json()["status"]
         finally:
             release.set()
@@ -628,3 +632,97 @@ def test_a_failure_of_the_model_is_500_without_its_words(embedder):
         assert check_error(answer, 500, "its log says why")["type"] == "server_error"
         assert "secret" not in answer.text
         assert client.post("/v1/embeddings", json={"input": "a dog"}).status_code == 200
+
+
+def test_what_clients_of_other_services_send(client, embedder):
+    """The requests in the form that vLLM, Infinity, Jina, Cohere and Text Embeddings Inference document."""
+    data, text = png(3), "a cat"
+    image, words = embedder.images([data], normalize=True)[0], embedder.texts([text], normalize=True)[0]
+    raw = base64.b64encode(data).decode()
+    part = {"type": "image_url", "image_url": {"url": url(data)}}
+
+    def openai(**body):
+        return vectors(client.post("/v1/embeddings", json={"model": "tiny", **body}))
+
+    def check(rows, expected):
+        np.testing.assert_allclose(rows, np.stack(expected), atol=1e-6)
+
+    # vLLM
+    check(openai(messages=[{"role": "user", "content": [part]}], encoding_format="float"), [image])
+    sent = {"continue_final_message": False, "add_special_tokens": False}
+    check(openai(messages=[{"role": "user", "content": [{"type": "text", "text": text}]}], **sent), [words])
+    check(openai(messages=[{"role": "user", "content": text}]), [words])
+    # Infinity
+    check(openai(input=[url(data), raw], modality="image", encoding_format="float"), [image, image])
+    check(openai(input=[text, raw[:100]], modality="text"), embedder.texts([text, raw[:100]], normalize=True))
+    # Jina
+    sent = {"normalized": True, "embedding_type": "float", "task": "retrieval.query", "truncate": True}
+    check(openai(input=[{"text": text}, {"image": raw}, {"image": url(data)}], **sent), [words, image, image])
+    coded = client.post("/v1/embeddings", json={"input": text, "embedding_type": ["base64"]}).json()["data"][0]
+    check(np.frombuffer(base64.b64decode(coded["embedding"]), "<f4")[None], [words])
+    np.testing.assert_allclose(openai(input=[text], normalized=False), embedder.texts([text]), rtol=1e-5, atol=1e-6)
+    # Cohere
+    sent = {"model": "tiny", "input_type": "search_document", "embedding_types": ["float", "base64"], "truncate": "END"}
+    for body, expected in (
+        ({"texts": [text]}, words), ({"images": [url(data)]}, image), ({"inputs": [{"content": [part]}]}, image)
+    ):  # fmt: skip
+        answer = client.post("/v2/embed", json=sent | body).json()
+        check(answer["embeddings"]["float"], [expected])
+        check(np.frombuffer(base64.b64decode(answer["embeddings"]["base64"][0]), "<f4")[None], [expected])
+        assert answer["texts"] == body.get("texts", [])
+    # Text Embeddings Inference, by curl and by huggingface_hub
+    check(client.post("/embed", json={"inputs": text}).json(), [words])
+    check(client.post("/embed", json={"inputs": [text, url(data)], "truncate": False}).json(), [words, image])
+    hub = huggingface_hub.InferenceClient(str(client.base_url))
+    check(hub.feature_extraction(text, normalize=True, truncate=True), [words])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/embeddings", {}, "input: missing"),
+        ("/v1/embeddings", {"input": "a", "messages": [{"role": "user", "content": "a"}]}, "input and messages"),
+        ("/v1/embeddings", {"messages": []}, "one message of the role user, got none"),
+        ("/v1/embeddings", {"messages": [{"role": "system", "content": "a"}]}, "got system"),
+        (
+            "/v1/embeddings",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": "b"}]}
+                ]
+            },
+            "got 2 parts",
+        ),
+        ("/v1/embeddings", {"input": ["a"], "modality": "audio"}, "modality"),
+        ("/v1/embeddings", {"input": "a", "normalize": True, "normalized": False}, "normalize and normalized"),
+        ("/v1/embeddings", {"input": "a " * 100, "truncate": False}, "tokens that the model reads"),
+        ("/v1/embeddings", {"input": "a", "embedding_type": "binary"}, "embedding_type"),
+        ("/embed", {"inputs": [1, 2]}, "token ids"),
+        ("/embed", {"inputs": ["a", 0.5]}, "inputs[1]: expected a text or an image"),
+        ("/embed", {"inputs": "a", "prompt_name": "query"}, "prompt_name"),
+        ("/embed", {"inputs": "a", "truncation_direction": "Left"}, "truncation_direction"),
+        ("/embed", {"inputs": "a", "dimensions": 4}, "dimensions"),
+        ("/v2/embed", {"texts": ["a"], "images": ["b"]}, "one of texts, images and inputs"),
+        ("/v2/embed", {"texts": ["a"], "embedding_types": ["int8"]}, "embedding_types"),
+        ("/v2/embed", {"texts": ["a " * 100], "truncate": "NONE"}, "tokens that the model reads"),
+    ],
+)
+def test_what_other_services_can_and_this_one_cannot(client, path, body, words):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
+
+
+def test_the_page_of_documentation(client):
+    for path in ("/", "/docs"):
+        answer = client.get(path)
+        assert answer.headers["content-type"].startswith("text/html")
+        assert f"curl {str(client.base_url).rstrip('/')}/v1/embeddings" in answer.text
+        for words in ("POST /v1/classify", "POST /embed", "GET /health", "encoding_format", "tiny"):
+            assert words in answer.text
+        assert "http" not in answer.text.replace(str(client.base_url).rstrip("/"), "")  # nothing from elsewhere
+
+
+def test_a_second_service_on_a_port_is_told_before_its_model_is_loaded():
+    first = _bound("127.0.0.1", 0)
+    with first, pytest.raises(OSError, match="can't be listened on: Address already in use. Take another --port"):
+        _bound("127.0.0.1", first.getsockname()[1])

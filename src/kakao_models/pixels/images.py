@@ -37,9 +37,10 @@ SUFFIXES = (
 # resized with antialiasing, a margin of 2 changes pixels by 0.7 of 255 in the mean at worst; a margin of 1 by 3.
 JPEG_MARGIN = 2
 
-# Scans of a JPEG that are decoded at most, as libtiff does. A progressive photograph has about ten; each costs as much time
-# as it likes, and twenty thousand fit into 2 MB.
-_MOST_SCANS = 100
+# Scans of a JPEG that are decoded at most: 100, as libtiff does, and of a large one fewer, as each may cost the time of the whole
+# picture. A progressive photograph has about ten; twenty thousand fit into 2 MB.
+_MOST_SCANS, _FEW_SCANS = 100, 20
+_MOST_SCANNED = 10**9  # pixels times scans, some ten seconds
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")  # with a length behind it; within scans others follow 0xff
 _PART, _MOST_COUNTED = 2**20, 2**28  # bytes
@@ -248,31 +249,34 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN.get(kind, (None, None))
         if accept is None or accept(prefix) is not True:  # a string: this build of PIL cannot decode the format
             continue
-        if kind == "JPEG":
-            _check_scans(file, name)
         file.seek(0)
         try:
-            return factory(file, "")
+            image = factory(file, "")
         except Exception as error:  # SyntaxError, IndexError, struct.error, ...: PIL's ways to say "broken"
             raise ImageError(name, f"broken {kind} header ({error or type(error).__name__})") from error
+        if kind == "JPEG":
+            place, pixels = file.tell(), max(1, image.width * image.height)
+            _check_scans(file, name, max(_FEW_SCANS, min(_MOST_SCANS, _MOST_SCANNED // pixels)))
+            file.seek(place)
+        return image
     file.seek(0)
     if starts_as_pointer(file.read(64)):
         raise ImageError(name, IS_POINTER)
     raise ImageError(name, f"not an image of a kind that is read ({', '.join(IMAGE_FORMATS)})")
 
 
-def _check_scans(file: BinaryIO, name: str) -> None:
+def _check_scans(file: BinaryIO, name: str, most: int) -> None:
     """Counts the scans of a JPEG, before it is decoded.
 
     Raises:
-        ImageError: there are more than `_MOST_SCANS`.
+        ImageError: there are more than `most`.
     """
     file.seek(0)
     alike, last = 0, b""  # markers of scans, and what looks like one within metadata
     while part := file.read(_PART):  # a part at a time: a file may be of any size
         alike += (last + part).count(_SCAN)
         last = part[-1:]
-        if alike > _MOST_SCANS:
+        if alike > most:
             break
     else:
         return
@@ -283,8 +287,8 @@ def _check_scans(file: BinaryIO, name: str) -> None:
         if kind == 0xD9:  # the end of the picture; of another, such as an MPO's, nothing is decoded
             return
         scans += kind == 0xDA
-        if scans > _MOST_SCANS:
-            raise ImageError(name, f"a JPEG of more than {_MOST_SCANS} scans: decoding it would take too long")
+        if scans > most:
+            raise ImageError(name, f"a JPEG of its size with more than {most} scans: decoding it would take too long")
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 

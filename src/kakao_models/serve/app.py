@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
@@ -19,7 +20,8 @@ from starlette.exceptions import HTTPException
 from kakao_models import __version__
 from kakao_models.serve.guard import TIMEOUT, Guard
 from kakao_models.serve.metrics import Metrics
-from kakao_models.serve.schemas import ClassifyRequest, EmbeddingsRequest, Refused, parsed
+from kakao_models.serve.page import documentation
+from kakao_models.serve.schemas import ClassifyRequest, CohereRequest, EmbeddingsRequest, Refused, TEIRequest, parsed
 from kakao_models.serve.service import Service
 
 _reader = ThreadPoolExecutor(1, thread_name_prefix="kakao-models-reads")
@@ -62,16 +64,15 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
             state.ready = False
             state.stuck = not await asyncio.to_thread(service.batcher.close, _CLOSING)
 
-    # The pages of /docs would load scripts from elsewhere; /openapi.json says the same.
+    # FastAPI's own pages would load scripts from elsewhere
     app = FastAPI(title="kakao-models", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.post("/v1/embeddings", openapi_extra=_body(EmbeddingsRequest))
     async def embeddings(request: Request) -> Response:
         """Embeddings of texts and images, as OpenAI's endpoint of this name answers."""
         asked = await _parsed(EmbeddingsRequest, request)
-        rows, tokens = await service.embed(asked)
-        metrics.tokens.inc(tokens)
-        encode = _in_base64 if asked.encoding_format == "base64" else np.ndarray.tolist
+        rows, tokens = await embedded(asked)
+        encode = _in_base64 if asked.in_base64 else np.ndarray.tolist
         return await _answer(lambda: {
             "object": "list",
             "data": [
@@ -79,6 +80,33 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
             ],
             "model": service.name,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }, rows.size)  # fmt: skip
+
+    async def embedded(asked: EmbeddingsRequest) -> tuple[np.ndarray, int]:
+        rows, tokens = await service.embed(asked)
+        metrics.tokens.inc(tokens)
+        return rows, tokens
+
+    @app.post("/embed", openapi_extra=_body(TEIRequest))
+    @app.post("/", openapi_extra=_body(TEIRequest))
+    async def embed(request: Request) -> Response:
+        """A list of embeddings, as Text Embeddings Inference and `InferenceClient.feature_extraction` know it."""
+        rows, _ = await embedded((await _parsed(TEIRequest, request)).as_embeddings())
+        return await _answer(rows.tolist, rows.size)
+
+    @app.post("/v2/embed", openapi_extra=_body(CohereRequest))
+    async def cohere(request: Request) -> Response:
+        """Embeddings, as Cohere's endpoint of this name answers."""
+        asked = await _parsed(CohereRequest, request)
+        rows, tokens = await embedded(asked.as_embeddings())
+        encoders = {"float": np.ndarray.tolist, "base64": _in_base64}
+        return await _answer(lambda: {
+            "id": uuid.uuid4().hex,
+            "embeddings": {
+                kind: [encoders[kind](row) for row in rows] for kind in asked.embedding_types or ["float"]
+            },
+            "texts": asked.texts or [],
+            "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}},
         }, rows.size)  # fmt: skip
 
     @app.post("/v1/classify", openapi_extra=_body(ClassifyRequest))
@@ -111,6 +139,12 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
             "inputs": inputs, "dimensions": embedder.dim,
             "max_tokens": embedder.max_tokens if service.reads_texts else None, "classifies": service.classifies,
         }  # fmt: skip
+
+    @app.get("/docs", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        """What is served, and how to ask for it."""
+        return HTMLResponse(documentation(app.openapi(), _about(), str(request.base_url).rstrip("/")))
 
     @app.get("/health")
     async def health() -> Response:

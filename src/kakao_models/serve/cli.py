@@ -66,7 +66,8 @@ def serve(
 ) -> None:
     """Serve embeddings (as OpenAI's API) and classification over HTTP.
 
-    POST /v1/embeddings, /v1/classify; GET /v1/models, /health, /ready, /metrics. SIGTERM or Ctrl-C end it once every
+    POST /v1/embeddings, /v1/classify, and what clients of vLLM, Infinity, Jina, Cohere and TEI send; GET / for a page of
+    documentation, /v1/models, /health, /ready, /metrics. SIGTERM or Ctrl-C end it once every
     accepted request is answered.
 
     [b]Examples[/b]

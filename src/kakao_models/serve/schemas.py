@@ -64,13 +64,109 @@ RequestInputs = Annotated[
 ]
 
 
+Formats = Literal["float", "base64"]
+
+
+class Message(_Strict):
+    """A message of a chat, of which vLLM's clients make an embedding."""
+
+    role: str
+    content: str | Annotated[list[ContentPart], _AtFirst]
+    name: str | None = None
+
+
 class EmbeddingsRequest(_Strict):
-    input: RequestInputs
+    """OpenAI's fields, and those that clients of vLLM (messages), Infinity (modality) and Jina (normalized, embedding_type,
+    task, truncate) send to the same address."""
+
+    input: RequestInputs | None = None
+    messages: Annotated[list[Message], _AtFirst] | None = Field(
+        None, description="One message with a text or an image."
+    )
+    modality: Literal["text", "image"] | None = Field(None, description="Kind of all strings in `input`.")
     model: str | None = None
-    encoding_format: Literal["float", "base64"] | None = Field(None, description="float, by default, or base64.")
-    dimensions: int | None = None
+    encoding_format: Formats | None = Field(None, description="float, by default, or base64.")
+    embedding_type: Formats | Annotated[list[Formats], Field(min_length=1, max_length=1)] | None = Field(
+        None, description="Another name of `encoding_format`."
+    )
+    dimensions: int | None = Field(None, description="The width of the model's embeddings, and no other.")
     normalize: bool | None = Field(None, description="Embeddings of length 1, as by default.")
+    normalized: bool | None = Field(None, description="Another name of `normalize`.")
+    truncate: bool | None = Field(None, description="False refuses texts that are longer than the model reads.")
     user: str | None = None
+    task: str | None = Field(None, description="Ignored: the model's embeddings serve every task.")
+    add_special_tokens: bool | None = Field(None, description="Ignored: the model always reads them.")
+    continue_final_message: Literal[False] | None = None
+
+    @property
+    def in_base64(self) -> bool:
+        return "base64" in as_list(_one_of(self, "encoding_format", "embedding_type"))
+
+    @property
+    def unit_length(self) -> bool:
+        return _one_of(self, "normalize", "normalized") is not False
+
+    def parts(self) -> "str | ContentPart | list[Input]":
+        """What is to be embedded, whatever field it came in.
+
+        Raises:
+            Refused: it came in two of them, or in none; or a message has more than one text or image.
+        """
+        found = _one_of(self, "input", "messages")
+        if found is None:
+            raise Refused(400, "input: missing; expected a text, an image, or a list of them", param="input")
+        if found is self.messages:
+            return _only_part(self.messages)
+        return found if self.modality is None else [_as(self.modality, part) for part in as_list(found)]
+
+
+class TEIRequest(_Strict):
+    """A request to /embed of Text Embeddings Inference, which huggingface_hub's `feature_extraction` sends too."""
+
+    inputs: RequestInputs
+    normalize: bool | None = Field(None, description="Embeddings of length 1, as by default.")
+    truncate: bool | None = Field(None, description="False refuses texts that are longer than the model reads.")
+    truncation_direction: Literal["right", "Right"] | None = None
+    prompt_name: None = Field(None, description="The model has no prompts.")
+    encoding_format: Literal["float"] | None = None
+    dimensions: int | None = None
+
+    def as_embeddings(self) -> EmbeddingsRequest:
+        return EmbeddingsRequest(
+            input=self.inputs, normalize=self.normalize, truncate=self.truncate, dimensions=self.dimensions
+        )
+
+
+class CohereContent(_Strict):
+    content: Annotated[list[ContentPart], Field(min_length=1, max_length=1)]
+
+
+class CohereRequest(_Strict):
+    """A request to /v2/embed of Cohere's clients."""
+
+    model: str | None = None
+    input_type: str | None = Field(None, description="Ignored: the model's embeddings serve every task.")
+    texts: Texts | None = None
+    images: Texts | None = Field(None, description="data: URLs.")
+    inputs: Annotated[list[CohereContent], _AtFirst] | None = Field(None, description="A text or an image each.")
+    embedding_types: Annotated[list[Formats], Field(min_length=1)] | None = None
+    truncate: Literal["END", "NONE"] | None = Field(None, description="NONE refuses texts that are too long.")
+    output_dimension: int | None = None
+
+    def as_embeddings(self) -> EmbeddingsRequest:
+        """
+        Raises:
+            Refused: not exactly one of texts, images and inputs is there.
+        """
+        if [self.texts, self.images, self.inputs].count(None) != 2:
+            raise Refused(400, "expected one of texts, images and inputs", param="texts")
+        if self.inputs is not None:
+            parts: list[Input] = [one.content[0] for one in self.inputs]
+        else:
+            kind = "image" if self.texts is None else "text"
+            parts = [_as(kind, text) for text in self.images or self.texts or ()]
+        truncate = None if self.truncate is None else self.truncate == "END"
+        return EmbeddingsRequest(input=parts, model=self.model, truncate=truncate, dimensions=self.output_dimension)
 
 
 class ClassifyRequest(_Strict):
@@ -96,15 +192,15 @@ def parsed(kind: type[BaseModel], body: bytes) -> Any:
         # Of a union every branch complains; the field is what a caller can use.
         place = str(first["loc"][0]) if first["loc"] else None
         detail = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}"
-        if place == "input" and first["type"] != "missing":
-            detail = _wrong_input(from_json(body)["input"]) or detail
+        if place in ("input", "inputs") and first["type"] != "missing":
+            detail = _wrong_input(from_json(body)[place], place) or detail
         raise Refused(400, detail[:500], param=place) from None
 
 
-def _wrong_input(value: Any) -> str | None:
+def _wrong_input(value: Any, field: str) -> str | None:
     """A message about the first input that is neither a text nor an image; None if there is none."""
     for index, part in enumerate(as_list(value)):
-        place = f"input[{index}]" if isinstance(value, list) else "input"
+        place = f"{field}[{index}]" if isinstance(value, list) else field
         if isinstance(part, dict):
             for name, inner in part.items():
                 if name not in ContentPart.model_fields:
@@ -138,6 +234,39 @@ def _check_count(body: bytes) -> None:
                     400, f"the body holds more than {_MOST_VALUES:,} values. Are these token ids? Send strings"
                 )
             waiting.extend(part if isinstance(part, list) else part.values())
+
+
+def _one_of(request: BaseModel, *names: str) -> Any:
+    """The value of a field that has several names.
+
+    Raises:
+        Refused: it has two.
+    """
+    values = {name: value for name in names if (value := getattr(request, name)) is not None}
+    if len(values) > 1:
+        raise Refused(400, f"{' and '.join(values)}: expected one of them", param=names[0])
+    return next(iter(values.values()), None)
+
+
+def _only_part(messages: list[Message]) -> str | ContentPart:
+    if len(messages) != 1 or messages[0].role != "user":
+        roles = ", ".join(message.role[:20] for message in messages[:5]) or "none"
+        raise Refused(400, f"messages: expected one message of the role user, got {roles}", param="messages")
+    content = messages[0].content
+    if isinstance(content, str):
+        return content
+    if len(content) != 1:
+        raise Refused(
+            400,
+            f"messages[0].content: expected one text or one image, got {len(content)} parts; the model embeds each alone",
+            param="messages",
+        )
+    return content[0]
+
+
+def _as(kind: str, part: Any) -> Any:
+    """A string as a text or an image, whatever it looks like."""
+    return ContentPart(**{kind: part}) if isinstance(part, str) else part
 
 
 def as_list(value: Any) -> list[Any]:

@@ -136,6 +136,7 @@ def _bound(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(1)  # or another service could bind it too, until one of them listens
     except OSError as error:
         raise OSError(f"{host}:{port} can't be listened on: {error.strerror or error}. Take another --port") from error
     return bound

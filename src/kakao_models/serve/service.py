@@ -5,7 +5,7 @@ Axes: N inputs  D width of an embedding
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -91,13 +91,15 @@ class Service:
         self._check_model(request.model)
         if request.dimensions not in (None, self.embedder.dim):
             raise Refused(400, f"dimensions: this model gives {self.embedder.dim} and no other", param="dimensions")
-        parts = self._checked_inputs(request.input)
+        parts = self._checked_inputs(request.parts())
         images = await self._image_bytes(parts)
-        texts = {}
+        texts: dict[int, str] = {}
         for index, part in enumerate(parts):
             if index not in images:
                 text = part if isinstance(part, str) else part.text or ""
                 texts[index] = self._checked_text(text, f"input[{index}]", "input")
+        if request.truncate is False and texts:
+            await asyncio.to_thread(self._check_lengths, texts)
         rows, tokens = np.empty((len(parts), self.embedder.dim), np.float32), 0
         of_images, of_texts = await asyncio.gather(
             self._images("image", images), self._submit("text", list(texts.values()))
@@ -106,7 +108,7 @@ class Service:
         for index, (row, count) in zip(texts, of_texts):
             rows[index] = row
             tokens += count
-        return (rows if request.normalize is False else l2_normalize(rows)), tokens
+        return (l2_normalize(rows) if request.unit_length else rows), tokens
 
     async def classify(self, request: ClassifyRequest) -> list[list[dict[str, Any]]]:
         """Returns the labels of each image with their scores, the best first."""
@@ -168,6 +170,14 @@ class Service:
             most = self.limits.max_characters
             raise Refused(400, f"{place}: {len(text)} characters, at most {most} are read", param=param)
         return text
+
+    def _check_lengths(self, texts: Mapping[int, str]) -> None:
+        """Refuses texts of which the model would not read the end."""
+        most = self.embedder.max_tokens
+        for index, ids in zip(texts, self.embedder.inputs.token_ids(list(texts.values()), most + 1)):
+            if len(ids) > most:
+                message = f"input[{index}]: the text has more than the {most} tokens that the model reads; truncate: true cuts it"
+                raise Refused(400, message, param="truncate")
 
     async def _image_bytes(self, parts: list[str | ContentPart]) -> dict[int, bytes]:
         """Place among the inputs → the file."""
