@@ -1,12 +1,14 @@
 """Load on `kakao-models serve`: latencies at rising concurrency, batching across requests against one input at a time, and
-what a shutdown loses.
+what a shutdown loses, and the memory that large requests take.
 
     python benchmarks/serve.py --size small --requests 300
+    python benchmarks/serve.py --requests 0 --images 0 --shutdowns 0 --clients 40
 
 Both services run at once on this machine, one of them idle while the other is measured, level by level in turns; the
 clients run on the same cores. Each request holds one input. For the shutdown clients send one request after the other,
 each on a connection it keeps, and SIGTERM comes in the midst of it: a request is lost if it was sent whole and got no
-answer.
+answer. For the memory, `--clients` send bodies of 30 MB at the same time, of four kinds in turns: broken files, texts where an
+image should be, noise of 9 megapixels, and PNGs of 49 megapixels in one colour with 30 MB behind them.
 """
 
 import asyncio
@@ -120,6 +122,49 @@ async def shutdown(service: Service, bodies: list[bytes], concurrency: int) -> d
     return counts
 
 
+async def flood(service: Service, bodies: list[bytes], clients: int) -> dict[str, int | float]:
+    """Answers by status, and the most memory that the service had above what it had before, in MB."""
+    statuses: dict[str, int | float] = {}
+    start = most = resident(service)
+
+    async def client(number: int) -> None:
+        connection = Client(service.port)
+        for turn in range(3):
+            try:
+                status = await connection.post(bodies[(number + turn) % len(bodies)])
+            except (OSError, EOFError):
+                status = 0
+            statuses[f"answers {status}"] = statuses.get(f"answers {status}", 0) + 1
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, resident(service))
+            await asyncio.sleep(0.02)
+
+    watching = asyncio.ensure_future(watch())
+    await asyncio.gather(*map(client, range(clients)))
+    watching.cancel()
+    return dict(sorted(statuses.items())) | {"MB above the start": most - start}
+
+
+def resident(service: Service) -> float:
+    with open(f"/proc/{service.process.pid}/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+
+def large() -> list[bytes]:
+    """Bodies of 30 MB."""
+    noise, plain = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 2400, 3), dtype=np.uint8)).save(
+        noise, "PNG", compress_level=0
+    )
+    Image.new("RGB", (7000, 7000)).save(plain, "PNG")
+    files = [bytes(22_000_000), noise.getvalue(), plain.getvalue().ljust(22_000_000, b"\0")]
+    inputs = [{"image": base64.b64encode(file).decode()} for file in files] + [{"image": "no image " * 3_300_000}]
+    return [json.dumps({"input": one}).encode() for one in inputs]
+
+
 def requests(kind: str, count: int) -> list[bytes]:
     if kind == "texts":
         return [json.dumps({"input": text, "encoding_format": "base64"}).encode() for text in sentences(count, 4, 16)]
@@ -134,7 +179,7 @@ def requests(kind: str, count: int) -> list[bytes]:
 
 
 def main() -> None:
-    options = arguments(__doc__, requests=300, images=120, shutdowns=5)
+    options = arguments(__doc__, requests=300, images=120, shutdowns=5, clients=0)
     folder = checkpoint(options.size)
     services = {}
     if options.requests or options.images:
@@ -164,6 +209,11 @@ def main() -> None:
             totals.append(asyncio.run(shutdown(Service(folder), bodies, 32)))
         rows = [[name, sum(total[name] for total in totals)] for name in totals[0]]
         show(f"SIGTERM under load, {options.shutdowns} times, 32 clients, {options.size}", ["requests", ""], rows)
+    if options.clients:
+        service = Service(folder)
+        rows = [list(row) for row in asyncio.run(flood(service, large(), options.clients)).items()]
+        show(f"memory, {options.clients} clients with 3 bodies of 30 MB each, {options.size}", ["", ""], rows)
+        service.end()
 
 
 if __name__ == "__main__":

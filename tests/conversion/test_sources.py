@@ -398,6 +398,27 @@ def test_flax_arrays_that_lie_are_refused(tmp_path):
             convert(tmp_path / "vit", tmp_path / "out")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")
+def test_links_out_of_a_folder_are_refused(vit, tmp_path):
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (vit / "vocab.txt").symlink_to(secret)
+    with pytest.raises(ValueError, match="vocab.txt is a symbolic link to .*secret.json, outside of the folder. Replace"):
+        convert(vit, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (vit / "vocab.txt").unlink()
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"  # of the Hub's cache
+    snapshot.mkdir(parents=True)
+    blobs = snapshot.parent.parent / "blobs"
+    shutil.copytree(vit, blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    convert(snapshot, tmp_path / "out")
+    (snapshot / "README.md").symlink_to(secret)
+    with pytest.raises(ValueError, match="outside of the folder"):
+        convert(snapshot, tmp_path / "again")
+
+
 def test_a_part_of_a_folder_names_the_folder(vit, tmp_path):
     with pytest.raises(ValueError, match="is a part of a Hub folder. Give the folder with its config.json, "):
         convert(vit / "model.safetensors", tmp_path / "out")

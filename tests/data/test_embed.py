@@ -1,6 +1,7 @@
 """Embeddings of tables: what the Embedder says, whatever happens on the way."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -82,6 +83,19 @@ def test_other_sources(embedder, table, tmp_path):
         np.testing.assert_allclose(np.stack(found["embedding"].to_pylist()), wanted, atol=1e-5)
     assert ids["folder"] == [path.name for path in pictures] and ids["t.csv"] == [0, 1, 2, 3, 4]
     assert len(set(ids["tars"])) == 5
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are UTF-8 there")
+def test_files_whose_names_are_not_utf8(embedder, tmp_path):
+    folder = tmp_path / "folder"
+    tiny.picture_folder(folder, 1)
+    os.replace(folder / "000.png", os.fsencode(folder) + b"/a\xff.png")
+    with open(os.fsencode(folder) + b"/b\xfe.png", "wb") as broken:
+        broken.write(b"no picture")
+    reasons = [write_sample_shards(open_source(folder), tmp_path / "tars")["failures"]]
+    reasons.append(embed_table(embedder, folder, tmp_path / "rows", Settings("images", 4))["failures"])
+    assert [[failure["name"] for failure in failures] for failures in reasons] == [["b\\xfe.png"]] * 2
+    assert read(tmp_path / "rows")["id"].to_pylist() == ["a\\xff.png"]
 
 
 def test_ranks_share_the_work(embedder, table, tmp_path):

@@ -40,12 +40,14 @@ def read_source(
         overrides: sizes that tensors do not show, see `recognize`.
 
     Raises:
-        ValueError: a broken file, a key of unknown kind, tensors of no known model, or averages that are not there.
+        ValueError: a broken file, a key of unknown kind, tensors of no known model, averages that are not there, or a symbolic
+            link that leads out of a folder.
         ImportError: a package that reads this format is missing.
     """
     if weights not in (None, "raw", "average"):
         raise ValueError(f"weights: got {weights!r}, expected 'raw' or 'average'")
     refuse_pointers([path])
+    _refuse_links(Path(path))
     read = _reader(Path(path))
     if read is None:
         return _read_tensorflow(path, weights, expected, **overrides)
@@ -55,6 +57,25 @@ def read_source(
     if expected not in (None, source.family):
         raise ValueError(f"{path} holds a model of family {source.family!r}, expected {expected!r}")
     return source
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuses a folder with a symbolic link that leads out of it: whatever it leads to would become part of an upload. In the
+    Hub's cache the files of a snapshot are links to the repository's blobs."""
+    if not os.path.isdir(path):
+        return
+    folder = path.resolve()
+    inside = [folder]
+    if folder.parent.name == "snapshots":
+        inside.append(folder.parent.parent / "blobs")
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            link = Path(parent, name)
+            if link.is_symlink() and not any(link.resolve().is_relative_to(place) for place in inside):
+                shown = path / link.relative_to(folder)
+                raise ValueError(
+                    f"{shown} is a symbolic link to {link.resolve()}, outside of the folder. Replace it with a copy of that file, or remove it"
+                )
 
 
 def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:

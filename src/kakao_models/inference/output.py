@@ -12,6 +12,7 @@ import numpy as np
 
 from kakao_models.files.atomic import flush, replacing
 from kakao_models.inference.stream import Failure
+from kakao_models.samples.paths import in_utf8
 
 if TYPE_CHECKING:
     from kakao_models.inference.embedder import Embedder
@@ -46,8 +47,7 @@ def write_embeddings(path: str | os.PathLike, names: Sequence[str], rows: np.nda
     import pyarrow
     import pyarrow.parquet
 
-    # Parquet holds UTF-8; of a file name in another encoding the odd bytes become \xe9
-    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
+    names = list(map(in_utf8, names))
     values = pyarrow.array(np.ascontiguousarray(rows, np.float32).reshape(-1))
     table = pyarrow.table({"name": names, "embedding": pyarrow.FixedSizeListArray.from_arrays(values, rows.shape[1])})
     with replacing(path) as temporary:

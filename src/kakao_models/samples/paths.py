@@ -21,6 +21,12 @@ class NoSuchSource(FileNotFoundError, ValueError):
     """There is no such file, folder or pattern."""
 
 
+def in_utf8(name: str) -> str:
+    """A file name as text that can be stored. Of a name in another encoding than UTF-8 the odd bytes become \\xe9, as Python
+    holds them as lone surrogates, which no format takes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def suffix_of(path: str | os.PathLike) -> str:
     """The suffix that tells a file's kind, in lower case: `.csv` for "A.CSV" and "a.csv.gz", `.tfrecord` for
     "train.tfrecord-00001-of-00128"."""

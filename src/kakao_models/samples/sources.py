@@ -17,7 +17,9 @@ from kakao_models.files.lines import lines_of
 from kakao_models.files.pointers import refuse_pointers
 from kakao_models.pixels.images import SUFFIXES, list_images
 from kakao_models.samples.columns import BY_NAME, Columns, Sample, as_sample, class_names
-from kakao_models.samples.paths import KINDS, METADATA, SAVED, SHARDS, files_in, files_of, is_hub, matches, one_suffix
+from kakao_models.samples.paths import (
+    KINDS, METADATA, SAVED, SHARDS, files_in, files_of, in_utf8, is_hub, matches, one_suffix,
+)  # fmt: skip
 from kakao_models.samples.shards import ParquetShards, Source, TarShards, TFRecordShards, locate
 from kakao_models.samples.text import SLICE, TextTable, slices
 
@@ -96,7 +98,7 @@ class ImageFolder(Source):
 
     @cached_property
     def classes(self) -> list[str] | None:
-        return class_names(label for path in self.paths for label in _folder_of(path)) or None
+        return class_names(label for path in self.paths for label in _folder_of(in_utf8(path))) or None
 
     def _tables(self) -> str:
         """A hint for messages where there are tables beside the images."""
@@ -109,15 +111,15 @@ class ImageFolder(Source):
 
     def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
         path = self.paths[row]
-        text = self._text(path)
+        text, name = self._text(path), in_utf8(path)
         return Sample(
-            key=f"{self.root.name} {row}",
+            key=name,
             image=self.root / path if with_image else None,
             captions=tuple(lines_of(text)) if text else (),
-            labels=_folder_of(path),
-            id=path,
-            group=path,
-            file=os.path.basename(path),
+            labels=_folder_of(name),
+            id=name,
+            group=name,
+            file=os.path.basename(name),
         )
 
 
