@@ -41,7 +41,11 @@ def output_channels(config: Any) -> int:
 
 
 def block_specs(config: Any) -> list[BlockSpec]:
-    """The inverted-residual blocks, in the order of the forward pass."""
+    """The inverted-residual blocks, in the order of the forward pass.
+
+    Raises:
+        ValueError: the lists differ in length, or a kernel, a stride or an expansion is of no EfficientNet.
+    """
     stages = list(
         zip(config.in_channels, config.out_channels, config.kernel_sizes, config.strides, config.expand_ratios,
             config.num_block_repeats, strict=True)
@@ -49,6 +53,11 @@ def block_specs(config: Any) -> list[BlockSpec]:
     repeats = [math.ceil(config.depth_coefficient * stage[-1]) for stage in stages]
     specs = []
     for (entry, exit, kernel, stride, expand, _), repeat in zip(stages, repeats):
+        if stride not in (1, 2) or kernel < 1 or not kernel % 2 or expand < 1:
+            raise ValueError(
+                f"a stage has strides {stride!r}, kernel_sizes {kernel!r} and expand_ratios {expand!r}; expected 1 or 2, an odd number, "
+                "and at least 1"
+            )
         for position in range(repeat):
             width_in = round_filters(config, entry if position == 0 else exit)
             width_out = round_filters(config, exit)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from kakao_models.checkpoint.hub import fetch, fetch_all, hub_arguments, read_config
+from kakao_models.checkpoint.hub import described_by, fetch, fetch_all, hub_arguments, read_config
 from kakao_models.checkpoint.kinds import classes_of
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,8 @@ class StrictConfig(PreTrainedConfig):
         except ValueError as error:
             raise OSError(str(error)) from error
         cls._check_model_type(values, name)
-        return super().from_pretrained(source, **(kwargs | where))
+        with described_by(file):
+            return super().from_pretrained(source, **(kwargs | where))
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()

@@ -31,6 +31,11 @@ _WEIGHTS = "model.safetensors"
 _UNUSUAL = (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 
 
+# Fields that are read without the configuration's class, which would check them
+_NUMBERS = ("_eps", "_coefficient", "_ratio", "_rate", "_divisor", "num_hidden_layers", "num_attention_heads", "hidden_size", "num_channels")
+_LISTS = ("in_channels", "out_channels", "kernel_sizes", "strides", "expand_ratios", "num_block_repeats", "depthwise_padding")
+
+
 class ModelTensors:
     """A checkpoint, or a model object as it is when this is made.
 
@@ -143,8 +148,20 @@ def _read(config: dict, class_name: str, file: Path) -> tuple[SimpleNamespace, d
     if class_name == "ViTForImageClassification":
         if ("vit.pooler.dense.weight" in tensors) != bool(config.get("representation_size")):
             raise ValueError("a pooler that the classifier does not have")
+    _check_types(config)
     check_sizes(fields, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, file)
     return fields, tensors
+
+
+def _check_types(config: dict) -> None:
+    """Raises a ValueError where a number or a list of numbers is something else, also in a tower's part."""
+    for name, value in config.items():
+        kinds = (int, float) if name.endswith(_NUMBERS) else list if name in _LISTS else None
+        wrong = kinds is not None and (not isinstance(value, kinds) or isinstance(value, bool))
+        if wrong or name in _LISTS and not all(type(number) is int for number in value):
+            raise ValueError(f"{name} is {value!r}")
+        if isinstance(value, dict) and name.endswith("_config"):
+            _check_types(value)
 
 
 def _of_file(file: Path, config_file: Path) -> str:
