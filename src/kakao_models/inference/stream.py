@@ -4,7 +4,7 @@ import contextlib
 import glob
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from kakao_models.pixels.images import (
     describe,
     is_file_object,
     is_image_text,
+    is_one_image,
     list_images,
     read_file_object,
 )
@@ -47,13 +48,10 @@ class ImageBatch(NamedTuple):
 
 
 def is_single(source: Any) -> bool:
-    """Whether this is one image rather than several: a path, URL, bytes, file object, PIL image, dict or array of two or three
-    axes."""
+    """Whether this is one image rather than several, such as a folder, a pattern of names or a list."""
     if isinstance(source, (str, os.PathLike)):
         return not (os.path.isdir(source) or _is_pattern(source))
-    if isinstance(source, (bytes, bytearray, memoryview, Image.Image, Mapping)):
-        return True
-    return getattr(source, "ndim", None) in (2, 3) or is_file_object(source)
+    return is_one_image(source)
 
 
 def _is_pattern(source: str | os.PathLike) -> bool:

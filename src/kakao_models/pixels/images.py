@@ -248,6 +248,13 @@ def _warn_of_skipped(folder: Path, paths: list[Path]) -> None:
     )
 
 
+def is_one_image(source: Any) -> bool:
+    """Whether this stands for one image rather than several: a name, bytes, a file object, a PIL image, a dict, or an array of
+    two or three axes."""
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)
+    return isinstance(source, kinds) or getattr(source, "ndim", None) in (2, 3) or is_file_object(source)
+
+
 def is_image_text(text: str) -> bool:
     """Whether a string holds an image itself, as a data: URL or in base64, and is not the name of one."""
     return _is_data_url(text) or _from_base64(text) is not None

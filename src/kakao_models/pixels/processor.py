@@ -9,7 +9,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch, fetch_all, hub_arguments, read_config
-from kakao_models.pixels.images import has_fractions, load_image
+from kakao_models.pixels.images import has_fractions, is_one_image, load_image
 from kakao_models.pixels.preprocessing import Preprocessing, warn_of_processor
 from kakao_models.pixels.tensors import as_tensors
 
@@ -56,7 +56,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         BaseImageProcessor.__init__(self, **kwargs)
 
     def preprocess(self, images: Any, *, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
-        """Prepares one picture, a list of pictures, or a 4-dimensional array of them.
+        """Prepares one picture, or several: in a list, another iterable, or a 4-dimensional array.
 
         Args:
             images: whatever `load_image` reads, in any mixture and of any sizes. Whatever the type of their pixels,
@@ -110,4 +110,4 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
 def _flat(images) -> list:
     if isinstance(images, (list, tuple)):
         return [picture for part in images for picture in _flat(part)]
-    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+    return [images] if is_one_image(images) or not hasattr(images, "__iter__") else list(images)
