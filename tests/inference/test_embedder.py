@@ -324,3 +324,58 @@ def test_a_processor_that_is_changed_later_counts(align, photos):
     )
     np.testing.assert_allclose(embedder.images(photos[:2]), wanted.images(photos[:2]), atol=1e-5)
     assert np.abs(embedder.images(photos[:2]) - Embedder(align).images(photos[:2])).max() > 1e-3
+
+
+def test_one_image_that_fails_or_all_raise_and_a_warning_points_here(embedder, photos, tmp_path):
+    absent = tmp_path / "absent.png"
+    for run in (embedder.images, lambda source: list(embedder.iter_images(source))):
+        for source in (absent, str(absent), b"nothing", io.BytesIO(b"nothing"), {"bytes": b"nothing"}):
+            with pytest.raises(ImageError):
+                run(source)
+        with pytest.raises(ImageError, match=r"^all 2 images: 2 of 2 images could not be read:\n  .*absent\.png"):
+            run([absent, b"nothing"])
+        with pytest.raises(ImageError, match=r"absent\.png: no such file"):
+            run([absent])
+        with pytest.warns(UserWarning, match="1 of 2 images") as warned:
+            run([absent, photos[0]])
+        assert warned[0].filename == __file__
+    assert np.isnan(embedder.images([absent], on_error="ignore")).all()
+
+
+def test_file_objects_patterns_and_columns(embedder, expected, photos):
+    folder = photos[0].rpartition("/")[0]
+
+    def closed_soon():
+        for path in photos:
+            with open(path, "rb") as file:
+                yield file
+
+    again = io.BytesIO(open(photos[1], "rb").read())
+    assert close(embedder.images(open(photos[0], "rb")), expected[:1])
+    assert close(embedder.images(closed_soon()), expected)
+    assert close(embedder.images([again, again, {"bytes": again.getvalue()}]), np.repeat(expected[1:2], 3, 0))
+    assert close(embedder.images(f"{folder}/00[0-2].p*"), expected[:3])
+    assert close(embedder.images(np.array(photos[:2])), expected[:2])
+    with pytest.raises(ValueError, match="no file matches this pattern"):
+        embedder.images(f"{folder}/*.gif")
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"path": photos[:2]})
+    assert close(embedder.images(table["path"]), expected[:2])
+    with pytest.raises(ImageError, match="give one of its columns"):
+        embedder.images(table)
+
+
+def test_floats_keep_their_scale_where_the_processor_does_not_rescale(align, photos):
+    image = np.asarray(Image.open(photos[0]))
+    floats, options = np.float32(image) / 255, {"do_rescale": False}
+    right = Embedder(align).images(image)
+    parts = AlignProcessor.from_pretrained(align)
+    parts.image_processor.rescale_factor, parts.image_processor.rescale_offset = 1 / 255, False
+    exact = Embedder(align, processor=parts).images(image)
+    for embedder in (Embedder(align, processor=parts), Embedder(AlignModel.from_pretrained(align), processor=parts)):
+        assert close(embedder.images(floats), exact)
+        (batch,) = embedder.iter_images(floats, processor_options=options)
+        assert close(batch.values, exact)
+    parts.image_processor.do_rescale = False
+    assert close(Embedder(align, processor=parts).images(floats), exact)
+    assert close(Embedder(align).images(floats), right)  # a checkpoint's own rescaling is of bytes
