@@ -260,7 +260,7 @@ def test_top_k_is_a_number_of_labels(zero_shot, vit, photos, top_k):
 
 
 def test_labels_that_mean_nothing_to_the_model_are_named(align, zero_shot, photos):
-    with pytest.warns(UserWarning, match=r"knows no word of '고양이', '🐶', so the scores of these mean nothing") as warned:
+    with pytest.warns(UserWarning, match=r"knows no word of '고양이', '🐶', so their scores mean nothing") as warned:
         zero_shot(photos[0], ["고양이", "🐶", "red cat"])
     assert [warning.filename for warning in warned] == [__file__]
     with pytest.warns(UserWarning, match=r"'Cat', 'cat' are the same tokens to .*, so they share their score"):

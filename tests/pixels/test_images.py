@@ -377,7 +377,13 @@ def test_a_folder_names_the_images_that_it_skips(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     Image.fromarray(RAMP).save(tmp_path / "a.png")
     Image.fromarray(RAMP).save(tmp_path / "0123abc", "JPEG")  # a name without a suffix, as caches have them
-    for name, data in {"README": b"BM Python", "P": b"P", "b.HEIC": b"", "hashed": HEIC_HEADER, "sub/c.nef": b""}.items():
+    for name, data in {
+        "README": b"BM Python",
+        "P": b"P",
+        "b.HEIC": b"",
+        "hashed": HEIC_HEADER,
+        "sub/c.nef": b"",
+    }.items():
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(images, "is_installed", lambda name: False)
     monkeypatch.setattr(images, "SUFFIXES", tuple(name for name in images.SUFFIXES if "hei" not in name))

@@ -349,7 +349,7 @@ class Embedder:
         def prepare(source) -> np.ndarray:
             image = load_image(source, **options)
             if has_fractions(source) and not self._rescales(processor_options):
-                image = np.float32(image) / 255
+                image = np.asarray(image, np.float32) / 255
             return self.image_processor(images=image, return_tensors="np", **processor_options)["pixel_values"][0]
 
         return prepare

@@ -119,7 +119,8 @@ def distinct_labels(labels: Iterable[str], name: str = "candidate_labels") -> tu
         if not label.strip():
             raise ValueError(f"{name}: label {place} is empty ({label!r}): write a label, or leave it out")
     if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-        warn(f"{name}: {_quoted(repeated)} {'is' if len(repeated) == 1 else 'are'} there more than once, and count once")
+        verbs = ("is", "counts") if len(repeated) == 1 else ("are", "count")
+        warn(f"{name}: {_quoted(repeated)} {verbs[0]} there more than once, and {verbs[1]} once")
     return tuple(dict.fromkeys(labels))
 
 
@@ -131,7 +132,9 @@ def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:
     unknown = embedder.inputs.unk_token_id
     rows = embedder.inputs.token_ids(list(labels), embedder.max_tokens)
     unread = [
-        label for label, ids in zip(labels, rows) if unknown is not None and len(ids) > 2 and set(ids[1:-1]) == {unknown}
+        label
+        for label, ids in zip(labels, rows)
+        if unknown is not None and len(ids) > 2 and set(ids[1:-1]) == {unknown}
     ]
     same: dict[tuple[int, ...], list[str]] = {}
     for label, ids in zip(labels, rows):
@@ -139,8 +142,9 @@ def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:
     problems = []
     if unread:
         problems.append(
-            f"the tokenizer of {embedder.name} knows no word of {_quoted(unread)}, so the scores of "
-            f"{'it' if len(unread) == 1 else 'these'} mean nothing: write labels in a language that the model was trained on"
+            f"the tokenizer of {embedder.name} knows no word of {_quoted(unread)}, so "
+            f"{'its score means' if len(unread) == 1 else 'their scores mean'} nothing: write labels in a language that the "
+            "model was trained on"
         )
     for group in same.values():
         if len(group) > 1 and not set(group) <= set(unread):

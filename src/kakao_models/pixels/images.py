@@ -223,15 +223,15 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def _kind_of_file(path: Path) -> str | None:
-    """The format of a file without a suffix, by its first bytes; None where it is not an image, or where too few bytes tell."""
+    """The format of a file without a suffix, by its first bytes; None where it is not an image."""
     try:
         if not path.is_file():
             return None
         with open(path, "rb") as file:
-            kind = _format_of(file.read(64))
-    except (OSError, IndexError):  # IndexError: PIL's, of a file of one byte
+            prefix = file.read(64)
+            return _format_of(prefix) if is_image_file(prefix) else None
+    except OSError:
         return None
-    return None if kind in ("BMP", "PPM") else kind  # a text may begin with "BM" or "Py"
 
 
 def _warn_of_skipped(folder: Path, paths: list[Path]) -> None:
@@ -246,6 +246,16 @@ def _warn_of_skipped(folder: Path, paths: list[Path]) -> None:
         f"{folder}: {len(paths)} image{'' if one else 's'} of formats that can't be read {'was' if one else 'were'} skipped "
         f"({names}{more}). {'; '.join(advice)}"
     )
+
+
+def is_image_file(data: bytes) -> bool:
+    """Whether the content of a file begins as an image of a format in `IMAGE_FORMATS`, or as HEIC."""
+    if len(data) < 12:
+        return False
+    kind = _format_of(data[:64])
+    if kind == "PPM":  # a text may begin with "Py" or "BM"
+        return data[2:3].isspace()
+    return kind is not None and (kind != "BMP" or data[6:10] == bytes(4))
 
 
 def is_one_image(source: Any) -> bool:
