@@ -1,6 +1,8 @@
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +60,7 @@ def test_every_verb_prints_json_and_one_name_is_one_option():
 
 
 def test_classify_as_json_is_the_pipelines_output(command, align, photos, tmp_path):
-    code, out, err = command("classify", *photos, "--labels", "cat, dog,sea,cat", "--model", align, "--json", "-k", 2)
+    code, out, err = command("classify", *photos, "--labels", "cat, dog,sea", "--model", align, "--json", "-k", 2)
     expected = pipeline("zero-shot-image-classification", align)(photos, ["cat", "dog", "sea"], top_k=2)
     assert code == 0 and err == ""
     assert json.loads(out) == [{"image": path, "scores": scores} for path, scores in zip(photos, expected)]
@@ -372,3 +374,58 @@ def test_info_of_a_size_of_another_kind(command, vit, tmp_path):
     preprocessor.write_text(json.dumps(json.loads(preprocessor.read_text()) | {"size": {"longest_edge": 50}}))
     code, out, _ = command("info", tmp_path / "vit")
     assert code == 0 and "unreadable (size must be" in out and "{'longest_edge': 50}" in out
+
+
+def through_standard_input(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_standard_input_and_output(command, align, photos, tmp_path, monkeypatch):
+    data = Path(photos[0]).read_bytes()
+    expected = Embedder(align).images(photos[0])
+    through_standard_input(monkeypatch, data)
+    assert command("embed", "-", "--model", align, "-o", tmp_path / "one.npy")[0] == 0
+    assert np.array_equal(np.load(tmp_path / "one.npy"), expected)
+    through_standard_input(monkeypatch, data)
+    result = CliRunner().invoke(app, ["embed", "-", "--model", align, "-o", "-"], input=data)
+    assert np.array_equal(np.load(io.BytesIO(result.stdout_bytes)), expected)
+    through_standard_input(monkeypatch, b"a cat\r\na dog\n")
+    assert command("embed", "-", "--model", align, "-o", tmp_path / "two.npy")[0] == 0
+    assert json.loads((tmp_path / "two.names.json").read_text()) == ["a cat", "a dog"]
+    through_standard_input(monkeypatch, data)
+    arguments = ["--model", align, "--labels", "cat,dog", "--picture", tmp_path / "scores.png"]
+    code, out, err = command("classify", "-", photos[1], "--json", *arguments)
+    first, second = json.loads(out)
+    run = pipeline(model=align, hypothesis_template="This is a photo of {}.")
+    assert code == 0 and first == {"image": "-", "scores": run(photos[0], ["cat", "dog"])}
+    assert second["image"] == photos[1] and f"wrote {tmp_path / 'scores.png'}" in err
+    for data, message in ((b"", "is empty"), (b"no picture at all", "unsupported|not an image")):
+        through_standard_input(monkeypatch, data)
+        code, out, err = command("classify", "-", "--model", align, "--labels", "cat,dog")
+        assert code in (1, 2) and re.search(message, err)
+
+
+def test_patterns_and_labels_are_answered(command, align, photos, tmp_path):
+    pattern = str(Path(photos[0]).parent / "*.png")
+    code, out, _ = command("classify", pattern, "--model", align, "--labels", "cat,dog", "--json")
+    assert code == 0 and [entry["image"] for entry in json.loads(out)] == photos
+    code, out, err = command("classify", photos[0], "--model", align, "--labels", "cat,cat,고양이,🐶", "--json")
+    assert code == 0 and len(json.loads(out)[0]["scores"]) == 3
+    assert "warning: candidate_labels: 'cat' is there more than once, and counts once\n" in err
+    assert re.search(
+        r"^warning: the tokenizer of .* knows no word of '고양이', '🐶', so their scores mean nothing", err, re.M
+    )
+    file = tmp_path / "labels.txt"
+    file.write_text("cat\ndog\n")
+    code, _, err = command("classify", photos[0], "--model", align, "--labels", file)
+    assert code == 2 and "for a file write" in err and "--labels-file" in err
+    assert command("classify", photos[0], "--model", align, "--labels", ", ,")[0] == 2
+    code, _, err = command("embed", photos[0], "--model", align, "-o", "-", "--json")
+    assert code == 2 and "both write to standard output" in " ".join(err.replace("│", " ").split())
+    (tmp_path / "folder").mkdir()
+    shutil.copy(photos[0], tmp_path / "folder")
+    (tmp_path / "folder" / "raw.nef").touch()
+    code, _, err = command("embed", tmp_path / "folder", "--model", align, "-o", tmp_path / "out.npy")
+    assert (
+        code == 0 and "1 image of formats that can't be read was skipped (raw.nef). convert .nef to PNG or JPEG" in err
+    )

@@ -10,7 +10,7 @@ PACKAGE = "kakao_models"
 
 # From the lowest to the highest. A folder or file may import from lines above its own, and from itself.
 LAYERS = (
-    ("lazy",),
+    ("lazy", "warn"),
     ("files",),
     ("checkpoint",),
     ("pixels",),

@@ -4,6 +4,7 @@ import csv
 import functools
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from kakao_models.data.cli import app as data_app
 from kakao_models.demo.cli import demo
 from kakao_models.evaluate.cli import app as evaluate_app
 from kakao_models.export.cli import export
-from kakao_models.files.lines import lines_of
+from kakao_models.files.lines import lines_in, lines_of
 from kakao_models.files.sizes import parse_bytes
 from kakao_models.search.cli import app as index_app, search
 from kakao_models.serve.cli import serve
@@ -22,6 +23,7 @@ from kakao_models.train.cli import app as train_app
 from kakao_models.verbs import (
     BUNDLED_MODEL,
     DEFAULT_MODEL,
+    STANDARD,
     JsonOption,
     ModelArgument,
     ModelOptions,
@@ -34,8 +36,11 @@ from kakao_models.verbs import (
     model_options,
     on_screen,
     prepare,
+    read_sources,
+    say_written,
     tell,
 )
+from kakao_models.warn import KakaoWarning
 
 _file = functools.partial(typer.Option, exists=True, dir_okay=False)
 _upload = functools.partial(typer.Option, rich_help_panel="Upload")
@@ -55,7 +60,10 @@ app.add_typer(train_app, name="train")
 @app.command(no_args_is_help=True)
 @model_options()
 def classify(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, folders of images, URLs.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", help="Images, folders of images, patterns, URLs; - for standard input."),
+    ],
     labels: Annotated[str | None, typer.Option("--labels", "-l", help="Labels, separated by commas.")] = None,
     labels_file: Annotated[Path | None, _file(help="A file with a label per line.")] = None,
     template: Annotated[
@@ -83,11 +91,14 @@ def classify(
       kakao-models classify cat.jpg --model kakaobrain/vit-large-patch16-384 --engine auto
     """
     names = _labels(labels, labels_file)
+    if not names and labels:
+        raise typer.BadParameter(f"--labels {labels!r} has no label: expected labels separated by commas")
     if not names and options.model == DEFAULT_MODEL:
         raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
     check_picture(picture)
     check_images(images)
     sources = _expanded(images)
+    inputs = read_sources(sources)
     options.prepare()
     from kakao_models import pipeline
     from kakao_models.inference.output import print_scores, say_engine, scores_as_json
@@ -97,13 +108,15 @@ def classify(
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
     run = pipeline(task, options.model, **options.arguments(), **given(defaults))
     say_engine(run.embedder)
-    results = run(sources, top_k=top_k, on_error="ignore", progress=None)
+    results = run(inputs, top_k=top_k, on_error="ignore", progress=None)
     if as_json:
         print(scores_as_json(sources, results, run.embedder.failures))
     else:
         print_scores(sources, results)
     if picture:
-        drawn = draw_files(picture, sources, results)
+        drawn = draw_files(picture, sources, inputs, results)
+        if drawn:
+            say_written(picture)
         if drawn < len(sources):
             print(f"{picture} shows {drawn} of {len(sources)} images", file=sys.stderr)
     finish(run.embedder.failures)
@@ -114,9 +127,15 @@ def classify(
 def embed(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Images, folders of images, URLs; or .txt files, a text per line."),
+        typer.Argument(
+            metavar="INPUT",
+            help="Images, folders of images, patterns, URLs; or .txt files, a text per line; - for standard input, an image or "
+            "texts.",
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output file, .npy or .parquet.")] = ...,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Output file, .npy or .parquet; - writes .npy to standard output.")
+    ] = ...,
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be repeated.")] = None,
     texts_file: Annotated[Path | None, _file(help="A file of any name with a text per line.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
@@ -136,13 +155,21 @@ def embed(
       kakao-models embed captions.txt -o captions.parquet --normalize
 
       kakao-models embed --text "a cat" --text "a dog" -o two.npy
+
+      curl -s https://example.org/cat.jpg | kakao-models embed - -o - > cat.npy
     """
-    sentences, sources = _texts_and_images(inputs or [], text or [], texts_file)
+    to_stdout = str(output) == STANDARD
+    if to_stdout and as_json:
+        raise typer.BadParameter("--json and -o - both write to standard output: leave one out")
+    sentences, sources, images = _texts_and_images(inputs or [], text or [], texts_file)
     if bool(sentences) == bool(sources):
         raise typer.BadParameter("give images or texts, and not both in one file")
+    import numpy as np
+
     from kakao_models.inference.output import check_format, write_embeddings
 
-    check_format(output)
+    if not to_stdout:
+        check_format(output)
     if sources:
         check_images(inputs or [])
     options.prepare()
@@ -150,10 +177,15 @@ def embed(
     if sentences:
         names, rows = sentences, embedder.texts(sentences, normalize=normalize)
     else:
-        rows = embedder.images(sources, normalize=normalize, on_error="ignore")
+        rows = embedder.images(images, normalize=normalize, on_error="ignore")
         failed = {failure.index for failure in embedder.failures}
         kept = [index for index in range(len(sources)) if index not in failed]
         names, rows = [sources[index] for index in kept], rows[kept]
+    if to_stdout:
+        np.save(sys.stdout.buffer, rows)
+        sys.stdout.buffer.flush()
+        finish(embedder.failures)
+        return
     written = list(map(str, write_embeddings(output, names, rows))) if len(rows) else []
     failures = [{"name": failure.source, "reason": failure.reason} for failure in embedder.failures]
     report = {"files": written, "rows": len(rows), "dim": embedder.dim, "failures": failures}
@@ -327,7 +359,10 @@ app.command()(demo)
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits. Errors that a user can do something about come as one message, without a traceback."""
     try:
-        app(arguments, prog_name="kakao-models")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", KakaoWarning)
+            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            app(arguments, prog_name="kakao-models")
     except (OSError, ValueError, ImportError, csv.Error) as error:
         _give_up(str(error))
     except RecursionError as error:
@@ -344,20 +379,39 @@ def _give_up(message: str) -> None:
 
 
 def _labels(labels: str | None, file: Path | None) -> list[str]:
+    """The labels of both options; what is there twice is merged by the pipeline, which says so."""
+    if labels and Path(labels).suffix and os.path.isfile(labels):
+        raise typer.BadParameter(f"--labels takes the labels themselves; for a file write --labels-file {labels}")
     names = [name.strip() for name in (labels or "").split(",")] + (lines_of(file) if file else [])
-    return list(dict.fromkeys(filter(None, names)))
+    return list(filter(None, names))
 
 
-def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) -> tuple[list[str], list[str]]:
+def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) -> tuple[list[str], list[str], list]:
+    """Texts; names of images; and the images, which are the names but for the standard input."""
     files = [Path(name) for name in inputs if name.lower().endswith(".txt")] + ([file] if file else [])
     lines = [line for path in files for line in lines_of(path)]
-    return texts + lines, _expanded(name for name in inputs if Path(name) not in files)
+    names = _expanded(name for name in inputs if Path(name) not in files)
+    images = read_sources(names)
+    for place in [place for place, image in enumerate(images) if image is not names[place]]:
+        from kakao_models.pixels.images import is_image_file
+
+        if not is_image_file(images[place]):  # texts, a line each
+            lines += lines_in(images[place], "standard input")
+            del names[place], images[place]
+    return texts + lines, names, images
 
 
 def _expanded(inputs) -> list[str]:
     from kakao_models.inference.stream import each_source
 
     return [str(source) for name in inputs for source in each_source(name)]
+
+
+def _show_warning(show, message, category, *place) -> None:
+    if issubclass(category, KakaoWarning):
+        print(f"warning: {on_screen(str(message))}", file=sys.stderr)
+    else:
+        show(message, category, *place)
 
 
 if __name__ == "__main__":

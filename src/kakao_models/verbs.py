@@ -19,6 +19,8 @@ import typer
 
 DEFAULT_MODEL = "kakaobrain/align-base"
 BUNDLED_MODEL = "align-tiny"
+STANDARD = "-"  # the standard input or output, in the place of a file's name
+_MOST_INPUT = 64 * 2**20  # bytes of the standard input
 MODEL_PANEL = "Model"
 
 
@@ -45,7 +47,8 @@ _DTYPES = (
     "Type in which the model computes: float32, bfloat16 or float16; auto: the fastest that keeps a cosine of 0.9999. "
     "By default float32."
 )
-_FAST = "Read JPEGs by simplejpeg and resize by PyTorch, which is faster; some pixels differ by 1 or 2 of 255."
+_FAST = "Read images faster and less exactly; docs/speed.md has the gain and the cost."
+_SRGB = "Convert images to sRGB by the colour profile in their files, such as Display P3 of a phone or Adobe RGB."
 _FRAMEWORKS = "Framework that runs the model: torch, tf or flax; by default the first that is installed."
 ModelOption = Annotated[str, _model("--model", "-m", help=_PLACES, show_default=True)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_PLACES)]
@@ -57,6 +60,7 @@ FrameworkOption = Annotated[str | None, _model(help=_FRAMEWORKS)]
 EngineOption = Annotated[str | None, _model(help=_ENGINES)]
 DtypeOption = Annotated[str | None, _model(help=_DTYPES)]
 FastImagesOption = Annotated[bool, _model("--fast-images", help=_FAST)]
+SrgbOption = Annotated[bool, _model("--srgb/--no-srgb", help=_SRGB, show_default=True)]
 BatchSizeOption = Annotated[int, _model(min=1, help="Inputs at a time.", show_default=True)]
 DATA_PANEL = "Data"
 _column = functools.partial(
@@ -101,6 +105,7 @@ class ModelOptions:
     dtype: DtypeOption = None
     batch_size: BatchSizeOption = 32
     fast_images: FastImagesOption = False
+    srgb: SrgbOption = False
     where: dict[str, Any] = field(default_factory=dict, init=False)
 
     def prepare(self) -> None:
@@ -163,8 +168,14 @@ def check_picture(path: Path | None) -> None:
         )
 
 
-def check_file(option: str, path: Path | None) -> None:
-    """Refuses a file that could not be written, before the work is done."""
+def check_file(option: str, path: Path | None, *, standard: bool = False) -> None:
+    """Refuses a file that could not be written, before the work is done. `standard`: - is the standard output."""
+    if path and str(path) == STANDARD:
+        if not standard:
+            raise typer.BadParameter(
+                f"{option} - : this option can't write to the standard output; give the name of a file"
+            )
+        return
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise typer.BadParameter(f"{option} {path}: expected the name of a file, in a folder that exists")
 
@@ -175,11 +186,52 @@ def check_images(images: list[str], *, all_needed: bool = False) -> None:
     Raises:
         FileNotFoundError: none of them is there, or with `all_needed` one is not.
     """
+    from kakao_models.inference.stream import is_single
     from kakao_models.pixels.fetch import is_address
+    from kakao_models.pixels.images import is_image_text
 
-    absent = [name for name in images if not is_address(name) and not os.path.exists(name)]
+    absent = [
+        name
+        for name in images
+        if name != STANDARD
+        and is_single(name)  # a folder or a pattern is looked into later
+        and not (is_address(name) or os.path.exists(name) or is_image_text(name))
+    ]
     if absent and (all_needed or len(absent) == len(images)):
-        raise FileNotFoundError(f"{', '.join(absent[:3])}: there is no such file or folder")
+        raise FileNotFoundError(f"{', '.join(name[:200] for name in absent[:3])}: there is no such file or folder")
+
+
+def standard_input() -> bytes:
+    """The content of the standard input, for an input called "-".
+
+    Raises:
+        BadParameter: it is a terminal, is empty or has more than 64 MB.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise typer.BadParameter(
+            "- reads the standard input: pipe a file into it, as in: cat photo.jpg | kakao-models ..."
+        )
+    data = sys.stdin.buffer.read(_MOST_INPUT + 1)
+    if not data:
+        raise typer.BadParameter("- reads the standard input, which is empty")
+    if len(data) > _MOST_INPUT:
+        raise typer.BadParameter(f"the standard input has more than {_MOST_INPUT >> 20} MB: give the name of a file")
+    return data
+
+
+def read_sources(names: Iterable[str]) -> list[Any]:
+    """Images by their names, for an `Embedder`; "-" is the content of the standard input."""
+    names = list(names)
+    if names.count(STANDARD) > 1:
+        raise typer.BadParameter("- is given twice, and the standard input can be read once")
+    return [standard_input() if name == STANDARD else name for name in names]
+
+
+def say_written(path: Path) -> None:
+    """Says on stderr where a file is."""
+    from kakao_models.inference.output import printable
+
+    print(f"wrote {printable(str(path))}", file=sys.stderr)
 
 
 def check_sources(*sources: str) -> None:
@@ -193,6 +245,13 @@ def check_sources(*sources: str) -> None:
     for source in sources:
         if not (is_hub(source) or matches(source)):
             raise NoSuchSource(f"{source}: there is no such file or folder")
+
+
+def not_standard(path: Path | None) -> Path | None:
+    """Refuses - for an option that names a folder."""
+    if path and str(path) == STANDARD:
+        raise typer.BadParameter("- is the standard output, and this writes a folder: give its name")
+    return path
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

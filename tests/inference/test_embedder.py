@@ -154,9 +154,15 @@ def test_options_reach_load_image(align, photos):
         small.images(photos[0], on_error="raise")
 
 
-def test_large_jpegs_are_decoded_at_reduced_size_without_much_difference(embedder, align):
+def test_large_jpegs_are_decoded_at_reduced_size_only_where_that_is_asked_for(embedder, align):
     file = io.BytesIO()
     tiny.picture(3, 1600, 1200).save(file, "JPEG", quality=95)
+    sources = [file.getvalue(), Image.open(io.BytesIO(file.getvalue())), file]
+    exact = embedder.images(sources)
+    assert np.array_equal(exact, exact[[0, 0, 0]])
+    assert np.array_equal(
+        embedder.image_processor(sources[:1])["pixel_values"], embedder.image_processor(sources[1:2])["pixel_values"]
+    )
     decoded = []
 
     def processor(images, **options):
@@ -164,8 +170,8 @@ def test_large_jpegs_are_decoded_at_reduced_size_without_much_difference(embedde
         return embedder.image_processor(images, **options)
 
     processor.decode_size = embedder.image_processor.decode_size
-    rows = Embedder(align, image_processor=processor).images([file.getvalue(), Image.open(file)])
-    assert decoded[0][0] < 400 and decoded[1] == (1600, 1200)
+    rows = Embedder(align, image_processor=processor, fast_images=True).images(sources[:2])
+    assert min(decoded)[0] < 400 and max(decoded) == (1600, 1200)
     assert 0 < np.abs(rows[0] - rows[1]).max() < 0.05 * np.abs(rows).max()
 
 
@@ -301,12 +307,13 @@ def test_a_device_that_is_not_there_is_a_clear_error(align, device):
 def test_fast_images_differ_by_rounding(align, vit, photos, tmp_path):
     paths = [tmp_path / f"{seed}.jpg" for seed in range(3)]
     for seed, path in enumerate(paths):
-        tiny.picture(seed, 500, 375).save(path, quality=90)
+        tiny.picture(seed, 150, 112).save(path, quality=90)
     for folder in (align, vit):
         exact, fast = Embedder(folder).images(paths), Embedder(folder, fast_images=True).images(paths)
         assert 0 < np.abs(fast - exact).max() < 0.01 * np.abs(exact).max()
-    with pytest.raises(ValueError, match="does not take bytes"):
-        Embedder(AlignModel.from_pretrained(align), fast_images=True)
+    original = AlignProcessor.from_pretrained(align, preprocessing="tf")
+    with pytest.raises(ValueError, match=r"fast_images=True changes nothing .* preprocessing needs every pixel"):
+        Embedder(align, processor=original, fast_images=True)
 
 
 def test_a_processor_that_is_changed_later_counts(align, photos):
@@ -317,3 +324,58 @@ def test_a_processor_that_is_changed_later_counts(align, photos):
     )
     np.testing.assert_allclose(embedder.images(photos[:2]), wanted.images(photos[:2]), atol=1e-5)
     assert np.abs(embedder.images(photos[:2]) - Embedder(align).images(photos[:2])).max() > 1e-3
+
+
+def test_one_image_that_fails_or_all_raise_and_a_warning_points_here(embedder, photos, tmp_path):
+    absent = tmp_path / "absent.png"
+    for run in (embedder.images, lambda source: list(embedder.iter_images(source))):
+        for source in (absent, str(absent), b"nothing", io.BytesIO(b"nothing"), {"bytes": b"nothing"}):
+            with pytest.raises(ImageError):
+                run(source)
+        with pytest.raises(ImageError, match=r"^all 2 images: 2 of 2 images could not be read:\n  .*absent\.png"):
+            run([absent, b"nothing"])
+        with pytest.raises(ImageError, match=r"absent\.png: no such file"):
+            run([absent])
+        with pytest.warns(UserWarning, match="1 of 2 images") as warned:
+            run([absent, photos[0]])
+        assert warned[0].filename == __file__
+    assert np.isnan(embedder.images([absent], on_error="ignore")).all()
+
+
+def test_file_objects_patterns_and_columns(embedder, expected, photos):
+    folder = photos[0].rpartition("/")[0]
+
+    def closed_soon():
+        for path in photos:
+            with open(path, "rb") as file:
+                yield file
+
+    again = io.BytesIO(open(photos[1], "rb").read())
+    assert close(embedder.images(open(photos[0], "rb")), expected[:1])
+    assert close(embedder.images(closed_soon()), expected)
+    assert close(embedder.images([again, again, {"bytes": again.getvalue()}]), np.repeat(expected[1:2], 3, 0))
+    assert close(embedder.images(f"{folder}/00[0-2].p*"), expected[:3])
+    assert close(embedder.images(np.array(photos[:2])), expected[:2])
+    with pytest.raises(ValueError, match="no file matches this pattern"):
+        embedder.images(f"{folder}/*.gif")
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"path": photos[:2]})
+    assert close(embedder.images(table["path"]), expected[:2])
+    with pytest.raises(ImageError, match="give one of its columns"):
+        embedder.images(table)
+
+
+def test_floats_keep_their_scale_where_the_processor_does_not_rescale(align, photos):
+    image = np.asarray(Image.open(photos[0]))
+    floats, options = np.float32(image) / 255, {"do_rescale": False}
+    right = Embedder(align).images(image)
+    parts = AlignProcessor.from_pretrained(align)
+    parts.image_processor.rescale_factor, parts.image_processor.rescale_offset = 1 / 255, False
+    exact = Embedder(align, processor=parts).images(image)
+    for embedder in (Embedder(align, processor=parts), Embedder(AlignModel.from_pretrained(align), processor=parts)):
+        assert close(embedder.images(floats), exact)
+        (batch,) = embedder.iter_images(floats, processor_options=options)
+        assert close(batch.values, exact)
+    parts.image_processor.do_rescale = False
+    assert close(Embedder(align, processor=parts).images(floats), exact)
+    assert close(Embedder(align).images(floats), right)  # a checkpoint's own rescaling is of bytes

@@ -44,9 +44,9 @@ def test_any_label_can_be_drawn():
 
 def test_files_without_results_are_left_out(tmp_path):
     paths = [str(path) for path in tiny.picture_folder(tmp_path / "photos", 2)]
-    draw_files(tmp_path / "out.png", [*paths, "absent.png"], [RESULT, RESULT, None])
+    draw_files(tmp_path / "out.png", [*paths, "absent.png"], [*paths, "absent.png"], [RESULT, RESULT, None])
     assert (tmp_path / "out.png").stat().st_size > 1000
-    draw_files(tmp_path / "none.png", ["absent.png"], [None])
+    draw_files(tmp_path / "none.png", ["absent.png"], ["absent.png"], [None])
     assert not (tmp_path / "none.png").exists()
     with pytest.raises(ValueError, match="no photographs"):
         draw_scores([])

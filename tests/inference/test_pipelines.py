@@ -1,3 +1,5 @@
+import io
+import re
 import types
 import warnings
 
@@ -10,10 +12,10 @@ from tolerances import TOLERANCE
 
 from kakao_models import AlignModel, AlignProcessor, Embedder, ViTModel, pipeline
 from kakao_models.inference.engine_towers import TowerEngine
-from kakao_models.inference.labels import LabelEmbeddings, takes_label
+from kakao_models.inference.labels import LabelEmbeddings, check_templates, label_problems, takes_label
 from kakao_models.pixels.images import ImageError
 
-LABELS = ["cat", "dog", "small red house", "zebra", "cat"]
+LABELS = ["cat", "dog", "small red house", "zebra"]
 
 
 def same(ours, theirs) -> None:
@@ -255,3 +257,52 @@ def test_top_k_is_a_number_of_labels(zero_shot, vit, photos, top_k):
         zero_shot(photos[0], candidate_labels=["cat", "dog", "sea"], top_k=top_k)
     with pytest.raises(ValueError, match="top_k"):
         pipeline("image-classification", vit)(photos[0], top_k=top_k)
+
+
+def test_labels_that_mean_nothing_to_the_model_are_named(align, zero_shot, photos):
+    with pytest.warns(UserWarning, match=r"knows no word of '고양이', '🐶', so their scores mean nothing") as warned:
+        zero_shot(photos[0], ["고양이", "🐶", "red cat"])
+    assert [warning.filename for warning in warned] == [__file__]
+    with pytest.warns(UserWarning, match=r"'Cat', 'cat' are the same tokens to .*, so they share their score"):
+        zero_shot(photos[0], ["Cat", "cat", "dog"])
+    with pytest.warns(UserWarning, match=r"candidate_labels: 'cat' is there more than once, and count"):
+        result = zero_shot(photos[0], ["cat", "dog", "cat"])
+    same(result, zero_shot(photos[0], ["cat", "dog"]))
+    for empty in ("", " \n"):
+        with pytest.raises(ValueError, match=r"candidate_labels: label 1 is empty"):
+            zero_shot(photos[0], ["cat", empty])
+    complete = Embedder(align, tokenizer=zero_shot.embedder.tokenizer)  # transformers' tokenizer, not the light one
+    assert label_problems(complete, ["cat", "고양이"]) == label_problems(Embedder(align), ["cat", "고양이"]) != []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zero_shot(photos[0], ["cat", "a zebra"])
+
+
+@pytest.mark.parametrize(
+    ("template", "meant"),
+    [
+        ("a {label} in the sea", "a {} in the sea"),
+        ("a photo of a", "a photo of a {}"),
+        ("a photo of a.", "a photo of a {}"),
+        ("a %s", "a {}"),
+        ("{} and {}", "a photo of a {}"),
+        (3, "a photo of a {}"),
+    ],
+)
+def test_a_template_without_a_place_for_the_label_is_answered_by_one(template, meant):
+    with pytest.raises(ValueError, match=re.escape(f"write {meant!r}")):
+        check_templates([template])
+
+
+def test_a_single_image_or_all_that_fail_are_an_error(zero_shot, tmp_path):
+    absent = str(tmp_path / "absent.jpg")
+    for sources in (absent, io.BytesIO(b"nothing")):
+        with pytest.raises(ImageError):
+            zero_shot(sources, LABELS, on_error="report")
+    with pytest.raises(ImageError, match=r"all 2 images: 2 of 2 images could not be read:\n.*absent\.jpg"):
+        zero_shot([absent, b"nothing"], LABELS, on_error="report")
+    assert zero_shot([absent, b"nothing"], LABELS, on_error="ignore") == [None, None]
+    with pytest.raises(TypeError, match=r"no argument 'topk'; did you mean 'top_k'"):
+        zero_shot(absent, LABELS, topk=3)
+    with pytest.raises(TypeError, match=r"no argument 'device'; it is an argument of pipeline"):
+        zero_shot(absent, LABELS, device="cpu")

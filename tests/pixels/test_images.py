@@ -1,5 +1,6 @@
 """Reading pictures: every kind of file and array, what is refused and how, and downloads."""
 
+import base64
 import contextlib
 import http.server
 import io
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import urllib.parse
 import zlib
 from pathlib import Path
 
@@ -101,6 +103,80 @@ def test_arrays_that_are_refused(array, reason):
     with pytest.raises(ImageError, match=reason) as error:
         load_image(array)
     assert str(array.shape) in error.value.source
+
+
+class Upload:
+    """Like Starlette's `UploadFile`: its own read() is a coroutine."""
+
+    def __init__(self, data: bytes):
+        self.file, self.filename = io.BytesIO(data), "phone.png"
+
+    async def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
+
+
+def whole_forms(path: Path) -> dict:
+    """The picture in a file, in every form that is one image."""
+    data = path.read_bytes()
+    text = base64.b64encode(data).decode()
+    read_to_its_end = io.BytesIO(data)
+    read_to_its_end.read()
+    return {
+        "BytesIO": io.BytesIO(data),
+        "at its end": read_to_its_end,
+        "open file": path.open("rb"),
+        "unbuffered file": path.open("rb", buffering=0),
+        "upload": Upload(data),
+        "dict": {"bytes": data, "path": None},
+        "dict with a path": {"bytes": None, "path": str(path)},
+        "data URL": "data:image/png;base64," + text,
+        "data URL without a type": "DATA:;base64," + text,
+        "data URL in percent": "data:image/png," + urllib.parse.quote(data),
+        "base64": text,
+        "base64 in lines": "\n".join(text[start : start + 76] for start in range(0, len(text), 76)),
+        "base64 for URLs": base64.urlsafe_b64encode(data).decode().rstrip("="),
+    }
+
+
+def test_files_in_memory_and_texts_are_one_image(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.fromarray(RAMP), "PNG"))
+    for form, source in whole_forms(path).items():
+        assert images.is_one_image(source), form
+        np.testing.assert_array_equal(np.asarray(load_image(source)), RAMP, err_msg=form)
+    np.testing.assert_array_equal(np.asarray(load_image(np.float32(RAMP))), RAMP)  # whole floats
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "None is not an image"),
+        ([RAMP], "a list within a list"),
+        ({"image": RAMP, "label": 3}, "this one has image, label. Give its image"),
+        ({"bytes": None, "path": None}, "its bytes and its path are None"),
+        (io.StringIO("text"), r"expected bytes: open the file in mode 'rb'"),
+        (io.BytesIO(), "is empty"),
+        ("data:image/png;base64", "without a comma"),
+        ("data:image/png;base64,(((", "base64 can't be decoded"),
+        ("photos/*.jpg", "a pattern of names goes to Embedder.images"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_by_name(source, reason):
+    with pytest.raises(ImageError, match=reason):
+        load_image(source)
+
+
+def test_a_long_text_is_not_printed_and_a_long_file_not_read():
+    text = "data:image/png;base64," + "A" * 30_000
+    with pytest.raises(ImageError) as error:
+        load_image(text)
+    assert len(str(error.value)) < 300 and "30022 characters" in str(error.value)
+    with pytest.raises(ImageError, match="more than max_bytes = 10"):
+        load_image(io.BytesIO(bytes(11)), max_bytes=10)
+    closed = io.BytesIO(b"x")
+    closed.close()
+    with pytest.raises(ImageError, match="closed file"):
+        load_image(closed)
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------
@@ -243,6 +319,92 @@ def test_small_or_other_pictures_are_decoded_in_full():
     assert load_image(encoded(Image.new("RGB", (2000, 2000)), "PNG"), size_hint=(100, 100)).size == (2000, 2000)
     callers_own = Image.open(io.BytesIO(encoded(Image.new("RGB", (2000, 2000)), "JPEG")))
     assert load_image(callers_own, size_hint=(100, 100)).size == callers_own.size == (2000, 2000)
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+LARGE = zlib.compress(b"x" * 2_000_000)
+LARGE_CHUNKS = {
+    "zTXt": chunk(b"zTXt", b"workflow\0\0" + LARGE),
+    "iTXt": chunk(b"iTXt", b"workflow\0\1\0\0\0" + LARGE),
+    "iCCP": chunk(b"iCCP", b"press\0\0" + LARGE),
+    "many": b"".join(chunk(b"zTXt", b"%d\0\0" % i + zlib.compress(b"x" * 1_000_000)) for i in range(70)),
+    "not packed": chunk(b"iTXt", b"workflow\0\0\0\0\0" + b"x" * 2_000_000),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_CHUNKS)
+def test_a_png_with_large_texts_is_a_sound_picture(name, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png = encoded(Image.fromarray(TURNED[6](RAMP).copy()), "PNG", exif=exif)
+    for place in (33, len(png) - 12):  # behind the header, and behind the pixels
+        data = png[:place] + LARGE_CHUNKS[name] + png[place:]
+        (tmp_path / "a.png").write_bytes(data)
+        for source in (data, tmp_path / "a.png"):
+            np.testing.assert_array_equal(np.asarray(load_image(source)), RAMP)
+        np.testing.assert_array_equal(load_pixels(data), RAMP)
+        assert image_size(data) == (8, 6)
+
+
+def bmp(bgra: np.ndarray) -> bytes:
+    """A BMP of 32 bits with a V5 header."""
+    height, width = bgra.shape[:2]
+    header = struct.pack("<IiiHHIIiiII", 124, width, -height, 1, 32, 3, bgra.nbytes, 2835, 2835, 0, 0)
+    header = (header + struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs").ljust(124, b"\0")
+    return b"BM" + struct.pack("<IHHI", 138 + bgra.nbytes, 0, 0, 138) + header + bgra.tobytes()
+
+
+def test_a_bmp_whose_alpha_is_zero_throughout_is_opaque():
+    bgra = np.dstack([RAMP[..., ::-1], np.zeros(RAMP.shape[:2], np.uint8)])
+    for read in (load_image, load_pixels):
+        np.testing.assert_array_equal(np.asarray(read(bmp(bgra))), RAMP)
+    bgra[0, 0, 3] = 255  # now it means something
+    expected = np.full_like(RAMP, 255)
+    expected[0, 0] = RAMP[0, 0]
+    np.testing.assert_array_equal(np.asarray(load_image(bmp(bgra))), expected)
+
+
+HEIC_HEADER = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic"
+
+
+def test_a_folder_names_the_images_that_it_skips(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    Image.fromarray(RAMP).save(tmp_path / "0123abc", "JPEG")  # a name without a suffix, as caches have them
+    for name, data in {
+        "README": b"BM Python",
+        "P": b"P",
+        "b.HEIC": b"",
+        "hashed": HEIC_HEADER,
+        "sub/c.nef": b"",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(images, "is_installed", lambda name: False)
+    monkeypatch.setattr(images, "SUFFIXES", tuple(name for name in images.SUFFIXES if "hei" not in name))
+    message = r"3 images .* skipped \(b\.HEIC, hashed, sub/c\.nef\)\. HEIC needs .*kakao-models\[heic\].* convert \.nef"
+    with pytest.warns(UserWarning, match=message) as warned:
+        assert [path.name for path in list_images(tmp_path)] == ["0123abc", "a.png"]
+    assert warned[0].filename == __file__
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(ImageError, match=r"HEIC needs pillow-heif: pip install"):
+        load_image(tmp_path / "hashed")
+
+
+def test_heic_is_read_where_its_decoder_is_installed(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
+    seen = np.repeat(np.repeat(RAMP, 16, axis=0), 16, axis=1)
+    heif.from_pillow(Image.fromarray(seen)).save(tmp_path / "a.heic", quality=95)
+    assert list_images(tmp_path) == [tmp_path / "a.heic"]
+    data = (tmp_path / "a.heic").read_bytes()
+    assert image_size(data) == (128, 96)
+    for read in (load_image, load_pixels):
+        assert np.abs(np.int16(read(data)) - seen)[8::16, 8::16].max() <= 12
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tiny import vit_config
 from tolerances import TOLERANCE
 from transformers import AutoImageProcessor, image_transforms
 
-from kakao_models import ViTImageProcessor
+from kakao_models import AlignImageProcessor, ViTImageProcessor
 
 LIMIT = TOLERANCE["resized pixels, of 255"]
 PRETRAINING = {"size": {"shortest_edge": 256}, "resample": 4, "do_center_crop": True, "crop_size": 224}
@@ -121,3 +121,75 @@ def test_fields_that_only_align_has_change_nothing():
     image, expected = picture(40, 28), ViTImageProcessor()
     assert np.array_equal(processor(image)["pixel_values"], expected(image)["pixel_values"])
     assert np.array_equal(processor.byte_values, expected.byte_values)
+
+
+def forms(image: np.ndarray) -> dict:
+    """The same picture in every form that an image processor takes it, and as transformers gives it back from floats."""
+    import torch
+
+    floats = np.float32(image) / 255
+    return {
+        "uint8": image,
+        "PIL": Image.fromarray(image),
+        "tensor": torch.from_numpy(image.copy()).permute(2, 0, 1),
+        "floats": floats,
+        "float64": floats.astype(np.float64),
+        "channels first": np.ascontiguousarray(floats.transpose(2, 0, 1)),
+        "float tensor": torch.from_numpy(floats).permute(2, 0, 1),
+        "whole floats": np.float32(image),
+    }
+
+
+OPTIONS = [
+    {},
+    {"do_rescale": False},
+    {"do_rescale": False, "do_normalize": False},
+    {"do_rescale": False, "do_resize": False},
+    {"do_rescale": False, "image_mean": [0.1, 0.2, 0.3], "image_std": [1.5, 2.0, 0.5]},
+    {"rescale_factor": 1.0},
+    {"rescale_factor": 2.0, "do_normalize": False},
+    {"size": 20, "resample": 3, "do_center_crop": True, "crop_size": 30, "do_rescale": False},
+]
+ALIGN_OPTIONS = [
+    *OPTIONS,
+    {"do_rescale": False, "include_top": True},
+    {"rescale_factor": 2.0, "rescale_offset": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("align", "options"),
+    [*((False, options) for options in OPTIONS), *((True, options) for options in ALIGN_OPTIONS)],
+)
+def test_every_option_sees_the_scale_that_transformers_sees(align, options):
+    """Floats in 0..1 keep their scale where nothing rescales bytes; with the default they are the picture itself, where
+    transformers warns and gives almost black. It also truncates where it should round: by 1 of 255."""
+    from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    fixed = dict(size=28, do_normalize=True) | (dict(include_top=False) if align else {})
+    ours = (AlignImageProcessor if align else ViTImageProcessor)(
+        **fixed | (dict(rescale_factor=1 / 255, rescale_offset=False, do_center_crop=False) if align else {})
+    )
+    kind = EfficientNetImageProcessorPil if align else ViTImageProcessorPil
+    theirs = kind(**fixed | {"resample": 2} | (dict(rescale_offset=False) if align else {}))
+    image = picture(40, 36)
+    for form, source in forms(image).items():
+        pixels = ours(source, return_tensors="np", **options)["pixel_values"]
+        fractions = form not in ("uint8", "PIL", "tensor", "whole floats")
+        of_theirs = source if options else image
+        expected = np.asarray(theirs(of_theirs, return_tensors="np", **options)["pixel_values"])
+        step = 1.01 * np.ptp(expected) / 255 if fractions else 0
+        np.testing.assert_allclose(pixels, expected, rtol=0, atol=step + 1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("options", [{"do_rescale": False}, {"rescale_factor": 1.0}])
+def test_the_originals_preprocessing_sees_the_scale_too(options):
+    processor, image = ViTImageProcessor(preprocessing="tf", size=28, do_normalize=False), picture(40, 36)
+    expected = processor(image, return_tensors="np")["pixel_values"]  # in 0..1
+    for form, source in forms(image).items():
+        scale = 255 if form in ("uint8", "PIL", "tensor", "whole floats") else 1
+        pixels = processor(source, return_tensors="np", **options)["pixel_values"]
+        assert pixels.dtype == np.float32
+        np.testing.assert_allclose(pixels, scale * expected, rtol=0, atol=1e-6 * scale)
+        np.testing.assert_allclose(processor(source, return_tensors="np")["pixel_values"], expected, rtol=0, atol=1e-6)

@@ -27,6 +27,7 @@ from kakao_models.checkpoint.hub import (
     resolve,
 )
 from kakao_models.files.atomic import write_text
+from kakao_models.pixels.images import is_image_text
 from kakao_models.pixels.preprocessing import FOREIGN
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.pixels.tensors import as_tensors
@@ -271,7 +272,9 @@ class AlignProcessor(ProcessorMixin):
 def _refuse_texts(images) -> None:
     """Raises ValueError where `images` are texts, as the first argument was in early examples of ALIGN."""
     for image in images if isinstance(images, (list, tuple)) else [images]:
-        if isinstance(image, str) and not (_PLACE.match(image) or os.path.exists(image)):
+        if isinstance(image, str) and not (
+            _PLACE.match(image.lstrip()) or os.path.exists(image) or is_image_text(image)
+        ):
             raise ValueError(
                 f"AlignProcessor: {image!r:.80} is no image: neither a file nor a URL. Texts go by name: write text=[...]"
             )

@@ -15,6 +15,7 @@ from kakao_models.files.lines import lines_of
 from kakao_models.lazy import is_installed
 from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.verbs import (
+    STANDARD,
     CaptionColumnOption,
     ImageColumnOption,
     JsonOption,
@@ -26,6 +27,8 @@ from kakao_models.verbs import (
     finish,
     group,
     model_options,
+    not_standard,
+    say_written,
     tell,
 )
 
@@ -68,7 +71,9 @@ Backend = Annotated[str, _run(help="Engine of tables: duckdb or pyspark.")]
 MemoryLimit = Annotated[str | None, _run(help="Memory limit of DuckDB, such as 8GB.")]
 Threads = Annotated[int | None, _run(min=1, help="Number of DuckDB's threads.")]
 Spill = Annotated[Path | None, _run(help="Folder for temporary data that do not fit in memory.", file_okay=False)]
-OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to create.", show_default=False)]
+OutputFolder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to create.", show_default=False, callback=not_standard)
+]
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Downscale images to at most this shorter side; by default sizes are kept.")
 ]
@@ -131,7 +136,9 @@ def preview(
 def stats(
     source: SourceArgument,
     picture: Annotated[Path | None, typer.Option(help="Also draw the distributions, into this .png or .jpg.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write JSON here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write JSON here; - for standard output.")
+    ] = None,
     sample: Annotated[float | None, typer.Option(help="Read only this share of the rows, such as 0.01.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the sample.")] = 0,
     unique: Annotated[bool, typer.Option(help="Count distinct URLs, images and texts.")] = True,
@@ -148,7 +155,8 @@ def stats(
       kakao-models data stats "coyo/*.parquet" --picture coyo.png -o coyo.json
     """
     check_picture(picture)
-    check_file("--output", output)
+    check_file("--output", output, standard=True)
+    to_stdout = str(output) == STANDARD
     from kakao_models.data.stats import draw, summarize
     from kakao_models.inference.picture import save_picture
     from kakao_models.samples.manifest import write_json
@@ -158,9 +166,10 @@ def stats(
     summary = summarize(open_table(connection, source), sample=sample, seed=seed, unique=unique, advance=_say)
     if picture:
         save_picture(draw(summary), picture)
-    if output:
+        say_written(picture)
+    if output and not to_stdout:
         write_json(output, summary.as_dict())
-    tell(summary.as_dict(), summary, as_json)
+    tell(summary.as_dict(), summary, as_json or to_stdout)
 
 
 @app.command("filter", no_args_is_help=True)
@@ -168,7 +177,13 @@ def filter_(
     source: Annotated[str | None, typer.Argument(help=_SOURCE)] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder to create; without it, rows are only counted.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to create; without it, rows are only counted.",
+            show_default=False,
+            callback=not_standard,
+        ),
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe: coyo, align, or a YAML file.")] = None,
     filters: Annotated[
@@ -403,11 +418,12 @@ def download(
         dead_links(output, dead)
     if picture:
         save_picture(draw_success(output), picture)
+        say_written(picture)
     tell(asdict(outcome), outcome, as_json)
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images")
+@model_options()
 def embed(
     source: Annotated[
         str, typer.Argument(help="A table (.parquet, .csv, .jsonl), a folder of images, or a folder of tars.")

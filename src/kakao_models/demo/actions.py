@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from kakao_models.inference.labels import label_problems
 from kakao_models.inference.pipelines import pipeline
 from kakao_models.pixels.images import load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
@@ -65,12 +66,13 @@ def zero_shot(
             f"{len(names):,} labels in {len(sentences):,} templates are more than the {MAX_SENTENCES:,} sentences "
             "that this page takes: kakao-models classify has no such limit"
         )
-    results = []
+    results, problems = [], {}
     for name in dict.fromkeys([first, second] if second else [first]):
         classify = models.get(ZERO_SHOT, name, loading)
         options = {"hypothesis_template": sentences} if sentences else {}
         results.append((name, classify(photo, candidate_labels=names, **options)))
-    return bars(results)
+        problems |= dict.fromkeys(label_problems(classify.embedder, names))
+    return bars(results) + "".join(note(f"{problem[0].upper()}{problem[1:]}.") for problem in problems)
 
 
 def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) -> tuple[str, Image.Image | None]:

@@ -14,6 +14,7 @@ from kakao_models.lazy import is_installed
 from kakao_models.verbs import (
     DATA_PANEL,
     MODEL_PANEL,
+    STANDARD,
     CaptionColumnOption,
     ImageColumnOption,
     JsonOption,
@@ -24,6 +25,7 @@ from kakao_models.verbs import (
     check_sources,
     group,
     model_options,
+    say_written,
     tell,
 )
 
@@ -45,7 +47,9 @@ Split = Annotated[str | None, _data(help="Part of a data set that has several.")
 Name = Annotated[str | None, _data(help="Name of the data in the results, such as imagenet.")]
 Classes = Annotated[str | None, _data(help="A file of class names, or clip for CLIP's of ImageNet.")]
 Templates = Annotated[str, _data(help="small, clip (80), clip-simple (7), or a file.")]
-ResultOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")]
+ResultOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write results.json here; - for standard output.")
+]
 PictureOutput = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
 Train = Annotated[str, _data(help="The training data, in any form that --data takes.")]
 TrainSplit = Annotated[str | None, _data(help="Part of --train; by default that of --split.")]
@@ -70,7 +74,7 @@ class TaskOptions(ModelOptions):
         check_picture(picture)
         if picture and not is_installed("matplotlib"):
             raise ImportError("--picture needs matplotlib: pip install 'kakao-models[evaluate]'")
-        check_file("--output", self.output)
+        check_file("--output", self.output, standard=True)
         check_sources(*data)
         self.prepare()
         from kakao_models.evaluate.cache import CachedEmbedder
@@ -111,9 +115,10 @@ class TaskOptions(ModelOptions):
 
     def show(self, result: "Result") -> None:
         """Writes the result to --output, and prints it as a table or as JSON."""
-        if self.output:
+        to_stdout = str(self.output) == STANDARD
+        if self.output and not to_stdout:
             result.write(self.output)
-        if self.as_json:
+        if self.as_json or to_stdout:
             print(result.to_json())
             return
         from kakao_models.evaluate.report import markdown_report
@@ -124,7 +129,7 @@ class TaskOptions(ModelOptions):
 
 
 @app.command("zero-shot", no_args_is_help=True)
-@model_options("fast_images")
+@model_options("fast_images", "srgb")
 def zero_shot(
     data: Data,
     options: TaskOptions,
@@ -148,11 +153,13 @@ def zero_shot(
         from kakao_models.inference.picture import save_picture
 
         save_picture(draw_confusion(scores.confusion(), names), picture)
+
+        say_written(picture)
     options.show(result)
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images")
+@model_options("fast_images", "srgb")
 def calibration(
     data: Data,
     options: TaskOptions,
@@ -177,11 +184,13 @@ def calibration(
         from kakao_models.inference.picture import save_picture
 
         save_picture(draw_reliability(scores), picture)
+
+        say_written(picture)
     options.show(result)
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images", "name", "split")
+@model_options("fast_images", "srgb", "name", "split")
 def robustness(
     data: Annotated[
         list[str], typer.Option("--data", "-d", help="A data set as NAME=PATH; repeat it, the unshifted data first.")
@@ -209,7 +218,7 @@ def robustness(
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images", "max_memory", model="kakaobrain/vit-large-patch16-384")
+@model_options("fast_images", "srgb", "max_memory", model="kakaobrain/vit-large-patch16-384")
 def classify(
     data: Data,
     options: TaskOptions,
@@ -250,11 +259,13 @@ def classify(
         from kakao_models.inference.picture import save_picture
 
         save_picture(draw_confusion(scores.confusion(), names), picture)
+
+        say_written(picture)
     options.show(result)
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images", "label_column")
+@model_options("fast_images", "srgb", "label_column")
 def retrieval(
     data: Data,
     options: TaskOptions,
@@ -287,7 +298,7 @@ def retrieval(
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images")
+@model_options("fast_images", "srgb")
 def knn(
     data: Data,
     train: Train,
@@ -310,7 +321,7 @@ def knn(
 
 
 @app.command("linear-probe", no_args_is_help=True)
-@model_options("fast_images", "max_memory")
+@model_options("fast_images", "srgb", "max_memory")
 def linear_probe(
     data: Data,
     train: Train,
@@ -337,7 +348,7 @@ def linear_probe(
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images", "split", "image_column", "label_column", name="cxc")
+@model_options("fast_images", "srgb", "split", "image_column", "label_column", name="cxc")
 def similarity(
     data: Annotated[
         str,
@@ -379,7 +390,9 @@ def report(
     form: Annotated[str, typer.Option("--format", "-f", help="Format: markdown, html or model-index.")] = "markdown",
     published: Annotated[bool, typer.Option(help="Add published figures for the same data.")] = True,
     everything: Annotated[bool, typer.Option("--all", help="Show all metrics.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table here; - for standard output.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Several results as one table, beside published figures and their sources.
@@ -399,10 +412,11 @@ def report(
     }
     if form not in makers:
         raise typer.BadParameter(f"--format {form}: expected {', '.join(makers)}")
-    check_file("--output", output)
+    check_file("--output", output, standard=True)
     results = [Result.read(path) for path in files]
     text = makers[form](results)
-    if output:
+    to_stdout = str(output) == STANDARD
+    if output and not to_stdout:
         write_text(output, text)
-    if as_json or not output:
+    if as_json or to_stdout or not output:
         tell([result.as_dict() for result in results], text.rstrip("\n"), as_json)

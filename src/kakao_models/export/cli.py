@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
-from kakao_models.verbs import ModelArgument, RevisionOption, prepare, tell
+from kakao_models.verbs import ModelArgument, RevisionOption, not_standard, prepare, tell
 
 
 def export(
     model: ModelArgument,
     to: Annotated[str, typer.Option(help="onnx, openvino, saved_model, litert, stablehlo or pt2.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to make; by default MODEL-FORMAT.")
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to make; by default MODEL-FORMAT.", callback=not_standard),
     ] = None,
     what: Annotated[
         str | None,

@@ -13,10 +13,15 @@ def lines_of(path: str | os.PathLike) -> list[str]:
         ValueError: it is not UTF-8 text.
         OSError: it can't be read, or is a Git LFS pointer.
     """
+    return lines_in(Path(path).read_bytes(), os.fspath(path))
+
+
+def lines_in(data: bytes, name: str) -> list[str]:
+    """The lines of a text file by its content; otherwise as `lines_of`."""
+    if starts_as_pointer(data[:64]):
+        raise PointerError(f"{name}: {IS_POINTER}")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    if starts_as_pointer(text[:64].encode()):
-        raise PointerError(f"{os.fspath(path)}: {IS_POINTER}")
+        raise ValueError(f"{name} is not UTF-8 text: {error}") from error
     return list(filter(None, map(str.strip, text.split("\n"))))

@@ -4,9 +4,10 @@ What can't be taken is refused by name, with what to do instead.
 """
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from kakao_models.warn import warn
 
 # Names that are not arguments of `Embedder`, but are taken in their place or refused.
 TRANSFORMERS_ARGUMENTS = (
@@ -53,7 +54,7 @@ def translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if arguments.pop(name, None) not in (None, False):
             raise ValueError(f"{name} is not supported: {advice}")
     if arguments.get("torch_dtype") is not None:
-        warnings.warn("torch_dtype is deprecated: use dtype", FutureWarning, stacklevel=3)
+        warn(f"torch_dtype is deprecated: use dtype={arguments['torch_dtype']!r}", FutureWarning)
     _rename(arguments, "torch_dtype", "dtype")
     _rename(arguments, "feature_extractor", "image_processor")
     if arguments.get("device_map") is not None:

@@ -5,7 +5,6 @@ Axes: N inputs  D width of an embedding
 
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,8 +16,18 @@ from kakao_models.inference.arguments import dtype_name, takes_transformers_argu
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.inputs import ModelInputs
 from kakao_models.inference.progress import Progress
-from kakao_models.inference.stream import Failure, ImageBatch, collect, each_source, report, stream_batches
-from kakao_models.pixels.images import load_image, load_pixels
+from kakao_models.inference.stream import (
+    Failure,
+    ImageBatch,
+    collect,
+    each_source,
+    is_single,
+    report,
+    stream_batches,
+)
+from kakao_models.pixels.images import ImageError, has_fractions, load_image, load_pixels
+from kakao_models.pixels.preprocessing import Preprocessing, rescales_bytes
+from kakao_models.warn import warn
 
 _WINDOW = 16_384  # texts that are tokenised and sorted by length at a time
 
@@ -48,9 +57,12 @@ class Embedder:
         batch_size: images at a time; as many texts of 64 tokens, and more of shorter ones.
         num_workers: threads that read and preprocess images; by default one per CPU core, at most 8.
         image_options: further arguments of `kakao_models.pixels.images.load_image`, such as `max_pixels`.
-        fast_images: read JPEGs by simplejpeg, if it is installed, and resize by PyTorch's kernel for bytes, which is
-            faster (docs/speed.md has figures). Some pixels differ by 1 or 2 of 255 from PIL's, which is what transformers
-            uses and the default. Only where preprocessing is "hf", and the model runs as towers (see `engine`).
+        fast_images: read images faster and less exactly; see docs/speed.md for its gain and its cost. A JPEG of more than
+            four times the model's resolution is decoded at a fraction of its size, by simplejpeg if it is installed. Where
+            the model runs as towers (see `engine`), images are resized by PyTorch's kernel for bytes. Without it, the
+            default, pixels are those of transformers, whatever the form of the input. Only where preprocessing is "hf".
+        srgb: convert images to sRGB by the ICC profile in their files, such as Display P3 of a phone or Adobe RGB. By
+            default profiles are ignored, as transformers and the original implementations do.
         revision, token, subfolder, cache_dir, force_download, local_files_only: arguments of `from_pretrained`. `revision`
             and `subfolder` hold for the model's own checkpoint. A model object's processor is read from the commit and
             subfolder that the model was loaded from, unless they are given.
@@ -78,6 +90,7 @@ class Embedder:
         num_workers: int | None = None,
         image_options: dict | None = None,
         fast_images: bool = False,
+        srgb: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         subfolder: str = "",
@@ -112,14 +125,15 @@ class Embedder:
         self.inputs = ModelInputs(model_type, checkpoint, hub, processor, image_processor, tokenizer)
         self.batch_size = _positive("batch_size", batch_size)
         self.num_workers = _workers(min(8, os.cpu_count() or 1) if num_workers is None else num_workers)
-        self.image_options = dict(image_options or {})
+        self.image_options = ({"srgb": True} if srgb else {}) | dict(image_options or {})
         self._failures = _Failures()
         self.fast_images = fast_images
         if fused:
             self._choose_engine(source, engine, device, dtype)
-        if fast_images and not self.engine.takes_bytes:
+        if fast_images and not (self.engine.takes_bytes or self.inputs.decode_size):
             raise ValueError(
-                f'fast_images=True: {self.name} does not take bytes. It needs a checkpoint in PyTorch, preprocessing="hf"'
+                f"fast_images=True changes nothing for {self.name}: its preprocessing needs every pixel. Leave it out, or pass "
+                'an image_processor with preprocessing="hf"'
             )
 
     def __repr__(self) -> str:
@@ -219,15 +233,17 @@ class Embedder:
         """Embeddings (N, D) of images, in the order given.
 
         Args:
-            sources: a path, URL, PIL image, array (H, W, 3) or bytes; a folder; or any iterable of images, which may
-                be a generator of millions: besides the result only a few batches are in memory.
+            sources: an image as `load_image` takes it: a path, URL, PIL image, array (H, W, 3), bytes, file object, ...; a
+                folder, or a pattern of names such as "photos/*.jpg"; or any iterable of images, which may be a generator
+                of millions: besides the result only a few batches are in memory.
             normalize: scale each row to length 1.
-            on_error: an image that can't be read makes a row of NaN, an entry in `failures` and, at the end, one
-                warning that names it ("report"); the first two alone ("ignore"); or it stops the run ("raise").
+            on_error: "report": an image that can't be read makes a row of NaN, an entry in `failures` and, at the end, one
+                warning that names it, as long as others could be read; otherwise an error. "ignore": only the row and the
+                entry. "raise": the first such image stops the run.
             progress: show a progress bar: at once, never, or (None) on a terminal when the run is long.
 
         Raises:
-            ImageError: an image can't be read, with `on_error="raise"`.
+            ImageError: an image can't be read, with `on_error="raise"`; with "report", a single one, or all of them.
         """
         batches = self.iter_images(
             sources, normalize=normalize, batch_size=batch_size, on_error=on_error, progress=progress
@@ -270,6 +286,8 @@ class Embedder:
         size = self.batch_size if batch_size is None else _positive("batch_size", batch_size)
         prepare = self._preparing(image_options or {}, processor_options or {})
         workers = self.num_workers if num_workers is None else _workers(num_workers)
+        if on_error == "report" and is_single(sources):
+            on_error = "raise"
         return self._run(each_source(sources), prepare, run, normalize, size, workers, on_error, progress)
 
     def _run(
@@ -293,7 +311,9 @@ class Embedder:
                 done += steps
                 bar.advance(steps)
         if failures and on_error == "report":
-            warnings.warn(report(failures, done), stacklevel=3)
+            if len(failures) == done:
+                raise ImageError(*_summary(failures))
+            warn(report(failures, done))
 
     def _outputs(self, output: str) -> Callable[[np.ndarray], np.ndarray]:
         known = {"features": self.engine.features, "hidden": self.engine.hidden, "logits": self.engine.logits}
@@ -315,22 +335,34 @@ class Embedder:
         )
 
     def _preparing(self, image_options: dict, processor_options: dict) -> Callable[[Any], np.ndarray]:
-        options: dict[str, Any] = {"size_hint": self.inputs.decode_size} | self.image_options | image_options
+        options: dict[str, Any] = self.image_options | image_options
+        if self.fast_images and not processor_options:  # with them, the processor may need more pixels than it said
+            options = {"size_hint": self.inputs.decode_size} | options
         preprocessing = self.inputs.preprocessing
-        if processor_options:
-            options["size_hint"] = None  # the processor may now need more pixels than it said
-        elif preprocessing is not None:
-            in_bytes = self._in_bytes(preprocessing)
-            if in_bytes and self.fast_images:
+        if preprocessing is not None and not processor_options:
+            if not self._in_bytes(preprocessing):
+                return lambda source: preprocessing.pixel_values(load_image(source, **options), has_fractions(source))
+            if self.fast_images:
                 return lambda source: preprocessing.fast_pixels(load_pixels(source, **options))
-            prepare = preprocessing.pixels if in_bytes else preprocessing.pixel_values
-            return lambda source: prepare(load_image(source, **options))
+            return lambda source: preprocessing.pixels(load_image(source, **options))
 
         def prepare(source) -> np.ndarray:
             image = load_image(source, **options)
+            if has_fractions(source) and not self._rescales(processor_options):
+                image = np.asarray(image, np.float32) / 255
             return self.image_processor(images=image, return_tensors="np", **processor_options)["pixel_values"][0]
 
         return prepare
+
+    def _rescales(self, options: dict) -> bool:
+        """Whether the image processor, with these options, rescales pixels in 0..255."""
+
+        def value(name: str) -> Any:
+            chosen = options.get(name)
+            chosen = getattr(self.image_processor, name, None) if chosen is None else chosen
+            return getattr(Preprocessing, name) if chosen is None else chosen
+
+        return rescales_bytes(value("do_rescale"), value("rescale_factor"))
 
     def _in_bytes(self, preprocessing) -> bool:
         """Whether the engine knows what a preprocessing's bytes stand for: it may have been changed since."""
@@ -421,6 +453,12 @@ class Embedder:
     def logits(self, image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
         """`similarity` divided by the model's temperature: a softmax over the texts gives their scores."""
         return self.similarity(image_embeds, text_embeds) / np.float32(self.engine.temperature)
+
+
+def _summary(failures: list[Failure]) -> tuple[str, str]:
+    """Source and reason of the error where no image could be read."""
+    first, *others = failures
+    return (f"all {len(failures)} images", report(failures, len(failures))) if others else (first.source, first.reason)
 
 
 class _Failures(threading.local):

@@ -144,6 +144,11 @@ class ModelInputs:
     def pad_token_id(self) -> int:
         return self._text_part().current.pad_token_id
 
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of words that the tokenizer does not know; None where it has none."""
+        return getattr(self._text_part().current, "unk_token_id", None)
+
     def token_ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The ids of each text, cut to `max_tokens`, without padding."""
         with self._lock:  # a tokenizer keeps the length of its last call

@@ -3,14 +3,18 @@
 Axes: L labels  D width of an embedding
 """
 
-from collections import OrderedDict
+import re
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Protocol
 
 import numpy as np
 
-from kakao_models.inference.embedder import l2_normalize
+from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.warn import warn
+
+_NAMED = 5  # labels that a warning names
 
 
 class TextEmbedder(Protocol):
@@ -104,6 +108,55 @@ def check_labels(labels: Iterable[str], name: str = "candidate_labels") -> tuple
     return labels
 
 
+def distinct_labels(labels: Iterable[str], name: str = "candidate_labels") -> tuple[str, ...]:
+    """The labels, each once; a warning names those that are there more than once.
+
+    Raises:
+        ValueError: as of `check_labels`, or a label is empty.
+    """
+    labels = check_labels(labels, name)
+    for place, label in enumerate(labels):
+        if not label.strip():
+            raise ValueError(f"{name}: label {place} is empty ({label!r}): write a label, or leave it out")
+    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+        verbs = ("is", "counts") if len(repeated) == 1 else ("are", "count")
+        warn(f"{name}: {_quoted(repeated)} {verbs[0]} there more than once, and {verbs[1]} once")
+    return tuple(dict.fromkeys(labels))
+
+
+def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:
+    """What a model can't tell about distinct labels: those of which its tokenizer knows no word, such as Korean or emoji in an
+    English vocabulary, and those that are the same to it, such as "Cat" and "cat" where it has no capital letters. A sentence
+    each, which names the labels.
+    """
+    unknown = embedder.inputs.unk_token_id
+    rows = embedder.inputs.token_ids(list(labels), embedder.max_tokens)
+    unread = [
+        label
+        for label, ids in zip(labels, rows)
+        if unknown is not None and len(ids) > 2 and set(ids[1:-1]) == {unknown}
+    ]
+    same: dict[tuple[int, ...], list[str]] = {}
+    for label, ids in zip(labels, rows):
+        same.setdefault(tuple(ids), []).append(label)
+    problems = []
+    if unread:
+        problems.append(
+            f"the tokenizer of {embedder.name} knows no word of {_quoted(unread)}, so "
+            f"{'its score means' if len(unread) == 1 else 'their scores mean'} nothing: write labels in a language that the "
+            "model was trained on"
+        )
+    for group in same.values():
+        if len(group) > 1 and not set(group) <= set(unread):
+            problems.append(f"{_quoted(group)} are the same tokens to {embedder.name}, so they share their score")
+    return problems
+
+
+def _quoted(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return ", ".join(f"{label[:40]!r}" for label in labels[:_NAMED]) + more
+
+
 def check_templates(templates: str | Iterable[str], name: str = "hypothesis_template") -> tuple[str, ...]:
     """The templates.
 
@@ -116,7 +169,17 @@ def check_templates(templates: str | Iterable[str], name: str = "hypothesis_temp
     for template in templates:
         if not takes_label(template):
             raise ValueError(
-                f"{name}: {template!r:.80} must contain exactly one '{{}}' placeholder for the label, such as "
-                "'a photo of a {}'. '{0}' may be repeated; other braces are written twice"
+                f"{name}: {template!r:.80} must contain exactly one '{{}}' placeholder for the label: write "
+                f"{_with_label(template)!r:.100}. '{{0}}' may be repeated; other braces are written twice"
             )
     return templates
+
+
+def _with_label(template: object) -> str:
+    """The template that was probably meant."""
+    if not isinstance(template, str):
+        return "a photo of a {}"
+    for meant in (re.sub(r"\{\w*\}|<label>|%s", "{}", template), f"{template.rstrip(' .')} {{}}"):
+        if takes_label(meant):
+            return meant
+    return "a photo of a {}"

@@ -48,6 +48,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any, pad_token_id: int):
         self._tokenizer, self.pad_token_id = tokenizer, pad_token_id
+        self.unk_token_id = tokenizer.token_to_id("[UNK]")
         tokenizer.no_padding()
 
     def __call__(self, texts: list[str], *, truncation: bool = True, max_length: int) -> dict[str, list]:

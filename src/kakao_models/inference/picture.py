@@ -71,11 +71,17 @@ def draw_scores(photos: Sequence[tuple[str, Image.Image, Scores]], columns: int 
     return canvas.resize((canvas.width // SCALE, canvas.height // SCALE), Image.Resampling.LANCZOS)
 
 
-def draw_files(path: str | os.PathLike, sources: Sequence[str], results: Sequence[Scores | None]) -> int:
-    """Writes the picture of those images that have results, and says how many of them are in it."""
-    shown = [(source, scores) for source, scores in zip(sources, results) if scores is not None][:MOST_PHOTOS]
+def draw_files(
+    path: str | os.PathLike, names: Sequence[str], sources: Sequence, results: Sequence[Scores | None]
+) -> int:
+    """Writes the picture of those images that have results, and says how many of them are in it.
+
+    Args:
+        names, sources: of each image, and the image as `load_image` reads it.
+    """
+    shown = [row for row in zip(names, sources, results) if row[2] is not None][:MOST_PHOTOS]
     hint = (SCALE * PHOTO, SCALE * PHOTO)
-    photos = [(Path(source).name, load_image(source, size_hint=hint), scores) for source, scores in shown]
+    photos = [(Path(name).name, load_image(source, size_hint=hint), scores) for name, source, scores in shown]
     if photos:
         save_picture(draw_scores(photos), path)
     return len(photos)

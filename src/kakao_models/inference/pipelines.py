@@ -1,5 +1,6 @@
 """Pipelines with transformers' arguments and results, over an `Embedder`."""
 
+import difflib
 import inspect
 import os
 from abc import ABC, abstractmethod
@@ -10,9 +11,10 @@ import numpy as np
 
 from kakao_models.inference.arguments import TRANSFORMERS_ARGUMENTS
 from kakao_models.inference.embedder import Embedder
-from kakao_models.inference.labels import LabelEmbeddings
+from kakao_models.inference.labels import LabelEmbeddings, distinct_labels, label_problems
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.inference.stream import ImageBatch, is_single
+from kakao_models.warn import warn
 
 HYPOTHESIS_TEMPLATE = "This is a photo of {}."  # transformers' default
 
@@ -34,7 +36,7 @@ class ImagePipeline(ABC):
         known = list(inspect.signature(self.run).parameters)[1:]
         unknown = sorted(defaults.keys() - set(known))
         if unknown:
-            raise TypeError(f"pipeline {self.task!r} has no argument {unknown[0]!r}; it has {', '.join(known)}")
+            raise TypeError(_no_argument(self.task, unknown[0], known))
         self.embedder = embedder
         self._defaults = defaults
 
@@ -57,6 +59,10 @@ class ImagePipeline(ABC):
         inputs = images if inputs is None else inputs
         if inputs is None:
             raise TypeError(f"pipeline {self.task!r}: no images given")
+        known = list(inspect.signature(self.run).parameters)[1:]
+        for name in arguments:
+            if name not in known:
+                raise TypeError(_no_argument(self.task, name, known))
         changed = {name: value for name, value in arguments.items() if value is not None}
         results = self.run(inputs, **(self._defaults | changed))
         if is_single(inputs):
@@ -109,6 +115,8 @@ class ZeroShotImageClassification(ImagePipeline):
             )
         super().__init__(embedder, **defaults)
         self._label_embeddings = LabelEmbeddings(embedder)
+        self._checked: tuple[str, ...] = ()  # the labels of the last call
+        self._problems: list[str] = []
 
     def __call__(
         self, image: Any = None, candidate_labels: Iterable[str] | None = None, *, images: Any = None, **arguments: Any
@@ -132,17 +140,22 @@ class ZeroShotImageClassification(ImagePipeline):
 
         Args:
             images: whatever `Embedder.images` takes.
-            candidate_labels: strings; the scores are a softmax over them.
+            candidate_labels: strings; the scores are a softmax over them. One that is there twice counts once; labels that
+                the model can't read or tell apart are named in a warning.
             hypothesis_template: the sentence made of a label; of several, the embeddings are averaged.
             top_k: only that many labels.
             timeout: seconds for fetching one URL.
             batch_size, num_workers, progress: as of `Embedder`.
             on_error: "raise" stops at an image that can't be read; "report" gives `None` for it, and a warning at the
-                end names all; "ignore" only gives `None`.
+                end names all, or an error where none could be read; "ignore" only gives `None`.
         """
-        labels = candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels)
+        labels = distinct_labels(candidate_labels)
         _check_top_k(top_k)
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
+        if labels != self._checked:
+            self._problems, self._checked = label_problems(self.embedder, labels), labels
+        for problem in self._problems:
+            warn(problem)
 
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:
             logits = self.embedder.logits(image_embeds, label_embeds)
@@ -270,6 +283,17 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Image
         names = {*inspect.signature(Embedder).parameters, *TRANSFORMERS_ARGUMENTS}
         model = Embedder(model, **{name: kwargs.pop(name) for name in list(kwargs) if name in names})
     return _TASKS[task or _task_of(model)](model, **kwargs)
+
+
+def _no_argument(task: str, name: str, known: list[str]) -> str:
+    hint = difflib.get_close_matches(name, known, n=1)
+    if hint:
+        instead = f"did you mean {hint[0]!r}?"
+    elif name in {*inspect.signature(Embedder).parameters, *TRANSFORMERS_ARGUMENTS}:
+        instead = f"it is an argument of pipeline(...) and Embedder(...): pass {name}= there"
+    else:
+        instead = f"it has {', '.join(known)}"
+    return f"pipeline {task!r} has no argument {name!r}; {instead}"
 
 
 def _task_of(embedder: Embedder) -> str:

@@ -1,6 +1,7 @@
 """Images in, batches of pixel values out: reading and preprocessing run in threads, beside the model."""
 
 import contextlib
+import glob
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from kakao_models.pixels.images import list_images
+from kakao_models.pixels.fetch import is_address
+from kakao_models.pixels.images import (
+    ImageError,
+    describe,
+    is_file_object,
+    is_image_text,
+    is_one_image,
+    list_images,
+    read_file_object,
+)
+from kakao_models.samples.paths import matches
 
 _LISTED = 10  # failures that a report names
 
@@ -37,24 +48,42 @@ class ImageBatch(NamedTuple):
 
 
 def is_single(source: Any) -> bool:
-    """Whether this is one image rather than several: a path, URL, bytes, PIL image or array of two or three axes."""
+    """Whether this is one image rather than several, such as a folder, a pattern of names or a list."""
     if isinstance(source, (str, os.PathLike)):
-        return not os.path.isdir(source)
-    return isinstance(source, (bytes, bytearray, memoryview, Image.Image)) or getattr(source, "ndim", None) in (2, 3)
+        return not (os.path.isdir(source) or _is_pattern(source))
+    return is_one_image(source)
+
+
+def _is_pattern(source: str | os.PathLike) -> bool:
+    """Whether a name that is not there is a pattern, such as photos/*.jpg. The image of a URL may have a question mark."""
+    name = os.fspath(source)
+    return isinstance(name, str) and glob.has_magic(name) and not (
+        is_address(name) or os.path.lexists(name) or is_image_text(name)
+    )  # fmt: skip
 
 
 def each_source(sources: Any) -> Iterable[Any]:
-    """One image, a folder (the images under it, sorted) or an iterable, as an iterable of images."""
+    """One image, a folder (the images under it, sorted), a pattern (its files, sorted) or an iterable, as an iterable of
+    images.
+
+    Raises:
+        ValueError: there are no images, or it is none of these.
+    """
     if is_single(sources):
         return [sources]
     if isinstance(sources, (str, os.PathLike)):
-        paths = list_images(sources)
+        folder = os.path.isdir(sources)
+        paths = list_images(sources) if folder else matches(sources)
         if not paths:
-            raise ValueError(f"{os.fspath(sources)}: there are no images in this folder")
+            raise ValueError(
+                f"{os.fspath(sources)}: there are no images in this folder"
+                if folder
+                else f"{os.fspath(sources)}: no file matches this pattern"
+            )
         return paths
     if not (hasattr(sources, "__iter__") or hasattr(sources, "__getitem__")):
         raise ValueError(
-            f"images are given as a path, URL, folder, PIL image, array, bytes or an iterable of these, "
+            f"images are given as a path, URL, folder, PIL image, array, bytes, file object or an iterable of these, "
             f"got {type(sources).__name__}"
         )
     return sources
@@ -81,7 +110,7 @@ def stream_batches(
     def top_up() -> None:
         while len(waiting) < 2 * batch_size and (item := next(remaining, None)):
             index, source = item
-            future, entry = None, source if listed else _unchanging(source)
+            future, entry = None, source if listed and not is_file_object(source) else _unchanging(source)
             if isinstance(entry, Image.Image):  # two threads must not decode one lazily opened file
                 future = next((future for _, other, future in waiting if other is entry), None)
             waiting.append((index, source, future or pool.submit(prepare, entry)))
@@ -106,7 +135,12 @@ def stream_batches(
 
 
 def _unchanging(source: Any) -> Any:
-    """`source`, or a copy of one whose content a generator may replace: a buffer, the current frame of an animation."""
+    """`source`, or a copy of one whose content may be replaced: a buffer, a file, the current frame of an animation."""
+    if is_file_object(source):  # one may be closed next, or be there twice, and two threads can't share one
+        try:
+            return read_file_object(source)
+        except ImageError:  # it is reported when it is its turn
+            return source
     if isinstance(source, np.ndarray):
         return source.copy()
     if hasattr(source, "clone"):  # a PyTorch tensor
@@ -144,5 +178,7 @@ def report(failures: list[Failure], total: int) -> str:
 
 def _name(source: Any, index: int) -> str:
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return getattr(source, "filename", None) or f"image {index} ({type(source).__name__})"
+        name = os.fspath(source)
+        return describe(name) if isinstance(name, bytes) or is_image_text(name) else name
+    name = getattr(source, "filename", None) or (getattr(source, "name", None) if is_file_object(source) else None)
+    return name if isinstance(name, str) and name else f"image {index} ({type(source).__name__})"

@@ -1,20 +1,26 @@
 """Pictures from anywhere - path, bytes, array, PIL, URL - as upright 8-bit RGB, or one clear error."""
 
+import base64
+import binascii
 import contextlib
 import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin  # noqa: F401  importing a plugin registers its decoder
 
 from kakao_models.files.pointers import IS_POINTER, starts_as_pointer
+from kakao_models.lazy import is_installed
 from kakao_models.pixels.fetch import FetchError, fetch_url, is_address
 from kakao_models.pixels.limits import MAX_PIXELS
+from kakao_models.pixels.png import without_large_texts
+from kakao_models.warn import warn
 
 try:
     import simplejpeg
@@ -28,10 +34,22 @@ Image.preinit()  # registers the decoders of BMP, GIF, JPEG, PNG and PPM
 # The formats of web images and photographs. PIL reads some forty more formats, many of them by code that few people
 # use and nobody attacks on purpose until a server decodes the files of strangers with it.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # PPM: also PGM, PBM, PFM; JPEG: also MPO
+HEIC = "HEIC needs pillow-heif: pip install 'kakao-models[heic]'"
+_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"),
+    *(_HEIC_SUFFIXES if is_installed("pillow_heif") else ()),
 )
+# Images of formats that are not read, which a folder's listing names
+_OTHER_SUFFIXES = (
+    *(".jxl", ".jp2", ".svg", ".psd", ".xcf", ".ico", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+    *(".raf", ".orf", ".rw2"),
+)
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_LISTED = 5  # names in a warning
+_ENCODED = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")  # base64, and its form for URLs
+_LEAST_ENCODED = 64  # characters; a shorter string is the name of a file
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 if it stays at least this much larger than the size asked for. On photographs
 # resized with antialiasing, a margin of 2 changes pixels by 0.7 of 255 in the mean at worst; a margin of 1 by 3.
@@ -75,6 +93,7 @@ def load_image(
     timeout: float = 10.0,
     max_bytes: int = 64 * 2**20,
     allow_private_addresses: bool = False,
+    srgb: bool = False,
 ) -> Image.Image:
     """Reads one picture as upright 8-bit RGB.
 
@@ -82,21 +101,24 @@ def load_image(
     PIL gives the upper byte), floating point must lie in 0..1. Of an animation, the first frame is taken.
 
     Args:
-        source: path (str or Path), http(s) URL, file content (bytes), PIL image, or array: (H, W), (H, W, C) or, where
-            the last axis cannot be channels, (C, H, W), with C of 1, 3 or 4; uint8, bool, other integers in 0..255,
-            uint16 over its whole range, or floats in 0..1. Tensors on the CPU count as arrays.
+        source: path (str or Path), http(s) or data: URL, file content (bytes, or base64 text), file object (read from its
+            start), PIL image, the {"bytes": ..., "path": ...} of `datasets`, or array: (H, W), (H, W, C) or, where the last
+            axis cannot be channels, (C, H, W), with C of 1, 3 or 4; uint8, bool, other integers in 0..255, uint16 over its
+            whole range, floats in 0..1, or whole floats in 0..255. Tensors on the CPU count as arrays.
         max_pixels: more pixels than this, by the header, are refused before anything is decoded.
         size_hint: (height, width) to which the picture will be resized **with antialiasing**. A JPEG much larger than
             that is decoded at a fraction of its size, several times faster, and the resized picture differs by less
             than 1 of 255 in the mean. Leave it out for any other use: the size of the result depends on it.
-        timeout, max_bytes, allow_private_addresses: for URLs; see `fetch_url`.
+        timeout, max_bytes, allow_private_addresses: for URLs; see `fetch_url`. `max_bytes` also limits file objects.
+        srgb: convert by the ICC profile in the file, such as Display P3 or Adobe RGB. By default the numbers are taken as
+            they are, as transformers and the original implementations do.
 
     Raises:
         ImageError: whatever is wrong with the source.
     """
     with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
         picture.load()
-        return _upright(_to_rgb(picture), _orientation(picture))
+        return _upright(_in_color(picture, _to_rgb(picture), srgb), _orientation(picture))
 
 
 def load_pixels(
@@ -107,6 +129,7 @@ def load_pixels(
     timeout: float = 10.0,
     max_bytes: int = 64 * 2**20,
     allow_private_addresses: bool = False,
+    srgb: bool = False,
 ) -> np.ndarray:
     """The pixels of `load_image`, uint8 (H, W, 3), read by simplejpeg where that is installed and the file is a sound JPEG.
 
@@ -116,12 +139,12 @@ def load_pixels(
     with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
         orientation = _orientation(picture)
         pixels = _by_simplejpeg(picture, max_bytes)
-        if pixels is not None and orientation not in _UPRIGHT:
+        if pixels is not None and orientation not in _UPRIGHT and not srgb:
             return pixels
         if pixels is None:
             picture.load()
         rgb = _to_rgb(picture) if pixels is None else Image.fromarray(pixels)
-        return np.asarray(_upright(rgb, orientation))
+        return np.asarray(_upright(_in_color(picture, rgb, srgb), orientation))
 
 
 def _by_simplejpeg(picture: Image.Image, max_bytes: int) -> np.ndarray | None:
@@ -144,7 +167,7 @@ def _by_simplejpeg(picture: Image.Image, max_bytes: int) -> np.ndarray | None:
 @contextlib.contextmanager
 def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) -> Iterator[Image.Image]:
     """A picture whose header has passed, not decoded yet; whatever is wrong with it becomes an `ImageError`."""
-    name = _describe(source)
+    name = describe(source)
     try:
         with _opened(source, timeout, max_bytes, allow_private_addresses) as picture:
             _checked_size(picture, name, max_pixels)
@@ -166,7 +189,7 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         ImageError: it is no picture, or has more than `max_pixels`.
     """
     with _opened(data, 0, 0, False) as picture:
-        width, height = _checked_size(picture, _describe(data), max_pixels)
+        width, height = _checked_size(picture, describe(data), max_pixels)
         return (height, width) if _orientation(picture, data) >= 5 else (width, height)
 
 
@@ -178,21 +201,126 @@ def _checked_size(picture: Image.Image, name: str, max_pixels: int) -> tuple[int
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All pictures under a folder, by suffix, sorted; hidden files and folders are left out."""
+    """All pictures under a folder, sorted: by suffix, or without one by their first bytes.
+
+    Hidden files and folders are left out. Images of formats that can't be read are counted and named in a warning.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(str(folder), "not a folder")
-    paths = []
+    paths, skipped = [], []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(root, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+        for path in (Path(root, name) for name in files if not name.startswith(".")):
+            suffix = path.suffix.lower()
+            kind = None if suffix else _kind_of_file(path)
+            if suffix in SUFFIXES or kind and (kind != "HEIF" or is_installed("pillow_heif")):
+                paths.append(path)
+            elif kind or suffix in (*_HEIC_SUFFIXES, *_OTHER_SUFFIXES):
+                skipped.append(path)
+    if skipped:
+        _warn_of_skipped(folder, sorted(skipped))
+    return sorted(paths)
 
 
-def _describe(source) -> str:
+def _kind_of_file(path: Path) -> str | None:
+    """The format of a file without a suffix, by its first bytes; None where it is not an image."""
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            prefix = file.read(64)
+            return _format_of(prefix) if is_image_file(prefix) else None
+    except OSError:
+        return None
+
+
+def _warn_of_skipped(folder: Path, paths: list[Path]) -> None:
+    names = ", ".join(str(path.relative_to(folder)) for path in paths[:_LISTED])
+    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
+    others = [path for path in paths if path.suffix.lower() in _OTHER_SUFFIXES]
+    advice = [HEIC] if len(others) < len(paths) else []
+    if others:
+        advice.append(f"convert {', '.join(sorted({path.suffix.lower() for path in others}))} to PNG or JPEG")
+    one = len(paths) == 1
+    warn(
+        f"{folder}: {len(paths)} image{'' if one else 's'} of formats that can't be read {'was' if one else 'were'} skipped "
+        f"({names}{more}). {'; '.join(advice)}"
+    )
+
+
+def is_image_file(data: bytes) -> bool:
+    """Whether the content of a file begins as an image of a format in `IMAGE_FORMATS`, or as HEIC."""
+    if len(data) < 12:
+        return False
+    kind = _format_of(data[:64])
+    if kind == "PPM":  # a text may begin with "Py" or "BM"
+        return data[2:3].isspace()
+    return kind is not None and (kind != "BMP" or data[6:10] == bytes(4))
+
+
+def is_one_image(source: Any) -> bool:
+    """Whether this stands for one image rather than several: a name, bytes, a file object, a PIL image, a dict, or an array of
+    two or three axes."""
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)
+    return isinstance(source, kinds) or getattr(source, "ndim", None) in (2, 3) or is_file_object(source)
+
+
+def is_image_text(text: str) -> bool:
+    """Whether a string holds an image itself, as a data: URL or in base64, and is not the name of one."""
+    return _is_data_url(text) or _from_base64(text) is not None
+
+
+def _is_data_url(text: str) -> bool:
+    start = text.lstrip()[:7].lower()
+    return start.startswith("data:") and start != "data://"
+
+
+def is_file_object(source: Any) -> bool:
+    """Whether it is an open file, or holds one, as Starlette's `UploadFile` does."""
+    return not isinstance(source, type) and hasattr(getattr(source, "file", source), "read")
+
+
+def read_file_object(source: Any, max_bytes: int = 64 * 2**20) -> bytes:
+    """The content of a file object from its start, as far as it can be rewound.
+
+    Raises:
+        ImageError: it is closed, in text mode, longer than `max_bytes`, or fails.
+    """
+    name, file = describe(source), getattr(source, "file", source)
+    try:
+        if getattr(file, "seekable", lambda: hasattr(file, "seek"))():
+            file.seek(0)
+        data = file.read(max_bytes + 1)
+    except UnicodeDecodeError:
+        data = ""
+    except Exception as error:  # a file object may be of any library
+        raise ImageError(name, f"cannot be read ({error or type(error).__name__})") from error
+    if not isinstance(data, (bytes, bytearray)):
+        raise ImageError(name, f"its read() gave {type(data).__name__}, expected bytes: open the file in mode 'rb'")
+    if len(data) > max_bytes:
+        raise ImageError(name, f"has more than max_bytes = {max_bytes} bytes")
+    return bytes(data)
+
+
+def has_fractions(source: Any) -> bool:
+    """Whether it is an array, or a tensor on the CPU, whose pixels are fractions in 0..1 rather than numbers in 0..255."""
+    if isinstance(source, Image.Image) or not hasattr(source, "__array__"):
+        return False
+    try:
+        array = np.asarray(source)
+        return array.dtype.kind in "bf" and array.size > 0 and bool(array.max() <= 1)
+    except Exception:  # noqa: BLE001  reading it says what is wrong
+        return False
+
+
+def describe(source: Any) -> str:
+    """A short name of an image for messages."""
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         text = os.fsdecode(text) if isinstance(text, bytes) else text
+        if len(text) > _LEAST_ENCODED and is_image_text(text):
+            return f"<{text.strip()[:30]!r}..., {len(text)} characters>"
         return text if len(text) <= 200 else text[:197] + "..."
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{len(source)} bytes>"
@@ -200,7 +328,8 @@ def _describe(source) -> str:
         return getattr(source, "filename", "") or f"<PIL image, {source.mode} {source.width} x {source.height}>"
     shape = getattr(source, "shape", None)
     if shape is None:
-        return f"<{type(source).__name__}>"
+        held = getattr(source, "filename", None) or getattr(source, "name", None) if is_file_object(source) else None
+        return held if isinstance(held, str) and held else f"<{type(source).__name__}>"
     return f"<{type(source).__name__} {tuple(shape)} {getattr(source, 'dtype', '')}>"
 
 
@@ -214,26 +343,96 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: bool) -> Iterator[Image.Image]:
-    name = _describe(source)
+    name = describe(source)
     if isinstance(source, Image.Image):
         yield source
     elif isinstance(source, (bytes, bytearray, memoryview)):
         yield _from_file(io.BytesIO(source), name)
+    elif isinstance(source, str) and _is_data_url(source):
+        yield _from_file(io.BytesIO(_from_data_url(source.strip(), name)), name)
     elif isinstance(source, str) and is_address(source):
         data = fetch_url(source, timeout=timeout, max_bytes=max_bytes, allow_private_addresses=allow_private_addresses)
         yield _from_file(io.BytesIO(data), name)
     elif isinstance(source, (str, os.PathLike)):
-        kind = os.stat(source).st_mode
+        try:
+            kind = os.stat(source).st_mode
+        except (OSError, ValueError) as error:
+            if isinstance(source, str) and (data := _from_base64(source)) is not None:
+                yield _from_file(io.BytesIO(data), name)
+                return
+            if isinstance(error, FileNotFoundError) and any(letter in os.fspath(source) for letter in "*?"):
+                raise ImageError(
+                    name, "no such file; a pattern of names goes to Embedder.images, or glob.glob"
+                ) from error
+            raise
         if stat.S_ISDIR(kind):
             raise ImageError(name, "is a folder; list_images(folder) gives the pictures in it")
         if not stat.S_ISREG(kind):  # reading a pipe or a device might never end
             raise ImageError(name, "is not a regular file")
         with open(source, "rb") as file:
             yield _from_file(file, name)
+    elif type(source).__name__ == "DataFrame":
+        raise ImageError(name, "is a table; give one of its columns, such as table['path']")
     elif hasattr(source, "__array__"):
-        yield _from_array(np.asarray(source), name)
+        yield _from_array(np.asarray(source), name, whole=True)
+    elif isinstance(source, Mapping):
+        with _opened(_image_of(source, name), timeout, max_bytes, allow_private_addresses) as picture:
+            yield picture
+    elif is_file_object(source):
+        yield _from_file(io.BytesIO(read_file_object(source, max_bytes)), name)
     else:
-        raise ImageError(name, "cannot be read; give a path, URL, bytes, PIL image or array")
+        raise ImageError(name, _ADVICE.get(type(source), "cannot be read") + _EXPECTED)
+
+
+_EXPECTED = "; give a path, URL, bytes, file object, PIL image or array"
+_ADVICE = {type(None): "None is not an image", list: "a list within a list", tuple: "a tuple within a list"}
+
+
+def _image_of(record: Mapping, name: str) -> Any:
+    """The image in a record as `datasets` stores it."""
+    for key in ("bytes", "path"):
+        if record.get(key) is not None:
+            return record[key]
+    if "bytes" in record or "path" in record:
+        raise ImageError(name, "its bytes and its path are None")
+    keys = ", ".join(map(str, list(record)[:8]))
+    raise ImageError(
+        name,
+        f"expected an image, or a dict with bytes or path; this one has {keys}. Give its image, such as row['image']",
+    )
+
+
+def _from_data_url(text: str, name: str) -> bytes:
+    kind, comma, content = text[5:].partition(",")
+    if not comma:
+        raise ImageError(name, "a data: URL without a comma before its content; expected data:image/png;base64,...")
+    data = unquote_to_bytes(content)
+    if not re.search(r";\s*base64\s*$", kind, re.IGNORECASE):
+        return data
+    try:
+        return _decoded_base64(data.decode("ascii"))
+    except ValueError as error:
+        raise ImageError(name, f"its base64 can't be decoded ({error})") from error
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The content of an image in base64; None of any other string."""
+    if len(text) < _LEAST_ENCODED:
+        return None
+    try:
+        if _format_of(_decoded_base64("".join(text[:200].split())[:64])) is None:
+            return None
+        return _decoded_base64(text)
+    except ValueError:
+        return None
+
+
+def _decoded_base64(text: str) -> bytes:
+    text = "".join(text.split())
+    if not _ENCODED.fullmatch(text):
+        raise binascii.Error("it has other characters than base64")
+    text = text.rstrip("=").replace("-", "+").replace("_", "/")
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
 def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
@@ -242,16 +441,18 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     `Image.open` would measure the picture by PIL's global limit first, warn, and refuse what a larger `max_pixels`
     allows; hence its two steps here.
     """
-    prefix = file.read(16)
+    prefix = file.read(64)
     if not prefix:
         raise ImageError(name, "is empty (0 bytes)")
-    for kind in IMAGE_FORMATS:
-        factory, accept = Image.OPEN.get(kind, (None, None))
-        if accept is None or accept(prefix) is not True:  # a string: this build of PIL cannot decode the format
-            continue
+    kind = _format_of(prefix)
+    if kind == "HEIF" and not _reads_heic():
+        raise ImageError(name, HEIC)
+    if kind:
+        if kind == "PNG":
+            file = without_large_texts(file)
         file.seek(0)
         try:
-            image = factory(file, "")
+            image = Image.OPEN[kind][0](file, "")
         except Exception as error:  # SyntaxError, IndexError, struct.error, ...: PIL's ways to say "broken"
             raise ImageError(name, f"broken {kind} header ({error or type(error).__name__})") from error
         if kind == "JPEG":
@@ -263,6 +464,30 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     if starts_as_pointer(file.read(64)):
         raise ImageError(name, IS_POINTER)
     raise ImageError(name, f"not an image of a kind that is read ({', '.join(IMAGE_FORMATS)})")
+
+
+def _format_of(prefix: bytes) -> str | None:
+    """The format of a file by its first bytes, of those in `IMAGE_FORMATS` that this build of PIL reads, or HEIF."""
+    if prefix[4:8] == b"ftyp":
+        brands = {
+            prefix[place : place + 4] for place in range(8, min(len(prefix), int.from_bytes(prefix[:4], "big")), 4)
+        }
+        if brands & _HEIC_BRANDS and not brands & {b"avif", b"avis"}:
+            return "HEIF"
+    for kind in IMAGE_FORMATS:
+        _, accept = Image.OPEN.get(kind, (None, None))
+        if accept is not None and accept(prefix) is True:  # a string: this build of PIL cannot decode the format
+            return kind
+    return None
+
+
+def _reads_heic() -> bool:
+    """Whether pillow-heif is installed, whose decoder is then registered."""
+    if "HEIF" not in Image.OPEN and is_installed("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return "HEIF" in Image.OPEN
 
 
 def _check_scans(file: BinaryIO, name: str, most: int) -> None:
@@ -292,17 +517,18 @@ def _check_scans(file: BinaryIO, name: str, most: int) -> None:
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
+def _from_array(array: np.ndarray, name: str, whole: bool = False) -> Image.Image:
+    """`whole`: floats may also be whole numbers in 0..255."""
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, 2)
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))) or 0 in array.shape:
         raise ImageError(name, "an array must be (height, width) or (height, width, channels) with 1, 3 or 4 channels")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return Image.fromarray(np.ascontiguousarray(_to_8_bits(array, name)))
+    return Image.fromarray(np.ascontiguousarray(_to_8_bits(array, name, whole)))
 
 
-def _to_8_bits(array: np.ndarray, name: str) -> np.ndarray:
+def _to_8_bits(array: np.ndarray, name: str, whole: bool) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
@@ -310,10 +536,13 @@ def _to_8_bits(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
         raise ImageError(name, f"pixels must be numbers, got dtype {array.dtype}")
     scale = 255 if array.dtype.kind in "bf" else 1
+    if whole and array.dtype.kind == "f" and array.max() > 1 and (array == np.rint(array)).all():
+        scale = 1
     low, high, limit = array.min(), array.max(), 255 // scale
     if not (low >= 0 and high <= limit):  # false for NaN too
         kind = "floating-point" if array.dtype.kind == "f" else str(array.dtype)
-        raise ImageError(name, f"{kind} pixels must lie in 0..{limit}, got {low:g}..{high:g}")
+        also = "; whole numbers in 0..255 are read too" if whole and scale == 255 else ""
+        raise ImageError(name, f"{kind} pixels must lie in 0..{limit}, got {low:g}..{high:g}{also}")
     return np.rint(array * np.float64(scale)).astype(np.uint8)
 
 
@@ -351,13 +580,26 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture
 
 
+def _in_color(picture: Image.Image, rgb: Image.Image, srgb: bool) -> Image.Image:
+    profile = picture.info.get("icc_profile") if srgb else None
+    if not profile:
+        return rgb
+    from kakao_models.pixels.color import to_srgb
+
+    rgb = to_srgb(picture, rgb, profile)
+    rgb.info.pop("icc_profile", None)  # reading the result again would convert it again
+    return rgb
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F" or picture.mode.startswith("I"):
         array = np.asarray(picture)
         if picture.mode == "I" and array.min() >= 0 and array.max() <= 65535:
             array = array.astype(np.uint16)  # how PIL holds a 16-bit PGM
-        return _from_array(array.astype(array.dtype.newbyteorder("=")), _describe(picture)).convert("RGB")
+        return _from_array(array.astype(array.dtype.newbyteorder("=")), describe(picture)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        if picture.format in ("BMP", "DIB") and picture.mode == "RGBA" and picture.getextrema()[3] == (0, 0):
+            return picture.convert("RGB")  # a program that writes the fourth byte and means nothing by it
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")

@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from kakao_models.pixels.images import load_image
 from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.pixels.resize import center_box, resize_area, resize_bilinear, shorter_side_to
 
 logger = logging.getLogger(__name__)
 
 PREPROCESSINGS = ("hf", "tf")
+_LEAST_OF_FRACTIONS = 0.1  # a rescale_factor from here on is meant for pixels in 0..1, a smaller one for 0..255
 # What transformers writes into a preprocessor_config.json, or takes in a call, beside the fields
 FOREIGN = frozenset(
     "auto_map data_format default_to_square device disable_grouping do_convert_rgb do_pad feature_extractor_type "
@@ -29,6 +29,15 @@ FOREIGN = frozenset(
 )
 # The same of a processor_config.json
 _OF_PROCESSORS = ("image_processor", "tokenizer", "processor_class", "auto_map", "chat_template", "feature_extractor")
+# Options of transformers' processors in a call → what to do instead
+_INSTEAD = {
+    "data_format": "pixel_values are (batch, channels, height, width) for every framework; transpose the result",
+    "input_data_format": "an array's channels are recognised on the first or last axis; leave it out",
+    "device": "pixel_values are made on the CPU; move the result",
+    "do_pad": "resize or crop instead",
+    "pad_size": "resize or crop instead",
+    "disable_grouping": "images are prepared one by one; leave it out",
+}
 _TF_RESIZE = {Image.Resampling.BILINEAR: resize_bilinear, Image.Resampling.BOX: resize_area}
 
 
@@ -91,9 +100,10 @@ class Preprocessing:
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
-        """(height, width) that `load_image(size_hint=...)` may be given, or None if pictures must be decoded in full.
+        """(height, width) that `load_image(size_hint=...)` may be given to read faster, or None if pictures must be decoded
+        in full.
 
-        Only antialiased resizing averages over all pixels, so that a JPEG decoded at reduced size gives the same
+        Only antialiased resizing averages over all pixels, so that a JPEG decoded at reduced size gives nearly the same
         result. "tf" resizing takes single pixels of the full picture: from a reduced one it would take others, and
         being equal to the original implementation is the point of it.
         """
@@ -106,7 +116,12 @@ class Preprocessing:
     @property
     def gives_bytes(self) -> bool:
         """Whether `pixels` and the arithmetic of `byte_values` together are the whole preprocessing."""
-        return self.preprocessing == "hf"
+        return self.preprocessing == "hf" and self.takes_bytes
+
+    @property
+    def takes_bytes(self) -> bool:
+        """See `rescales_bytes`."""
+        return rescales_bytes(self.do_rescale, self.rescale_factor)
 
     @property
     def byte_values(self) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +168,9 @@ class Preprocessing:
         """A copy with other values of some fields; all of its fields have been checked."""
         if unknown := changes.keys() - {*self.fields, "do_convert_rgb"}:  # the last is always done
             name = min(unknown)
-            raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.fields)}")
+            hint = _meant(name, self.fields)
+            instead = _INSTEAD.get(name) or (f"did you mean {hint!r}?" if hint else f"it has {', '.join(self.fields)}")
+            raise TypeError(f"{type(self).__name__} has no option {name!r}; {instead}")
         changed = copy.copy(self)
         # Where they are not fields, a file may set them, and they mean nothing
         changed.rescale_offset = changed.include_top = False
@@ -186,13 +203,19 @@ class Preprocessing:
             return value if single else numbers
         return int(value) if name == "resample" else value
 
-    def _prepared(self, source) -> np.ndarray:
-        picture = load_image(source, size_hint=self.decode_size)
-        return self._like_tf(picture) if self.preprocessing == "tf" else self._values(self._like_hf(picture))
+    def _prepared(self, picture: Image.Image, fractions: bool) -> np.ndarray:
+        scale = 1 / 255 if fractions and not self.takes_bytes else 1
+        if self.preprocessing == "tf":
+            return self._like_tf(picture, scale)
+        return self._values(self._like_hf(picture), scale)
 
-    def pixel_values(self, picture: Image.Image) -> np.ndarray:
-        """The model's input for a picture, float32 (3, height, width)."""
-        return self._changed({})._prepared(picture)
+    def pixel_values(self, picture: Image.Image, fractions: bool = False) -> np.ndarray:
+        """The model's input for a picture, float32 (3, height, width).
+
+        Args:
+            fractions: whether the picture came as numbers in 0..1; see `has_fractions` and `takes_bytes`.
+        """
+        return self._changed({})._prepared(picture, fractions)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
@@ -225,12 +248,13 @@ class Preprocessing:
         pixels = np.asarray(picture)
         return _center_crop(pixels, self.crop_size) if self.do_center_crop else pixels
 
-    def _values(self, pixels: np.ndarray) -> np.ndarray:
+    def _values(self, pixels: np.ndarray, scale: float) -> np.ndarray:
         # A byte has 256 values: the arithmetic is done once for each of them, per channel.
-        table = self._affine(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), np.float64)
+        values = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+        table = self._affine(values if scale == 1 else np.float32(values * scale), np.float64)
         return np.stack([table[channel].take(pixels[:, :, channel]) for channel in range(3)])
 
-    def _like_tf(self, picture: Image.Image) -> np.ndarray:
+    def _like_tf(self, picture: Image.Image, scale: float) -> np.ndarray:
         pixels = np.asarray(picture)
         height, width = pixels.shape[:2]
         if self.do_resize:
@@ -243,7 +267,8 @@ class Preprocessing:
         else:
             top, left, height, width = box
             pixels = pixels[top : top + height, left : left + width].astype(np.float32)
-        return self._affine(np.ascontiguousarray(pixels.transpose(2, 0, 1)), np.float32)
+        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return self._affine(pixels if scale == 1 else pixels * np.float32(scale), np.float32)
 
     def _affine(self, pixels: np.ndarray, precision: type) -> np.ndarray:
         """Rescaling and normalisation of (3, ...) pixels. The original implementations multiply in float32, transformers in
@@ -260,6 +285,14 @@ class Preprocessing:
         if self.include_top:
             pixels = pixels / std
         return pixels
+
+
+def rescales_bytes(do_rescale: bool, rescale_factor: float) -> bool:
+    """Whether rescaling is meant for pixels in 0..255, so that fractions in 0..1 are multiplied by 255 before it.
+
+    Without rescaling, or with a `rescale_factor` of 0.1 or more, pixels keep the scale in which they came.
+    """
+    return bool(do_rescale) and rescale_factor < _LEAST_OF_FRACTIONS
 
 
 def warn_of_processor(values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch, fetch_all, hub_arguments, read_config
+from kakao_models.pixels.images import has_fractions, is_one_image, load_image
 from kakao_models.pixels.preprocessing import Preprocessing, warn_of_processor
 from kakao_models.pixels.tensors import as_tensors
 
@@ -55,11 +56,13 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         BaseImageProcessor.__init__(self, **kwargs)
 
     def preprocess(self, images: Any, *, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
-        """Prepares one picture, a list of pictures, or a 4-dimensional array of them.
+        """Prepares one picture, or several: in a list, another iterable, or a 4-dimensional array.
 
         Args:
             images: whatever `load_image` reads, in any mixture and of any sizes. Whatever the type of their pixels,
-                pictures become 8-bit RGB first, so without rescaling values lie in 0..255.
+                pictures become 8-bit RGB first. Without rescaling (or with a `rescale_factor` of 0.1 or more) values keep
+                the scale in which they came: 0..1 of arrays of floats in 0..1, 0..255 of all others. A smaller
+                `rescale_factor` is meant for 0..255, and floats in 0..1 are multiplied by 255 before it.
             return_tensors: "np", "pt", "tf" or "jax"; None for a list of numpy arrays.
             changes: fields of the configuration, for this call.
 
@@ -67,7 +70,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
             `pixel_values`, float32 (B, 3, height, width).
         """
         preprocessing = self._changed(changes)
-        pictures = [preprocessing._prepared(source) for source in _flat(images)]
+        pictures = [preprocessing._prepared(load_image(source), has_fractions(source)) for source in _flat(images)]
         if not pictures:
             raise ValueError(f"{type(self).__name__} got no images, but an empty {type(images).__name__}")
         shapes = {picture.shape for picture in pictures}
@@ -107,4 +110,4 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
 def _flat(images) -> list:
     if isinstance(images, (list, tuple)):
         return [picture for part in images for picture in _flat(part)]
-    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+    return [images] if is_one_image(images) or not hasattr(images, "__iter__") else list(images)

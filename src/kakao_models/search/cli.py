@@ -21,6 +21,7 @@ from kakao_models.verbs import (
     finish,
     group,
     model_options,
+    read_sources,
     tell,
 )
 
@@ -59,7 +60,7 @@ _SOURCES = (
 
 
 @app.command(no_args_is_help=True)
-@model_options("fast_images")
+@model_options()
 def build(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help=_SOURCES)],
     uri: NewUri = DEFAULT_URI,
@@ -218,7 +219,9 @@ def delete(
 @model_options("model", "batch_size", "fast_images")
 def search(
     text: Annotated[str | None, typer.Argument(help="Text to look for.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="An image to look for; may be repeated.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="An image to look for, - for standard input; may be repeated.")
+    ] = None,
     plus: Annotated[list[str] | None, typer.Option(help="A text to add to the query; may be repeated.")] = None,
     minus: Annotated[list[str] | None, typer.Option(help="A text to subtract from the query; may be repeated.")] = None,
     minus_image: Annotated[
@@ -274,11 +277,12 @@ def search(
     from kakao_models.search.results import hits_page, print_hits
 
     with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
-        options = replace(options, model=model or index.metadata["model"])
+        srgb = options.srgb or bool(index.metadata.get("srgb"))  # as the index was built
+        options = replace(options, model=model or index.metadata["model"], srgb=srgb)
         options.prepare()
         embedder = index.use(options.open())
         subtracted = [*minus, *minus_image]
-        query = compose_query(embedder, text, image, plus=plus, minus=subtracted, weights=weights)
+        query = compose_query(embedder, text, read_sources(image), plus=plus, minus=subtracted, weights=weights)
         hits = index.search(query, k, filter=filter)
     for term in (text, *plus, *minus):
         if term and (tokens := tokens_read(embedder, term)):

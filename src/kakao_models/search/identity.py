@@ -27,6 +27,7 @@ def identity(embedder: Embedder) -> dict[str, Any]:
         "preprocessing": config["image processor"],
         "tokenizer": config["tokenizer"],
         "tokens": config["tokens"],
+        "srgb": bool(embedder.image_options.get("srgb")),
         "probe": base64.b64encode(_probe(embedder).astype("<f2").tobytes()).decode(),
     }
 
@@ -48,6 +49,11 @@ def check_identity(where: str, stored: dict[str, Any], embedder: Embedder) -> No
     ours = f"{embedder.name} ({config['weights'][:12]})"
     if differences := _differences(stored, config):
         raise ValueError(f"{other}, made with another preprocessing than that of {ours}: {differences}. {hint}")
+    before, now = (bool(options.get("srgb")) for options in (stored, embedder.image_options))
+    if before != now:
+        raise ValueError(
+            f"{other}, made with srgb={before}, {ours} has srgb={now}. Pass srgb={before} (--{'' if before else 'no-'}srgb)"
+        )
     if stored["weights"] == config["weights"]:
         return
     if not (likeness := _likeness(stored, embedder)) >= SAME:  # NaN is no likeness
