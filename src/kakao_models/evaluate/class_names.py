@@ -39,6 +39,39 @@ def read_class_names(path: str | os.PathLike, keys: Sequence[str]) -> list[str]:
     return [named[key] for key in keys]
 
 
+def class_names_of(keys: Sequence[str], classes: str | os.PathLike | None = None, source: str = "") -> list[str]:
+    """The names of the classes `keys`, for prompts: from a file, as `read_class_names` does, or else the keys themselves.
+
+    Args:
+        source: name of the data in messages.
+
+    Raises:
+        ValueError: keys that are numbers or WordNet ids and no file, and for the reasons of `read_class_names`.
+    """
+    if classes:
+        return read_class_names(classes, keys)
+    if all(key.isdigit() or (key[:1] == "n" and key[1:].isdigit()) for key in keys):
+        raise ValueError(
+            f"{source}: its classes are called {', '.join(keys[:3])}, ...: give their names (--classes; in a recipe, "
+            "classes)"
+        )
+    return [key.replace("_", " ") for key in keys]
+
+
+def repeated_names(names: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Names that several classes have, with the numbers of these classes."""
+    places: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        places.setdefault(name, []).append(number)
+    return [(name, numbers) for name, numbers in places.items() if len(numbers) > 1]
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names, each different: a name that several classes have gets the number of its class, as in "crane (517)"."""
+    repeated = {name for name, _ in repeated_names(names)}
+    return [f"{name} ({number})" if name in repeated else name for number, name in enumerate(names)]
+
+
 def read_class_index(path: str | os.PathLike) -> dict[str, int]:
     """Folder name → place among a classifier's outputs, from imagenet_class_index.json or LOC_synset_mapping.txt."""
     path = Path(path)

@@ -96,15 +96,10 @@ class TaskOptions(ModelOptions):
 
     def labelled_and_class_names(self, data: str, classes: str | None) -> tuple["Labelled", list[str]]:
         """A data set for classification, and the names of its classes: from a file, or those that the data have."""
-        from kakao_models.evaluate import read_class_names
+        from kakao_models.evaluate.class_names import class_names_of
 
         labelled = self.labelled(data)
-        keys = labelled.keys
-        if classes:
-            return labelled, read_class_names(classes, keys)
-        if all(key.isdigit() or (key[:1] == "n" and key[1:].isdigit()) for key in keys):
-            raise ValueError(f"{data}: its classes are called {', '.join(keys[:3])}, ...: give their names (--classes)")
-        return labelled, [key.replace("_", " ") for key in keys]
+        return labelled, class_names_of(labelled.keys, classes, data)
 
     def rename(self, data: Dataset) -> Dataset:
         return replace(data, name=self.name) if self.name else data
@@ -142,7 +137,9 @@ def zero_shot(
     from kakao_models.evaluate import read_templates, tasks
 
     labelled, names = options.labelled_and_class_names(data, classes)
-    result, scores = tasks.zero_shot(run, labelled, names, read_templates(templates))
+    result, scores = tasks.zero_shot(
+        run, labelled, names, read_templates(templates), {"class_names": classes, "templates": templates}
+    )
     if picture:
         from kakao_models.evaluate.pictures import draw_confusion
         from kakao_models.inference.picture import save_picture
@@ -171,7 +168,9 @@ def calibration(
     from kakao_models.evaluate import read_templates, tasks
 
     labelled, names = options.labelled_and_class_names(data, classes)
-    result, scores = tasks.calibration(run, labelled, names, read_templates(templates), bins=bins)
+    result, scores = tasks.calibration(
+        run, labelled, names, read_templates(templates), {"class_names": classes, "templates": templates}, bins=bins
+    )
     if picture:
         from kakao_models.evaluate.pictures import draw_reliability
         from kakao_models.inference.picture import save_picture
@@ -205,7 +204,8 @@ def robustness(
     from kakao_models.evaluate import read_templates, tasks
 
     sets = [replace(options, name=name).labelled_and_class_names(path, classes) for name, _, path in pairs]
-    options.show(tasks.robustness(run, sets, read_templates(templates)))
+    lists = {"class_names": classes, "templates": templates}
+    options.show(tasks.robustness(run, sets, read_templates(templates), lists))
 
 
 @app.command(no_args_is_help=True)
