@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +61,14 @@ def place(tmp_path_factory):
     (package / "zero_shot_metadata.py").write_text(
         f"OPENAI_IMAGENET_TEMPLATES = (lambda c: f'a photo of a {{c}}.',)\nIMAGENET_CLASSNAMES = {list(NAMES)}\n"
     )
+    one, two = pictures[:2], pictures[1:]
+    columns = {"image_0": one, "image_1": two, "caption_0": words[:2], "caption_1": words[1:]}
+    pq.write_table(pa.table(columns | {"collapsed_tag": ["Object", "Both"]}), root / "winoground.parquet")
+    shutil.copytree(root / "val2014", root / "val2017")
+    crepe = [{"filename": name, "caption": words[0], "negative_caption": words[1]} for name in names]
+    (root / "sugarcrepe.json").write_text(json.dumps(crepe))
+    rows = [f"val2014/{name},left,{word}" for name, word in zip([*names, names[0]], [*words, words[0]])]
+    (root / "mmvp.csv").write_text("\n".join(["image,Type,Statement", *rows]))
     (root / "results").mkdir()
     tiny.vit_folder(root / "three-classes", num_labels=3)
     return root

@@ -29,11 +29,12 @@ from kakao_models.verbs import (
 
 if TYPE_CHECKING:
     from kakao_models.evaluate.datasets import Captioned, Labelled
+    from kakao_models.evaluate.pairs import Pairs
     from kakao_models.evaluate.results import Result
 
 app = group("Measure a model: one command per number that papers and cards report.")
 
-Dataset = TypeVar("Dataset", bound="Labelled | Captioned")
+Dataset = TypeVar("Dataset", bound="Labelled | Captioned | Pairs")
 _model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL)
 _data = functools.partial(typer.Option, rich_help_panel=DATA_PANEL)
 _SOURCES = "A folder of class folders, a table, shards, or a data set of `datasets`."
@@ -284,6 +285,42 @@ def retrieval(
         per_image=captions,
     )
     options.show(tasks.retrieval(run, options.rename(captioned), fold_size=folds))
+
+
+@app.command(no_args_is_help=True)
+@model_options("fast_images", "image_column", "label_column", "max_memory")
+def pairs(
+    data: Data,
+    options: TaskOptions,
+    image_columns: Annotated[
+        str | None, _data(help="Columns of a set's images, with commas: image_0,image_1. Usual names are recognised.")
+    ] = None,
+    caption_columns: Annotated[str | None, _data(help="Columns of its captions, in the same order.")] = None,
+    group_column: Annotated[
+        str | None, _data(help="Column with the kind of each set, for scores of each kind.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the images that a .json names.")
+    ] = None,
+) -> None:
+    """Match images and captions that differ in few words: text, image and group score (Winoground, SugarCrepe, ARO, MMVP).
+
+    [b]Example[/b]
+
+      kakao-models evaluate pairs --data winoground/test.parquet --group-column collapsed_tag --name winoground
+    """
+    run = options.start(data)
+    from kakao_models.evaluate import read_pairs, tasks
+
+    read = read_pairs(
+        data,
+        split=options.split,
+        image_columns=image_columns.split(",") if image_columns else None,
+        caption_columns=caption_columns.split(",") if caption_columns else None,
+        group_column=group_column,
+        images=images,
+    )
+    options.show(tasks.pairs(run, options.rename(read)))
 
 
 @app.command(no_args_is_help=True)

@@ -18,6 +18,7 @@ HEADLINES = {
         *(f"{direction}_r{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
         *("image_to_text_median_rank", "text_to_image_median_rank"),
     ),
+    "pairs": ("text_score", "image_score", "group_score"),
     "knn": ("top1", "mean_per_class"),
     "linear-probe": ("accuracy", "ci95_low", "ci95_high"),
     "similarity": (
@@ -32,6 +33,7 @@ _HUB_TASKS = {  # of the Hub's list of tasks
     "robustness": "zero-shot-image-classification",
     "retrieval": "image-text-retrieval",
     "similarity": "image-text-retrieval",
+    "pairs": "image-text-retrieval",
 }
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2")
 _STYLE = (

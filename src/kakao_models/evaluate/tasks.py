@@ -18,6 +18,7 @@ from .class_names import distinct_names, repeated_names
 from .classify import Classification, classification_scores, multilabel_scores, real_scores
 from .datasets import Captioned, Images, Labelled
 from .knn import knn_scores
+from .pairs import Pairs, pair_scores
 from .results import Result
 from .retrieval import fold_scores, folds, retrieval_scores
 from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
@@ -190,6 +191,26 @@ def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) ->
     counts |= {"folds": len(parts), "images_left_out": available - len(images)}
     name, settings = f"{data.name}, folds of {fold_size}", {"fold_size": fold_size}
     return run.result("retrieval", name, metrics, counts=counts, settings=settings, details=details)
+
+
+def pairs(run: TaskRun, data: Pairs) -> Result:
+    """Which of several captions describes an image, and the reverse: text, image and group score."""
+    texts = [run.embedder.texts(column) for column in data.captions]
+    images = [run.embedder.images(column, name=data.name) for column in data.images]
+    scores = pair_scores(np.stack(images, 1), np.stack(texts, 1))
+    counts = {"sets": scores.sets, "images": len(images), "captions": len(texts)}
+    details = {}
+    if data.groups is not None:
+        kinds = np.array(data.groups)
+        for kind in dict.fromkeys(data.groups):
+            chosen = kinds == kind
+            part = {"text_score": scores.text_right, "image_score": scores.image_right,
+                    "group_score": scores.text_right & scores.image_right}  # fmt: skip
+            shares = {name: float(right[chosen].mean()) for name, right in part.items() if name in scores.metrics()}
+            details[kind] = shares | {"sets": int(chosen.sum())}
+    return run.result(
+        "pairs", data.name, scores.metrics(), counts=counts, details={"groups": details} if details else {}
+    )
 
 
 def knn(run: TaskRun, train: Labelled, test: Labelled, *, k: int = 1) -> Result:
