@@ -216,6 +216,10 @@ def test_report(command, tmp_path):
     assert command("report", tmp_path / "a.json", "-f", "pdf")[0] == 2
     said = json.loads(command("report", tmp_path / "a.json", "--json")[1])
     assert said == [json.loads((tmp_path / "a.json").read_text())]
+    judged = ("report", tmp_path / "a.json", "--checkpoint", "kakaobrain/align-base")
+    assert "50.0 other protocol" in command(*judged)[1]
+    (said,) = json.loads(command(*judged, "--json")[1])
+    assert said["verdicts"]["top1"]["verdict"] == "other protocol"
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,9 @@ def test_templates_from_files_and_what_is_wrong_with_some(tmp_path, monkeypatch)
     (tmp_path / "t.json").write_text('["one {}"]')
     assert read_templates(str(tmp_path / "t.json")) == ("one {}",)
     assert read_templates("small") is SMALL_TEMPLATES
+    assert read_templates("a photo of a {}.") == ("a photo of a {}.",)
+    with pytest.raises(ValueError, match="exactly one"):
+        read_templates("a {} and a {}")
     for text, message in (("a cat", "exactly one"), ("{} and {}", "exactly one"), ("", "got none")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):

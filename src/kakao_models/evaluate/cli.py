@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -45,7 +45,7 @@ Data = Annotated[str, _data("--data", "-d", help=_SOURCES)]
 Split = Annotated[str | None, _data(help="Part of a data set that has several.")]
 Name = Annotated[str | None, _data(help="Name of the data in the results, such as imagenet.")]
 Classes = Annotated[str | None, _data(help="A file of class names, or clip for CLIP's of ImageNet.")]
-Templates = Annotated[str, _data(help="small, clip (80), clip-simple (7), or a file.")]
+Templates = Annotated[str, _data(help="small, clip (80), clip-simple (7), a file, or one template: 'a photo of a {}.'")]
 ResultOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")]
 PictureOutput = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
 Train = Annotated[str, _data(help="The training data, in any form that --data takes.")]
@@ -416,19 +416,29 @@ def report(
     form: Annotated[str, typer.Option("--format", "-f", help="Format: markdown, html or model-index.")] = "markdown",
     published: Annotated[bool, typer.Option(help="Add published figures for the same data.")] = True,
     everything: Annotated[bool, typer.Option("--all", help="Show all metrics.")] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="The released checkpoint that the results are of, to judge them by its figures: kakaobrain/align-base. By "
+            "default it is found by the model's name."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Several results as one table, beside published figures and their sources.
+
+    Figures of a released checkpoint are marked: reproduced, not reproduced, or other protocol.
 
     [b]Example[/b]
 
       kakao-models evaluate report results/*.json --format html -o report.html
     """
     from kakao_models.evaluate import Result, html_report, markdown_report, model_index
+    from kakao_models.evaluate.published import verdicts
     from kakao_models.files.atomic import write_text
 
-    shown = dict(published=published, everything=everything)
+    shown = dict(published=published, everything=everything, checkpoint=checkpoint)
     makers = {
         "markdown": functools.partial(markdown_report, **shown),
         "html": functools.partial(html_report, **shown),
@@ -442,4 +452,9 @@ def report(
     if output:
         write_text(output, text)
     if as_json or not output:
-        tell([result.as_dict() for result in results], text.rstrip("\n"), as_json)
+        judged = [verdicts(result, checkpoint) if published else {} for result in results]
+        shown_results = [
+            result.as_dict() | ({"verdicts": {name: asdict(v) for name, v in found.items()}} if found else {})
+            for result, found in zip(results, judged)
+        ]
+        tell(shown_results, text.rstrip("\n"), as_json)

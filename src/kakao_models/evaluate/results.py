@@ -11,6 +11,7 @@ from kakao_models.files.atomic import write_text
 
 TASKS = (
     *("zero-shot", "classify", "retrieval", "pairs", "knn", "linear-probe", "similarity", "robustness", "calibration"),
+    *("mieb", "audit"),
 )
 
 _TEXTS, _OBJECTS = ("model", "dataset", "version"), ("metrics", "counts", "settings", "details", "fingerprints")
