@@ -70,7 +70,9 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={
-        "kakao_models": ["py.typed", "checkpoints/*/*", "demo/style.css", "photos/*", "train/recipes/*.yaml"]
+        "kakao_models": [
+            *("py.typed", "checkpoints/*/*", "demo/style.css", "evaluate/*.json", "photos/*", "train/recipes/*.yaml")
+        ]
     },
     install_requires=[
         "transformers>=5.23,<6",

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import re
@@ -63,6 +64,7 @@ def test_retrieval_is_what_the_embeddings_say_and_is_computed_once(command, alig
     assert [path.stat().st_mtime_ns for path in written] == times and len(written) == 2
     code, out, _ = command("retrieval", "--data", captioned, "--model", align, "--folds", 3, "--json")
     assert code == 0 and json.loads(out)["dataset"].endswith("folds of 3")
+    assert json.loads(out)["counts"] == {"images": 6, "captions": 12, "folds": 2, "images_left_out": 0}
 
 
 def test_zero_shot_calibration_and_robustness(command, align, classes_folder, tmp_path):
@@ -82,6 +84,23 @@ def test_zero_shot_calibration_and_robustness(command, align, classes_folder, tm
     assert json.loads(out)["metrics"]["again_ece"] == pytest.approx(
         json.loads(command("calibration", "-d", classes_folder, *base, "--json")[1])["metrics"]["ece"]
     )
+
+
+def test_classes_of_equal_names_are_measured_by_every_zero_shot_command(command, align, classes_folder, tmp_path):
+    names = tmp_path / "names.json"
+    names.write_text('{"bird": "crane", "cat": "missile", "dog": "crane"}')
+    base = ("--model", align, "--classes", names, "--json")
+    code, out, _ = command("zero-shot", "-d", classes_folder, *base)
+    found = json.loads(out)
+    assert code == 0 and found["details"]["per_class"]["crane (2)"] == 0  # the first crane wins
+    assert set(found["details"]["per_class"]) == {"crane (0)", "missile", "crane (2)"}
+    settings = found["settings"]
+    assert settings["class_names_from"] == "names.json" and settings["templates_from"] == "small"
+    lines = "\n".join(settings["class_names"]).encode()
+    assert settings["class_names_sha256"] == hashlib.sha256(lines).hexdigest() != settings["templates_sha256"]
+    assert command("calibration", "-d", classes_folder, *base)[0] == 0
+    code, out, _ = command("robustness", "-d", f"a={classes_folder}", "-d", f"b={classes_folder}", *base)
+    assert code == 0 and json.loads(out)["settings"]["b_class_names_sha256"] == settings["class_names_sha256"]
 
 
 def test_names_of_classes_from_a_file(command, align, classes_folder, tmp_path):
@@ -197,6 +216,10 @@ def test_report(command, tmp_path):
     assert command("report", tmp_path / "a.json", "-f", "pdf")[0] == 2
     said = json.loads(command("report", tmp_path / "a.json", "--json")[1])
     assert said == [json.loads((tmp_path / "a.json").read_text())]
+    judged = ("report", tmp_path / "a.json", "--checkpoint", "kakaobrain/align-base")
+    assert "50.0 other protocol" in command(*judged)[1]
+    (said,) = json.loads(command(*judged, "--json")[1])
+    assert said["verdicts"]["top1"]["verdict"] == "other protocol"
 
 
 @pytest.mark.parametrize(

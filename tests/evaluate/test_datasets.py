@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from kakao_models.evaluate import read_captioned, read_class_index, read_class_names, read_labelled, read_many_labels
+from kakao_models.evaluate.class_names import class_places
 from kakao_models.pixels.images import load_image
 
 
@@ -179,8 +180,21 @@ def test_class_names(tmp_path):
     index.write_text('{"0": ["n01440764", "tench"], "1": ["n01443537", "great_white_shark"]}')
     assert read_class_names(index, ["n01443537", "n01440764"]) == ["great white shark", "tench"]
     assert read_class_index(index) == {"n01440764": 0, "n01443537": 1}
+    assert read_class_names(index, ["0", "1"]) == ["tench", "great white shark"]  # as ImageNet-V2's folders are called
+    assert read_class_names(index, ["1"]) == ["great white shark"]
+    assert read_class_names(index, ["tench, Tinca tinca", "shark"]) == [
+        "tench",
+        "great white shark",
+    ]  # a table's own names
+    assert read_class_names(file, ["0", "2"]) == ["tench", "great white shark"]
+    assert class_places(index, ["1", "0"]) == class_places(index, ["n01443537", "n01440764"]) == [1, 0]
     index.write_text('["one", "two"]')
     assert read_class_names(index, ["x", "y"]) == ["one", "two"]
+    with pytest.raises(ValueError, match="expected .* as in imagenet_class_index.json"):
+        read_class_index(index)
+    index.write_text('"one"')
+    with pytest.raises(ValueError, match="expected a list of class names"):
+        read_class_names(index, ["x"])
     with pytest.raises(ValueError, match="there is no such file"):
         read_class_names(tmp_path / "gone.txt", ["a"])
 

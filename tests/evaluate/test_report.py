@@ -1,11 +1,12 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import yaml
 
-from kakao_models.evaluate import Result, html_report, markdown_report, model_index
+from kakao_models.evaluate import Result, html_report, markdown_report, model_index, published
 from kakao_models.evaluate.published import PUBLISHED
 from kakao_models.evaluate.results import TASKS
 
@@ -56,6 +57,63 @@ def test_both_measurements_of_the_released_checkpoint_are_told_apart():
     authors = [line for line in text.splitlines() if line.startswith("- *COYO-ALIGN B7")]
     assert "(November 2022): the authors' own evaluation on TPUs" in authors[0] and "three months before" in authors[1]
     assert not any("right port" in line for line in authors)
+
+
+ONE_PROMPT = {"templates": ["a photo of {}."]}
+
+
+@pytest.mark.parametrize(
+    "result, expected",
+    [
+        (("zero-shot", "imagenet", {"top1": 0.6251}, {"images": 50_000}, ONE_PROMPT), "62.5 reproduced"),
+        (("zero-shot", "imagenet", {"top1": 0.6289}, {"images": 50_000}, ONE_PROMPT), "62.9 reproduced"),
+        (("zero-shot", "imagenet", {"top1": 0.624}, {"images": 50_000}, ONE_PROMPT), "62.4 not reproduced"),
+        (("zero-shot", "imagenet", {"top1": 0.627}, {"images": 12}, ONE_PROMPT), "62.7 other protocol"),
+        (
+            ("zero-shot", "imagenet", {"top1": 0.627}, {"images": 50_000}, {"templates": ["{}", "a {}."]}),
+            "62.7 other protocol",
+        ),
+        (("retrieval", "COCO", {"image_to_text_r1": 0.594}, {"images": 5000}, {}), "59.4 reproduced"),
+        (("retrieval", "coco", {"image_to_text_r1": 0.612}, {"images": 5000}, {}), "61.2 not reproduced"),
+        (("retrieval", "coco", {"image_to_text_r1": 0.6}, {"images": 1000}, {}), "60.0 other protocol"),
+        (("pairs", "winoground", {"text_score": 0.3525}, {"sets": 400}, {}), "35.25 reproduced"),
+        (("knn", "imagenet", {"top1": 0.686}, {}, {}), "68.600 other protocol"),  # only the authors measured it
+        (("mieb", "MIEB", {"CIFAR10": 0.8123}, {}, {}), "81.23 reproduced"),
+        (("mieb", "MIEB", {"CIFAR10": 0.7}, {}, {"CIFAR10 revision": "another"}), "70.00 other protocol"),
+        (
+            ("mieb", "MIEB", {"CIFAR10": 0.7}, {}, {"CIFAR10 revision": "0b2714987fa478483af9968de7c934580d0bb9a2"}),
+            "70.00 not reproduced",
+        ),
+    ],
+)
+def test_figures_of_a_released_checkpoint_are_judged(result, expected):
+    task, dataset, metrics, counts, settings = result
+    measured = Result(task, "kakaobrain/align-base", dataset, metrics, counts=counts, settings=settings)
+    text = markdown_report([measured])
+    verdict = expected.partition(" ")[2]
+    assert f" | {expected} |" in text and f"{verdict}, " in text.split("Reproduced: the same protocol")[1]
+    assert f">{expected}<" in html_report([measured])  # with its bar
+    another = replace(measured, model="mine")
+    assert "protocol" not in markdown_report([another]).split("- *")[0]
+    assert expected in markdown_report([another], checkpoint="kakaobrain/align-base")
+    assert expected not in markdown_report([measured], published=False)
+
+
+def test_a_vit_is_judged_by_the_figures_of_its_own_resolution():
+    measured = Result("classify", "vit-large-patch16-512", "imagenet", {"top1": 0.8672}, counts={"images": 50_000})
+    text = markdown_report([measured])
+    assert "86.72 not reproduced" in text and "-0.52 to 87.24" in text
+    assert "86.72 reproduced" in markdown_report([replace(measured, model="kakaobrain/vit-large-patch16-384")])
+
+
+def test_figures_of_mteb_are_as_it_wrote_them():
+    tasks = published.MIEB["tasks"]
+    assert all(re.fullmatch("[0-9a-f]{40}", task["dataset_revision"]) for task in tasks.values())
+    assert all(-1 < value <= 1 for task in tasks.values() for value in task["metrics"].values())
+    assert {task["protocol"] for task in tasks.values()} == set(published.MIEB["protocols"])
+    found = {(f.dataset, f.metric): f.value for f in PUBLISHED if f.model == published.ALIGN_BASE}
+    assert found["imagenet", "top1"] == 62.7 and found["coco", "text_to_image_r10"] == 76.36
+    assert found["winoground", "group_score"] == 8.25 and found["sugarcrepe", "text_score"] == 81.2
 
 
 def test_two_runs_of_one_model_are_two_columns():

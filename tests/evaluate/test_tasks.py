@@ -82,3 +82,39 @@ def test_classes_of_two_tables_are_matched_by_name_not_by_number():
     assert found.metrics["top1"] == 1 and found.counts == {"train": 3, "test": 2}
     with pytest.raises(ValueError, match="has classes that train does not have: z"):
         tasks.knn(tasks.TaskRun(Planted(rows)), train, Labelled("test", Images(range(1)), np.array([0]), ["z"], None))
+
+
+def test_folds_count_what_they_measure(caplog):
+    ids = list(range(7))
+    owner = [i for i in ids for _ in "ab"]
+    data = Captioned("coco", Images(range(7)), ids, list(map(str, owner)), owner, list(range(14)))
+
+    class Both(Planted):
+        def texts(self, texts):
+            return np.eye(7)[[int(text) for text in texts]]
+
+    found = tasks.retrieval(tasks.TaskRun(Both(np.eye(7))), data, fold_size=3)
+    assert found.counts == {"images": 6, "captions": 12, "folds": 2, "images_left_out": 1}
+    assert "6 of 7 images are measured, 2 x 3; the last 1 are left out" in caplog.text
+    with pytest.raises(ValueError, match="got 7 images, expected at least one fold of 8"):
+        tasks.retrieval(tasks.TaskRun(Both(np.eye(7))), data, fold_size=8)
+
+
+def test_equal_names_of_a_models_classes_count_as_the_first_and_keep_their_own_rows(caplog):
+    names = ["crane", "tench", "crane"]
+    config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=3)
+    model = SimpleNamespace(name="planted", config=config, check_classifier=lambda: None)
+
+    class Classifier(Planted):
+        embedder = model
+
+        def class_logits(self, sources, *, name=""):
+            return np.eye(3, dtype=np.float32)[list(sources)]
+
+    run = tasks.TaskRun(Classifier(np.eye(3)))
+    found, _ = tasks.classify(run, Labelled("val", Images(range(2)), np.arange(2), ["crane", "tench"], None))
+    assert found.metrics["top1"] == 1 and "several classes called 'crane' (0, 2)" in caplog.text
+    found, _ = tasks.classify(
+        run, Labelled("val", Images([0, 1, 0]), np.arange(3), names, None)
+    )  # the model's own list
+    assert found.details["per_class"] == {"crane (0)": 1, "tench": 1, "crane (2)": 0}

@@ -6,7 +6,7 @@ import pytest
 from tolerances import TOLERANCE
 
 from kakao_models import Embedder
-from kakao_models.evaluate import SMALL_TEMPLATES, class_embeddings, read_templates, zero_shot_scores
+from kakao_models.evaluate import SMALL_TEMPLATES, class_embeddings, read_templates, zero_shot, zero_shot_scores
 from kakao_models.evaluate.templates import imagenet_class_names
 
 OPEN_CLIP = """
@@ -62,11 +62,35 @@ def test_more_classes_than_are_embedded_at_a_time(align, monkeypatch):
     assert np.abs(class_embeddings(Embedder(align), names, SMALL_TEMPLATES) - whole).max() < TOLERANCE["batching"]
 
 
+# Names that real lists of ImageNet's classes have twice, with the places of the classes there
+REPEATED = {
+    "CLIP's": {"missile": (657, 744), "sunglasses": (836, 837)},
+    "imagenet_class_index.json": {"crane": (134, 517), "maillot": (638, 639)},
+}
+
+
+@pytest.mark.parametrize("repeated", REPEATED.values(), ids=REPEATED)
+def test_classes_of_the_same_name_score_equally_and_the_first_one_wins(align, repeated, caplog):
+    names = [f"thing {number}" for number in range(850)]
+    for name, places in repeated.items():
+        for place in places:
+            names[place] = name
+    embedder = Embedder(align)
+    zero_shot._warn.cache_clear()
+    rows = class_embeddings(embedder, names, ("{}",))
+    for name, (first, second) in repeated.items():
+        assert np.array_equal(rows[first], rows[second])
+        assert caplog.text.count(f"{name!r} (classes {first}, {second})") == 1
+        scores = zero_shot_scores(rows[[second]], rows, np.array([second]), at=(1, 2), temperature=1.0)
+        assert scores.predictions.tolist() == [first] and scores.top == {1: 0, 2: 1}
+    class_embeddings(embedder, names, ("{}",))
+    assert caplog.text.count("have the same name") == 1  # an evaluation while training repeats nothing
+
+
 @pytest.mark.parametrize(
     "names, message",
     [
         (["cat", ""], "class 1 has no name"),
-        (["cat", "dog", "cat"], "classes 0 and 2 have the same name"),
         ([], "at least one label, got none"),
     ],
 )
@@ -105,6 +129,9 @@ def test_templates_from_files_and_what_is_wrong_with_some(tmp_path, monkeypatch)
     (tmp_path / "t.json").write_text('["one {}"]')
     assert read_templates(str(tmp_path / "t.json")) == ("one {}",)
     assert read_templates("small") is SMALL_TEMPLATES
+    assert read_templates("a photo of a {}.") == ("a photo of a {}.",)
+    with pytest.raises(ValueError, match="exactly one"):
+        read_templates("a {} and a {}")
     for text, message in (("a cat", "exactly one"), ("{} and {}", "exactly one"), ("", "got none")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -31,6 +31,12 @@ if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
         linear_probe_scores as linear_probe_scores,
         vtab_scores as vtab_scores,
     )
+    from kakao_models.evaluate.pairs import (
+        Pairs as Pairs,
+        PairScores as PairScores,
+        pair_scores as pair_scores,
+        read_pairs as read_pairs,
+    )
     from kakao_models.evaluate.report import (
         html_report as html_report,
         markdown_report as markdown_report,
@@ -66,6 +72,7 @@ _MODULES = {
     ".datasets": ("Captioned", "Labelled", "read_captioned", "read_labelled", "read_many_labels"),
     ".knn": ("KnnResult", "knn_scores", "nearest"),
     ".linear_probe": ("LinearProbe", "linear_probe_scores", "vtab_scores"),
+    ".pairs": ("PairScores", "Pairs", "pair_scores", "read_pairs"),
     ".report": ("html_report", "markdown_report", "model_index"),
     ".results": ("Result",),
     ".retrieval": ("Ranking", "Retrieval", "first_ranks", "fold_scores", "retrieval_scores"),

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from kakao_models.files.lines import lines_of
 
 from .templates import imagenet_class_names
+
+_WORDNET = re.compile(r"n\d{8}")
 
 
 def read_class_names(path: str | os.PathLike, keys: Sequence[str]) -> list[str]:
@@ -17,7 +20,8 @@ def read_class_names(path: str | os.PathLike, keys: Sequence[str]) -> list[str]:
         path: .txt with a name per line, in the order of the labels; .txt with a key and a name per line (as ImageNet's
             LOC_synset_mapping.txt: the first name is taken); .json with a list, with {key: name}, or
             imagenet_class_index.json ({"0": ["n01440764", "tench"], ...}). "clip": CLIP's names of ImageNet's classes.
-        keys: classes of the data. In a subset such as ImageNet-R, the names of its folders say which classes there are.
+        keys: classes of the data. In a subset such as ImageNet-R, the names of its folders say which classes there are;
+            folders may be called by a class's key or by its number, as ImageNet-V2's are.
 
     Raises:
         ValueError: not a name for every key; says which are missing.
@@ -34,26 +38,75 @@ def read_class_names(path: str | os.PathLike, keys: Sequence[str]) -> list[str]:
             )
         return [named[number] for number in numbers]
     missing = [key for key in keys if key not in named]
+    in_order = [named[str(number)] for number in range(len(keys)) if str(number) in named]
+    if len(missing) == len(keys) == len(in_order) and str(len(keys)) not in named:
+        return in_order  # a table's own names of the same classes, such as "tench, Tinca tinca"
     if missing:
         raise ValueError(f"{path} has no name for {len(missing)} of {len(keys)} classes: {_some(missing)}")
     return [named[key] for key in keys]
 
 
+def class_names_of(keys: Sequence[str], classes: str | os.PathLike | None = None, source: str = "") -> list[str]:
+    """The names of the classes `keys`, for prompts: from a file, as `read_class_names` does, or else the keys themselves.
+
+    Args:
+        source: name of the data in messages.
+
+    Raises:
+        ValueError: keys that are numbers or WordNet ids and no file, and for the reasons of `read_class_names`.
+    """
+    if classes:
+        return read_class_names(classes, keys)
+    if all(key.isdigit() or _WORDNET.fullmatch(key) for key in keys):
+        raise ValueError(
+            f"{source}: its classes are called {', '.join(keys[:3])}, ...: give their names (--classes; in a recipe, "
+            "classes)"
+        )
+    return [key.replace("_", " ") for key in keys]
+
+
+def repeated_names(names: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Names that several classes have, with the numbers of these classes."""
+    places: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        places.setdefault(name, []).append(number)
+    return [(name, numbers) for name, numbers in places.items() if len(numbers) > 1]
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names, each different: a name that several classes have gets the number of its class, as in "crane (517)"."""
+    repeated = {name for name, _ in repeated_names(names)}
+    return [f"{name} ({number})" if name in repeated else name for number, name in enumerate(names)]
+
+
 def read_class_index(path: str | os.PathLike) -> dict[str, int]:
-    """Folder name → place among a classifier's outputs, from imagenet_class_index.json or LOC_synset_mapping.txt."""
+    """Folder name → place among a classifier's outputs, from imagenet_class_index.json or LOC_synset_mapping.txt.
+
+    Raises:
+        ValueError: the file is of another form.
+    """
     path = Path(path)
-    if path.suffix == ".json":
-        return {entry[0]: int(number) for number, entry in json.loads(path.read_text()).items()}
-    return {line.split()[0]: number for number, line in enumerate(lines_of(path))}
+    if path.suffix != ".json":
+        return {line.split()[0]: number for number, line in enumerate(lines_of(path))}
+    value = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(value, dict) or not all(key.isdecimal() and _is_entry(value[key]) for key in value):
+        raise ValueError(f'{path}: expected {{"0": ["n01440764", "tench"], ...}}, as in imagenet_class_index.json')
+    return {entry[0]: int(number) for number, entry in value.items()}
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
 
 
 def class_places(path: Path, keys: Sequence[str]) -> list[int]:
-    """The place of each class folder among a classifier's outputs, by the file of `read_class_index`.
+    """The place of each class folder among a classifier's outputs, by the file of `read_class_index`. A folder may be called by
+    a class's key, such as n01440764, or by its number, as ImageNet-V2's are.
 
     Raises:
         ValueError: the file does not have all folders.
     """
     index = read_class_index(path)
+    index = {str(number): number for number in index.values()} | index
     if missing := [key for key in keys if key not in index]:
         raise ValueError(
             f"--class-index names none of the model's classes for {len(missing)} folders, such as {missing[0]}"
@@ -67,13 +120,20 @@ def _read_names(path: Path, keys: set[str]) -> list[str] | dict[str, str]:
     if path.suffix == ".json":
         value = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(value, dict):
-            pairs = [entry if isinstance(entry, list) else (key, entry) for key, entry in value.items()]
-            value = {str(key): str(name).replace("_", " ") for key, name in pairs}
+            pairs = [(key, entry) for key, entry in value.items() if not _is_entry(entry)]
+            for number, entry in value.items():  # as in imagenet_class_index.json
+                pairs += [(number, entry[1]), tuple(entry)] if _is_entry(entry) else []
+            return {str(key): str(name).replace("_", " ") for key, name in pairs}
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise ValueError(f"{path}: expected a list of class names, or an object of names by class")
         return value
     lines = lines_of(path)
     split = [line.split(maxsplit=1) for line in lines]
+    numbers = set(map(str, range(len(lines))))
     if split and all(len(parts) == 2 for parts in split) and keys & {parts[0] for parts in split}:
         return {key: name.partition(",")[0].strip() for key, name in split}
+    if all(len(parts) == 2 and _WORDNET.fullmatch(parts[0]) for parts in split) and keys <= numbers:
+        return [name.partition(",")[0].strip() for _, name in split]  # LOC_synset_mapping.txt and folders of numbers
     return lines
 
 

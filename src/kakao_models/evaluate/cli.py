@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -31,11 +31,12 @@ from kakao_models.verbs import (
 
 if TYPE_CHECKING:
     from kakao_models.evaluate.datasets import Captioned, Labelled
+    from kakao_models.evaluate.pairs import Pairs
     from kakao_models.evaluate.results import Result
 
 app = group("Measure a model: one command per number that papers and cards report.")
 
-Dataset = TypeVar("Dataset", bound="Labelled | Captioned")
+Dataset = TypeVar("Dataset", bound="Labelled | Captioned | Pairs")
 _model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL)
 _data = functools.partial(typer.Option, rich_help_panel=DATA_PANEL)
 _SOURCES = "A folder of class folders, a table, shards, or a data set of `datasets`."
@@ -46,7 +47,7 @@ Data = Annotated[str, _data("--data", "-d", help=_SOURCES)]
 Split = Annotated[str | None, _data(help="Part of a data set that has several.")]
 Name = Annotated[str | None, _data(help="Name of the data in the results, such as imagenet.")]
 Classes = Annotated[str | None, _data(help="A file of class names, or clip for CLIP's of ImageNet.")]
-Templates = Annotated[str, _data(help="small, clip (80), clip-simple (7), or a file.")]
+Templates = Annotated[str, _data(help="small, clip (80), clip-simple (7), a file, or one template: 'a photo of a {}.'")]
 ResultOutput = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write results.json here; - for standard output.")
 ]
@@ -100,15 +101,10 @@ class TaskOptions(ModelOptions):
 
     def labelled_and_class_names(self, data: str, classes: str | None) -> tuple["Labelled", list[str]]:
         """A data set for classification, and the names of its classes: from a file, or those that the data have."""
-        from kakao_models.evaluate import read_class_names
+        from kakao_models.evaluate.class_names import class_names_of
 
         labelled = self.labelled(data)
-        keys = labelled.keys
-        if classes:
-            return labelled, read_class_names(classes, keys)
-        if all(key.isdigit() or (key[:1] == "n" and key[1:].isdigit()) for key in keys):
-            raise ValueError(f"{data}: its classes are called {', '.join(keys[:3])}, ...: give their names (--classes)")
-        return labelled, [key.replace("_", " ") for key in keys]
+        return labelled, class_names_of(labelled.keys, classes, data)
 
     def rename(self, data: Dataset) -> Dataset:
         return replace(data, name=self.name) if self.name else data
@@ -147,7 +143,9 @@ def zero_shot(
     from kakao_models.evaluate import read_templates, tasks
 
     labelled, names = options.labelled_and_class_names(data, classes)
-    result, scores = tasks.zero_shot(run, labelled, names, read_templates(templates))
+    result, scores = tasks.zero_shot(
+        run, labelled, names, read_templates(templates), {"class_names": classes, "templates": templates}
+    )
     if picture:
         from kakao_models.evaluate.pictures import draw_confusion
         from kakao_models.inference.picture import save_picture
@@ -178,7 +176,9 @@ def calibration(
     from kakao_models.evaluate import read_templates, tasks
 
     labelled, names = options.labelled_and_class_names(data, classes)
-    result, scores = tasks.calibration(run, labelled, names, read_templates(templates), bins=bins)
+    result, scores = tasks.calibration(
+        run, labelled, names, read_templates(templates), {"class_names": classes, "templates": templates}, bins=bins
+    )
     if picture:
         from kakao_models.evaluate.pictures import draw_reliability
         from kakao_models.inference.picture import save_picture
@@ -214,7 +214,8 @@ def robustness(
     from kakao_models.evaluate import read_templates, tasks
 
     sets = [replace(options, name=name).labelled_and_class_names(path, classes) for name, _, path in pairs]
-    options.show(tasks.robustness(run, sets, read_templates(templates)))
+    lists = {"class_names": classes, "templates": templates}
+    options.show(tasks.robustness(run, sets, read_templates(templates), lists))
 
 
 @app.command(no_args_is_help=True)
@@ -295,6 +296,42 @@ def retrieval(
         per_image=captions,
     )
     options.show(tasks.retrieval(run, options.rename(captioned), fold_size=folds))
+
+
+@app.command(no_args_is_help=True)
+@model_options("fast_images", "srgb", "image_column", "label_column", "max_memory")
+def pairs(
+    data: Data,
+    options: TaskOptions,
+    image_columns: Annotated[
+        str | None, _data(help="Columns of a set's images, with commas: image_0,image_1. Usual names are recognised.")
+    ] = None,
+    caption_columns: Annotated[str | None, _data(help="Columns of its captions, in the same order.")] = None,
+    group_column: Annotated[
+        str | None, _data(help="Column with the kind of each set, for scores of each kind.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the images that a .json names.")
+    ] = None,
+) -> None:
+    """Match images and captions that differ in few words: text, image and group score (Winoground, SugarCrepe, ARO, MMVP).
+
+    [b]Example[/b]
+
+      kakao-models evaluate pairs --data winoground/test.parquet --group-column collapsed_tag --name winoground
+    """
+    run = options.start(data)
+    from kakao_models.evaluate import read_pairs, tasks
+
+    read = read_pairs(
+        data,
+        split=options.split,
+        image_columns=image_columns.split(",") if image_columns else None,
+        caption_columns=caption_columns.split(",") if caption_columns else None,
+        group_column=group_column,
+        images=images,
+    )
+    options.show(tasks.pairs(run, options.rename(read)))
 
 
 @app.command(no_args_is_help=True)
@@ -390,6 +427,13 @@ def report(
     form: Annotated[str, typer.Option("--format", "-f", help="Format: markdown, html or model-index.")] = "markdown",
     published: Annotated[bool, typer.Option(help="Add published figures for the same data.")] = True,
     everything: Annotated[bool, typer.Option("--all", help="Show all metrics.")] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="The released checkpoint that the results are of, to judge them by its figures: kakaobrain/align-base. By "
+            "default it is found by the model's name."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the table here; - for standard output.")
     ] = None,
@@ -397,14 +441,17 @@ def report(
 ) -> None:
     """Several results as one table, beside published figures and their sources.
 
+    Figures of a released checkpoint are marked: reproduced, not reproduced, or other protocol.
+
     [b]Example[/b]
 
       kakao-models evaluate report results/*.json --format html -o report.html
     """
     from kakao_models.evaluate import Result, html_report, markdown_report, model_index
+    from kakao_models.evaluate.published import verdicts
     from kakao_models.files.atomic import write_text
 
-    shown = dict(published=published, everything=everything)
+    shown = dict(published=published, everything=everything, checkpoint=checkpoint)
     makers = {
         "markdown": functools.partial(markdown_report, **shown),
         "html": functools.partial(html_report, **shown),
@@ -419,4 +466,9 @@ def report(
     if output and not to_stdout:
         write_text(output, text)
     if as_json or to_stdout or not output:
-        tell([result.as_dict() for result in results], text.rstrip("\n"), as_json)
+        judged = [verdicts(result, checkpoint) if published else {} for result in results]
+        shown_results = [
+            result.as_dict() | ({"verdicts": {name: asdict(v) for name, v in found.items()}} if found else {})
+            for result, found in zip(results, judged)
+        ]
+        tell(shown_results, text.rstrip("\n"), as_json)

@@ -127,7 +127,7 @@ def read_labelled(
     if not count:
         raise ValueError(f"{source}: no image has a label; another column is named with --label-column")
     keys = keys or [str(number) for number in range(count)]
-    return Labelled(_name(source), Images(dataset), np.array(numbers, np.int64), keys, names if all(names) else None)
+    return Labelled(name_of(source), Images(dataset), np.array(numbers, np.int64), keys, names if all(names) else None)
 
 
 def read_many_labels(
@@ -147,7 +147,7 @@ def read_many_labels(
     labels = [numbers for _, numbers in _scan(dataset)]
     if max(map(len, labels)) < 2:
         raise ValueError(f"{source}: no image has several labels; expected a column of lists (--label-column)")
-    return _name(source), Images(dataset), labels
+    return name_of(source), Images(dataset), labels
 
 
 def read_captioned(
@@ -191,7 +191,7 @@ def read_captioned(
         marks = first[image][1] or [f"{image}:{j}" for j in range(len(texts))]
         flat += [(text, image, mark) for text, mark in list(zip(texts, marks))[:per_image]]
     rows = np.array([row for row, _ in first.values()], np.int64)
-    return Captioned(_name(source), Images(dataset, rows), list(captions), *map(list, zip(*flat)))
+    return Captioned(name_of(source), Images(dataset, rows), list(captions), *map(list, zip(*flat)))
 
 
 def _open(source: str | os.PathLike, split: str | None, columns: Columns, need: str, **options) -> Source:
@@ -213,6 +213,7 @@ def _check_folders(dataset: ImageFolder) -> None:
         raise ValueError(f"{dataset.root / empty[0]}: the class {empty[0]!r} has no images")
 
 
-def _name(source: str | os.PathLike) -> str:
+def name_of(source: str | os.PathLike) -> str:
+    """What a data set is called in results, by the name of its file or folder."""
     path = Path(source)
     return f"{path.parent.name}/{path.stem}" if path.suffix and path.parent.name else path.stem

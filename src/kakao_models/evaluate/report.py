@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .published import PUBLISHED, Published
+from .published import TOLERANCE, Published, Verdict, figures_for, verdicts
 from .results import Result
 
 # The metrics that a table shows unless all are asked for, in this order.
@@ -18,6 +18,7 @@ HEADLINES = {
         *(f"{direction}_r{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
         *("image_to_text_median_rank", "text_to_image_median_rank"),
     ),
+    "pairs": ("text_score", "image_score", "group_score"),
     "knn": ("top1", "mean_per_class"),
     "linear-probe": ("accuracy", "ci95_low", "ci95_high"),
     "similarity": (
@@ -32,6 +33,7 @@ _HUB_TASKS = {  # of the Hub's list of tasks
     "robustness": "zero-shot-image-classification",
     "retrieval": "image-text-retrieval",
     "similarity": "image-text-retrieval",
+    "pairs": "image-text-retrieval",
 }
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2")
 _STYLE = (
@@ -39,25 +41,38 @@ _STYLE = (
     "table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left;border-bottom:1px solid #e4e8ec}"
     "small{font-weight:normal;color:#7b8794}svg{display:block}"
 )
+_VERDICTS = (
+    f"Reproduced: the same protocol, and at most {TOLERANCE} percentage points from the published figure of this checkpoint. "
+    "Other protocol: the figure was measured in another way, so it does not say whether a model is right."
+)
 _UNITS = "Shares and correlations in percent; ranks count from 1."
 
 
-def markdown_report(results: Sequence[Result], *, published: bool = True, everything: bool = False) -> str:
+def markdown_report(
+    results: Sequence[Result], *, published: bool = True, everything: bool = False, checkpoint: str | None = None
+) -> str:
     """A table per task and data set: a row per metric, a column per model, published figures in italics.
+
+    Figures of a released checkpoint are followed by "reproduced", "not reproduced" or "other protocol"; the reasons stand below.
 
     Args:
         published: add the figures of `PUBLISHED` for the same task, data set and metric; source, protocol and date stand
             below, and which of them a right port reproduces.
         everything: all metrics, instead of `HEADLINES`.
+        checkpoint: the released checkpoint that all results are of, such as "kakaobrain/align-base"; by default the one that a
+            result's model is called.
     """
-    blocks, sources = [], {}
-    for table in _tables(results, published, everything):
+    blocks, sources, reasons = [], {}, []
+    for table in _tables(results, published, everything, checkpoint):
         heads = [f"*{_cell(name)}*" if figure else _cell(name) for name, figure in table.columns.items()]
         lines = [f"### {table.title}", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         lines += [f"| {_cell(_spoken(metric))} | {' | '.join(row)} |" for metric, row in table.rows.items()]
         blocks.append("\n".join(lines))
+        reasons += table.reasons
         sources |= {name: figure for name, figure in table.columns.items() if figure}
     text = "\n\n".join(blocks) + f"\n\n{_UNITS}\n"
+    if reasons:
+        text += f"\n{_VERDICTS}\n\n" + "".join(f"- {_cell(reason)}\n" for reason in reasons)
     if sources:
         text += "\n" + "".join(f"- *{_cell(name)}*: {_provenance(figure)}\n" for name, figure in sources.items())
     return text
@@ -68,10 +83,14 @@ def _provenance(figure: Published) -> str:
     return figure.provenance + reproducible
 
 
-def html_report(results: Sequence[Result], *, published: bool = True, everything: bool = False) -> str:
+def html_report(
+    results: Sequence[Result], *, published: bool = True, everything: bool = False, checkpoint: str | None = None
+) -> str:
     """The same as one web page without scripts, with a bar per figure."""
     parts = []
-    for table in _tables(results, published, everything):
+    reasons = []
+    for table in _tables(results, published, everything, checkpoint):
+        reasons += table.reasons
         heads = ""
         for (name, figure), colour in zip(table.columns.items(), cycle(_COLOURS)):
             source = f"<br><small>{escape(_provenance(figure))}</small>" if figure else ""
@@ -84,10 +103,12 @@ def html_report(results: Sequence[Result], *, published: bool = True, everything
             lines.append(f"<tr><th scope='row'>{escape(_spoken(metric))}</th>{bars}</tr>")
         body = "\n".join(lines)
         parts.append(f"<h2>{escape(table.title)}</h2>\n<table><tr><td></td>{heads}</tr>\n{body}</table>")
+    items = "".join(f"<li>{escape(reason)}</li>\n" for reason in reasons)
+    listed = f"\n<p>{_VERDICTS}</p>\n<ul>\n{items}</ul>" if reasons else ""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Evaluation</title>\n"
         f"<style>{_STYLE}</style></head><body>\n<h1>Evaluation</h1>\n"
-        f"<p>{_UNITS}</p>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<p>{_UNITS}</p>\n" + "\n".join(parts) + listed + "\n</body></html>\n"
     )
 
 
@@ -138,9 +159,10 @@ class _Table(NamedTuple):
     title: str
     columns: dict[str, Published | None]  # name of a column → a figure of it, if others published it
     rows: dict[str, list[str]]  # metric → the text for each column
+    reasons: list[str]  # of the verdicts in it
 
 
-def _tables(results: Iterable[Result], published: bool, everything: bool) -> Iterator[_Table]:
+def _tables(results: Iterable[Result], published: bool, everything: bool, checkpoint: str | None) -> Iterator[_Table]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((_title_of(result), result.dataset), []).append(result)
@@ -148,13 +170,10 @@ def _tables(results: Iterable[Result], published: bool, everything: bool) -> Ite
         raise ValueError("report: got no results")
     for (title, dataset), group in groups.items():
         metrics = list(dict.fromkeys(metric for result in group for metric in _shown(result, everything)))
-        figures = [
-            figure
-            for figure in (PUBLISHED if published else ())
-            if (figure.task, figure.dataset) == (group[0].task, dataset.lower()) and figure.metric in metrics
-        ]
+        figures = [f for f in (figures_for(group[0].task, dataset) if published else ()) if f.metric in metrics]
         columns: dict[str, Published | None] = {}
         cells: dict[tuple[str, str], str] = {}
+        reasons: list[str] = []
         digits = dict.fromkeys(metrics, 1)
         for figure in figures:  # ours have as many decimals as the published figures that they stand beside
             digits[figure.metric] = max(digits[figure.metric], len(str(figure.value).partition(".")[2]))
@@ -162,15 +181,20 @@ def _tables(results: Iterable[Result], published: bool, everything: bool) -> Ite
             taken = sum(other == result.model or other.startswith(f"{result.model} (") for other in columns)
             name = f"{result.model} ({taken + 1})" if taken else result.model
             columns[name] = None
+            judged: dict[str, Verdict] = verdicts(result, checkpoint) if published else {}
             for metric in metrics:
                 if metric in result.metrics:
-                    cells[metric, name] = f"{_scaled(metric, result.metrics[metric]):.{digits[metric]}f}"
+                    value = f"{_scaled(metric, result.metrics[metric]):.{digits[metric]}f}"
+                    cells[metric, name] = f"{value} {judged[metric].verdict}" if metric in judged else value
+            reasons += [
+                f"{name}, {dataset}, {_spoken(m)}: {v.verdict}, {v.reason}" for m, v in judged.items() if m in metrics
+            ]
         for figure in figures:
             name = f"{figure.model}{', ' + figure.note if figure.note else ''}"
             columns.setdefault(name, figure)
             cells[figure.metric, name] = str(figure.value)  # as many digits as were published
         rows = {metric: [cells.get((metric, name), "") for name in columns] for metric in metrics}
-        yield _Table(f"{title}: {dataset}", columns, rows)
+        yield _Table(f"{title}: {dataset}", columns, rows, reasons)
 
 
 def _title_of(result: Result) -> str:
@@ -209,7 +233,7 @@ def _spoken(metric: str) -> str:
 def _bar(value: str, colour: str, metric: str) -> str:
     if not value or _is_rank(metric):
         return ""
-    width = max(0.0, min(100.0, float(value))) * 1.6
+    width = max(0.0, min(100.0, float(value.split()[0]))) * 1.6
     track = "<rect width='160' height='8' fill='#eef1f4'/>"
     return f"<svg width='160' height='8'>{track}<rect width='{width:.1f}' height='8' fill='{colour}'/></svg>"
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import kakao_models
 from kakao_models.files.atomic import write_text
 
-TASKS = ("zero-shot", "classify", "retrieval", "knn", "linear-probe", "similarity", "robustness", "calibration")
+TASKS = (
+    *("zero-shot", "classify", "retrieval", "pairs", "knn", "linear-probe", "similarity", "robustness", "calibration"),
+    *("mieb", "audit"),
+)
 
 _TEXTS, _OBJECTS = ("model", "dataset", "version"), ("metrics", "counts", "settings", "details", "fingerprints")
 

@@ -1,22 +1,26 @@
 """The tasks: a model and data in, a `Result` out. Scores come from the modules named like them."""
 
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from .cache import CachedEmbedder
 from .calibration import Calibration, calibration_scores
+from .class_names import distinct_names, repeated_names
 from .classify import Classification, classification_scores, multilabel_scores, real_scores
 from .datasets import Captioned, Images, Labelled
 from .knn import knn_scores
+from .pairs import Pairs, pair_scores
 from .results import Result
-from .retrieval import fold_scores, retrieval_scores
+from .retrieval import fold_scores, folds, retrieval_scores
 from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
 from .tiles import MAX_MEMORY
 from .zero_shot import ZeroShot, class_embeddings, zero_shot_scores
@@ -41,8 +45,18 @@ class TaskRun:
         return Result(task, name, dataset, metrics, fingerprints=fingerprints, **fields)
 
 
-def zero_shot(run: TaskRun, data: Labelled, names: Sequence[str], templates: Sequence[str]) -> tuple[Result, ZeroShot]:
+def zero_shot(
+    run: TaskRun,
+    data: Labelled,
+    names: Sequence[str],
+    templates: Sequence[str],
+    lists: Mapping[str, str | None] = MappingProxyType({}),
+) -> tuple[Result, ZeroShot]:
     """Classes by their names; `names` are those of `data.keys`, in their order.
+
+    Args:
+        lists: what the lists are called, as "class_names" and "templates", for the settings of the result; beside that
+            these have the lists' SHA-256.
 
     Raises:
         ValueError: another number of names than classes, and for the reasons of `class_embeddings` and
@@ -56,17 +70,33 @@ def zero_shot(run: TaskRun, data: Labelled, names: Sequence[str], templates: Seq
     scores = zero_shot_scores(
         images, classes, data.labels, temperature=run.embedder.temperature, max_memory=run.max_memory
     )
-    settings = {"templates": list(templates)} | ({"class_names": list(names)} if len(names) <= _PER_CLASS else {})
+    settings = _list_settings("templates", templates, lists) | _list_settings(
+        "class_names", names, lists, len(names) <= _PER_CLASS
+    )
     counts = {"images": scores.images, "classes": len(names)}
     metrics, details = scores.metrics(), _details(scores, names)
     return run.result("zero-shot", data.name, metrics, counts=counts, settings=settings, details=details), scores
 
 
+def _list_settings(kind: str, texts: Sequence[str], lists: Mapping[str, str | None], whole: bool = True) -> dict:
+    """A list of texts in the settings of a result: itself, what it is called, and the SHA-256 of its lines."""
+    digest = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+    name = lists.get(kind)
+    called = {f"{kind}_from": Path(name).name if Path(name).is_file() else name} if name else {}
+    return ({kind: list(texts)} if whole else {}) | called | {f"{kind}_sha256": digest}
+
+
 def calibration(
-    run: TaskRun, data: Labelled, names: Sequence[str], templates: Sequence[str], *, bins: int = 15
+    run: TaskRun,
+    data: Labelled,
+    names: Sequence[str],
+    templates: Sequence[str],
+    lists: Mapping[str, str | None] = MappingProxyType({}),
+    *,
+    bins: int = 15,
 ) -> tuple[Result, Calibration]:
     """Gap between the probabilities of zero-shot classification and how often it is right."""
-    zero, scores = zero_shot(run, data, names, templates)
+    zero, scores = zero_shot(run, data, names, templates, lists)
     calibrated = _calibration_of(scores, bins)
     details = {"bins": [
         {"images": int(count)} | ({"accuracy": float(a), "confidence": float(c)} if count else {})
@@ -83,7 +113,12 @@ def _calibration_of(scores: ZeroShot, bins: int = 15) -> Calibration:
     return calibration_scores(scores.confidences[known], (scores.predictions == scores.labels)[known], bins=bins)
 
 
-def robustness(run: TaskRun, sets: Sequence[tuple[Labelled, Sequence[str]]], templates: Sequence[str]) -> Result:
+def robustness(
+    run: TaskRun,
+    sets: Sequence[tuple[Labelled, Sequence[str]]],
+    templates: Sequence[str],
+    lists: Mapping[str, str | None] = MappingProxyType({}),
+) -> Result:
     """Zero-shot accuracy and calibration on several sets: the first as usual, the others shifted.
 
     `drop` is the accuracy on the first minus the mean over the others.
@@ -92,14 +127,16 @@ def robustness(run: TaskRun, sets: Sequence[tuple[Labelled, Sequence[str]]], tem
         raise ValueError(f"robustness: got {len(sets)} data sets, expected the usual one and at least one shifted one")
     if len({data.name for data, _ in sets}) < len(sets):
         raise ValueError("robustness: two data sets have the same name: " + ", ".join(data.name for data, _ in sets))
-    metrics, counts, top1 = {}, {}, []
+    metrics, counts, top1, settings = {}, {}, [], _list_settings("templates", templates, lists)
     for data, names in sets:
-        zero, scores = zero_shot(run, data, names, templates)
+        _, scores = zero_shot(run, data, names, templates)
+        of_names = _list_settings("class_names", names, lists, whole=False)
+        settings |= {f"{data.name}_{key}": value for key, value in of_names.items()}
         metrics |= {f"{data.name}_top1": scores.top[1], f"{data.name}_ece": _calibration_of(scores).ece}
         counts[data.name] = scores.images
         top1.append(scores.top[1])
     metrics |= {"shifted_mean_top1": float(np.mean(top1[1:])), "drop": top1[0] - float(np.mean(top1[1:]))}
-    return run.result("robustness", sets[0][0].name, metrics, counts=counts, settings={"templates": list(templates)})
+    return run.result("robustness", sets[0][0].name, metrics, counts=counts, settings=settings)
 
 
 def classify(
@@ -132,7 +169,17 @@ def multi_label(run: TaskRun, name: str, images: Images, labels: list[list[int]]
 
 
 def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) -> Result:
-    """Captions of images and images of captions; with `fold_size` the mean over folds of so many images."""
+    """Captions of images and images of captions; with `fold_size` the mean over folds of so many images. Images after the
+    last whole fold are left out, and not counted."""
+    available = len(data)
+    if fold_size is not None:
+        count = len(folds(data.image_ids, fold_size))
+        data = data.take(range(count * fold_size))
+        if len(data) < available:
+            logger.warning(
+                f"{data.name}: {len(data)} of {available} images are measured, {count} x {fold_size}; "
+                f"the last {available - len(data)} are left out"
+            )
     texts = run.embedder.texts(data.captions)
     images = run.embedder.images(data.images, name=data.name)
     pairs = (images, texts, data.image_ids, data.caption_images)
@@ -142,8 +189,29 @@ def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) ->
         return run.result("retrieval", data.name, metrics, counts=counts)
     metrics, parts = fold_scores(*pairs, size=fold_size, max_memory=run.max_memory)
     details = {"folds": [part.metrics() for part in parts]}
+    counts |= {"folds": len(parts), "images_left_out": available - len(images)}
     name, settings = f"{data.name}, folds of {fold_size}", {"fold_size": fold_size}
     return run.result("retrieval", name, metrics, counts=counts, settings=settings, details=details)
+
+
+def pairs(run: TaskRun, data: Pairs) -> Result:
+    """Which of several captions describes an image, and the reverse: text, image and group score."""
+    texts = [run.embedder.texts(column) for column in data.captions]
+    images = [run.embedder.images(column, name=data.name) for column in data.images]
+    scores = pair_scores(np.stack(images, 1), np.stack(texts, 1))
+    counts = {"sets": scores.sets, "images": len(images), "captions": len(texts)}
+    details = {}
+    if data.groups is not None:
+        kinds = np.array(data.groups)
+        for kind in dict.fromkeys(data.groups):
+            chosen = kinds == kind
+            part = {"text_score": scores.text_right, "image_score": scores.image_right,
+                    "group_score": scores.text_right & scores.image_right}  # fmt: skip
+            shares = {name: float(right[chosen].mean()) for name, right in part.items() if name in scores.metrics()}
+            details[kind] = shares | {"sets": int(chosen.sum())}
+    return run.result(
+        "pairs", data.name, scores.metrics(), counts=counts, details={"groups": details} if details else {}
+    )
 
 
 def knn(run: TaskRun, train: Labelled, test: Labelled, *, k: int = 1) -> Result:
@@ -238,8 +306,16 @@ def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray,
     have as many and no name stands at another place."""
     config = embedder.embedder.config
     names = [config.id2label[number] for number in range(config.num_labels)]
-    place = {name: number for number, name in enumerate(names)}
-    if all(key in place for key in data.keys):
+    place = {name: number for number, name in reversed(list(enumerate(names)))}  # of equal names the first
+    if names == list(data.keys):
+        numbers = range(len(names))
+    elif all(key in place for key in data.keys):
+        unclear = [(name, at) for name, at in repeated_names(names) if name in data.keys]
+        if unclear:
+            logger.warning(
+                f"{data.name}: the model has several classes called {unclear[0][0]!r} ({', '.join(map(str, unclear[0][1]))}); "
+                f"images of that name count as the first. --class-index says which is which"
+            )
         numbers = [place[key] for key in data.keys]
     elif len(data.keys) == len(names) and all(names[i] == key for i, key in enumerate(data.keys) if key in place):
         numbers = range(len(names))
@@ -262,6 +338,7 @@ def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray,
 def _details(scores: Classification, names: Sequence[str]) -> dict:
     if len(names) > _PER_CLASS:
         return {}
+    names = distinct_names(names)
     confused = [[names[a], names[b], count] for a, b, count in scores.most_confused()]
     return {"per_class": {names[c]: share for c, share in scores.per_class.items()}, "most_confused": confused}
 

@@ -28,7 +28,8 @@ def read_templates(source: str) -> tuple[str, ...]:
     Args:
         source: "small" (`SMALL_TEMPLATES`); "clip", the 80 of CLIP (Radford et al. 2021), or "clip-simple", its 7, read
             from the source of an installed open_clip, which is not imported (it would import torchvision); or a file:
-            .txt with a template per line, .json with a list, .py with a list of lambdas as in open_clip.
+            .txt with a template per line, .json with a list, .py with a list of lambdas as in open_clip. A text with {} is
+            a template itself, such as "a photo of a {}.".
 
     Raises:
         ValueError: no templates there, or one that does not say where the class name goes.
@@ -40,8 +41,12 @@ def read_templates(source: str) -> tuple[str, ...]:
     if source in _OPEN_CLIP:
         return check_templates(_from_python(_open_clip_file(), _OPEN_CLIP[source]), name)
     path = Path(source)
+    if "{" in source and not path.is_file():
+        return check_templates((source,), name)
     if not path.is_file():
-        raise ValueError(f"{name}: expected small, {', '.join(_OPEN_CLIP)}, or a file with a template per line")
+        raise ValueError(
+            f"{name}: expected small, {', '.join(_OPEN_CLIP)}, a template with {{}}, or a file with a template per line"
+        )
     if path.suffix == ".py":
         return check_templates(_from_python(path, _OPEN_CLIP["clip"]), name)
     lines = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else lines_of(path)

@@ -3,16 +3,21 @@
 Axes: N images  C classes  P templates  D width
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from kakao_models.inference.labels import LabelEmbeddings, TextEmbedder
 
+from .class_names import repeated_names
 from .classify import Classification, tally
 from .knn import check_labels, nearest
 from .tiles import MAX_MEMORY, check_at, check_rows, unit_rows
+
+logger = logging.getLogger(__name__)
 
 _CLASSES = 256  # whose prompts are embedded at a time
 
@@ -28,25 +33,36 @@ def class_embeddings(embedder: TextEmbedder, names: Sequence[str], templates: Se
     """(C, D), each row of length 1: the mean of the normalised embeddings of a class's prompts, normalised again
     (Radford et al. 2021, section 3.1.4).
 
+    Classes of the same name, such as the two cranes of ImageNet, have equal rows: they score equally, and the first one is
+    predicted. A warning names them.
+
     Args:
         embedder: an `Embedder` of an ALIGN, or a `CachedEmbedder`.
         templates: with one {} each.
 
     Raises:
-        ValueError: no names, an empty name, or a name twice: such classes could not be told apart.
+        ValueError: no names, or an empty name.
     """
-    seen: dict[str, int] = {}
     for number, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class {number} has no name: got {name!r}")
-        if name in seen:
-            raise ValueError(
-                f"classes {seen[name]} and {number} have the same name {name!r}: expected names that differ"
-            )
-        seen[name] = number
-    parts = range(0, max(1, len(names)), _CLASSES)  # no names: the error of LabelEmbeddings
+    if repeated := repeated_names(names):
+        shown = "; ".join(f"{name!r} (classes {', '.join(map(str, places))})" for name, places in repeated[:5])
+        _warn(shown + (f"; and {len(repeated) - 5} more" if len(repeated) > 5 else ""))
+    unique = list(dict.fromkeys(names))  # each name is embedded once: rows of equal names are equal to the bit
+    parts = range(0, max(1, len(unique)), _CLASSES)  # no names: the error of LabelEmbeddings
     make = LabelEmbeddings(embedder)
-    return np.concatenate([make(names[start : start + _CLASSES], templates) for start in parts])
+    rows = np.concatenate([make(unique[start : start + _CLASSES], templates) for start in parts])
+    place = {name: row for row, name in enumerate(unique)}
+    return rows[[place[name] for name in names]]
+
+
+@cache  # once, also where a model is evaluated again and again while it is trained
+def _warn(repeated: str) -> None:
+    logger.warning(
+        f"some classes have the same name, so they score equally and the first one is predicted: {repeated}. "
+        "To tell them apart, give them different names"
+    )
 
 
 def zero_shot_scores(

@@ -339,6 +339,8 @@ def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> li
         raise ValueError(f"{path}: not JSON ({error})") from error
     if len(paths) > 1:
         raise ValueError(f"{path}: one of {len(paths)} .json files; name one, or make them JSON lines (.jsonl)")
+    if isinstance(content, dict) and "images" not in content:  # records by number, as SugarCrepe's files have
+        content = list(content.values())
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         return content
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):

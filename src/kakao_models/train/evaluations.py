@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from kakao_models.evaluate.class_names import class_names_of
 from kakao_models.evaluate.classify import classification_scores
 from kakao_models.evaluate.datasets import read_captioned, read_labelled
 from kakao_models.evaluate.knn import knn_scores
@@ -28,14 +29,18 @@ def retrieval(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
     return run
 
 
-def zero_shot(data: str, templates: str = "small", batch_size: int = 32, **options: Any) -> Evaluation:
-    """Zero-shot accuracy; `templates` go to `evaluate.read_templates`, `options` to `evaluate.read_labelled`."""
+def zero_shot(
+    data: str, templates: str = "small", classes: str | None = None, batch_size: int = 32, **options: Any
+) -> Evaluation:
+    """Zero-shot accuracy; `templates` go to `evaluate.read_templates`, `classes` to `evaluate.read_class_names`, `options` to
+    `evaluate.read_labelled`."""
     labelled, sentences = read_labelled(data, **options).labelled(), read_templates(templates)
+    names = class_names_of(labelled.keys, classes, data)
 
     def run(model: nn.Module, processor) -> dict[str, float]:
         embedder = Embedder(model, processor=processor, batch_size=batch_size)
-        classes = class_embeddings(embedder, [key.replace("_", " ") for key in labelled.keys], sentences)
-        return zero_shot_scores(embedder.images(labelled.images, progress=False), classes, labelled.labels).metrics()
+        images, rows = embedder.images(labelled.images, progress=False), class_embeddings(embedder, names, sentences)
+        return zero_shot_scores(images, rows, labelled.labels).metrics()
 
     return run
 
