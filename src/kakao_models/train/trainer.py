@@ -11,8 +11,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.align.modeling_torch import AlignModel, AlignOutput
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.train.arguments import TrainOptions
+from kakao_models.train.augment import Resolutions
 from kakao_models.train.base_trainer import BaseTrainer
+from kakao_models.train.data import StreamData, TrainData
 from kakao_models.train.freezing import rest_frozen
 from kakao_models.train.gradcache import BatchNormStatistics, chunked_step, ghost_chunks
 from kakao_models.train.inputs import align_transform, class_transform
@@ -203,6 +206,18 @@ class ViTTrainer(BaseTrainer):
             raise ValueError("chunk_size is for ALIGN's loss; with labels, gradient_accumulation_steps does the same")
         if options.temperature_range is not None:
             raise ValueError("temperature_range is for an AlignModel; a classifier has no temperature")
+
+    def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any):
+        data, size = self.train_dataset, inputs["pixel_values"].shape[-2:]
+        plain = self.accelerator.unwrap_model(self.model)
+        if (
+            isinstance(plain, ViTForImageClassification)
+            and isinstance(data, (TrainData, StreamData))
+            and isinstance(data.prepare.augment, Resolutions)
+            and size != as_pair(plain.config.image_size)
+        ):
+            inputs = {**inputs, "interpolate_pos_encoding": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _check_transform(self, transform: SampleTransform) -> None:
         own, classes = transform.classes or "no", self.accelerator.unwrap_model(self.model).config.num_labels
