@@ -105,6 +105,7 @@ class AlignRecipe(Recipe):
     image_size: pixels of a side of the images that the model takes; by default those of `start` or of published weights.
     vocabulary: cut the text tower's vocabulary to the word pieces of `texts`, text files (a line each) or sources of captions,
     by default the data; pieces that occur fewer than `at_least` times go too. {} cuts with the defaults.
+    loss: "contrastive" (softmax, ALIGN's) or "sigmoid" (SigLIP's, with a learned bias).
     temperature_range: the lowest and the highest that the temperature may become.
     distill: teachers by their names, each with the fields of `train.distill.Distillation`. contrastive: factor of the
     contrastive loss beside them; 0 leaves it out.
@@ -117,6 +118,7 @@ class AlignRecipe(Recipe):
     vocabulary: dict | None = None
     max_tokens: int = MAX_TOKENS
     pad_to: str = "longest"
+    loss: str = "contrastive"
     temperature_range: list | None = None
     distill: dict = field(default_factory=dict)
     contrastive: float = 1.0

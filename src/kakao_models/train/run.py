@@ -184,7 +184,7 @@ def _arguments(recipe: Recipe) -> TrainArguments:
         "warmup_steps": recipe.warmup,
         "max_grad_norm": recipe.clip,
         "ema_decay": recipe.ema,
-        "temperature_range": getattr(recipe, "temperature_range", None),
+        **{name: getattr(recipe, name) for name in ("loss", "temperature_range") if hasattr(recipe, name)},
         "per_device_train_batch_size": share,
         "gradient_accumulation_steps": accumulate,
         "chunk_size": recipe.chunk_size if isinstance(recipe, AlignRecipe) else None,
