@@ -54,6 +54,17 @@ def contrastive_loss(rank: int, world: int, images, texts, temperature, smoothin
     return {"loss": loss.detach(), "gradients": [leaf.grad for leaf in leaves]}
 
 
+def sigmoid_loss(rank: int, world: int, images, texts, temperature, bias) -> dict:
+    """The same of the sigmoid loss."""
+    from kakao_models.train.loss import tiled_sigmoid_loss
+
+    own = slice(rank * len(images) // world, (rank + 1) * len(images) // world)
+    leaves = [x.clone().requires_grad_() for x in (images[own], texts[own], temperature, bias)]
+    loss = tiled_sigmoid_loss(*leaves, tile_size=3)
+    (3 * loss).backward()
+    return {"loss": loss.detach(), "gradients": [leaf.grad for leaf in leaves]}
+
+
 def uneven_contrastive_loss(rank: int, world: int) -> str:
     from kakao_models.train.loss import tiled_contrastive_loss
 

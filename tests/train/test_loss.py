@@ -1,5 +1,7 @@
 """The tiled loss beside the dense one, in one process and in several."""
 
+from functools import partial
+
 import pytest
 import ranks
 import torch
@@ -7,7 +9,7 @@ from tolerances import TOLERANCE
 from torch.nn import functional as F
 
 from kakao_models.align.modeling_torch import contrastive_loss
-from kakao_models.train.loss import tiled_contrastive_loss
+from kakao_models.train.loss import tiled_contrastive_loss, tiled_sigmoid_loss
 
 
 def leaves(samples: int, width: int, temperature: float, dtype=torch.float64, seed: int = 0) -> list[torch.Tensor]:
@@ -64,6 +66,38 @@ def test_bfloat16_embeddings_are_computed_in_float32():
         loss = tiled_contrastive_loss(images, texts, temperature)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, dense(images.float(), texts.float(), temperature.float(), 0.1))
+
+
+def dense_sigmoid(images, texts, temperature, bias):
+    signs = 2 * torch.eye(len(images), dtype=images.dtype) - 1
+    return -F.logsigmoid(signs * (images @ texts.T / temperature + bias)).sum() / len(images)
+
+
+@pytest.mark.parametrize("samples, tile", [(1, 4), (37, 8), (50, 1000)])
+def test_the_sigmoid_loss_is_the_dense_one_in_value_and_every_gradient(samples, tile):
+    results = []
+    for function in (partial(tiled_sigmoid_loss, tile_size=tile), dense_sigmoid):
+        inputs = [*leaves(samples, 24, 0.1), torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)]
+        loss = function(*inputs)
+        (3 * loss).backward()
+        results.append([loss.detach(), *(x.grad for x in inputs)])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE["tiled loss float64"])
+    inputs = [*leaves(7, 5, 0.5), torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)]
+    torch.autograd.gradcheck(partial(tiled_sigmoid_loss, tile_size=3), inputs)
+
+
+def test_the_sigmoid_loss_of_two_processes_is_that_of_one(tmp_path):
+    inputs = [*leaves(8, 16, 0.1), torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)]
+    loss = dense_sigmoid(*inputs)
+    (3 * loss).backward()
+    results = ranks.run(ranks.sigmoid_loss, 2, tmp_path, *(x.detach() for x in inputs))
+    close = partial(torch.testing.assert_close, rtol=0, atol=TOLERANCE["tiled loss float64"])
+    for number in (0, 1):  # of the samples: every process has those of its own
+        close(torch.cat([result["gradients"][number] for result in results]), inputs[number].grad)
+    for number in (2, 3):  # of the scalars: they add up
+        close(sum(result["gradients"][number] for result in results), inputs[number].grad)
+    assert all(result["loss"].item() == pytest.approx(loss.item(), abs=1e-12) for result in results)
 
 
 def test_no_matrix_of_all_logits_is_ever_made():

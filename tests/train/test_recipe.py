@@ -1,10 +1,13 @@
 """Recipes, and whole runs of them: from data to a folder for the Hub."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import published
 import pyarrow as pa
@@ -19,9 +22,10 @@ from safetensors.torch import load_file
 from tolerances import TOLERANCE
 from typer.testing import CliRunner
 
-from kakao_models import AlignModel, AlignProcessor, AlignTrainer, Embedder, ViTForImageClassification
+from kakao_models import AlignModel, AlignProcessor, AlignTrainer, Embedder, ViTForImageClassification, ViTTrainer
 from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.samples.columns import CAPTIONS
+from kakao_models.samples.sources import open_source
 from kakao_models.train.cli import app
 from kakao_models.train.recipe import as_yaml, names, read_recipe
 from kakao_models.train.run import build_trainer, run
@@ -247,7 +251,6 @@ def test_published_towers_a_cut_vocabulary_and_a_teacher_are_keys_of_a_recipe(tm
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (["image_size=64"], "image_size is for an image_tower of published weights"),
         (
             ["text_tower=some/bert", "tokenizer=other"],
             "tokenizer: text_tower some/bert has its own; leave tokenizer out",
@@ -378,6 +381,152 @@ def test_torchrun_of_the_command_is_the_run_of_one_process(tmp_path):
         [line["loss"] for line in read_logs(tmp_path / n / "training.jsonl") if "loss" in line] for n in ("out", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 2
+
+
+class Own:
+    """A data set of one's own: neither a `Source`, nor a sequence."""
+
+    counts = [5, 3]
+
+    def read(self, shard: int, row: int) -> dict:
+        return ROWS[5 * shard + row]
+
+
+class Items(torch.utils.data.Dataset):
+    """Like many data sets, it makes an item for any number, and so has no end but by its length."""
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, number: int) -> dict:
+        return ROWS[number % len(ROWS)]
+
+
+ROWS = [{"image": row["image"], "label": row["label"]} for row in training.records(8)]
+OBJECTS = {
+    "list": (lambda: ROWS * 3, "<list of 24 samples>"),
+    "short list": (lambda: ROWS, [{"image": "<Image>", "label": row["label"]} for row in ROWS]),
+    "datasets": (lambda: datasets.Dataset.from_list(ROWS), "<Dataset of 8 samples>"),
+    "stream": (lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(), "<IterableDataset>"),
+    "torch": (Items, "<Items of 8 samples>"),
+    "object": (Own, "<Own of 8 samples>"),
+    "source": (lambda: open_source(ROWS), "<Records of 8 samples>"),
+    "mixture": (
+        lambda: [{"path": Own(), "weight": 2}, {"path": ROWS, "weight": np.float64(0.5)}],
+        [{"path": "<Own of 8 samples>", "weight": 2}, {"path": ROWS, "weight": 0.5}],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_a_run_takes_data_of_ones_own_and_describes_them(kind, vit, tmp_path):
+    make, described = OBJECTS[kind]
+    changes = {"start": vit, "steps": 1, "augment": {}, "classes": 7}
+    recipe = read_recipe("vit", recipe_file(tmp_path, data="mine", **changes))
+    run(dataclasses.replace(recipe, data=make(), streaming=kind == "stream"))
+    written = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["data"]
+    if kind == "mixture":
+        described[1]["path"] = OBJECTS["short list"][1]
+    assert written == described
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert json.dumps(described) in card and ViTForImageClassification.from_pretrained(tmp_path / "out")
+    if kind == "object":
+        with pytest.raises(ValueError, match="<Own of 8 samples> was an object in Python"):
+            run(read_recipe("vit", str(tmp_path / "out" / "recipe.yaml"), [f"output={tmp_path / 'other'}"]))
+
+
+def test_the_data_set_of_the_documentation_trains(align, tmp_path, monkeypatch):
+    page = Path(__file__).parents[2].joinpath("docs/train.md").read_text(encoding="utf-8")
+    section = page.split("### Bring your own data set")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    for shard, count in ((0, 6), (1, 2)):
+        folder = Path("photos", str(shard))
+        for row, path in enumerate(tiny.picture_folder(folder, count)):
+            path.rename(folder / f"{row}.png")
+    Path(recipe_file(tmp_path, data="mine", start=align, steps=1, augment={})).rename("mine.yaml")
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    exec(block, {})
+    assert "<Photos of 8 samples>" in Path("out/README.md").read_text()
+    assert "broken" not in " ".join(path.name for path in Path("out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (datasets.Dataset.from_list(ROWS[:1]).to_iterable_dataset(), "is read in its order: set streaming: true"),
+        ({"train": ROWS}, r"got several data sets \(train\): choose one"),
+        ([(row["image"], 0) for row in ROWS], "got Image, expected a path, a list of dicts"),
+        (iter(ROWS), "got list_iterator, expected a path, a list of dicts"),
+        (object(), "got object, expected a path, a list of dicts"),
+    ],
+)
+def test_data_that_are_none_are_refused(data, message, vit, tmp_path):
+    recipe = read_recipe("vit", recipe_file(tmp_path, data="mine", start=vit, augment={}, classes=7))
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(recipe, data=data))
+
+
+def test_the_size_is_that_of_the_start_unless_the_recipe_says_otherwise(align, vit, tmp_path):
+    data = write_parquet(tmp_path / "train.parquet", 8)
+
+    def trainer(kind, *changes, start=align):
+        settings = {"data": data, "start": start, "augment": {}, "classes": 7}
+        if kind == "align":
+            del settings["classes"]
+        return build_trainer(read_recipe(kind, recipe_file(tmp_path, **settings), changes))
+
+    def augment(made):
+        return made.train_dataset.prepare.augment
+
+    assert (augment(trainer("align")).resize, augment(trainer("align")).crop) == (40, 32)
+    assert augment(trainer("vit", "augment.kind=random", start=vit)).crop == 32
+    assert augment(trainer("vit", "backbone=align", "classes=3")).size == 32
+    larger = trainer("align", "image_size=64")
+    assert (augment(larger).resize, augment(larger).crop) == (80, 64)
+    assert (
+        larger.processing_class.image_processor.crop_size["height"]
+        == larger.model.config.vision_config.image_size
+        == 64
+    )
+    assert augment(trainer("vit", "image_size=48", start=vit)).size == 48
+    other = trainer("align", "image_size=32", "augment.crop=24")  # smaller crops than the images it is used on
+    assert augment(other).crops[0].crop == 24 and other.processing_class.image_processor.crop_size["height"] == 32
+    message = "takes images of 32 x 32 pixels. Leave {} out, or set image_size: 48 .*, or image_size: 32 to train at"
+    with pytest.raises(ValueError, match=f"augment.crop is 48, but .* {message.format('crop')}"):
+        trainer("align", "augment.crop=48")
+    for backbone, start in (("vit", vit), ("align", align)):
+        with pytest.raises(ValueError, match=f"augment.size is 48, but .* {message.format('size')}"):
+            trainer("vit", "augment.size=48", f"backbone={backbone}", "classes=3", "new_head=true", start=start)
+
+
+def test_a_run_of_several_resolutions_steps_through_them(vit, align, tmp_path):
+    data, sizes = write_parquet(tmp_path / "train.parquet", 16), []
+
+    class Seen(ViTTrainer):
+        def training_step(self, model, inputs, *args):
+            sizes.append(inputs["pixel_values"].shape[-1])
+            return super().training_step(model, inputs, *args)
+
+    def trained(kind, start, cls, **settings):
+        sizes.clear()
+        values = {"data": data, "start": start, "steps": 6, "save_every": 100} | settings
+        build_trainer(read_recipe(kind, recipe_file(tmp_path, **values)), cls).train()
+        return sizes
+
+    heads = {"classes": 3, "new_head": True}
+    assert trained("vit", vit, Seen, augment={"size": [16, 24, 32]}, **heads) == [16, 16, 24, 24, 32, 32]
+    stages = {"size": [16, 32], "by": "step"}
+    # two micro-batches a step
+    assert trained("vit", vit, Seen, augment=stages, chunk_size=4, steps=2, **heads) == [16, 16, 32, 32]
+    for augment, message in (
+        ({"crop": []}, r"augment.crop: expected pixels, or a list of them, got \[\]"),
+        ({"crop": ["large", 32]}, "augment.crop: expected pixels, or a list of them"),
+        ({"crop": 32, "by": "step"}, "augment.by is 'step', but there are no several sizes: make crop a list"),
+        ({"crop": [16, 32], "by": "epoch"}, "by: stage or by: step; got 2 sizes and by='epoch'"),
+        ({"crop": [16, 24]}, r"augment.crop is \[16, 24\], but .* takes images of 32 x 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trained("align", align, None, augment=augment)
 
 
 def test_null_takes_a_setting_away(tmp_path):

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from training import weights
 from transformers.trainer_utils import HPSearchBackend
 
-from kakao_models import AlignForImageClassification, AlignModel, ViTForImageClassification, ViTImageProcessor
+from kakao_models import AlignForImageClassification, AlignModel, Embedder, ViTForImageClassification, ViTImageProcessor
 from kakao_models.align.modeling_torch import contrastive_loss
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.data import StreamData
@@ -249,6 +249,48 @@ def test_vit_steps_by_hand(tmp_path):
     close({name: p.detach() for name, p in trainer.model.named_parameters()}, expected, TOLERANCE["runs float32"])
 
 
+def test_the_loss_of_the_documentation_trains_saves_and_loads_its_parameter(tmp_path, monkeypatch):
+    """docs/train.md, in chunks and without; the parameter is that of the whole batch, and goes on from a checkpoint."""
+    page = Path(__file__).parents[2].joinpath("docs/train.md").read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"```python\n(.*?)```", page.split("### A loss with a parameter of its own")[1].split("\n## ")[0], re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    for path in tiny.picture_folder(Path("photos"), 8):
+        path.with_suffix(".txt").write_text(f"photo {path.stem}", encoding="utf-8")
+    names = {}
+    exec(block, names)
+    saved = names["model"]
+    assert isinstance(saved, names["PairModel"]) and saved.margin.item() != 0
+    runs = []
+    for options in ({}, {"chunk_size": 4}):
+        made = training.align_trainer(tmp_path, count=16, per_device_train_batch_size=8, max_steps=2, **options)
+        config = made.model.config
+        torch.manual_seed(0)
+        model = names["PairModel"](config)
+        model.load_state_dict({"margin": torch.tensor(0.5), **made.model.state_dict()})
+        arguments = made.args
+        arguments.save_strategy, arguments.save_steps = "steps", 1
+        arguments.output_dir = str(tmp_path / f"run{len(runs)}")
+        scores = {"recall": lambda model, processor: {"dim": Embedder(model, processor=processor).dim}}
+        trainer = names["PairTrainer"](
+            model,
+            arguments,
+            train_dataset=made.train_dataset,
+            processing_class=made.processing_class,
+            evaluations=scores,
+        )
+        trainer.train()
+        assert trainer.evaluate()["eval_recall/dim"] == 16
+        runs.append(weights(trainer))
+        shutil.rmtree(Path(arguments.output_dir, "checkpoint-2"))
+        trainer.model.margin.data.zero_()
+        trainer.train(resume_from_checkpoint=True)
+        close(weights(trainer), runs[-1], 0)
+    close(*runs, TOLERANCE["runs float32"])
+    assert runs[0]["margin"].item() != 0.5
+
+
 def test_logs_say_temperature_and_rate(tmp_path):
     trainer = training.align_trainer(tmp_path, schedule="cosine", warmup_steps=1)
     trainer.train()
@@ -314,6 +356,31 @@ def test_a_loss_of_ones_own_sees_the_batch_in_its_order_with_chunks_too(tmp_path
         trainer.train()
         found.append(weights(trainer))
     close(*found, TOLERANCE["runs float32"])
+
+
+def test_a_run_with_the_sigmoid_loss_in_chunks_and_processes_is_that_of_the_whole_batch(tmp_path):
+    plain = {"loss": "sigmoid", "max_grad_norm": 0.0, "learning_rate": 1e-2}
+    whole = training.align_trainer(tmp_path, **plain)
+    assert whole.model.logit_bias.item() == -10 and whole.model.config.logit_bias_init_value == -10
+    chunked = training.align_trainer(tmp_path, chunk_size=8, **plain)
+    whole.train(), chunked.train()
+    close(weights(chunked), weights(whole), TOLERANCE["runs float32"])
+    assert whole.model.logit_bias.item() > -9.99
+    options = {"per_device_train_batch_size": 8, "chunk_size": 4, **plain}
+    for result in ranks.run(ranks.align_run, 2, tmp_path / "ranks", str(tmp_path), options):
+        close(result["weights"], weights(whole), TOLERANCE["runs float32"])
+    assert whole.evaluate(training.records(8))["eval_loss"] > 0
+    whole.save_final(tmp_path / "saved")
+    again = AlignModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.logit_bias, whole.model.logit_bias)
+    # the softmax does not know the bias, which then is not trained
+    made = training.align_trainer(tmp_path)
+    AlignTrainer(again, made.args, train_dataset=made.train_dataset).train()
+    assert torch.equal(again.logit_bias, whole.model.logit_bias)
+    with pytest.raises(ValueError, match="loss: got 'hinge', expected one of contrastive, sigmoid"):
+        training.align_trainer(tmp_path, loss="hinge")
+    with pytest.raises(ValueError, match="loss: sigmoid is for an AlignModel; a classifier has its own"):
+        training.vit_trainer(tmp_path, loss="sigmoid")
 
 
 def test_chunks_want_a_text_for_each_picture(tmp_path):

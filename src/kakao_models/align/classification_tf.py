@@ -20,7 +20,7 @@ class TFAlignForImageClassification(TFImageClassifier, TFAlignPreTrainedModel):
 
     config_class = AlignVisionConfig
     key_prefix = "vision_model."
-    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$")
     tensors_replaceable = (r"classifier\.",)
 
     def __init__(self, config: AlignVisionConfig):

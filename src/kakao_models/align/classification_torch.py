@@ -27,7 +27,7 @@ class AlignForImageClassification(ImageClassifier, AlignPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$")
+    tensors_elsewhere = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$")
     tensors_replaceable = (r"classifier\.",)
 
     def __init__(self, config: AlignVisionConfig):

@@ -117,12 +117,16 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
         where the tower's width is not `projection_dim`.
     label_smoothing (`float`, *optional*, defaults to 0.1):
         Of the contrastive loss; in [0, 1).
+    logit_bias_init_value (`float`, *optional*):
+        The model has a learned `logit_bias`, which is added to the logits and begins with this value (SigLIP: -10); `None`
+        for a model without.
     """
 
     sub_configs_defaults = {"vision_config": AlignVisionConfig, "text_config": AlignTextConfig}
 
     use_visual_projection: bool | None = None
     label_smoothing: float = 0.1
+    logit_bias_init_value: float | None = None
 
     def __post_init__(self, **kwargs):
         for name, kind in self.sub_configs.items():  # a tower's configuration may be one of transformers

@@ -416,7 +416,7 @@ class FlaxAlignTextModel(FlaxAlignPreTrainedModel):
     key_prefix = "text_model."
     is_base = True
     tensors_elsewhere = (
-        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\.",
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$", r"text_model\.pooler\.",
         BERT_HEADS,
     )  # fmt: skip
     tensors_renamed = BERT_NAMES
@@ -470,7 +470,7 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
     key_prefix = "vision_model."
     is_base = True
     tensors_elsewhere = (
-        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"classifier\."
+        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$", r"classifier\."
     )  # fmt: skip
 
     def __init__(self, config: AlignVisionConfig, *, rngs: nnx.Rngs):
@@ -503,7 +503,7 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
 
 
 class FlaxAlignModel(FlaxAlignPreTrainedModel):
-    """Both towers, their projections and the temperature."""
+    """Both towers, their projections and the temperature; with `config.logit_bias_init_value` a bias of the logits too."""
 
     config_class = AlignConfig
 
@@ -519,6 +519,9 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
         has_projection = config.use_visual_projection
         self.visual_projection = linear(config.vision_config.output_channels) if has_projection else None
         self.temperature = nnx.Param(jnp.asarray(config.temperature_init_value, jnp.float32))
+        self.logit_bias = None
+        if config.logit_bias_init_value is not None:
+            self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init_value, jnp.float32))
 
     @classmethod
     def from_towers(
@@ -608,6 +611,8 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
             text_embeds = l2_normalize(self._project_text(text), dtype)  # (texts, P)
         if image_embeds is not None and text_embeds is not None:
             logits_per_image = image_embeds @ text_embeds.T / self.temperature[...]  # (images, texts)
+            if self.logit_bias is not None:
+                logits_per_image = logits_per_image + self.logit_bias[...]
             logits_per_text = logits_per_image.T
         if return_loss:
             images, texts = (0 if embeds is None else len(embeds) for embeds in (image_embeds, text_embeds))

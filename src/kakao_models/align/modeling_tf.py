@@ -413,7 +413,7 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
     key_prefix = "text_model."
     is_base = True
     tensors_elsewhere = (
-        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"text_model\.pooler\.",
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$", r"text_model\.pooler\.",
         BERT_HEADS,
     )  # fmt: skip
     tensors_renamed = BERT_NAMES
@@ -473,7 +473,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
     key_prefix = "vision_model."
     is_base = True
     tensors_elsewhere = (
-        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"classifier\."
+        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$", r"classifier\."
     )  # fmt: skip
 
     def __init__(self, config: AlignVisionConfig):
@@ -509,7 +509,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
 
 
 class TFAlignModel(TFAlignPreTrainedModel):
-    """Both towers, their projections and the temperature.
+    """Both towers, their projections and the temperature; with `config.logit_bias_init_value` a bias of the logits too.
 
     `fit` needs batches of a dict with `pixel_values` and `input_ids` (and `attention_mask`, `token_type_ids`), no labels
     and no loss: it trains with `contrastive_loss` over the global batch, that of all replicas of a `tf.distribute`
@@ -530,6 +530,10 @@ class TFAlignModel(TFAlignPreTrainedModel):
             self.visual_projection = dense(config.vision_config.output_channels, config.projection_dim, std=None)
         start = keras.initializers.Constant(config.temperature_init_value)
         self.temperature = self.add_weight((), start, name="temperature", autocast=False)
+        self.logit_bias = None
+        if config.logit_bias_init_value is not None:
+            start = keras.initializers.Constant(config.logit_bias_init_value)
+            self.logit_bias = self.add_weight((), start, name="logit_bias", autocast=False)
 
     @classmethod
     def from_towers(
@@ -617,6 +621,8 @@ class TFAlignModel(TFAlignPreTrainedModel):
             logits_per_image = (
                 ops.matmul(image_embeds, ops.transpose(text_embeds)) / self.temperature
             )  # (images, texts)
+            if self.logit_bias is not None:
+                logits_per_image = logits_per_image + self.logit_bias
             logits_per_text = ops.transpose(logits_per_image)
         if return_loss:
             images, texts = (0 if embeds is None else embeds.shape[0] for embeds in (image_embeds, text_embeds))

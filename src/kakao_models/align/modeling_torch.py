@@ -426,6 +426,8 @@ class AlignPreTrainedModel(BijectiveLoading, PreTrainedModel):
                 init.xavier_uniform_(projection.weight)
                 init.zeros_(projection.bias)
             init.constant_(module.temperature, self.config.temperature_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
 
 class AlignTextModel(AlignPreTrainedModel):
@@ -436,7 +438,7 @@ class AlignTextModel(AlignPreTrainedModel):
     base_model_prefix = "text_model"
     input_modalities = ("text",)
     tensors_elsewhere = (
-        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"(text_model\.)?pooler\.",
+        r"vision_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$", r"(text_model\.)?pooler\.",
         BERT_HEADS,
     )  # fmt: skip
     tensors_renamed = BERT_NAMES
@@ -508,7 +510,7 @@ class AlignVisionModel(AlignPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     tensors_elsewhere = (
-        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$", r"classifier\."
+        r"text_model\.", r"text_projection\.", r"visual_projection\.", r"temperature$|logit_bias$", r"classifier\."
     )  # fmt: skip
 
     def __init__(self, config: AlignVisionConfig):
@@ -550,10 +552,15 @@ class AlignVisionModel(AlignPreTrainedModel):
 
 
 class AlignModel(AlignPreTrainedModel):
-    """Both towers, their projections and the temperature."""
+    """Both towers, their projections and the temperature; with `config.logit_bias_init_value` a bias of the logits too.
+
+    A checkpoint without the bias loads into a model that has it with `ignore_mismatched_sizes=True`, or `add_logit_bias`
+    adds one afterwards.
+    """
 
     config: AlignConfig
     config_class = AlignConfig
+    tensors_replaceable = (r"logit_bias$",)
 
     def __init__(self, config: AlignConfig):
         config = self.config_class.from_config(config)
@@ -565,7 +572,15 @@ class AlignModel(AlignPreTrainedModel):
         if config.use_visual_projection:
             self.visual_projection = nn.Linear(config.vision_config.output_channels, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
+        self.logit_bias = None
+        if config.logit_bias_init_value is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)))
         self.post_init()
+
+    def add_logit_bias(self, value: float = -10.0) -> None:
+        """Gives the model a bias of its logits, a new parameter: call it before building an optimizer."""
+        self.config.logit_bias_init_value = float(value)
+        self.logit_bias = nn.Parameter(torch.full_like(self.temperature, value))
 
     @classmethod
     def from_towers(
@@ -665,6 +680,8 @@ class AlignModel(AlignPreTrainedModel):
             text_embeds = l2_normalize(self._project_text(text))  # (texts, P)
         if image_embeds is not None and text_embeds is not None:
             logits_per_image = image_embeds @ text_embeds.t() / self.temperature  # (images, texts)
+            if self.logit_bias is not None:
+                logits_per_image = logits_per_image + self.logit_bias
             logits_per_text = logits_per_image.t()
         if return_loss:
             images, texts = (0 if embeds is None else len(embeds) for embeds in (image_embeds, text_embeds))

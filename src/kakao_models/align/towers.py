@@ -107,6 +107,7 @@ def open_towers(
         config = AlignConfig(**merged(values, changes))
         projections = ["text_projection", *(["visual_projection"] if config.use_visual_projection else [])]
         new += tuple(f"{name}.{leaf}" for name in projections for leaf in ("weight", "bias")) + ("temperature",)
+        new += () if config.logit_bias_init_value is None else ("logit_bias",)
         new += tuple(f"{name}_model" for name, source in (("vision", image), ("text", text)) if source is None)
         if image is not None or text is not None:
             logger.warning("from_towers: new, and to be trained: %s", ", ".join(new))

@@ -63,6 +63,7 @@ ROWS = (
     Row.same("text_model.pooler.dense", "dense", _TEXT + "/pooler/dense"),
     Row.same("text_projection", "dense", "text_encoder/layer_with_weights-1"),
     Row.same("temperature", "array", "temperature"),
+    Row.same("logit_bias", "array", ""),  # of models trained with the sigmoid loss, which the original does not have
 )
 HEAD = Row.same("classifier", "dense", "")  # of the image tower as a classifier, which the original does not have
 
@@ -141,7 +142,8 @@ def _text_sets(config: AlignTextConfig) -> dict[str, range]:
 def align_tpu_slots(config: AlignConfig | AlignVisionConfig) -> list[Slot]:
     """Every tensor of an ALIGN model, or of its image tower, in model.safetensors and in a checkpoint of the original
     program. A tower's keys are those of the whole model."""
-    return tpu_slots(*_rows_and_sets(config))
+    rows, sets = _rows_and_sets(config)
+    return tpu_slots([row for row in rows if row.tpu], sets)
 
 
 def align_slots(
@@ -165,8 +167,9 @@ def align_slots(
 
 def _rows_and_sets(config: AlignConfig | AlignTextConfig | AlignVisionConfig) -> tuple[list[Row], dict]:
     if isinstance(config, AlignConfig):
-        rows = [row for row in ROWS if row.key != "visual_projection" or config.use_visual_projection]
-        return rows, index_sets(config)
+        absent = {"visual_projection"} if not config.use_visual_projection else set()
+        absent |= {"logit_bias"} if config.logit_bias_init_value is None else set()
+        return [row for row in ROWS if row.key not in absent], index_sets(config)
     text = isinstance(config, AlignTextConfig)
     prefix, sets = ("text_model.", _text_sets(config)) if text else ("vision_model.", _image_sets(config))
     return [row for row in ROWS if row.key.startswith(prefix)], sets

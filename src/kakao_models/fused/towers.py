@@ -32,9 +32,15 @@ class Classifier(nn.Module):
         return self.head(self.tower(pixel_values))
 
 
-# What a checkpoint holds and nothing here reads: BERT's pooler, the temperature, tables and counters of training
+# What a checkpoint holds and nothing here reads: BERT's pooler, what the logits are made with, tables and counters of training
 _UNREAD = (
-    *("text_model.pooler.dense.weight", "text_model.pooler.dense.bias", "temperature", "num_batches_tracked"),
+    *(
+        "text_model.pooler.dense.weight",
+        "text_model.pooler.dense.bias",
+        "temperature",
+        "logit_bias",
+        "num_batches_tracked",
+    ),
     *("embeddings.position_ids", "embeddings.token_type_ids", "vit.embeddings.mask_token"),
 )
 _ON_DISK = {  # in a model of transformers 5 → in its model.safetensors

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from kakao_models.samples.paths import (
 )  # fmt: skip
 from kakao_models.samples.shards import ParquetShards, Source, TarShards, TFRecordShards, locate
 from kakao_models.samples.text import SLICE, TextTable, slices
+
+_TRIED = 20  # items in which the fields of a data set without columns are looked for
 
 
 class Records(Source):
@@ -42,7 +45,7 @@ class Records(Source):
             if type(feature).__name__ == "Image":  # bytes now, decoding later and where `load_image` does it
                 records = records.cast_column(column, type(feature)(decode=False))
         self.records = records
-        names = list(self.features) or dict.fromkeys(name for record in records for name in record)
+        names = list(self.features) or _names(records, name)
         self.fields = columns.find(names, needs if len(records) else (), name)
         kind = getattr(self.features.get(self.fields.id), "dtype", "int64")
         self.numbered = str(kind).startswith("int") if self.features else self.fields.id is None
@@ -71,6 +74,28 @@ class Records(Source):
         return as_sample(record, f"{self.name} {row}", self.fields, self.folder, with_image=with_image)
 
 
+def _names(records: Any, source: str) -> dict[str, None]:
+    """The fields of a list of dicts; of a data set that makes its items when they are asked for, those of its first ones.
+
+    Raises:
+        ValueError: there are no items by number, or they are not dicts.
+    """
+    if not hasattr(records, "__getitem__") or not hasattr(records, "__len__"):
+        raise ValueError(
+            f"got {type(records).__name__}, expected a path, a list of dicts, a datasets.Dataset, a data set with __len__ and "
+            "__getitem__, or a Source"
+        )
+    if isinstance(records, Mapping):
+        raise ValueError(f"got several data sets ({', '.join(map(str, records))}): choose one")
+    names: dict[str, None] = {}
+    for number in range(len(records) if isinstance(records, (list, tuple)) else min(len(records), _TRIED)):
+        record = records[number]
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{source} {number}: expected a dict with an image, got {type(record).__name__}")
+        names |= dict.fromkeys(record)
+    return names
+
+
 def _paths_of_images(data, column: str) -> list[str | None] | None:
     """The paths of images stored by `datasets`, without reading the images; None where that is not possible."""
     chunks = data.data.column(column).chunks
@@ -79,6 +104,26 @@ def _paths_of_images(data, column: str) -> list[str | None] | None:
     if len(data.features) == 1:  # no other column would say how many rows there are
         return None
     return [path for chunk in chunks for path in chunk.field("path").to_pylist()]
+
+
+class Adapted(Source):
+    """An object of any class with `counts`, rows of each shard, and `read(shard, row)`, which gives a `Sample` or a dict."""
+
+    def __init__(self, source: Any, columns: Columns = BY_NAME):
+        super().__init__(str(getattr(source, "name", type(source).__name__)), [type(source).__name__], None)
+        self.source, self.columns = source, columns
+        self.counts, self.shard_files = list(source.counts), [0] * len(source.counts)
+
+    def described(self) -> list[str] | None:
+        return getattr(self.source, "classes", None)
+
+    def read(self, shard: int, row: int, with_image: bool = True) -> Sample:
+        found = self.source.read(shard, row)
+        if isinstance(found, Sample):
+            return found if with_image else replace(found, image=None)
+        names = [name for name, value in found.items() if value is not None]
+        key = f"{self.name} {self.row_number(shard, row)}"
+        return as_sample(found, key, self.columns.find(names, optional=True), with_image=with_image)
 
 
 class ImageFolder(Source):
@@ -220,7 +265,8 @@ def open_source(
         where: a file `.tar`, `.tfrecord`, `.parquet`, `.csv`, `.tsv`, `.jsonl` (the last three also as `.gz`); a pattern
             of such (`*`, `{000..127}`); a folder of them, of images, of images with metadata.csv or metadata.jsonl, or
             one that `datasets` saved; a `.json` of COCO's captions or of Karpathy's splits; `hf://name`,
-            `hf://name:split` or `hf://name/configuration:split`, a dataset of the Hub; a `datasets.Dataset`; or a list.
+            `hf://name:split` or `hf://name/configuration:split`, a dataset of the Hub; a `datasets.Dataset`, or any sequence of
+            dicts; an object with `counts` and `read` (`Source`, `Adapted`); or a list of these.
         columns: columns chosen by name; the others are found by their usual names.
         needs: kinds of columns that must be there: "image", "caption", "label".
         split: part of a data set of the Hub, of what `datasets` saved, or of Karpathy's files (several with commas).
@@ -241,7 +287,8 @@ def open_source(
     if isinstance(where, (str, os.PathLike)):
         source = _open(os.fspath(where), columns, tuple(needs), **options)
     else:
-        source = Records(where, columns=columns, needs=needs)
+        own = hasattr(where, "counts") and hasattr(where, "read")
+        source = Adapted(where, columns) if own else Records(where, columns=columns, needs=needs)
     if not sum(source.counts):
         hint = f" Images end in {', '.join(SUFFIXES[:6])} ..." if isinstance(source, ImageFolder) else ""
         raise ValueError(f"{where!s:.200} has no samples.{hint}")

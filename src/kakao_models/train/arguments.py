@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from kakao_models.train.optim import OPTIMIZERS, check_schedule
 from kakao_models.train.recompute import CHECKPOINTING
 
+LOSSES = ("contrastive", "sigmoid")  # of an ALIGN
+
 # Fields of `TrainingArguments` that `optimizer` and `schedule` replace.
 _REPLACED = (
     "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs"
@@ -27,6 +29,7 @@ class TrainOptions:
         end_lr: where the schedule ends.
         lr_scale: beginning of parameters' names → factor of their learning rate.
         freeze: beginnings of the names of modules that are not trained; their batch norms and dropouts rest too.
+        loss: "contrastive" (softmax, ALIGN's) or "sigmoid" (SigLIP's, with a learned bias), of an ALIGN.
         temperature_range: lowest and highest temperature of an ALIGN, held after every step; None for no bounds.
         ema_decay: decay of the moving average that is saved and evaluated; None for none.
         chunk_size: samples of a process whose activations are in memory at a time; None for its whole share. For
@@ -42,6 +45,7 @@ class TrainOptions:
     end_lr: float = 0.0
     lr_scale: dict = field(default_factory=dict)
     freeze: list = field(default_factory=list)
+    loss: str = LOSSES[0]
     temperature_range: list | None = None
     ema_decay: float | None = None
     chunk_size: int | None = None
@@ -53,6 +57,7 @@ class TrainOptions:
         for name, value, known in (
             ("optimizer", self.optimizer, (*OPTIMIZERS, None)),
             ("checkpointing", self.checkpointing, (*CHECKPOINTING, None)),
+            ("loss", self.loss, LOSSES),
         ):
             if value not in known:
                 raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, known))}")

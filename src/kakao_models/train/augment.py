@@ -3,7 +3,7 @@
 Axes: H, W height and width of the result.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,6 +107,30 @@ class InceptionCrop:
                 left, top = int(random.integers(0, width - w + 1)), int(random.integers(0, height - h + 1))
                 return left, top, left + w, top + h
         return 0, 0, width, height
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """Augmentations for images of several sizes; all images of a batch have one size.
+
+    crops: an augmentation for each size.
+    by: "stage": one size follows the other, each for an equal part of the run's steps. "step": they take turns.
+    """
+
+    crops: Sequence["Augmentation"]
+    by: str = "stage"
+
+    def __post_init__(self):
+        if not self.crops or self.by not in ("stage", "step"):
+            raise ValueError(
+                f"augment: expected sizes, and by: stage or by: step; got {len(self.crops)} sizes and by={self.by!r}"
+            )
+
+    def number(self, step: int, steps: int) -> int:
+        """Which of `crops` a step takes, the first step being 0, in a run of `steps`."""
+        if self.by == "step":
+            return step % len(self.crops)
+        return min(step * len(self.crops) // steps, len(self.crops) - 1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The base of `AlignTrainer` and `ViTTrainer`: arguments, data, optimizers, evaluation, logs."""
 
 import contextlib
+import math
 import resource
 import sys
 import time
@@ -18,7 +19,8 @@ from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from kakao_models.train.arguments import TrainOptions, options_of
-from kakao_models.train.data import Failures, GlobalBatches, Loader, StreamData, TrainData
+from kakao_models.train.augment import Resolutions
+from kakao_models.train.data import Failures, GlobalBatches, Loader, SizeOf, StreamData, TrainData
 from kakao_models.train.freezing import freeze, rest_frozen
 from kakao_models.train.gradcache import BatchNormStatistics
 from kakao_models.train.inputs import EvalData, eval_data, is_prepared, is_source, paired, train_data
@@ -222,10 +224,23 @@ class BaseTrainer(AtomicCheckpoints):
         args, batches = self.args, None
         if not isinstance(data, (TrainData, StreamData)):
             return super().get_train_dataloader()
+        share, world = self._train_batch_size, args.world_size
+        size_of = self._size_of(len(data) // (share * world) if isinstance(data, TrainData) else 0)
         if isinstance(data, TrainData):
-            share = self._train_batch_size
-            batches = GlobalBatches(len(data), share * args.world_size, args.process_index, args.world_size, self.ghost)
+            batches = GlobalBatches(len(data), share * world, args.process_index, world, self.ghost, size_of)
+        else:
+            data.size_of = size_of
         return Loader(data, batches, args.dataloader_num_workers, self._pins_memory)
+
+    def _size_of(self, batches: int) -> SizeOf | None:
+        """The size of images for each batch of the run, where training data have `Resolutions`; an epoch has `batches`."""
+        augment, parts = self.train_dataset.prepare.augment, self.args.gradient_accumulation_steps
+        if not isinstance(augment, Resolutions):
+            return None
+        steps = self.args.max_steps
+        if steps <= 0:
+            steps = math.ceil(self.args.num_train_epochs * batches / parts)
+        return lambda batch: augment.number(batch // parts, steps)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         data = self.eval_dataset if eval_dataset is None else eval_dataset

@@ -6,7 +6,6 @@ with exactly the samples that are left.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,49 +13,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from kakao_models.samples.columns import BY_NAME, Columns, as_sample, named
-from kakao_models.samples.shards import Source, locate
+from kakao_models.samples.shards import Source
 from kakao_models.train.gradcache import ghost_chunks
+from kakao_models.train.order import MixedOrder, Mixture, Order
 from kakao_models.train.transform import DataError, SampleTransform
 
 if TYPE_CHECKING:
     import datasets
 
 _ATTEMPTS = 20  # samples tried in the place of a broken one
+SizeOf = Callable[[int], int]  # number of a batch in the run -> number of its size among `Resolutions`
 UNUSABLE = (ValueError, OSError, KeyError, TypeError)  # raised by a sample that cannot be read
-
-
-class Order:
-    """The order of samples: shards shuffled, then the rows of every `window` consecutive shards among each other.
-
-    Reading it in order opens `window` shards at a time. With all shards in one window the shuffle is a full one.
-    """
-
-    def __init__(self, counts: Sequence[int], seed: int = 0, window: int = 16):
-        if window < 1:
-            raise ValueError(f"shuffle window: expected at least 1 shard, got {window}")
-        self.counts, self.seed, self.window = np.asarray(counts, np.int64), seed, window
-        self._epoch = None
-
-    def __len__(self) -> int:
-        return int(self.counts.sum())
-
-    def locate(self, epoch: int, position: int) -> tuple[int, int]:
-        """(shard, row) of a position of 0..len-1; in each epoch every sample has one position."""
-        if epoch != self._epoch:
-            self._shards = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts))
-            self._firsts = np.cumsum([0, *self.counts[self._shards]])
-            self._epoch = epoch
-        place, _ = locate(self._firsts, position)
-        number = place // self.window
-        start, end = self._firsts[[number * self.window, min((number + 1) * self.window, len(self.counts))]]
-        row = start + _shuffled(self.seed, epoch, number, int(end - start))[position - start]
-        place, row = locate(self._firsts, row)
-        return int(self._shards[place]), row
-
-
-@lru_cache(maxsize=3)  # workers look one or two windows ahead
-def _shuffled(seed: int, epoch: int, window: int, rows: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, window]).permutation(rows)
 
 
 class TrainData(Dataset):
@@ -64,15 +31,21 @@ class TrainData(Dataset):
 
     def __init__(self, source: Source, prepare: SampleTransform, seed: int = 0, window: int = 16):
         self.source, self.prepare, self.seed = source, prepare, seed
-        self.order = Order(source.counts, seed, window)
+        mixed = isinstance(source, Mixture)
+        self.order = MixedOrder(source, seed, window) if mixed else Order(source.counts, seed, window)
         source.hold(window + 1)  # the shards of a window, and one that a broken sample's replacement comes from
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, place: tuple[int, int]) -> dict:
-        """A prepared sample with its `id`, and `failures`: (key, reason) of the broken ones before it."""
-        epoch, position = place
+    def __getitem__(self, place: tuple[int, ...]) -> dict:
+        """A prepared sample with its `id`, and `failures`: (key, reason) of the broken ones before it.
+
+        Args:
+            place: epoch and position, and with `Resolutions` the number of one of them.
+        """
+        epoch, position, *size = place
+        prepare = self.prepare.at(*size or [None])
         random = np.random.default_rng([self.seed, epoch, position, 1])
         failures: list[tuple[str, str]] = []
         for _ in range(_ATTEMPTS):
@@ -82,7 +55,7 @@ class TrainData(Dataset):
                 sample = self.source.read(shard, row)
                 key = sample.key
                 identity = self.source.identify(sample, shard, row)
-                return self.prepare(sample, random) | {"id": identity, "failures": failures}
+                return prepare(sample, random) | {"id": identity, "failures": failures}
             except DataError:
                 raise
             except UNUSABLE as error:
@@ -116,11 +89,12 @@ class StreamData(IterableDataset):
         self.prepare, self.batch_size, self.rank, self.seed = prepare, batch_size, rank, seed
         names = list(dataset.features or next(iter(dataset), {}))
         self.fields = columns.find(names, needs, "data")
+        self.size_of: SizeOf | None = None
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
-        number = worker.id if worker else 0
-        items, failures, epoch = [], [], 0
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        items, failures, epoch, batch = [], [], 0, number  # the DataLoader takes a batch of each worker in turns
         while True:
             self.dataset.set_epoch(epoch)
             usable = False
@@ -131,7 +105,8 @@ class StreamData(IterableDataset):
                     sample = as_sample(record, key, self.fields)
                     key = sample.key
                     identity = 0, None if sample.id is None else str(sample.id)
-                    items.append(self.prepare(sample, random) | {"id": identity})
+                    prepare = self.prepare.at(self.size_of(batch) if self.size_of else None)
+                    items.append(prepare(sample, random) | {"id": identity})
                 except DataError:
                     raise
                 except UNUSABLE as error:
@@ -141,7 +116,7 @@ class StreamData(IterableDataset):
                 if len(items) == self.batch_size:
                     items[0]["failures"] = failures
                     yield self.prepare.collate(items)
-                    items, failures = [], []
+                    items, failures, batch = [], [], batch + workers
             if not usable and number == 0:
                 raise DataError(f"a whole epoch of the stream without a usable sample. {_listed(failures)}")
             if not usable:  # fewer shards than workers
@@ -153,13 +128,21 @@ class GlobalBatches(Sampler):
     """Places of this process's share of each batch. The samples of an epoch that fill no batch are left out of it.
 
     Processes share a batch by whole ghost batches, so that together they do what one process would (`ghost_chunks`);
-    where a share is no multiple of `ghost`, by consecutive samples.
+    where a share is no multiple of `ghost`, by consecutive samples. `size_of` gives the number of a batch's resolution.
 
     Raises:
         DataError: there are fewer samples than a batch has. ValueError: processes cannot share a batch evenly.
     """
 
-    def __init__(self, samples: int, batch_size: int, rank: int = 0, world: int = 1, ghost: int | None = None):
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        ghost: int | None = None,
+        size_of: SizeOf | None = None,
+    ):
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} processes")
         if samples < batch_size:
@@ -168,7 +151,7 @@ class GlobalBatches(Sampler):
         exact = ghost and share % ghost == 0 and batch_size % ghost == 0
         rows = ghost_chunks(batch_size, share, ghost if exact else None)[rank] if world > 1 else range(batch_size)
         self.rows, self.batch_size, self.epoch = [int(row) for row in rows], batch_size, 0
-        self.batches = samples // batch_size
+        self.batches, self.size_of = samples // batch_size, size_of
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -176,10 +159,11 @@ class GlobalBatches(Sampler):
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         epoch = self.epoch
         for number in range(self.batches):
-            yield [(epoch, number * self.batch_size + row) for row in self.rows]
+            size = (self.size_of(epoch * self.batches + number),) if self.size_of else ()
+            yield [(epoch, number * self.batch_size + row, *size) for row in self.rows]
 
 
 class Loader(DataLoader):

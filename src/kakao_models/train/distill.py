@@ -201,21 +201,17 @@ class DistillTrainer(AlignTrainer):
                 with torch.no_grad():
                     rows = torch.as_tensor(term.targets({**inputs, "keys": self._keys})).float()
                 inputs |= {f"distill/{name}": rows, f"distilled/{name}": torch.ones(len(rows), dtype=torch.bool)}
-        prompts = {
+        self._prompts = {
             name: self._class_embeddings(plain, term, inputs[f"distill/{name}"])
             for name, term in self.distill.items()
             if term.loss == "classes"
         }
-        self._prompts = prompts
-        if len(self.chunks) > 1:  # where the loss has a backward of its own, that ends at the embeddings
-            self._prompts = {name: (which, x.detach().requires_grad_()) for name, (which, x) in prompts.items()}
         loss = super().forward_backward(model, inputs, num_items_in_batch)
-        for name, (_, embeds) in prompts.items():
-            gradient = self._prompts[name][1].grad if len(self.chunks) > 1 else None
-            if gradient is not None and embeds.requires_grad:
-                self.accelerator.backward((embeds * gradient).sum())
         others = 1 - 1 / self._shares  # as much as the other processes add
         return loss + others * sum(term.weight * self._losses[name][-1] for name, term in self.distill.items())
+
+    def loss_parameters(self, model: nn.Module) -> list[torch.Tensor]:
+        return [*super().loss_parameters(model), *(embeds for _, embeds in self._prompts.values())]
 
     @property
     def _shares(self) -> int:

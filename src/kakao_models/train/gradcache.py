@@ -9,7 +9,7 @@ Ghost batch normalisation makes this exact for the image tower too, as long as a
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -56,6 +56,7 @@ def chunked_step(
     temperature: torch.Tensor,
     *,
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
+    parameters: Sequence[torch.Tensor] = (),
     statistics: "BatchNormStatistics | None" = None,
     no_sync: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     frozen: Mapping[nn.Module, Callable] | None = None,
@@ -68,6 +69,7 @@ def chunked_step(
         inputs: name → tensor, rows along the first axis.
         chunks: rows of each chunk, as of `ghost_chunks`.
         backward: takes the place of `Tensor.backward` on a chunk's scalar.
+        parameters: what else `loss` reads and has a gradient, such as a bias.
         statistics: those of batch norms in training: they move once, as they would for the whole batch.
         no_sync: entered around every chunk but the last: `DistributedDataParallel.no_sync`.
         frozen: parts of the model that are in evaluation mode and have nothing to train → what to keep of their output.
@@ -87,12 +89,14 @@ def chunked_step(
                 next_()
                 states.append(_random_state(device))
                 parts.append(embed(_rows(inputs, rows)))
-        leaves = [torch.cat(side).requires_grad_() for side in zip(*parts)] + [temperature.detach().requires_grad_()]
-        value = loss(*leaves)
-        value.backward()
+        embeds = [torch.cat(side).requires_grad_() for side in zip(*parts)]
+        value = loss(*embeds, temperature)
+        read = [x for x in (temperature, *parameters) if x.requires_grad]
+        # of which nothing is added to a parameter yet: it would be shared among processes before the towers' gradients
+        *ends, d_read = _gradients(value, embeds, read)
         again()
         sizes = [len(rows) for rows in chunks]
-        cached = list(zip(*(leaf.grad.split(sizes) for leaf in leaves[:2])))
+        cached = list(zip(*(end.split(sizes) for end in ends)))
         with statistics.unchanged() if statistics else contextlib.nullcontext():
             for number, (rows, state, gradients) in enumerate(zip(chunks, states, cached)):
                 last = number == len(chunks) - 1
@@ -100,11 +104,18 @@ def chunked_step(
                     _set_random_state(device, state)
                     embeds = embed(_rows(inputs, rows))
                     scalar = sum((x * gradient).sum() for x, gradient in zip(embeds, gradients))
-                    if last and temperature.requires_grad:
-                        scalar = scalar + temperature * leaves[2].grad
+                    if last:
+                        scalar = sum((x * gradient).sum() for x, gradient in d_read) + scalar
                     if scalar.requires_grad:  # not where the temperature alone is trained
                         backward(scalar)
     return value.detach()
+
+
+def _gradients(value: torch.Tensor, embeds: list[torch.Tensor], read: list[torch.Tensor]) -> list:
+    """The gradients of the embeddings, and last (tensor, gradient) of each of `read` that has one."""
+    gradients = torch.autograd.grad(value, [*embeds, *read], allow_unused=True)
+    ends = [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(embeds, gradients)]
+    return [*ends, [pair for pair in zip(read, gradients[len(embeds) :]) if pair[1] is not None]]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from kakao_models.samples.shards import Source
 from kakao_models.samples.sources import open_source
 from kakao_models.train.augment import InceptionCrop, RandomCrop
 from kakao_models.train.data import UNUSABLE, StreamData, TrainData
+from kakao_models.train.order import open_data
 from kakao_models.train.transform import DataError, SampleTransform
 from kakao_models.vit.processing import ViTImageProcessor
 
@@ -113,7 +114,7 @@ def train_data(
         _check_classes(dataset, made)
         _check_targets([lambda: as_sample(next(iter(dataset)), "row 0")], made)
         return StreamData(dataset, made, batch, rank, world, seed)
-    source, made = open_source(dataset), transform()
+    source, made = open_data(dataset), transform()
     _check_classes(dataset, made)
     check_source(source, made)
     return TrainData(source, made, seed, window)
@@ -212,10 +213,7 @@ def align_transform(model: nn.Module, processing_class: Any) -> SampleTransform:
             f"{_name(processing_class)}. Pass AlignProcessor.from_pretrained(...), or (image_processor, tokenizer)"
         )
     processor = _ours(images, AlignImageProcessor)
-    crop, size = _side(processor), processor.size.get("height", 0)
-    # without a margin around the crop, the original's share
-    resize = size if processor.do_center_crop and size > crop else round(crop * 346 / 289)
-    augment = RandomCrop(resize, crop, antialias=processor.preprocessing == "hf")
+    augment = RandomCrop(*sizes_of(processor), antialias=processor.preprocessing == "hf")
     tokens = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
     return SampleTransform(augment, processor, tokenizer=tokenizer, max_tokens=tokens)
 
@@ -258,6 +256,26 @@ def class_transform(model: nn.Module, processing_class: Any) -> SampleTransform:
 
 def _ours(images: Any, cls: type[ImageProcessor]) -> ImageProcessor:
     return images if isinstance(images, ImageProcessor) else cls.from_dict(images.to_dict())
+
+
+def sizes_of(processor: ImageProcessor) -> tuple[int, int]:
+    """Pixels of a side before a random crop, and of the crop, for images as a processor makes them.
+
+    Raises:
+        ValueError: they are no squares.
+    """
+    crop, size = _side(processor), processor.size.get("height", 0)
+    # without a margin around the crop, the original's share
+    return size if processor.do_center_crop and size > crop else round(crop * 346 / 289), crop
+
+
+def resized(processor: ImageProcessor, side: int) -> ImageProcessor:
+    """The processor for images of another size, with the same margin around a centre crop."""
+    changes = {"size": side}
+    if processor.do_center_crop:
+        resize, crop = sizes_of(processor)
+        changes = {"size": round(side * resize / crop), "crop_size": side}
+    return type(processor).from_dict(processor.to_dict() | changes)
 
 
 def _side(processor: ImageProcessor) -> int:

@@ -1,4 +1,6 @@
-"""ALIGN's contrastive loss over the global batch, in tiles: no (N, N) matrix is ever held.
+"""Losses of the global batch of images and texts, in tiles: no (N, N) matrix is ever held.
+
+ALIGN's contrastive loss is a softmax over all samples. SigLIP's sigmoid loss (Zhai et al. 2023) decides of each pair on its own.
 
 The logits S = I Tᵀ / t are computed tile by tile; a running log-sum-exp (Milakov & Gimelshein 2018) gives the softmax's
 denominators of rows and columns in one pass, and backward computes the tiles again. What remains is linear in N:
@@ -10,6 +12,7 @@ Axes: N samples of the global batch  n samples of this process  D width of an em
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 # Rows and columns of a tile. On CPUs a tile should stay in a core's cache; GPUs want large products.
 TILE = {"cpu": 1024, "other": 8192}
@@ -47,26 +50,57 @@ def tiled_contrastive_loss(
     Raises:
         ValueError: embeddings are not two matrices of one shape, or processes have different n.
     """
-    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape or not len(image_embeds):
-        raise ValueError(
-            "tiled_contrastive_loss: expected images and texts in pairs, two (samples, width) of one shape, got "
-            f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
-        )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"tiled_contrastive_loss: label_smoothing must lie in [0, 1), got {label_smoothing}")
-    dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
-    with torch.autocast(image_embeds.device.type, enabled=False):
-        images, texts, temperature = (x.to(dtype) for x in (image_embeds, text_embeds, temperature))
+    embeds, options = (image_embeds, text_embeds), (float(label_smoothing),)
+    return _tiled("tiled_contrastive_loss", _TiledSoftmax, embeds, (temperature,), tile_size, group, *options)
+
+
+def tiled_sigmoid_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    temperature: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    tile_size: int | None = None,
+    group: "dist.ProcessGroup | None" = None,
+) -> torch.Tensor:
+    """SigLIP's loss: -log sigmoid(z (I·T / temperature + bias)), z = 1 for a pair and -1 for all others, summed over all
+    pairs of the global batch and divided by its samples. Processes, gradients and memory are as of `tiled_contrastive_loss`.
+
+    Args:
+        image_embeds, text_embeds: (n, D), L2-normalised, row i of one belonging to row i of the other.
+        temperature, bias: scalars. SigLIP begins with 0.1 and -10.
+        tile_size: rows and columns of a tile.
+        group: processes that share the batch.
+
+    Raises:
+        ValueError: embeddings are not two matrices of one shape, or processes have different n.
+    """
+    return _tiled(
+        "tiled_sigmoid_loss", _TiledSigmoid, (image_embeds, text_embeds), (temperature, bias), tile_size, group
+    )
+
+
+def _tiled(name: str, function, embeds: tuple, scalars: tuple, tile_size: int | None, group, *options) -> torch.Tensor:
+    images, texts = embeds
+    if images.ndim != 2 or images.shape != texts.shape or not len(images):
+        raise ValueError(
+            f"{name}: expected images and texts in pairs, two (samples, width) of one shape, got {tuple(images.shape)} and "
+            f"{tuple(texts.shape)}"
+        )
+    dtype = torch.promote_types(torch.promote_types(images.dtype, texts.dtype), torch.float32)
+    with torch.autocast(images.device.type, enabled=False):
+        tensors = [x.to(dtype) for x in (*embeds, *scalars)]
         tile = tile_size or TILE.get(images.device.type, TILE["other"])
         alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
-        processes = _ALONE if alone else group
-        return _TiledLoss.apply(images, texts, temperature, float(label_smoothing), tile, processes)
+        return function.apply(*tensors, *options, tile, _ALONE if alone else group)
 
 
 _ALONE = object()  # one process: dist knows no such group, and None means all processes
 
 
-class _TiledLoss(torch.autograd.Function):
+class _TiledSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, images, texts, temperature, smoothing: float, tile: int, group) -> torch.Tensor:
         _check_sizes(texts, group)
@@ -99,6 +133,44 @@ class _TiledLoss(torch.autograd.Function):
             own.mul_(gradient / (total * temperature))
         d_temperature = -(images * d_images).sum() / temperature  # of S: Σ S dS = Σ I dI
         return d_images, d_texts, d_temperature, None, None, None
+
+
+class _TiledSigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, images, texts, temperature, bias, tile: int, group) -> torch.Tensor:
+        _check_sizes(texts, group)
+        all_texts = _gather(texts, group)  # (N, D)
+        n, total = len(images), len(all_texts)
+        # -log sigmoid(s) is softplus(s) - s, which a pair takes, and -log sigmoid(-s) is softplus(s)
+        value = -(images * texts).sum() / temperature - n * bias
+        (buffer,) = _buffers(images, 1, n, total, tile)
+        for rows, columns in _tiles(n, total, tile):
+            logits = _logits(images, all_texts, temperature, rows, columns, buffer)
+            value = value + F.softplus(logits.add_(bias)).sum()
+        _all_reduce(value, group)
+        ctx.save_for_backward(images, texts, temperature, bias)
+        ctx.constants = tile, group, n, total
+        return value / total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        images, texts, temperature, bias = ctx.saved_tensors
+        tile, group, n, total = ctx.constants
+        all_texts = _gather(texts, group)
+        d_images, d_texts = torch.zeros_like(images), torch.zeros_like(all_texts)
+        d_bias = -bias.new_tensor(float(n))
+        (buffer,) = _buffers(images, 1, n, total, tile)
+        for rows, columns in _tiles(n, total, tile):
+            shares = _logits(images, all_texts, temperature, rows, columns, buffer).add_(bias).sigmoid_()
+            d_images[rows].addmm_(shares, all_texts[columns])
+            d_texts[columns].addmm_(shares.t(), images[rows])
+            d_bias += shares.sum()
+        d_texts = _reduce_to_owners(d_texts, n, group)  # (n, D), over the images of all processes
+        for own, others in ((d_images, texts), (d_texts, images)):
+            own.sub_(others).mul_(gradient / (total * temperature))
+        d_temperature = -(images * d_images).sum() / temperature
+        return d_images, d_texts, d_temperature, d_bias * gradient / total, None, None
 
 
 def _tiles(rows: int, columns: int, tile: int):
@@ -169,7 +241,7 @@ def _check_sizes(x: torch.Tensor, group) -> None:
     dist.all_reduce(sizes, group=group)
     if (sizes != len(x)).any():
         raise ValueError(
-            f"tiled_contrastive_loss: every process needs as many samples as the others, got {sizes.tolist()}. Does the "
+            f"a loss of the global batch: every process needs as many samples as the others, got {sizes.tolist()}. Does the "
             "loader drop the last, incomplete batch?"
         )
 

@@ -3,20 +3,22 @@
 import contextlib
 import dataclasses
 import difflib
+import os
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kakao_models.align.config import BERT_SIZES, EFFICIENTNET_SIZES
+from kakao_models.align.config import BERT_SIZES
 from kakao_models.align.preprocessing import MAX_TOKENS
 
 FOLDER = Path(__file__).parent / "recipes"
+_LISTED = 20  # a longer list of samples is described, not written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class Recipe:
     """The settings that all recipes have.
 
     about: the model, the hours, the hardware, and the metric it should reach.
-    data: any source of `open_source`; with `streaming`, a `hf://` name. columns: `image`, `caption` and `label`, the names of
+    data: any source of `open_source`, or a mixture, `[{path: SOURCE, weight: 2}, ...]`; with `streaming`, a `hf://` name or a
+    `datasets.IterableDataset`. columns: `image`, `caption` and `label`, the names of
     the data's columns; those left out are found by their usual names.
     start: checkpoint to start from, a folder or Hub id; without it, weights are random.
     model: fields of the configuration.
@@ -35,7 +38,8 @@ class Recipe:
     checkpointing: backward computes "activations" or "blocks" (or true) again instead of keeping them; false for neither.
     evaluate: name → data or arguments (`build_evaluations`); run every `evaluate_every` steps and at the end.
     augment: fields of the augmentation; `kind` chooses "random" (ALIGN's `RandomCrop`) or "inception" (ViT's
-    `InceptionCrop`). distort: fields of `Distorted`; without any, nothing is distorted. trainer: further fields of transformers' TrainingArguments.
+    `InceptionCrop`). Its size (`crop`, `size`) may be a list of sizes, which `by` "stage" (the default) follow each other in
+    equal parts of the run, and by "step" take turns (`Resolutions`). distort: fields of `Distorted`; without any, nothing is distorted. trainer: further fields of transformers' TrainingArguments.
     """
 
     about: str
@@ -98,9 +102,10 @@ class AlignRecipe(Recipe):
     image_tower, text_tower: a size that starts at random ("b0" to "b7", "l2"; "mini", "base", "large"), or published weights to
     start from (`AlignModel.from_towers`); both only without `start`.
     tokenizer: Hub id or folder, where text_tower is a size. max_tokens, pad_to: see `SampleTransform`.
-    image_size: pixels of a side, of published weights; by default those that they were trained with.
+    image_size: pixels of a side of the images that the model takes; by default those of `start` or of published weights.
     vocabulary: cut the text tower's vocabulary to the word pieces of `texts`, text files (a line each) or sources of captions,
     by default the data; pieces that occur fewer than `at_least` times go too. {} cuts with the defaults.
+    loss: "contrastive" (softmax, ALIGN's) or "sigmoid" (SigLIP's, with a learned bias).
     temperature_range: the lowest and the highest that the temperature may become.
     distill: teachers by their names, each with the fields of `train.distill.Distillation`. contrastive: factor of the
     contrastive loss beside them; 0 leaves it out.
@@ -113,17 +118,13 @@ class AlignRecipe(Recipe):
     vocabulary: dict | None = None
     max_tokens: int = MAX_TOKENS
     pad_to: str = "longest"
+    loss: str = "contrastive"
     temperature_range: list | None = None
     distill: dict = field(default_factory=dict)
     contrastive: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_size is not None and (self.start or self.image_tower in EFFICIENTNET_SIZES):
-            raise ValueError(
-                "recipe: image_size is for an image_tower of published weights. For others set augment, and "
-                "model.vision_config.image_size"
-            )
         if self.contrastive < 0 or self.contrastive != 1 and not self.distill:
             raise ValueError(f"recipe: contrastive must be at least 0, and 1 without distill, got {self.contrastive}")
         if self.tokenizer is not None and not self.start and self.text_tower not in BERT_SIZES:
@@ -137,7 +138,7 @@ class ViTRecipe(Recipe):
     backbone: "vit", or "align" for the image tower of the ALIGN `start`. size: "ti", "s", "b" or "l".
     classes: their number, or a file with a class name per line; by default, the classes that the data name.
     multi_label: images have several labels, each with a sigmoid of its own.
-    image_size: side in pixels; if it differs from that of `start`, the position embeddings are resized.
+    image_size: side in pixels, by default that of `start`, or 224; if it differs, the position embeddings are resized.
     new_head: drop the classifier (and representation) of `start`, and begin with one of zeros.
     """
 
@@ -145,7 +146,7 @@ class ViTRecipe(Recipe):
     size: str = "l"
     classes: int | str | None = None
     multi_label: bool = False
-    image_size: int = 224
+    image_size: int | None = None
     new_head: bool = False
 
     def __post_init__(self):
@@ -242,14 +243,37 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """All values that are not defaults."""
+    """All values that are not defaults, as YAML writes them; objects, such as a data set, are described by their type."""
     values = {}
     for f in dataclasses.fields(recipe):
         value = getattr(recipe, f.name)
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        if value != default:
-            values[f.name] = value
+        if f.default is not dataclasses.MISSING:
+            changed = value != f.default
+        else:
+            changed = f.default_factory is dataclasses.MISSING or value != f.default_factory()
+        if changed:
+            values[f.name] = _plain(value)
     return values
+
+
+def _plain(value: Any) -> Any:
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)) and (len(value) <= _LISTED or all(isinstance(part, str) for part in value)):
+        return [_plain(part) for part in value]
+    if isinstance(value, str):  # of a class derived from it, such as numpy's
+        return str(value)
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or PyTorch
+        return value.item()
+    counts = getattr(value, "counts", None)
+    with contextlib.suppress(TypeError):  # of what has no length
+        samples = len(value) if counts is None else sum(counts)
+        return f"<{type(value).__name__} of {samples} samples>"
+    return f"<{type(value).__name__}>"
 
 
 def as_yaml(recipe: Recipe) -> str:

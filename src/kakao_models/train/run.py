@@ -35,12 +35,14 @@ from kakao_models.samples.columns import NAMES, Columns
 from kakao_models.samples.shards import Source
 from kakao_models.samples.sources import load_hub_dataset, open_source
 from kakao_models.train.arguments import TrainArguments
-from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop
+from kakao_models.train.augment import Augmentation, Distorted, InceptionCrop, RandomCrop, Resolutions
 from kakao_models.train.callbacks import Curves, JsonLines, ProgressBar, hours_of
 from kakao_models.train.data import StreamData, TrainData
 from kakao_models.train.distill import DistillTrainer, build_distillations
 from kakao_models.train.evaluations import build_evaluations
-from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_yaml, check_keys
+from kakao_models.train.inputs import resized, sizes_of
+from kakao_models.train.order import open_data
+from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_dict, as_yaml, check_keys
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
 from kakao_models.train.transform import SampleTransform
 from kakao_models.vit.config import ViTConfig
@@ -82,7 +84,7 @@ def build_trainer(
             _look_for("text_tower", recipe.text_tower, "config.json")
     set_seed(recipe.seed)  # for weights that are random
     columns, needs = _columns(recipe, other_targets=transform_class is not SampleTransform)
-    opened = functools.cache(lambda: None if recipe.streaming else open_source(recipe.data, columns, needs))
+    opened = functools.cache(lambda: _open_data(recipe, columns, needs))
     if isinstance(recipe, AlignRecipe):
         model, processor, prepare, default = _align(recipe, transform_class, opened)
     else:
@@ -90,7 +92,7 @@ def build_trainer(
     source = opened()
     if source is None:
         share, place = arguments.per_device_train_batch_size, (arguments.process_index, arguments.world_size)
-        stream = load_hub_dataset(recipe.data, streaming=True)
+        stream = load_hub_dataset(recipe.data, streaming=True) if isinstance(recipe.data, str) else recipe.data
         data = StreamData(stream, prepare, share, *place, recipe.seed, columns, needs)
     else:
         data = TrainData(source, prepare, recipe.seed, recipe.shuffle_window)
@@ -140,6 +142,23 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
     return metrics
 
 
+def _open_data(recipe: Recipe, columns: Columns, needs: Sequence[str]) -> Source | None:
+    """The data of a recipe; None for a stream."""
+    data, is_stream = recipe.data, hasattr(recipe.data, "set_epoch")
+    if recipe.streaming:
+        if not (isinstance(data, str) or is_stream):
+            raise ValueError(
+                f"recipe: streaming: expected a hf:// name or a datasets.IterableDataset, got {type(data).__name__}. Several "
+                "streams become one by datasets.interleave_datasets, with probabilities"
+            )
+        return None
+    if is_stream and not hasattr(data, "__len__"):
+        raise ValueError("recipe: data is a datasets.IterableDataset, which is read in its order: set streaming: true")
+    if isinstance(data, str) and data.startswith("<"):
+        raise ValueError(f"recipe: data: {data} was an object in Python: run this recipe from Python, with it as data")
+    return open_data(data, columns, needs)
+
+
 def _look_for(key: str, name: str, file: str) -> None:
     """Fetches a file of a checkpoint; an error names the key of the recipe."""
     try:
@@ -165,7 +184,7 @@ def _arguments(recipe: Recipe) -> TrainArguments:
         "warmup_steps": recipe.warmup,
         "max_grad_norm": recipe.clip,
         "ema_decay": recipe.ema,
-        "temperature_range": getattr(recipe, "temperature_range", None),
+        **{name: getattr(recipe, name) for name in ("loss", "temperature_range") if hasattr(recipe, name)},
         "per_device_train_batch_size": share,
         "gradient_accumulation_steps": accumulate,
         "chunk_size": recipe.chunk_size if isinstance(recipe, AlignRecipe) else None,
@@ -199,26 +218,23 @@ def _tensorboard() -> list[str]:
 
 
 def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform], opened: OpenedData):
-    crop = recipe.augment.get("crop", 289)
+    side = recipe.image_size
     if recipe.start:
         where = pin(recipe.start)
         config = AlignConfig.from_pretrained(recipe.start, **where)
-        config = AlignConfig(**merged(config.to_dict(), recipe.model))
+        sizes = {"vision_config": {"image_size": side}} if side else {}
+        config = AlignConfig(**merged(merged(config.to_dict(), sizes), recipe.model))
         model = AlignModel.from_pretrained(recipe.start, config=config, **where)
         processor = AlignProcessor.from_pretrained(recipe.start, **where)
+        if side:
+            processor = AlignProcessor(resized(processor.image_processor, side), processor.tokenizer)
     else:
-        model, processor = _joined(recipe, crop)
-        if recipe.image_tower not in EFFICIENTNET_SIZES:
-            images = processor.image_processor
-            crop = (images.crop_size if images.do_center_crop else images.size)["height"]
-            if recipe.augment.get("kind", "random") == "random":  # the part that is seen, with ALIGN's margin around it
-                around = {"resize": round(crop * 346 / 289), "crop": crop}
-                recipe = dataclasses.replace(recipe, augment=around | recipe.augment)
+        model, processor = _joined(recipe)
     if recipe.vocabulary is not None:
         tokenizer = _cut_vocabulary(recipe, model, processor.tokenizer, opened)
         processor = AlignProcessor(processor.image_processor, tokenizer)
     prepare = transform_class(
-        _augmentation(recipe, "random", processor.image_processor, crop),
+        _augmentation(recipe, "random", processor.image_processor),
         processor.image_processor,
         tokenizer=processor.tokenizer,
         max_tokens=min(recipe.max_tokens, model.config.text_config.max_position_embeddings),
@@ -227,14 +243,16 @@ def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform],
     return model, processor, prepare, AlignTrainer
 
 
-def _joined(recipe: AlignRecipe, crop: int) -> tuple[AlignModel, AlignProcessor]:
+def _joined(recipe: AlignRecipe) -> tuple[AlignModel, AlignProcessor]:
     """A model of two towers, each of a size or of published weights."""
     changes, image, text = dict(recipe.model), recipe.image_tower, recipe.text_tower
     tokenizer = read_tokenizer(_tokenizer(recipe))
     if image in EFFICIENTNET_SIZES:
-        image = AlignVisionConfig.efficientnet(image, **{"image_size": crop, **changes.pop("vision_config", {})})
-        resize = recipe.augment.get("resize", 346)
-        image_processor = AlignImageProcessor(preprocessing="tf", resample=2, size=resize, crop_size=crop)
+        own = changes.pop("vision_config", {})
+        side = recipe.image_size or _largest(recipe, "random") or own.get("image_size", 289)
+        image = AlignVisionConfig.efficientnet(image, **{"image_size": side, **own})
+        resize = recipe.augment.get("resize", round(side * 346 / 289))
+        image_processor = AlignImageProcessor(preprocessing="tf", resample=2, size=resize, crop_size=side)
     else:
         image_processor = AlignImageProcessor.from_tower(image, recipe.image_size)
         if recipe.image_size:
@@ -287,19 +305,23 @@ def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], lab
     where = pin(recipe.start) if recipe.start else {}
     problem = "multi_label_classification" if recipe.multi_label else "single_label_classification"
     settings, side = {"problem_type": problem, **recipe.model}, recipe.image_size
+    if recipe.start:
+        kind = AlignImageProcessor if recipe.backbone == "align" else ViTImageProcessor
+        processor = kind.from_pretrained(recipe.start, **where)
+        processor = resized(processor, side) if side else processor
+        side = sizes_of(processor)[1]
     if recipe.backbone == "align":
+        sizes = {"image_size": side} if recipe.image_size else {}
         new_head = {**names, "ignore_mismatched_sizes": True}
-        model = AlignForImageClassification.from_pretrained(recipe.start, **new_head, **settings, **where)
-        processor = AlignImageProcessor.from_pretrained(recipe.start, **where)
-        side = processor.crop_size["height"] if processor.do_center_crop else side
+        model = AlignForImageClassification.from_pretrained(recipe.start, **new_head, **sizes, **settings, **where)
     elif recipe.start:
         head = {**names, "representation_size": None, "ignore_mismatched_sizes": True} if recipe.new_head else {}
         model = ViTForImageClassification.from_pretrained(recipe.start, image_size=side, **head, **settings, **where)
-        processor = ViTImageProcessor.from_pretrained(recipe.start, size=side, do_center_crop=False, **where)
     else:
+        side = side or _largest(recipe, "inception") or 224
         model = ViTForImageClassification(ViTConfig.vit(recipe.size, image_size=side, **names, **settings))
         processor = ViTImageProcessor(preprocessing="tf", size=side)
-    augment = _augmentation(recipe, "inception", processor, side)
+    augment = _augmentation(recipe, "inception", processor)
     if model.config.num_labels != number:
         raise ValueError(
             f"recipe: classes is {number}, but {recipe.start} has a head of {model.config.num_labels}: set new_head: true"
@@ -316,15 +338,46 @@ def _class_names(recipe: ViTRecipe, source: Source | None) -> Sequence[str]:
     return names if recipe.classes in (None, len(names)) else ()
 
 
-def _augmentation(recipe: Recipe, kind: str, processor: ImageProcessor, size: int) -> Augmentation:
+def _augmentation(recipe: Recipe, kind: str, processor: ImageProcessor) -> Augmentation | Resolutions:
     settings = {"antialias": processor.preprocessing == "hf", "kind": kind} | recipe.augment
     kind = settings.pop("kind")
-    check_keys("recipe: augment: kind", [kind], ["random", "inception"])
-    if kind == "inception":
-        crop = _filled(InceptionCrop, "augment", {"size": size} | settings)
-    else:
-        crop = _filled(RandomCrop, "augment", settings)
-    return _filled(Distorted, "distort", {"crop": crop} | recipe.distort) if recipe.distort else crop
+    check_keys("recipe: augment: kind", [kind], _SIDES)
+    cls, name = _SIDES[kind]
+    resize, side = sizes_of(processor)
+    sides = _sides(recipe, name) or [side]
+    if side not in sides and recipe.image_size is None:
+        raise ValueError(
+            f"recipe: augment.{name} is {recipe.augment[name]}, but {recipe.start or 'the model'} takes images of {side} x {side} "
+            f"pixels. Leave {name} out, or set image_size: {sides[-1]} for a model of that size, or image_size: {side} to train at "
+            "another size than the model's"
+        )
+    by = settings.pop("by", None)
+    if by is not None and not isinstance(recipe.augment.get(name), list):
+        raise ValueError(f"recipe: augment.by is {by!r}, but there are no several sizes: make {name} a list")
+    around = settings.get("resize", resize if sides == [side] else round(max(sides) * resize / side))
+    crops = []
+    for one in sides:
+        margin = {"resize": round(around * one / max(sides))} if cls is RandomCrop else {}
+        crop = _filled(cls, "augment", settings | {name: one} | margin)
+        crops.append(_filled(Distorted, "distort", {"crop": crop} | recipe.distort) if recipe.distort else crop)
+    return crops[0] if sides == [side] else Resolutions(crops, by or "stage")
+
+
+_SIDES = {"random": (RandomCrop, "crop"), "inception": (InceptionCrop, "size")}  # kind -> the field of its size
+
+
+def _sides(recipe: Recipe, name: str) -> list[int]:
+    """The sizes that an augmentation is asked for, none where it is not."""
+    value = recipe.augment.get(name)
+    sides = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides) or value == []:
+        raise ValueError(f"recipe: augment.{name}: expected pixels, or a list of them, got {value!r}")
+    return sides
+
+
+def _largest(recipe: Recipe, kind: str) -> int | None:
+    kind = recipe.augment.get("kind", kind)
+    return max(_sides(recipe, _SIDES[kind][1]), default=None) if kind in _SIDES else None
 
 
 def _filled(cls, what: str, settings: Mapping):
@@ -366,7 +419,7 @@ after {trainer.state.global_step:,} steps{average}.
 
 ## Data
 
-{json.dumps(recipe.data) if isinstance(recipe.data, (str, list)) else type(recipe.data).__name__}: {trainer.state.epoch or 0:.2f} epochs.
+{json.dumps(as_dict(recipe)["data"])}: {trainer.state.epoch or 0:.2f} epochs.
 
 ## Training
 

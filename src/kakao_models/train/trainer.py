@@ -11,12 +11,15 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.align.modeling_torch import AlignModel, AlignOutput
-from kakao_models.train.arguments import TrainOptions
+from kakao_models.checkpoint.config import as_pair
+from kakao_models.train.arguments import LOSSES, TrainOptions
+from kakao_models.train.augment import Resolutions
 from kakao_models.train.base_trainer import BaseTrainer
+from kakao_models.train.data import StreamData, TrainData
 from kakao_models.train.freezing import rest_frozen
 from kakao_models.train.gradcache import BatchNormStatistics, chunked_step, ghost_chunks
 from kakao_models.train.inputs import align_transform, class_transform
-from kakao_models.train.loss import tiled_contrastive_loss
+from kakao_models.train.loss import tiled_contrastive_loss, tiled_sigmoid_loss
 from kakao_models.train.transform import DataError, SampleTransform
 from kakao_models.vit.modeling_torch import ViTForImageClassification
 
@@ -36,7 +39,8 @@ class AlignTrainer(BaseTrainer):
     `evaluate` and `predict` give (image embeddings, text embeddings), (N, P) each, as predictions, and the row of each
     pair, 0..N-1, as label. `eval_loss` is the loss within each batch, so it depends on `per_device_eval_batch_size`.
 
-    For a loss of your own override `contrastive_loss`: it receives everything that your `SampleTransform.collate` puts into a
+    The loss is ALIGN's, `tiled_contrastive_loss`, or with `loss="sigmoid"` SigLIP's, `tiled_sigmoid_loss`; then a model without a
+    `logit_bias` gets one, which is saved with it. For a loss of your own override `contrastive_loss`: it receives everything that your `SampleTransform.collate` puts into a
     batch beside the inputs of the towers. Texts may then be more or fewer than images, as long as there are no chunks.
     `compute_loss_func` is called with an `AlignOutput` of this process's share, with logits and embeddings.
     """
@@ -68,6 +72,11 @@ class AlignTrainer(BaseTrainer):
         args, model = self.args, self.model
         if model.text_model.pooler is not None:
             model.text_model.pooler.requires_grad_(False)
+        if self.options.loss == "sigmoid" and model.logit_bias is None:
+            model.add_logit_bias()
+        own = self.compute_loss_func is not None or type(self).contrastive_loss is not AlignTrainer.contrastive_loss
+        if self.options.loss == "contrastive" and model.logit_bias is not None and not own:
+            model.logit_bias.requires_grad_(False)  # a softmax is the same with it and without
         super()._set_up()
         chunk = self.options.chunk_size or args.per_device_train_batch_size
         share = self._train_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -113,8 +122,16 @@ class AlignTrainer(BaseTrainer):
             logits = image_embeds @ text_embeds.t() / temperature
             output = AlignOutput(None, logits, logits.t(), text_embeds, image_embeds)
             return self.compute_loss_func(output, batch.get("labels"), num_items_in_batch=None)
-        smoothing = self.accelerator.unwrap_model(self.model).config.label_smoothing
-        return tiled_contrastive_loss(image_embeds, text_embeds, temperature, smoothing)
+        plain = self.accelerator.unwrap_model(self.model)
+        if self.options.loss == "sigmoid":
+            return tiled_sigmoid_loss(image_embeds, text_embeds, temperature, plain.logit_bias)
+        return tiled_contrastive_loss(image_embeds, text_embeds, temperature, plain.config.label_smoothing)
+
+    def loss_parameters(self, model: nn.Module) -> list[torch.Tensor]:
+        """The tensors beside embeddings and temperature that the loss has gradients of: all parameters of the model outside
+        of its towers and projections. With chunks, others have no gradient."""
+        parts = ("text_model.", "vision_model.", "text_projection.", "visual_projection.", "temperature")
+        return [p for name, p in model.named_parameters() if not name.startswith(parts)]
 
     def _split(self, inputs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Splits a batch into inputs of the towers and everything else."""
@@ -163,6 +180,7 @@ class AlignTrainer(BaseTrainer):
         else:
             value = chunked_step(
                 embed, inputs, self.chunks, loss, plain.temperature, backward=backward, statistics=statistics,
+                parameters=self.loss_parameters(plain),
                 no_sync=lambda: self.accelerator.no_sync(model), frozen={} if self.args.torch_compile else _frozen(plain),
             )  # fmt: skip
         if world > 1:
@@ -201,8 +219,22 @@ class ViTTrainer(BaseTrainer):
             raise ValueError("fsdp: a moving average needs whole parameters, not shards: leave out one of the two")
         if options.chunk_size is not None:
             raise ValueError("chunk_size is for ALIGN's loss; with labels, gradient_accumulation_steps does the same")
+        if options.loss != LOSSES[0]:
+            raise ValueError(f"loss: {options.loss} is for an AlignModel; a classifier has its own, by problem_type")
         if options.temperature_range is not None:
             raise ValueError("temperature_range is for an AlignModel; a classifier has no temperature")
+
+    def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any):
+        data, size = self.train_dataset, inputs["pixel_values"].shape[-2:]
+        plain = self.accelerator.unwrap_model(self.model)
+        if (
+            isinstance(plain, ViTForImageClassification)
+            and isinstance(data, (TrainData, StreamData))
+            and isinstance(data.prepare.augment, Resolutions)
+            and size != as_pair(plain.config.image_size)
+        ):
+            inputs = {**inputs, "interpolate_pos_encoding": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _check_transform(self, transform: SampleTransform) -> None:
         own, classes = transform.classes or "no", self.accelerator.unwrap_model(self.model).config.num_labels

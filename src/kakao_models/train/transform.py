@@ -11,7 +11,7 @@ import torch
 from kakao_models.align.preprocessing import MAX_TOKENS
 from kakao_models.pixels.images import load_image, load_pixels
 from kakao_models.samples.columns import Sample
-from kakao_models.train.augment import Augmentation, affine_of
+from kakao_models.train.augment import Augmentation, Resolutions, affine_of
 
 
 class DataError(ValueError):
@@ -23,7 +23,7 @@ class SampleTransform:
     """Prepares a sample for a batch. Pictures are normalised as by the model's image processor.
 
     Args:
-        augment: crops and resizes an image; None prepares it as `image_processor` does, for evaluation.
+        augment: crops and resizes an image, to one of several sizes with `Resolutions`; None prepares it as `image_processor` does, for evaluation.
         image_processor: gives the range of `pixel_values`.
         tokenizer: the tokenizer of captions; None for an image classifier, whose samples need labels.
         max_tokens: captions are cut there.
@@ -33,7 +33,7 @@ class SampleTransform:
         pad_to: "longest" pads to the longest caption of a batch, "max_tokens" always to that (for torch.compile).
     """
 
-    augment: Augmentation | None
+    augment: Augmentation | Resolutions | None
     image_processor: Callable
     tokenizer: Callable | None = None
     max_tokens: int = MAX_TOKENS
@@ -51,6 +51,14 @@ class SampleTransform:
         self.affine = affine_of(self.image_processor)
         self.tokenizer = copy.deepcopy(self.tokenizer)  # a call changes its settings, which would be saved
         self._numbers = {name: number for number, name in enumerate(self.names)}
+
+    def at(self, number: int | None) -> "SampleTransform":
+        """The transform to one of its `Resolutions`; itself if it has none."""
+        if not isinstance(self.augment, Resolutions):
+            return self
+        one = copy.copy(self)
+        one.augment = self.augment.crops[number or 0]
+        return one
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> dict:
         target = self.target(sample, random)
