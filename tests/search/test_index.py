@@ -237,21 +237,6 @@ def test_an_index_type_that_is_none_leaves_nothing(embedder, tmp_path):
         assert index.client.describe_index("images", "vector")["params"] == {"M": 8}
 
 
-def test_an_index_that_another_process_has_open(copied):
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(1, flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, copied / "LOCK"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        holder.stdout.readline()
-        with pytest.raises(BlockingIOError, match="another process has this index open"):
-            SearchIndex.open(copied)
-        holder.stdin.close()
-    with SearchIndex.open(copied) as index:
-        assert index.count == 8
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """The waits of `patiently`, on a clock that moves by them alone."""

@@ -41,11 +41,12 @@ def _clear_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
         with suppress(OSError):  # Windows removes no file that is open, and so tells by itself
-            if process.isdecimal() and not (os.name == "posix" and _is_alive(int(process))):
+            if process.isdecimal() and not (os.name == "posix" and is_alive(int(process))):
                 leftover.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is running."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,15 +1,20 @@
 """Opening Milvus: a file of Milvus Lite or a server, by the same address."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
+import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kakao_models.files.atomic import is_alive
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -19,6 +24,7 @@ PATIENCE = 15.0  # seconds until a server that does not answer is given up
 _ATTEMPT = 5.0  # seconds for an attempt to connect
 T = TypeVar("T")
 _SQLITE = b"SQLite format 3\0"  # how a file of Milvus Lite 2 begins
+_WRITER = "WRITER.json"  # in a local database: who has it open
 _opened: Counter[str] = Counter()  # path of a local database → how often this process has it open
 _lock = threading.Lock()
 
@@ -38,8 +44,18 @@ def connect(uri: str, token: str | None = None, *, create: bool = False):
         ImportError: pymilvus or milvus-lite is missing.
         FileNotFoundError: a local database that is not there.
         ValueError: the name is of neither kind, or what is there is no database of Milvus Lite 3.2 or newer.
-        BlockingIOError: another process has it open.
+        BlockingIOError: another process writes to it.
         ConnectionError: no server answers.
+    """
+    prepare()
+    return _local(check_local(uri, create), uri) if is_local(uri) else _remote(uri, token or "")
+
+
+def prepare() -> None:
+    """Keeps Milvus from printing tracebacks of errors that are raised, and explained, as well.
+
+    Raises:
+        ImportError: pymilvus is missing.
     """
     # gRPC writes to stderr, past Python's logging, what is raised as well
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -47,12 +63,9 @@ def connect(uri: str, token: str | None = None, *, create: bool = False):
         import pymilvus  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError("search needs pymilvus: pip install 'kakao-models[search]'") from error
-    for name in ("pymilvus", "milvus_lite"):  # they print tracebacks of errors that are raised, and explained, as well
+    for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if is_local(uri):
-        return _local(uri, create)
-    return _remote(uri, token or "")
 
 
 def disconnect(uri: str, client: "MilvusClient") -> None:
@@ -65,6 +78,7 @@ def disconnect(uri: str, client: "MilvusClient") -> None:
         with _lock:
             _opened[path] -= 1
             if _opened[path] <= 0:
+                Path(path, _WRITER).unlink(missing_ok=True)
                 server_manager_instance.release_server(path)
 
 
@@ -106,16 +120,46 @@ def patiently(work: Callable[[float], T]) -> T:
 
 def clear_unfinished(uri: str, collection: str) -> None:
     """Removes what a killed process left of a collection it was about to create in a local database."""
-    folder = Path(uri, "collections", collection)
+    folder = collection_folder(uri, collection)
     if is_local(uri) and folder.is_dir() and not (folder / "schema.json").exists():
         shutil.rmtree(folder)
 
 
-def _local(uri: str, create: bool):
+def collection_folder(uri: str, collection: str) -> Path:
+    """The folder of a collection of a local database."""
+    return Path(uri, "collections", collection)
+
+
+def local_schema(uri: str, collection: str) -> dict[str, Any]:
+    """The schema.json of a collection of a local database.
+
+    Raises:
+        FileNotFoundError: there is no such collection.
+    """
+    try:
+        return json.loads((collection_folder(uri, collection) / "schema.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        there = sorted(path.parent.name for path in Path(uri).glob("collections/*/schema.json"))
+        raise no_collection(uri, collection, there) from error
+
+
+def no_collection(uri: str, collection: str, there: list[str]) -> FileNotFoundError:
+    return FileNotFoundError(f"{uri}: has no collection {collection!r}; there are: {', '.join(there) or 'none'}")
+
+
+def check_local(uri: str, create: bool = False) -> Path:
+    """The folder of a local database.
+
+    Raises:
+        ImportError: milvus-lite is missing.
+        FileNotFoundError: it is not there, and is not to be made.
+        ValueError: the name does not end in .db, or what is there is not a database of Milvus Lite 3.2 or newer.
+    """
     path = Path(uri)
     if path.suffix != ".db":
         raise ValueError(
-            f"{uri}: expected a name that ends in .db, or a server's address such as http://localhost:19530"
+            f"{uri}: expected a name that ends in .db, a folder of Parquet files that data embed wrote, or a server's "
+            "address such as http://localhost:19530"
         )
     _check_format(path)
     if not path.exists() and not create:
@@ -124,6 +168,10 @@ def _local(uri: str, create: bool):
         import milvus_lite  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(f"{uri}: a local index needs milvus-lite: pip install 'kakao-models[search]'") from error
+    return path
+
+
+def _local(path: Path, uri: str):
     from pymilvus import MilvusClient
     from pymilvus.exceptions import MilvusException
 
@@ -132,15 +180,32 @@ def _local(uri: str, create: bool):
         with _lock:
             client = MilvusClient(uri)
             _opened[os.path.abspath(uri)] += 1
+            _sign(path)
     except MilvusException as error:
         if _is_locked(path):
             raise BlockingIOError(
-                f"{uri}: another process has this index open, and Milvus Lite allows one at a time. Wait for it or end "
-                "it; for several at once, use a Milvus server (--index http://host:19530)"
+                f"{uri}: {_writer(path)} has this index open to write, and one process may at a time. Wait for it or end "
+                "it; searching is possible meanwhile. For several writers use a Milvus server (--index http://host:19530)"
             ) from error
         hint = "May this user write there, and is the disk full?"
         raise OSError(f"{uri} can't be opened ({error.message}). {hint}") from error
     return client
+
+
+def _sign(path: Path) -> None:
+    """Writes which process has a database open, for the errors of others."""
+    who = {"program": Path(sys.argv[0]).name, "process": os.getpid(), "host": socket.gethostname()}
+    with contextlib.suppress(OSError):
+        (path / _WRITER).write_text(json.dumps(who | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}), encoding="utf-8")
+
+
+def _writer(path: Path) -> str:
+    """The process that has a database open, as far as it is known."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        who = json.loads((path / _WRITER).read_text(encoding="utf-8"))
+        if who["host"] != socket.gethostname() or is_alive(who["process"]):  # else it was killed, and another one came
+            return f"another process ({who['program']}, number {who['process']} on {who['host']}, since {who['since']})"
+    return "another process"
 
 
 def _check_format(path: Path) -> None:

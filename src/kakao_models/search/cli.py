@@ -31,8 +31,9 @@ DATABASE, OUTPUT = "Database", "Output"
 _database = functools.partial(typer.Option, rich_help_panel=DATABASE)
 _output = functools.partial(typer.Option, rich_help_panel=OUTPUT)
 _uri = functools.partial(
-    _database, metavar="URI", help="Database: a file NAME.db, or a Milvus server such as http://host:19530."
+    _database, metavar="URI", help="Database: a folder NAME.db, or a Milvus server such as http://host:19530."
 )
+_SEARCHED = "Index to search: NAME.db, a Milvus server such as http://host:19530, or the output of data embed."
 Uri = Annotated[str, _uri("--index")]
 NewUri = Annotated[str, _uri("--index", "--to")]
 _TOKEN = "Credentials of a Milvus server: user:password, or an API key."
@@ -239,7 +240,7 @@ def search(
         _output(exists=True, file_okay=False, help="Folders whose images --html may show; may be repeated."),
     ] = None,
     as_json: JsonOption = False,
-    uri: Uri = DEFAULT_URI,
+    uri: Annotated[str, _database("--index", metavar="URI", help=_SEARCHED)] = DEFAULT_URI,
     search_params: Annotated[
         str | None,
         _database(metavar="JSON", help='Search parameters of the index type, such as {"ef": 128}.'),
@@ -277,8 +278,10 @@ def search(
     from kakao_models.search.results import hits_page, print_hits
 
     with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
+        if not (model := model or index.metadata["model"]):
+            raise typer.BadParameter(f"{uri} doesn't name the model of its embeddings: add --model")
         srgb = options.srgb or bool(index.metadata.get("srgb"))  # as the index was built
-        options = replace(options, model=model or index.metadata["model"], srgb=srgb)
+        options = replace(options, model=model, srgb=srgb)
         options.prepare()
         embedder = index.use(options.open())
         subtracted = [*minus, *minus_image]

@@ -43,9 +43,12 @@ def create_collection(client: Any, collection: str, metadata: dict[str, Any], sh
     )
 
 
-def read_metadata(client: Any, uri: str, collection: str) -> dict[str, Any]:
-    """The identity and options of the index, as they were stored when it was made."""
-    described = client.describe_collection(collection)
+def read_metadata(described: Mapping[str, Any], uri: str, collection: str) -> dict[str, Any]:
+    """The identity and options of the index, as they were stored when it was made.
+
+    Args:
+        described: description of the collection by a client, or the schema.json of a local one.
+    """
     for text in (described["properties"].get(KEY), described.get("description")):
         with contextlib.suppress(TypeError, ValueError, AttributeError):
             metadata = json.loads(text)

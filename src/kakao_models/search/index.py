@@ -1,4 +1,4 @@
-"""`SearchIndex`: embeddings and what is known about each, in a Milvus database.
+"""`SearchIndex`: embeddings and what is known about each, in a Milvus database or in files of embeddings.
 
 Axes: N rows  Q queries  D width of an embedding
 """
@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from kakao_models.search import backend
 from kakao_models.search.collection import INSERT, create_collection, load_collection, read_metadata, row_of
 from kakao_models.search.identity import check_identity, identity
 from kakao_models.search.items import FIELDS, OWN
+from kakao_models.search.local import LocalRows
+from kakao_models.search.rows import FilterRefused, Rows
+from kakao_models.search.stored import StoredEmbeddings, is_stored
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -27,6 +31,9 @@ CONSISTENCY = ("Strong", "Bounded", "Session", "Eventually")
 LOCAL_TYPES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8", "AUTOINDEX")  # that Milvus Lite has
 _PAGE = 1000  # rows of a page of all rows
 _MOST = 16_384  # hits that Milvus gives at most
+_READ_ONLY = (
+    "holds embeddings that can only be searched. Make an index of them: kakao-models index load {uri} --index NEW.db"
+)
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,19 @@ class SearchIndex:
 
     def __init__(
         self,
-        client: "MilvusClient",
         uri: str,
         collection: str,
         metadata: dict[str, Any],
         embedder: Embedder | None,
         params: dict,
+        *,
+        client: "MilvusClient | None" = None,
+        rows: LocalRows | StoredEmbeddings | None = None,
     ):
-        self._client, self.uri, self.collection = client, uri, collection
-        self._metadata, self.embedder, self._search_params = metadata, embedder, dict(params)
-        self._written = False
+        self.uri, self.collection, self.embedder = uri, collection, embedder
+        self._metadata, self._search_params = metadata, dict(params)
+        self._client, self._source = client, rows  # reads of files need no client
+        self._written = self._closed = False
 
     @classmethod
     def open(
@@ -86,15 +96,18 @@ class SearchIndex:
     ) -> "SearchIndex":
         """Opens an index.
 
+        A local index can be searched by any number of processes while one writes to it.
+
         Args:
-            uri: NAME.db, a database of Milvus Lite, or the address of a Milvus server or cluster.
+            uri: NAME.db, a database of Milvus Lite, or the address of a Milvus server or cluster. Or files of embeddings, which
+                can only be searched: a folder of `data embed`, a .parquet or a .npy; they are read into memory.
             embedder: embedder of queries, or a model for `Embedder`; it is refused if it doesn't go with the index. Without
                 one only vectors can be searched for.
             token: credentials of a server, "user:password" or an API key.
             create: make the index if it is not there; it then is of this embedder, and the arguments to `shards` count.
             kind: content of the index, "images" or "texts".
-            index_type: FLAT, HNSW, IVF_FLAT, AUTOINDEX or another that Milvus knows; by default FLAT, which is exact,
-                in a local database, and AUTOINDEX on a server.
+            index_type: FLAT, HNSW, IVF_FLAT, AUTOINDEX or another that Milvus knows; by default FLAT in a local database,
+                and AUTOINDEX on a server. A search of a local database is exact, whatever its index type.
             index_params: parameters of the index type, such as {"M": 32, "efConstruction": 200}.
             metric: IP, COSINE or L2. Vectors are kept with length 1, so that all three give the same order, and IP, the
                 quickest, is the cosine.
@@ -104,7 +117,7 @@ class SearchIndex:
 
         Raises:
             FileNotFoundError: there is no such index.
-            BlockingIOError: another process has it open.
+            BlockingIOError: it is to be made or changed (`create`), and another process writes to it.
             ConnectionError: no server answers.
             ValueError: it is no index of this package, or of another model or preprocessing; a wrong option.
         """
@@ -118,20 +131,37 @@ class SearchIndex:
             _one_of("index_type", index_type, LOCAL_TYPES)
         if create and embedder is None:
             raise ValueError("create: an index is made for an embedder: give one")
+        params = dict(search_params or {})
+        if is_stored(uri):
+            if create:
+                raise ValueError(f"{uri}: {_READ_ONLY.format(uri=uri)}")
+            stored = StoredEmbeddings(uri)
+            if embedder is not None:
+                stored.check(embedder)
+            return cls(uri, collection, stored.metadata, embedder, params, rows=stored)
+        rows = None
+        if backend.is_local(uri):
+            rows = LocalRows(backend.collection_folder(uri, collection), Path(uri, f"search-{collection}.lock"))
+        if rows is not None and not create:
+            backend.prepare()
+            backend.check_local(uri)
+            metadata = read_metadata(backend.local_schema(uri, collection), uri, collection)
+            if embedder is not None:
+                check_identity(uri, metadata, embedder)
+            return cls(uri, collection, metadata, embedder, params, rows=rows)
         client = backend.connect(uri, token, create=create)
         try:
             with backend.explained(uri):
                 made = not client.has_collection(collection)
                 if made and not create:
-                    there = ", ".join(client.list_collections()) or "none"
-                    raise FileNotFoundError(f"{uri}: has no collection {collection!r}; there are: {there}")
+                    raise backend.no_collection(uri, collection, client.list_collections())
                 if made:
                     backend.clear_unfinished(uri, collection)
                     default = "FLAT" if backend.is_local(uri) else "AUTOINDEX"
                     options = {"kind": kind, "metric": metric, "consistency": consistency}
                     options["index"] = [index_type or default, dict(index_params or {})]
                     create_collection(client, collection, identity(embedder) | options, shards)
-                metadata = read_metadata(client, uri, collection)
+                metadata = read_metadata(client.describe_collection(collection), uri, collection)
                 try:
                     load_collection(client, uri, collection, metadata)
                 except Exception:
@@ -145,7 +175,7 @@ class SearchIndex:
         except BaseException:
             backend.disconnect(uri, client)
             raise
-        return cls(client, uri, collection, metadata, embedder, search_params or {})
+        return cls(uri, collection, metadata, embedder, params, client=client, rows=rows)
 
     def __enter__(self) -> "SearchIndex":
         return self
@@ -155,11 +185,16 @@ class SearchIndex:
 
     def close(self) -> None:
         """Writes what is in memory to a local database and lets go of it; closing twice is no error."""
-        if self._client is not None:
+        if self._closed:
+            return
+        try:
             with contextlib.suppress(ConnectionError):
                 self.flush()
+        finally:
+            self._closed = True
             client, self._client = self._client, None
-            backend.disconnect(self.uri, client)
+            if client is not None:
+                backend.disconnect(self.uri, client)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -174,14 +209,31 @@ class SearchIndex:
     @property
     def count(self) -> int:
         """N."""
+        if rows := self._rows():
+            return rows.count
         (row,) = self._call("counting rows", self.client.query, output_fields=["count(*)"], **self._read)
         return int(row["count(*)"])
 
     @property
     def client(self):
-        """The `pymilvus.MilvusClient`, for whatever this class has no method for."""
+        """The `pymilvus.MilvusClient`, for whatever this class has no method for.
+
+        Raises:
+            BlockingIOError: another process writes to the local database.
+            ValueError: the index is closed, or is one of files that can only be searched.
+        """
+        self._check_open()
+        if isinstance(self._source, StoredEmbeddings):
+            raise ValueError(f"{self.uri}: {_READ_ONLY.format(uri=self.uri)}")
         if self._client is None:
-            raise ValueError(f"{self.uri}: this index is closed")
+            client = backend.connect(self.uri)
+            try:
+                with backend.explained(self.uri):
+                    load_collection(client, self.uri, self.collection, self._metadata)
+            except BaseException:
+                backend.disconnect(self.uri, client)
+                raise
+            self._client = client
         return self._client
 
     def __len__(self) -> int:
@@ -212,7 +264,7 @@ class SearchIndex:
         Raises:
             ValueError: other shapes, a width that is not the index's, numbers that are not finite, an id twice.
         """
-        vectors = self._checked(vectors)
+        vectors = _unit(self._checked(vectors))
         metadata = [{}] * len(ids) if metadata is None else list(metadata)
         if not len(ids) == len(vectors) == len(metadata):
             raise ValueError(f"add: got {len(ids)} ids, {len(vectors)} vectors, {len(metadata)} rows of metadata")
@@ -257,6 +309,9 @@ class SearchIndex:
     ) -> "list[Hit] | list[list[Hit]]":
         """The k most similar rows of a query, the most similar first; a list of such lists for several queries.
 
+        In a local database, and in files of embeddings, rows are compared in float64; of equally similar ones the row with
+        the smallest id comes first.
+
         Args:
             query: a vector (D,) such as `compose_query` gives, vectors (Q, D), or a text.
             filter: an expression of Milvus on the metadata, such as 'width > 500 and caption like "%dog%"'.
@@ -270,25 +325,30 @@ class SearchIndex:
             raise ValueError(f"k: got {k!r}, expected a whole number from 1 to {_MOST}")
         single = np.ndim(query) == 1
         vectors = self._checked(np.atleast_2d(query), "the query")
-        results = self._call(
-            f"filter {filter!r:.300}" if filter else "searching",
-            self.client.search,
-            data=list(vectors),
-            limit=int(k),
-            filter=filter or "",
-            output_fields=["*"],
-            search_params={"metric_type": self._metadata["metric"], "params": self._search_params},
-            **self._read,
-        )
-        hits = [[self._hit(row["entity"], row["distance"]) for row in rows] for rows in results]
+        if rows := self._rows():
+            with self._filtering(filter):
+                found = rows.search(vectors, int(k), filter or "")
+        else:
+            results = self._call(
+                f"filter {filter!r:.300}" if filter else "searching",
+                self.client.search,
+                data=list(_unit(vectors)),
+                limit=int(k),
+                filter=filter or "",
+                output_fields=["*"],
+                search_params={"metric_type": self._metadata["metric"], "params": self._search_params},
+                **self._read,
+            )
+            found = [[(row["entity"], self._score(row["distance"])) for row in rows] for rows in results]
+        hits = [[_hit(row, score) for row, score in some] for some in found]
         return hits[0] if single else hits
 
     def vectors(
         self, limit: int | None = None, *, filter: str | None = None, size: int = _PAGE
     ) -> Iterator[tuple[list[Hit], np.ndarray]]:
         """Rows and their unit vectors (n, D), page by page in the order of their ids; scores are 1."""
-        for page in self._pages(filter or "", ["*"], limit=limit, size=size):
-            hits = [self._hit(row, None) for row in page]
+        for page in self._pages(filter or "", ["*", "vector"], limit=limit, size=size):
+            hits = [_hit(row, 1.0) for row in page]
             yield hits, np.array([row["vector"] for row in page], np.float32)
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
@@ -307,13 +367,17 @@ class SearchIndex:
 
     def drop(self) -> None:
         """Removes the collection with all its rows; the index is closed then."""
-        self._call("removing the collection", self.client.drop_collection)
+        with self._source.alone() if isinstance(self._source, LocalRows) else contextlib.nullcontext():
+            self._call("removing the collection", self.client.drop_collection)
         self._written = False
         self.close()
 
     def use(self, embedder: Embedder) -> Embedder:
         """Embeds queries by `embedder` from now on. An embedder of another model is refused, as by `open`."""
-        check_identity(self.uri, self._metadata, embedder)
+        if isinstance(self._source, StoredEmbeddings):
+            self._source.check(embedder)
+        else:
+            check_identity(self.uri, self._metadata, embedder)
         self.embedder = embedder
         return embedder
 
@@ -322,6 +386,23 @@ class SearchIndex:
         if self._written:
             self._call("writing to the disk", self.client.flush)
             self._written = False
+            self._rows()  # readers then find what they need on the disk
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self.uri}: this index is closed")
+
+    def _rows(self) -> Rows | None:
+        """The rows of files as they are now; None where a server has them."""
+        self._check_open()
+        return None if self._source is None else self._source.now()
+
+    @contextlib.contextmanager
+    def _filtering(self, filter: str | None) -> Iterator[None]:
+        try:
+            yield
+        except FilterRefused as error:
+            raise ValueError(f"{self.uri}: filter {filter!r:.300}: Milvus says: {error}") from error
 
     @property
     def _read(self) -> dict[str, Any]:
@@ -349,6 +430,10 @@ class SearchIndex:
     def _pages(
         self, filter: str, columns: list[str], limit: int | None = None, size: int = _PAGE
     ) -> Iterator[list[dict]]:
+        if rows := self._rows():
+            with self._filtering(filter):
+                yield from rows.pages(filter, columns, limit, size)
+            return
         what = f"filter {filter!r:.300}" if filter else "reading rows"
         pages = self._call(
             what,
@@ -365,15 +450,12 @@ class SearchIndex:
         finally:
             pages.close()
 
-    def _hit(self, row: Mapping[str, Any], distance: float | None) -> Hit:
-        # of unit vectors the squared distance is 2 - 2 cos
-        score = 1.0 if distance is None else 1 - distance / 2 if self._metadata["metric"] == "L2" else distance
-        known = {name: row[name] for name in FIELDS if name in row}
-        further = {name: value for name, value in row.items() if name not in (*FIELDS, *OWN) and value is not None}
-        return Hit(id=row["sha256"], score=float(score), metadata=further, **known)
+    def _score(self, distance: float) -> float:
+        """The cosine of unit vectors: their squared distance is 2 - 2 cos."""
+        return 1 - distance / 2 if self._metadata["metric"] == "L2" else distance
 
     def _checked(self, vectors: np.ndarray, name: str = "vectors") -> np.ndarray:
-        """`vectors` as float32 (N, D) of length 1."""
+        """`vectors` as an array of floats (N, D), none of them without a direction."""
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
             raise ValueError(f"{name}: got {vectors.dtype} of shape {vectors.shape}, expected floats (N, {self.dim})")
@@ -382,11 +464,23 @@ class SearchIndex:
                 f"{name}: got width {vectors.shape[1]}, the index {self.uri} has {self.dim} ({self._metadata['model']}). "
                 "Of another model?"
             )
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        lengths = np.linalg.norm(vectors, axis=1)
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
         if not np.isfinite(lengths).all() or (lengths < 1e-6).any():
             raise ValueError(f"{name}: vectors must be finite and not all zeros")
-        return l2_normalize(vectors) if (np.abs(lengths - 1) > 1e-6).any() else vectors
+        return vectors
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, D) as float32 of length 1."""
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
+    return l2_normalize(vectors) if (np.abs(lengths - 1) > 1e-6).any() else vectors
+
+
+def _hit(row: Mapping[str, Any], score: float) -> Hit:
+    known = {name: row[name] for name in FIELDS if name in row}
+    further = {name: value for name, value in row.items() if name not in (*FIELDS, *OWN) and value is not None}
+    return Hit(id=row["sha256"], score=float(score), metadata=further, **known)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

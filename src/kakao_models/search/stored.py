@@ -1,4 +1,4 @@
-"""Embeddings that are on the disk already → rows of an index, without running the model."""
+"""Embeddings that are on the disk already: rows of an index, or rows to search among, without running the model."""
 
 import hashlib
 import json
@@ -6,15 +6,20 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kakao_models.inference.embedder import Embedder
 from kakao_models.samples.manifest import read_json
 from kakao_models.samples.rows import vectors_of
-from kakao_models.search.index import INSERT, SearchIndex
-from kakao_models.search.items import OWN, metadata_digest, plain
+from kakao_models.search.collection import INSERT
+from kakao_models.search.items import FIELDS, OWN, metadata_digest, plain
+from kakao_models.search.rows import KEY, META, Rows, Segment
+from kakao_models.search.scan import Vectors
+
+if TYPE_CHECKING:
+    from kakao_models.search.index import SearchIndex
 
 StoredRows = tuple[list[str], np.ndarray, list[dict[str, Any]]]  # ids, (n, D), metadata
 
@@ -33,6 +38,8 @@ class StoredEmbeddings:
     def __init__(self, source: str | os.PathLike):
         self.source = Path(source)
         self.model: str | None = None  # name of the model that made them, where it is known
+        self.kind = "images"
+        self._loaded: Rows | None = None
         if self.source.suffix == ".npy":
             self.count, self._rows = self._npy()
         elif self.source.is_file() and self.source.suffix != ".parquet":
@@ -40,7 +47,65 @@ class StoredEmbeddings:
         else:
             self.count, self._rows = self._parquet()
 
-    def load(self, index: SearchIndex, *, advance: Callable[[int], None] = lambda rows: None) -> int:
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What `SearchIndex.metadata` says of an index; the model is None where it is not known.
+
+        Raises:
+            ValueError: there are no embeddings.
+        """
+        return {"model": self.model, "dim": self._dim(), "kind": self.kind}
+
+    def now(self) -> Rows:
+        """All rows, in memory, scaled to length 1; of an id that is there twice, the last one counts.
+
+        Raises:
+            ValueError: embeddings of several dimensions, that are not finite or all zeros.
+        """
+        if self._loaded is None:
+            self._loaded = self._in_memory()
+        return self._loaded
+
+    def _in_memory(self) -> Rows:
+        import pyarrow as pa
+        from milvus_lite.schema.types import CollectionSchema, DataType, FieldSchema
+
+        texts, numbers = (KEY, "path", "caption"), ("width", "height", "bytes")
+        columns = (
+            [(name, pa.string()) for name in texts] + [(name, pa.int64()) for name in numbers] + [(META, pa.string())]
+        )
+        values = np.empty((self.count, self._dim()), np.float32)
+        last: dict[str, int] = {}
+        tables, total = [], 0
+        for ids, vectors, metadata in self._rows():
+            if vectors.shape[1] != values.shape[1]:
+                raise ValueError(f"{self.source}: holds embeddings of widths {values.shape[1]} and {vectors.shape[1]}")
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+            if not np.isfinite(lengths).all() or (lengths < 1e-6).any():
+                raise ValueError(f"{self.source}: embeddings must be finite and not all zeros")
+            values[total : total + len(ids)] = vectors / lengths
+            last |= {key: total + place for place, key in enumerate(ids)}
+            total += len(ids)
+            records = [
+                {KEY: key, "path": "", "caption": "", "width": 0, "height": 0, "bytes": 0}
+                | {name: row[name] for name in FIELDS if name in row}
+                | {META: json.dumps({name: value for name, value in row.items() if name not in FIELDS})}
+                for key, row in zip(ids, metadata)
+            ]
+            tables.append(pa.Table.from_pylist(records, pa.schema(columns)))
+        alive = np.zeros(total, bool)
+        alive[list(last.values())] = True
+        fields = [FieldSchema(name, DataType.VARCHAR, is_primary=name == KEY, max_length=65_535) for name in texts]
+        fields += [FieldSchema(name, DataType.INT64) for name in numbers]
+        segment = Segment(Vectors(values[:total]), pa.concat_tables(tables), None if alive.all() else alive)
+        return Rows([segment], CollectionSchema(fields, enable_dynamic_field=True))
+
+    def _dim(self) -> int:
+        for _, vectors, _ in self._rows():
+            return vectors.shape[1]
+        raise ValueError(f"{self.source}: holds no embeddings")
+
+    def load(self, index: "SearchIndex", *, advance: Callable[[int], None] = lambda rows: None) -> int:
         """Adds all rows that an index has not, or has with other metadata, and says how many these were.
 
         Raises:
@@ -69,13 +134,10 @@ class StoredEmbeddings:
             expected = {"model": expected.name, "dim": expected.dim}
         if self.model is not None and os.path.basename(self.model) != os.path.basename(expected["model"]):
             raise ValueError(f"{self.source}: holds embeddings of {self.model}, not of {expected['model']}")
-        for _, vectors, _ in self._rows():
-            if vectors.shape[1] != expected["dim"]:
-                raise ValueError(
-                    f"{self.source}: holds embeddings of width {vectors.shape[1]}, {expected['model']} makes {expected['dim']}"
-                )
-            return
-        raise ValueError(f"{self.source}: holds no embeddings")
+        if (dim := self._dim()) != expected["dim"]:
+            raise ValueError(
+                f"{self.source}: holds embeddings of width {dim}, {expected['model']} makes {expected['dim']}"
+            )
 
     def _npy(self) -> tuple[int, Callable[[], Iterator[StoredRows]]]:
         beside = self.source.with_suffix(".names.json")
@@ -101,8 +163,9 @@ class StoredEmbeddings:
 
         if self.source.is_dir():
             files = sorted(path for path in self.source.glob("*.parquet") if path.name[0] not in "._")
-            plan = self.source / "plan.json"
-            self.model = str(read_json(plan).get("model") or "") or None if plan.is_file() else None
+            plan = read_json(self.source / "plan.json") if (self.source / "plan.json").is_file() else {}
+            self.model = str(plan.get("model") or "") or None
+            self.kind = "texts" if plan.get("what") == "texts" else "images"
         else:
             files = [self.source]
         if not files:
@@ -144,6 +207,12 @@ class StoredEmbeddings:
                 yield _named([record for record, _ in fields], np.stack([vector for _, vector in fields]))
 
         return count, read
+
+
+def is_stored(uri: str) -> bool:
+    """Whether an index's address names files of embeddings."""
+    path = Path(uri)
+    return path.suffix in (".parquet", ".npy") or (path.suffix != ".db" and path.is_dir())
 
 
 def _lite2_row(source: Path, key: bytes, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
