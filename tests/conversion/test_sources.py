@@ -403,7 +403,9 @@ def test_links_out_of_a_folder_are_refused(vit, tmp_path):
     secret = tmp_path / "secret.json"
     secret.write_text("{}")
     (vit / "vocab.txt").symlink_to(secret)
-    with pytest.raises(ValueError, match="vocab.txt is a symbolic link to .*secret.json, outside of the folder. Replace"):
+    with pytest.raises(
+        ValueError, match="vocab.txt is a symbolic link to .*secret.json, outside of the folder. Replace"
+    ):
         convert(vit, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (vit / "vocab.txt").unlink()

@@ -147,7 +147,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     if kind == 1:
         return data + rng.randbytes(size)
     if kind == 2:
-        return rng.choice((b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"version https://git-lfs.github.com/spec/v1\n"))
+        return rng.choice(
+            (b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"version https://git-lfs.github.com/spec/v1\n")
+        )
     noise = rng.choice((rng.randbytes(size), bytes(size), b"\xff" * size))
     return data[:at] + noise + data[at + size :]
 
@@ -182,7 +184,7 @@ def mutated(files: dict[str, bytes], rng: random.Random) -> tuple[str, dict[str,
 
 
 def check(reader: Callable[[Path], Any], folder: Path) -> str:
-    """"read" or "refused".
+    """ "read" or "refused".
 
     Raises:
         AssertionError: another error than one of a sentence, or code was run.

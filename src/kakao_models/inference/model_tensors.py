@@ -32,8 +32,26 @@ _UNUSUAL = (OSError, SafetensorError, ArithmeticError, AttributeError, LookupErr
 
 
 # Fields that are read without the configuration's class, which would check them
-_NUMBERS = ("_eps", "_coefficient", "_ratio", "_rate", "_divisor", "num_hidden_layers", "num_attention_heads", "hidden_size", "num_channels")
-_LISTS = ("in_channels", "out_channels", "kernel_sizes", "strides", "expand_ratios", "num_block_repeats", "depthwise_padding")
+_NUMBERS = (
+    "_eps",
+    "_coefficient",
+    "_ratio",
+    "_rate",
+    "_divisor",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "num_channels",
+)
+_LISTS = (
+    "in_channels",
+    "out_channels",
+    "kernel_sizes",
+    "strides",
+    "expand_ratios",
+    "num_block_repeats",
+    "depthwise_padding",
+)
 
 
 class ModelTensors:

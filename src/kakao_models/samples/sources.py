@@ -19,7 +19,16 @@ from kakao_models.files.pointers import refuse_pointers
 from kakao_models.pixels.images import SUFFIXES, list_images
 from kakao_models.samples.columns import BY_NAME, Columns, Sample, as_sample, class_names
 from kakao_models.samples.paths import (
-    KINDS, METADATA, SAVED, SHARDS, files_in, files_of, in_utf8, is_hub, matches, one_suffix,
+    KINDS,
+    METADATA,
+    SAVED,
+    SHARDS,
+    files_in,
+    files_of,
+    in_utf8,
+    is_hub,
+    matches,
+    one_suffix,
 )  # fmt: skip
 from kakao_models.samples.shards import ParquetShards, Source, TarShards, TFRecordShards, locate
 from kakao_models.samples.text import SLICE, TextTable, slices
