@@ -34,7 +34,7 @@ def test_converting_without_pytorch_names_what_installs_it(command, vit, tmp_pat
 
 
 def test_help_teaches():
-    for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-tiny"}.items():
+    for verb, words in {"classify": "--labels", "embed": "photos.npy", "info": "align-small"}.items():
         result = CliRunner().invoke(app, [verb, "--help"])
         assert result.exit_code == 0 and words in result.output and f"kakao-models {verb}" in result.output
 
@@ -210,7 +210,7 @@ def test_without_a_network_the_bundled_model_is_named(tmp_path):
     )
     assert result.returncode == 2 and result.stdout == ""
     assert "kakaobrain/align-base" in result.stderr and "can't be reached" in result.stderr
-    assert "Without a network use align-tiny" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "Without a network use align-small" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.hub
@@ -307,9 +307,10 @@ NESTED = "[" * 100_000 + "]" * 100_000
         ("vit", "config.json", NESTED, "config.json is not a JSON file"),
         ("vit", "config.json", {"hidden_act": "nope"}, "config.json describes no model: KeyError: 'nope'"),
         ("vit", "config.json", {"num_attention_heads": 5}, "5 num_attention_heads do not divide hidden_size 32"),
-        ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, expected at least 1"),
-        ("vit", "config.json", {"intermediate_size": 10**9}, "intermediate_size is 1000000000 in the"),
-        ("vit", "config.json", {"patch_size": 0}, "patch_size is 0, expected at least 1"),
+        ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, expected 1 to"),
+        ("vit", "config.json", {"intermediate_size": 10**7}, "intermediate_size is 10000000 in the"),
+        ("vit", "config.json", {"intermediate_size": 10**9}, "intermediate_size is 1000000000, expected 1 to"),
+        ("vit", "config.json", {"patch_size": 0}, "patch_size is 0, expected 1 to"),
         ("vit", "config.json", {"id2label": ["cat", "dog"]}, "config.json describes no model"),
         ("vit", "config.json", {"id2label": {"0": "cat"}}, "classifier.bias: the file has (7,)"),
         (
@@ -320,11 +321,11 @@ NESTED = "[" * 100_000 + "]" * 100_000
         ),
         ("vit", "config.json", {"layer_norm_eps": "x"}, "config.json describes no model"),
         ("vit", "config.json", {"dtype": "float99"}, "config.json describes no model"),
-        ("vit", "preprocessor_config.json", "[1]", "the file of its fields holds a list"),
+        ("vit", "preprocessor_config.json", "[1]", "expected a JSON object, got a list"),
         ("vit", "preprocessor_config.json", {"size": [1]}, "size must be a positive number of pixels"),
         ("vit", "preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std: got [0, 0, 0], expected"),
         ("vit", "preprocessor_config.json", {"crop_size": 10**7}, "more than 178956970 pixels"),
-        ("align", "preprocessor_config.json", NESTED, "nested deeper"),
+        ("align", "preprocessor_config.json", NESTED, "is not a JSON file"),
         ("align", "tokenizer.json", {"model": {"type": "?"}}, "its tokenizer's files can't be read"),
         ("align", "tokenizer_config.json", {"pad_token": 5}, "its tokenizer's files can't be read"),
     ],

@@ -29,6 +29,7 @@ _KNOWN_TO_TRANSFORMERS = frozenset(
 _SIZES = frozenset(
     "hidden_size num_attention_heads intermediate_size patch_size image_size vocab_size projection_dim".split()
 )
+_LARGEST = 2**24  # of these sizes
 
 
 @functools.cache
@@ -75,8 +76,11 @@ class StrictConfig(PreTrainedConfig):
         for name in _SIZES & self._field_names():
             value = getattr(self, name)
             for size in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(size, int) and size < 1:
-                    raise ValueError(f"{type(self).__name__}: {name} is {value!r}, expected at least 1")
+                if isinstance(size, int) and not 1 <= size <= _LARGEST:
+                    raise ValueError(f"{type(self).__name__}: {name} is {value!r}, expected 1 to {_LARGEST}")
+        dtype = getattr(self, "dtype", None)
+        if not (dtype is None or isinstance(dtype, str) or type(dtype).__name__ == "dtype"):  # "float32", torch.float32
+            raise ValueError(f"{type(self).__name__}: dtype is {dtype!r}, expected a name such as 'float32'")
         width, heads = (getattr(self, name, None) for name in ("hidden_size", "num_attention_heads"))
         if isinstance(width, int) and isinstance(heads, int) and width % heads:
             raise ValueError(f"{type(self).__name__}: {heads} num_attention_heads do not divide hidden_size {width}")

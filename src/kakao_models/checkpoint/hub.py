@@ -277,7 +277,7 @@ def _translated(error: BaseException, repo: str, where, revision: str, filename:
         )
     offline = "HF_HUB_OFFLINE=1 takes what is in the local cache"
     if kind == "checkpoint":
-        offline = "Without a network use align-tiny, which is inside this package"
+        offline = "Without a network use align-small, which is inside this package"
     return HubUnreachable(f"{nowhere}, and the Hugging Face Hub can't be reached ({reason}). {offline}")
 
 
@@ -343,6 +343,23 @@ def _remember(file: Path, text: str) -> None:
             write_text(file, text)
 
 
+def read_object(file: Path) -> dict:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is not a JSON object.
+        PointerError: it is a Git LFS pointer.
+    """
+    refuse_pointers([file])
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not a JSON file ({error}). Is the download complete?") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
 def read_config(file: Path) -> dict:
     """The content of a config.json.
 
@@ -350,12 +367,8 @@ def read_config(file: Path) -> dict:
         ValueError: it is not a JSON object, or its `model_type` is not a string.
         PointerError: it is a Git LFS pointer.
     """
-    refuse_pointers([file])
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not a JSON file ({error}). Is the download complete?") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
+    config = read_object(file)
+    if not isinstance(config.get("model_type", ""), str):
         raise ValueError(f"{file}: expected an object with a model_type")
     return config
 

@@ -193,15 +193,20 @@ class Preprocessing:
             return _size(name, value)
         if name in ("image_mean", "image_std", "rescale_factor"):
             single = isinstance(value, (int, float))
-            numbers = [float(number) for number in ([value] if single else value)]
+            numbers = [value] if single else list(value) if isinstance(value, (list, tuple, np.ndarray)) else []
             least = None if name == "image_mean" else 0
-            right = all(np.isfinite(x) and (least is None or x > least) for x in numbers)
+            right = all(isinstance(x, (int, float, np.number)) for x in numbers)
+            right = right and all(np.isfinite(x) and (least is None or x > least) for x in map(float, numbers))
             if not right or not (single or len(numbers) == 3 and name != "rescale_factor"):
                 raise ValueError(
                     f"{name}: got {value!r}, expected a number{'' if least is None else ' above 0'}, or three"
                 )
-            return value if single else numbers
-        return int(value) if name == "resample" else value
+            return value if single else list(map(float, numbers))
+        if name == "resample":
+            if value not in list(Image.Resampling):
+                raise ValueError(f"resample: got {value!r}, expected one of PIL's filters, 0 to 5")
+            return int(value)
+        return value
 
     def _prepared(self, picture: Image.Image, fractions: bool) -> np.ndarray:
         scale = 1 / 255 if fractions and not self.takes_bytes else 1

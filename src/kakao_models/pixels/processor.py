@@ -2,13 +2,14 @@
 
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch, fetch_all, hub_arguments, read_config
+from kakao_models.checkpoint.hub import PROCESSOR_FILES, MissingFile, fetch, fetch_all, hub_arguments, read_object
 from kakao_models.pixels.images import has_fractions, is_one_image, load_image
 from kakao_models.pixels.preprocessing import Preprocessing, warn_of_processor
 from kakao_models.pixels.tensors import as_tensors
@@ -85,10 +86,14 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """transformers' `from_pretrained`, which also takes the name of a checkpoint that ships with this package."""
         if os.path.isfile(source := pretrained_model_name_or_path):  # a file of another name
+            read_object(Path(source))
             return super().from_pretrained(source, **kwargs)
         source, where = fetch_all(source, PROCESSOR_FILES, **hub_arguments(kwargs))
-        with suppress(MissingFile, ValueError):  # transformers says what is wrong with it
-            warn_of_processor(read_config(fetch(source, "processor_config.json", **where)))
+        for filename in PROCESSOR_FILES:
+            with suppress(MissingFile):
+                values = read_object(fetch(source, filename, **where))
+                if filename == "processor_config.json":
+                    warn_of_processor(values)
         return super().from_pretrained(source, **(kwargs | where))
 
     @classmethod
