@@ -25,7 +25,7 @@ def test_light_parts_run_and_complete_ones_replace_them(align):
     assert np.array_equal(inputs.preprocessing.pixel_values(tiny.picture(0)), pixels)
     inputs.image_processor.do_rescale = False  # what is changed later counts
     assert np.abs(inputs.preprocessing.pixel_values(tiny.picture(0)) - pixels).max() > 1
-    images_only = ModelInputs("vit", "align-tiny", {}, image_processor=ViTImageProcessor())
+    images_only = ModelInputs("vit", "align-small", {}, image_processor=ViTImageProcessor())
     assert images_only.tokenizer is None
     with pytest.raises(ValueError, match="the model reads no texts, so it has no tokenizer"):
         images_only.tokenizer = inputs.tokenizer
@@ -41,14 +41,19 @@ def test_of_a_long_text_only_the_start_is_tokenized(align, complete):
     )
     texts = ["cat " * 5000, "x" * 20_000, "東京" * 9000, " " * 20_000 + "cat", "a"]
     texts += ["".join(random.choice(pieces, 1500)) for _ in range(50)]
+    unbroken = ["cat", "東", "京", "。", "[SEP]", "[", "é", "x" * 120, "、", "!"]
+    texts += ["".join(random.choice(unbroken, 1500)) for _ in range(50)]
     expected = [tokenizer([text], truncation=True, max_length=64)["input_ids"][0] for text in texts]
     assert inputs.token_ids(texts, 64) == expected
     seen, part = [], inputs._text_part()
     part.current = type(
         "BertTokenizer", (), {"__call__": lambda self, texts, **o: seen.extend(texts) or tokenizer(texts, **o)}
     )()
-    inputs.token_ids(texts[:1], 64)
-    assert [len(text) for text in seen] == [1023]
+    inputs.token_ids([texts[0], "，".join(["東京"] * 9000)], 64)
+    assert [len(text) for text in seen] == [1023, 1023]
+    part.current.tokenize_chinese_chars = True
+    inputs.token_ids(["東京" * 9000], 64)
+    assert len(seen[-1]) == 1024
 
 
 def test_a_part_by_the_name_of_another_checkpoint(align, vit, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import pickle
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,13 +35,15 @@ class BijectiveLoading(TensorPatterns):
         """
         source = pretrained_model_name_or_path  # None: the weights are in `state_dict`
         place: dict[str, Any] = {}
+        format = None
         if source is not None:
             where = place = pin(source, **hub_arguments(kwargs))
             if not any(kwargs.get(name) is not None for name in _OTHER_FILES):
                 config = kwargs.get("config")
                 if config is None:  # an error in it is reported before weights are downloaded
                     config = cls.config_class.from_pretrained(source, **where)
-                _check_sizes(config, source, *find_weights(source, _FILES, **where))
+                format, files = find_weights(source, _FILES, **where)
+                _check_sizes(config, source, format, files)
                 where = cached_only(where)
             source, kwargs = resolve(source), kwargs | where
         if isinstance(kwargs.get("config"), PreTrainedConfig):
@@ -56,6 +59,10 @@ class BijectiveLoading(TensorPatterns):
                 )
         except SafetensorError as error:
             raise OSError(f"{source}: not a readable safetensors file ({error}). Is the download complete?") from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # PyTorch's own reader is stricter than ours
+            if format != _FILES[1]:
+                raise
+            raise OSError(f"{source}: PyTorch can't read {format} ({str(error).splitlines()[0]})") from error
         mismatched = {key: (tuple(stored), tuple(expected)) for key, stored, expected in info["mismatched_keys"]}
         cls._check_tensors(
             source or "state_dict", info["missing_keys"], info["unexpected_keys"], mismatched, may_replace

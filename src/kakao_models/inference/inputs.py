@@ -6,6 +6,7 @@ parts are read without it (`light_processors`), and replaced by transformers' cl
 
 import os
 import threading
+import unicodedata
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -155,7 +156,8 @@ class ModelInputs:
             tokenizer, options = self._text_part().current, {"truncation": True, "max_length": max_tokens}
             starts = texts
             if isinstance(tokenizer, Tokenizer) or type(tokenizer).__name__ in BERT_TOKENIZERS:
-                starts = [_start(text, _CHARACTERS * max_tokens) for text in texts]
+                single = getattr(tokenizer, "tokenize_chinese_chars", False)
+                starts = [_start(text, _CHARACTERS * max_tokens, single) for text in texts]
             ids = list(tokenizer(starts, **options)["input_ids"])
             short = [i for i, start in enumerate(starts) if start is not texts[i] and len(ids[i]) < max_tokens]
             if short:
@@ -164,12 +166,25 @@ class ModelInputs:
             return ids
 
 
-def _start(text: str, length: int) -> str:
-    """The start of a long text, of at most `length` characters, cut at a blank so that no word is cut; all of a short one."""
+def _start(text: str, length: int, single: bool) -> str:
+    """The start of a long text, of at most `length` characters, cut where BERT ends a word; all of a short one.
+
+    Args:
+        single: whether each Chinese character is a word.
+    """
     if len(text) <= length:
         return text
     end = max(text.rfind(blank, 0, length) for blank in " \t\n\r")
+    if end <= 0:  # as in Chinese and Japanese
+        ends = (place for place in range(length, 0, -1) if _ends_word(text[place - 1], single))
+        end = next(ends, 0)
     return text[:end] if end > 0 else text
+
+
+def _ends_word(character: str, single: bool) -> bool:
+    if character == "[":  # a special token may begin
+        return False
+    return unicodedata.category(character)[0] == "P" or single and "\u4e00" <= character <= "\u9fff"
 
 
 def _source(part: str, value: Any, processor: Any, name: str | None) -> Any:

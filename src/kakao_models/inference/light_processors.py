@@ -46,8 +46,9 @@ def read_preprocessing(name: str, model_type: str, where: dict) -> Preprocessing
 class Tokenizer:
     """Texts → ids, by the `tokenizers` library alone; for texts of which nothing but ids is expected."""
 
-    def __init__(self, tokenizer: Any, pad_token_id: int):
+    def __init__(self, tokenizer: Any, pad_token_id: int, tokenize_chinese_chars: bool):
         self._tokenizer, self.pad_token_id = tokenizer, pad_token_id
+        self.tokenize_chinese_chars = tokenize_chinese_chars
         self.unk_token_id = tokenizer.token_to_id("[UNK]")
         tokenizer.no_padding()
 
@@ -73,7 +74,7 @@ def read_light_tokenizer(name: str, where: dict) -> Tokenizer | None:
     except Exception:  # noqa: BLE001  tokenizers raises Exception itself; the complete class will say what is wrong
         return None
     pad = tokenizer.token_to_id("[PAD]")
-    return None if pad is None else Tokenizer(tokenizer, pad)
+    return None if pad is None else Tokenizer(tokenizer, pad, content["normalizer"]["handle_chinese_chars"])
 
 
 def _plain_bert(content: dict, config: dict) -> bool:
