@@ -418,7 +418,7 @@ def test_bodies_are_bounded(client):
 
 
 def test_bodies_of_all_requests_are_bounded_together(embedder):
-    with running(embedder, max_held=1000) as (client, _, _):
+    with running(embedder, max_held=3000) as (client, _, _):
         for _ in range(3):  # what was refused is not counted any more
             big = client.post("/v1/embeddings", json={"input": ["a cat"] * 200})
             assert (
@@ -447,7 +447,7 @@ def test_a_key_is_wanted_of_all_but_health(embedder):
 def test_an_empty_key_is_no_key_and_a_taken_port_is_said(monkeypatch, capsys):
     def run(*options):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["serve", "align-tiny", *options])
+            cli.main(["serve", "align-small", *options])
         assert ended.value.code == 2
         return capsys.readouterr().err
 

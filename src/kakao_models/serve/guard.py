@@ -17,6 +17,7 @@ from kakao_models.serve.schemas import Refused
 _log = logging.getLogger("kakao_models.serve")
 OPEN = ("/health", "/ready")  # without a key
 TIMEOUT = 120.0  # seconds for an answer
+_COPIES = 3  # memory of a request in bodies: the bytes, the strings that JSON makes of them, and the files in those
 _MOST_REST = 2**28  # bytes of a body that is too long, which are read and dropped
 
 
@@ -27,7 +28,8 @@ class Guard:
         closing: whether connections are to be closed after the answer, because the service ends.
         api_key: what "Authorization: Bearer" must hold; None for no key.
         max_body: bytes; body_timeout: seconds to send them in; timeout: seconds for the answer.
-        max_held: bytes of all bodies at the same time; by default 512 MiB, or four of the largest.
+        max_held: bytes that all bodies and what is read from them take at the same time, `_COPIES` of each body; by default 1 GiB,
+            or what four of the largest take.
         max_requests: requests at the same time; `OPEN` are always answered.
     """
 
@@ -48,7 +50,7 @@ class Guard:
         self.key = None if api_key is None else api_key.encode()
         self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
         self.running, self.max_requests = 0, max_requests
-        self.held, self.max_held = 0, max_held or max(512 * 2**20, 4 * max_body)
+        self.held, self.max_held = 0, max_held or max(2**30, 4 * _COPIES * max_body)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -96,7 +98,7 @@ class Guard:
         if scope["method"] != "POST":
             return await self._run(scope, receive, answer, b"")
         body = await self._body(headers, receive)
-        answer.held = len(body)
+        answer.held = _COPIES * len(body)
         try:
             if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
                 raise Refused(415, "the body must be JSON, with Content-Type: application/json")
@@ -149,12 +151,12 @@ class Guard:
                     else:
                         if packed is not None:
                             piece = packed.decompress(piece, self.max_body + 1)
-                        if self.held + len(piece) > self.max_held:
+                        if self.held + _COPIES * len(piece) > self.max_held:
                             raise Busy("the bodies of other requests fill the memory that is set aside for them", 1)
-                        self.held += len(piece)
+                        self.held += _COPIES * len(piece)
                         body += piece
                         if too_long := len(body) > self.max_body:
-                            self.held -= len(body)
+                            self.held -= _COPIES * len(body)
                             body.clear()
                     if too_long:  # read to its end: a client that still sends would not read the answer
                         if rest > _MOST_REST or not more:
@@ -164,10 +166,10 @@ class Guard:
                             raise zlib.error("it ends too early")
                         return bytes(body)
         except zlib.error as error:
-            self.held -= len(body)
+            self.held -= _COPIES * len(body)
             raise Refused(400, f"the body is no gzip ({error})") from None
         except BaseException as error:
-            self.held -= len(body)
+            self.held -= _COPIES * len(body)
             if isinstance(error, TimeoutError) and too_long:
                 raise self._too_long() from None
             if isinstance(error, TimeoutError):
