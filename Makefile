@@ -71,7 +71,7 @@ $(VENV)/.main: setup.py Makefile | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.main setup.py Makefile
-	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,data,search,demo,export,serve,fast,test,test-torch]'
+	$(BIN)/python -m pip install --quiet $(TENSORFLOW) -e '.[torch,keras,flax,convert,train,evaluate,data,search,demo,export,serve,fast,heic,test,test-torch]'
 	touch $@
 
 $(WITHOUT_TORCH)/.test: setup.py Makefile

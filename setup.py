@@ -40,6 +40,7 @@ EXTRAS = {
     "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "matplotlib>=3.9"],
     "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
     "fast": ["simplejpeg>=1.8"],  # a faster decoder of JPEGs, for fast_images=True
+    "heic": ["pillow-heif>=1.0"],  # photographs of phones
     "openvino": [*TORCH, "openvino>=2025.0"],
     "onnx": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"],

@@ -206,7 +206,7 @@ def jpeg_files(table: Table, what: str, paths: list[str], peer: tuple, ours: dic
             read(path)
 
     def read_one(path: str) -> np.ndarray:
-        return preparation.pixels(load_image(path, size_hint=preparation.decode_size))
+        return preparation.pixels(load_image(path))
 
     def read_one_fast(path: str) -> np.ndarray:
         return preparation.fast_pixels(load_pixels(path, size_hint=preparation.decode_size))

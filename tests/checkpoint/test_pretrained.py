@@ -151,11 +151,18 @@ def test_configuration_and_what_is_no_argument(folders, tmp_path):
     assert not any(tmp_path.iterdir())
     with pytest.raises(TypeError, match="'from_pt'.*Leave it out: one model.safetensors is for all frameworks"):
         TFAlignModel.from_pretrained(folder, from_pt=True)
+    with pytest.raises(TypeError, match="'framework'.*The class says it: AlignModel is PyTorch's"):
+        TFAlignModel.from_pretrained(folder, framework="tf")
+    with pytest.raises(TypeError, match="'device_map'.*Embedder and pipeline have device="):
+        TFAlignModel.from_pretrained(folder, device_map="auto")
 
 
 def test_types_of_numbers_by_every_name(folders):
     kind = lambda dtype: TFViTModel.from_pretrained(folders / "backbone", dtype=dtype).layernorm.gamma.dtype  # noqa: E731
     assert [kind(dtype) for dtype in (tf.float16, np.float16, np.dtype("float16"), "float16")] == ["float16"] * 4
+    with pytest.warns(FutureWarning, match="torch_dtype is deprecated: use dtype='float16'") as warned:
+        old = TFViTModel.from_pretrained(folders / "backbone", torch_dtype="float16")
+    assert old.layernorm.gamma.dtype == "float16" and warned[0].filename == __file__
     for wrong in ("int8", tf.int32, int):
         with pytest.raises(ValueError, match="dtype: got .*int.*, expected one of 'float32'"):
             kind(wrong)

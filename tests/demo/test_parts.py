@@ -88,6 +88,13 @@ def test_too_many_sentences_are_refused(models):
         actions.zero_shot(models, str(bundled_photos()[0]), labels, "{}\na {}", "align-tiny", "", quiet)
 
 
+@pytest.mark.filterwarnings("ignore::kakao_models.warn.KakaoWarning")
+def test_labels_that_the_model_can_t_read_are_named_on_the_page(models):
+    shown = actions.zero_shot(models, str(bundled_photos()[0]), "a cat\n고양이\nA cat", "", "align-tiny", "", quiet)
+    assert "The tokenizer of align-tiny knows no word of &#x27;고양이&#x27;, so its score means nothing" in shown
+    assert "&#x27;a cat&#x27;, &#x27;A cat&#x27; are the same tokens to align-tiny" in shown
+
+
 def test_pca_finds_the_plane_that_points_lie_in():
     random = np.random.default_rng(0)
     flat = random.normal(size=(50, 2)) * (5, 1)

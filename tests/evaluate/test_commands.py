@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -214,6 +215,7 @@ def test_report(command, tmp_path):
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert command("report", tmp_path / "a.json", "-f", "model-index")[1].startswith("model-index:")
     assert command("report", tmp_path / "a.json", "-f", "pdf")[0] == 2
+    assert command("report", tmp_path / "a.json", "-o", "-")[1] == out and not Path("-").exists()
     said = json.loads(command("report", tmp_path / "a.json", "--json")[1])
     assert said == [json.loads((tmp_path / "a.json").read_text())]
     judged = ("report", tmp_path / "a.json", "--checkpoint", "kakaobrain/align-base")

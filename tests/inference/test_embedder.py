@@ -300,8 +300,10 @@ def test_a_text_that_is_no_unicode_is_named(embedder):
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there_is_a_clear_error(align, device):
-    with pytest.raises(ValueError, match=f"device '{device}' can't be used"):
+    with pytest.raises(ValueError, match=f"device '{device}' can't be used") as error:
         Embedder(align, device=device)
+    offered = str(error.value).rpartition("write ")[2]
+    assert "'cpu'" in offered and ("cuda" in offered) == torch.cuda.is_available()
 
 
 def test_fast_images_differ_by_rounding(align, vit, photos, tmp_path):

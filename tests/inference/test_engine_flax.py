@@ -1,11 +1,14 @@
 """The Flax engine gives what the PyTorch engine gives, compiles rarely, and does not touch the model it was given."""
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
 from tolerances import TOLERANCE
 
 from kakao_models import AlignConfig, FlaxViTForImageClassification
+from kakao_models.checkpoint.flax import ACT2FN
 from kakao_models.inference.engine_flax import FlaxEngine
 from kakao_models.inference.engine_torch import TorchEngine
 
@@ -61,8 +64,18 @@ def test_a_model_object_is_used_as_it_is(vit):
     assert model.classifier.kernel.dtype == jax.numpy.float32
 
 
+def test_a_model_is_pickled_with_its_values_and_its_mode(vit):
+    assert pickle.loads(pickle.dumps(ACT2FN)) == ACT2FN
+    model = FlaxViTForImageClassification.from_pretrained(vit)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(FlaxEngine(again).logits(images(2)), FlaxEngine(model).logits(images(2)))
+    assert again.config.to_dict() == model.config.to_dict() and again.vit.embeddings.dropout.deterministic
+    model.train()
+    assert not pickle.loads(pickle.dumps(model)).vit.embeddings.dropout.deterministic
+
+
 def test_what_can_t_be_used_is_named(vit, tmp_path):
-    with pytest.raises(ValueError, match="device 'cuda:7' can't be used"):
+    with pytest.raises(ValueError, match=r"device 'cuda:7' can't be used .*: on this machine write 'auto', 'cpu:0'"):
         FlaxEngine.load(vit, device="cuda:7")
     with pytest.raises(ValueError, match="dtype 'float8'"):
         FlaxEngine.load(vit, dtype="float8")

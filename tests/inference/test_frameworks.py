@@ -68,6 +68,10 @@ def test_a_model_object_says_what_it_is(folders):
         Embedder(model, framework="torch")
     with pytest.raises(ValueError, match="framework: got 'mxnet', expected one of torch, tf, flax"):
         Embedder(folders["align"], framework="mxnet")
+    with pytest.raises(ValueError, match="'onnx', .* is an engine of PyTorch models: write engine='onnx'"):
+        Embedder(folders["align"], framework="onnx")
+    with pytest.raises(ValueError, match="'tensorflw', .* did you mean 'tf'"):
+        Embedder(folders["align"], framework="tensorflw")
 
 
 def test_settings_of_keras(folders):
@@ -76,7 +80,7 @@ def test_settings_of_keras(folders):
     assert half.engine.model.variable_dtype == "bfloat16"
     a, b = half.images(PICTURES, normalize=True), full.images(PICTURES, normalize=True)
     assert a.dtype == np.float32 and (a * b).sum(1).min() > 0.99
-    with pytest.raises(ValueError, match="device 'cuda:7' can't be used: TensorFlow sees cpu:0"):
+    with pytest.raises(ValueError, match="device 'cuda:7' can't be used: TensorFlow sees cpu:0. Write one"):
         Embedder(folders["align"], framework="tf", device="cuda:7")
     with pytest.raises(ValueError, match="dtype 'int8': expected 'float32', 'bfloat16', 'float16'"):
         Embedder(folders["align"], framework="tf", dtype="int8")

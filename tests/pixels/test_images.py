@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import profiles
 import pytest
 from PIL import Image, ImageFile
 from tolerances import TOLERANCE
@@ -230,6 +231,45 @@ def test_grey_one_bit_and_cmyk():
     assert np.asarray(load_image(encoded(Image.new("1", (3, 2), 1), "PNG")))[1, 2].tolist() == [255] * 3
     cmyk = encoded(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG")
     assert np.abs(np.int16(load_image(cmyk))[8, 8] - (0, 255, 255)).max() <= 3
+
+
+# --- colour -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", profiles.SPACES)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_profiles_are_ignored_unless_srgb_is_asked_for(space, kind):
+    seen = (90 + 0.4 * ramp(7, 9)).astype(np.uint8)  # of dark saturated colours, a byte of a wide space is several here
+    stored = profiles.in_space(seen, space)
+    data = encoded(
+        Image.fromarray(stored), kind, icc_profile=profiles.profile(space), **{"WEBP": {"lossless": True}}.get(kind, {})
+    )
+    for read in (load_image, load_pixels):
+        assert np.abs(np.int16(read(data)) - stored).max() <= 1  # lossless WEBP of some builds rounds
+        converted = read(data, srgb=True)
+        assert np.abs(np.int16(converted) - seen).max() <= 3
+        np.testing.assert_array_equal(load_image(converted, srgb=True), converted)  # not converted twice
+    assert np.abs(np.int16(stored) - seen).max() > 5
+
+
+def test_profiles_of_turned_transparent_grey_and_broken_pictures():
+    space = "Adobe RGB"
+    data, exif = np.full((4, 6, 3), (100, 170, 120), np.uint8), Image.Exif()
+    exif[0x0112] = 6
+    stored = profiles.in_space(data, space)
+    turned = encoded(Image.fromarray(stored), "JPEG", quality=100, exif=exif, icc_profile=profiles.profile(space))
+    for read in (load_image, load_pixels):
+        pixels = np.int16(read(turned, srgb=True))
+        assert pixels.shape == (6, 4, 3) and np.abs(pixels - data[0, 0]).max() <= 4
+    clear = np.dstack([stored, np.zeros((4, 6), np.uint8)])
+    transparent = encoded(Image.fromarray(clear), "PNG", icc_profile=profiles.profile(space))
+    assert np.asarray(load_image(transparent, srgb=True)).min() >= 254
+    for mode, profile in (("L", profiles.profile(space)), ("RGB", b"no profile"), ("CMYK", profiles.profile(space))):
+        picture = Image.fromarray(stored).convert(mode)
+        source = encoded(picture, "TIFF", icc_profile=profile)
+        if mode != "L":  # grey with a profile of colours is converted as colours are
+            np.testing.assert_array_equal(load_image(source, srgb=True), load_image(source))
+        load_image(source, srgb=True)
 
 
 # --- orientation ------------------------------------------------------------------------------------------------------

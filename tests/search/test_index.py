@@ -102,6 +102,24 @@ def test_scores_are_cosines_by_every_metric(embedder, tmp_path, metric):
     np.testing.assert_allclose([hit.score for hit in hits], [1, 0.5**0.5, -1], atol=1e-6)
 
 
+def test_numbers_and_texts_of_numpy_are_metadata(embedder, tmp_path):
+    ids, vectors = np.array(["a", "b"]), np.eye(2, 16, dtype=np.float64)
+    facts = [{"width": np.int64(7), "rating": np.float32(0.5), "tags": np.array([1, 2])}, {"seen": np.bool_(True)}]
+    with SearchIndex.open(tmp_path / "n.db", embedder, create=True) as index:
+        assert index.add(ids, vectors, facts) == 2
+        (first,) = index.search(vectors[0], 1)
+    assert (first.width, first.metadata) == (7, {"rating": 0.5, "tags": [1, 2]})
+
+
+def test_an_index_remembers_whether_colours_were_converted(model, embedder, tmp_path):
+    converting = Embedder(model, srgb=True)
+    with SearchIndex.open(tmp_path / "c.db", converting, create=True) as index:
+        assert index.metadata["srgb"] is True
+        index.use(converting)
+        with pytest.raises(ValueError, match=r"made with srgb=True, .* has srgb=False\. Pass srgb=True \(--srgb\)"):
+            index.use(embedder)
+
+
 def test_rows_are_replaced_and_deleted(copied, embedder):
     with SearchIndex.open(copied, embedder) as index:
         before = index.count

@@ -193,3 +193,16 @@ def test_the_originals_preprocessing_sees_the_scale_too(options):
         assert pixels.dtype == np.float32
         np.testing.assert_allclose(pixels, scale * expected, rtol=0, atol=1e-6 * scale)
         np.testing.assert_allclose(processor(source, return_tensors="np")["pixel_values"], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("data_format", "transpose the result"),
+        ("input_data_format", "leave it out"),
+        ("do_resise", "did you mean 'do_resize'"),
+    ],
+)
+def test_an_option_of_transformers_that_is_not_taken_is_answered(option, instead):
+    with pytest.raises(TypeError, match=f"ViTImageProcessor has no option '{option}'; .*{instead}"):
+        ViTImageProcessor()(picture(40, 28), **{option: 1})

@@ -1,6 +1,7 @@
 """Processors of ALIGN: pictures and texts in, what the model takes out."""
 
 import copy
+import difflib
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from kakao_models.checkpoint.hub import (
 )
 from kakao_models.files.atomic import write_text
 from kakao_models.pixels.images import is_image_text
-from kakao_models.pixels.preprocessing import FOREIGN
+from kakao_models.pixels.preprocessing import FOREIGN, INSTEAD
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.pixels.tensors import as_tensors
 
@@ -240,10 +241,14 @@ class AlignProcessor(ProcessorMixin):
         for options in (text_kwargs, images_kwargs):
             return_tensors = return_tensors or (options or {}).get("return_tensors")
         if unknown := kwargs.keys() - TextKwargs.__annotations__.keys():
-            raise TypeError(
-                f"AlignProcessor has no option {min(unknown)!r}; it takes those of the tokenizer, and "
-                f"{', '.join(sorted(self._image_options))}"
+            name = min(unknown)
+            near = difflib.get_close_matches(name, [*self._image_options, *TextKwargs.__annotations__], n=1)
+            instead = INSTEAD.get(name) or (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"it takes those of the tokenizer, and {', '.join(sorted(self._image_options))}"
             )
+            raise TypeError(f"AlignProcessor has no option {name!r}; {instead}")
         batch = {}
         if text is not None:
             batch |= self._tokens(text, {**kwargs, **of_texts}, return_tensors)

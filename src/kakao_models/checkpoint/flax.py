@@ -18,17 +18,47 @@ from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.pretrained import PretrainedLoading, Replaced, dtype_name
 
-# Activations by transformers' names
+
+# Activations, by functions that a model can be pickled with: most of JAX's own can't be.
+def gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    return jax.nn.relu(x)
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    return jax.nn.relu6(x)
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(x)
+
+
+def silu(x: jax.Array) -> jax.Array:
+    return jax.nn.silu(x)
+
+
+def tanh(x: jax.Array) -> jax.Array:
+    return jnp.tanh(x)
+
+
+# By transformers' names
 ACT2FN = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+    "relu6": relu6,
+    "sigmoid": sigmoid,
+    "silu": silu,
+    "swish": silu,
+    "tanh": tanh,
 }
 
 

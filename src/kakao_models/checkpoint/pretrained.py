@@ -25,6 +25,7 @@ from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, Te
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
 from kakao_models.files.sizes import parse_bytes
+from kakao_models.warn import warn
 
 _FORMATS = ("model.safetensors", "pytorch_model.bin")  # the others name and turn their tensors otherwise
 # Types of variables; in Keras also a policy, such as "mixed_bfloat16"
@@ -66,10 +67,20 @@ class PretrainedLoading(TensorPatterns):
     config_class: ClassVar[type[StrictConfig]]
     key_prefix: ClassVar[str] = ""
     is_base: ClassVar[bool] = False
-    arguments_replaced: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("from_pt", "from_tf", "from_flax", "use_safetensors"),
-        "Leave it out: one model.safetensors is for all frameworks",
-    )
+    arguments_replaced: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("from_pt", "from_tf", "from_flax", "use_safetensors"),
+            "Leave it out: one model.safetensors is for all frameworks",
+        ),
+        **dict.fromkeys(
+            ("framework", "framework_type"),
+            "The class says it: AlignModel is PyTorch's, TFAlignModel Keras', FlaxAlignModel Flax'. Embedder has framework=",
+        ),
+        **dict.fromkeys(
+            ("device", "device_map"), "Load the model on the framework's own device. Embedder and pipeline have device="
+        ),
+        **dict.fromkeys(("low_cpu_mem_usage", "use_fast"), "Leave it out: a model is loaded once into memory"),
+    }
 
     get_input_embeddings = Replaced(
         "Take the layer: embeddings.word_embeddings of an ALIGN's text_model, embeddings.convolution of its vision_model, "
@@ -138,6 +149,11 @@ class PretrainedLoading(TensorPatterns):
             OSError: no such checkpoint, no network, or a file that can't be read.
             TypeError: an argument that neither this, nor the configuration, nor the constructor has.
         """
+        if (old := overrides.pop("torch_dtype", None)) is not None:
+            if dtype is not None:
+                raise TypeError("torch_dtype and dtype are both given: pass dtype only")
+            dtype = str(old).removeprefix("torch.") if "torch" in str(old) else old
+            warn(f"torch_dtype is deprecated: use dtype={dtype!r}", FutureWarning)
         where = pin(
             name_or_path, revision=revision, token=token, subfolder=subfolder, cache_dir=cache_dir,
             force_download=force_download, local_files_only=local_files_only,

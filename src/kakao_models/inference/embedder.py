@@ -111,7 +111,10 @@ class Embedder:
         kind = engine_class(framework, model)
         fused = kind.__name__ == "TorchEngine" and (engine is not None or not loaded)
         if engine is not None and not fused:
-            raise ValueError(f"engine={engine!r} is of PyTorch models; {kind.__name__} runs by itself")
+            raise ValueError(
+                f"engine={engine!r} is of PyTorch models; {kind.__name__} runs by itself. Leave engine out, or pass "
+                "framework='torch' and the name of a checkpoint"
+            )
         if fused:
             source = _source(model, hub, engine, dtype)
             model_type = source.fields.model_type

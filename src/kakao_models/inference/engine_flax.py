@@ -128,6 +128,12 @@ def _cast(array: jax.Array, dtype: str) -> jax.Array:
     return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
+def _usable_devices() -> str:
+    """The devices of this machine that JAX can use."""
+    names = {f"{device.platform}:{device.id}" for device in (*jax.devices(), *jax.devices("cpu"))}
+    return " or ".join(f"'{name}'" for name in sorted(names, reverse=True))
+
+
 def _device(name: str | int) -> jax.Device:
     if isinstance(name, int):  # transformers' pipelines count accelerators, and -1 is the processor
         platform, number = (None, name) if name >= 0 else ("cpu", 0)
@@ -139,7 +145,7 @@ def _device(name: str | int) -> jax.Device:
     except (RuntimeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device {name!r} can't be used ({reason}): expected 'auto', 'cpu', 'gpu', 'cuda:1', 'tpu', ..."
+            f"device {name!r} can't be used ({reason}): on this machine write 'auto', {_usable_devices()}"
         ) from error
 
 

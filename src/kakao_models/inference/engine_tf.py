@@ -120,7 +120,7 @@ def _device(name: str | int) -> str:
     expected = f"{kind}:{number or 0}"
     if not any(device.name.endswith(expected) for device in devices):
         there = ", ".join(device.name.removeprefix("/device:").lower() for device in tf.config.list_logical_devices())
-        raise ValueError(f"device {name!r} can't be used: TensorFlow sees {there}; 'auto' takes the best")
+        raise ValueError(f"device {name!r} can't be used: TensorFlow sees {there}. Write one of these, or 'auto'")
     return expected
 
 

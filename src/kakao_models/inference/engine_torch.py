@@ -132,10 +132,17 @@ def torch_device(name: str | int) -> torch.device:
         torch.empty(1, device=device)  # AssertionError where PyTorch is built without it
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"device {name!r} can't be used ({reason}): expected 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ..."
-        ) from error
+        raise ValueError(f"device {name!r} can't be used ({reason}): {_usable_devices()}") from error
     return device
+
+
+def _usable_devices() -> str:
+    """The devices of this machine that PyTorch can use, and what makes it use others."""
+    names = ["'auto'", "'cpu'"]
+    names += [f"'cuda:{number}'" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    names += ["'mps'"] if torch.backends.mps.is_available() else []
+    hint = "" if len(names) > 2 else f". PyTorch {torch.__version__} finds no GPU here"
+    return f"on this machine write {' or '.join([', '.join(names[:-1]), names[-1]])}{hint}"
 
 
 def torch_dtype(name: str | torch.dtype) -> torch.dtype:

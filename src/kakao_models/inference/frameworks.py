@@ -1,5 +1,6 @@
 """Chooses the framework that runs a model: the one that is named, that of the model object, or the first that is installed."""
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,21 @@ def engine_class(framework: str | None, model: Any) -> "type[Engine]":
     """
     framework = _ALIASES.get(framework or "", framework)
     if framework is not None and framework not in _ENGINES:
-        raise ValueError(f"framework: got {framework!r}, expected one of {', '.join(_ENGINES)}")
+        engine = framework in ("onnx", "onnxruntime", "openvino", "compile")
+        hint = (
+            f". {framework} is an engine of PyTorch models: write engine={framework.removesuffix('runtime')!r}"
+            if engine
+            else ""
+        )
+        near = difflib.get_close_matches(str(framework).lower(), [*_ENGINES, *_ALIASES], n=1)
+        hint = hint or (f"; did you mean {_ALIASES.get(near[0], near[0])!r}?" if near else "")
+        raise ValueError(f"framework: got {framework!r}, expected one of {', '.join(_ENGINES)}{hint}")
     of_model = _framework_of(model)
     if framework and of_model and framework != of_model:
-        raise ValueError(f"framework={framework!r}, but the model is a {type(model).__name__}, of {of_model!r}")
+        raise ValueError(
+            f"framework={framework!r}, but the model is a {type(model).__name__}, of {of_model!r}: leave framework out, or pass "
+            "the name of a checkpoint"
+        )
     chosen = framework or of_model or next((name for name in _ENGINES if is_installed(_ENGINES[name][2])), "torch")
     module, name, package, extra = _ENGINES[chosen]
     try:

@@ -19,7 +19,7 @@ def to_srgb(picture: Image.Image, rgb: Image.Image, profile: bytes) -> Image.Ima
     if (found := _conversion(profile)) is None:
         return rgb
     mode, convert = found
-    if mode == "CMYK" and picture.mode != "CMYK" or mode == "L" and picture.mode not in ("1", "L", "LA", "La"):
+    if (mode == "CMYK") != (picture.mode == "CMYK") or mode == "L" and picture.mode not in ("1", "L", "LA", "La"):
         return rgb
     return ImageCms.applyTransform(picture if mode == "CMYK" else rgb.convert(mode), convert)
 

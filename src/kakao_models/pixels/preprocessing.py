@@ -30,7 +30,7 @@ FOREIGN = frozenset(
 # The same of a processor_config.json
 _OF_PROCESSORS = ("image_processor", "tokenizer", "processor_class", "auto_map", "chat_template", "feature_extractor")
 # Options of transformers' processors in a call → what to do instead
-_INSTEAD = {
+INSTEAD = {
     "data_format": "pixel_values are (batch, channels, height, width) for every framework; transpose the result",
     "input_data_format": "an array's channels are recognised on the first or last axis; leave it out",
     "device": "pixel_values are made on the CPU; move the result",
@@ -169,7 +169,7 @@ class Preprocessing:
         if unknown := changes.keys() - {*self.fields, "do_convert_rgb"}:  # the last is always done
             name = min(unknown)
             hint = _meant(name, self.fields)
-            instead = _INSTEAD.get(name) or (f"did you mean {hint!r}?" if hint else f"it has {', '.join(self.fields)}")
+            instead = INSTEAD.get(name) or (f"did you mean {hint!r}?" if hint else f"it has {', '.join(self.fields)}")
             raise TypeError(f"{type(self).__name__} has no option {name!r}; {instead}")
         changed = copy.copy(self)
         # Where they are not fields, a file may set them, and they mean nothing

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,21 @@ def row_of(key: str, vector: np.ndarray, metadata: Mapping[str, Any]) -> dict[st
     if not isinstance(key, str) or not 0 < len(key) <= 64:
         raise ValueError(f"id: got {key!r:.100}, expected a string of 1 to 64 characters")
     defaults = {"path": "", "caption": "", "width": 0, "height": 0, "bytes": 0}
+    metadata = {name: _plain(value) for name, value in metadata.items()}
     if wrong := set(metadata) & set(OWN):
         raise ValueError(f"metadata: {', '.join(sorted(wrong))} is a column of the index itself")
-    return {**defaults, **metadata, "sha256": key, "vector": vector, "digest": metadata_digest(dict(metadata))}
+    return {**defaults, **metadata, "sha256": str(key), "vector": vector, "digest": metadata_digest(metadata)}
+
+
+def _plain(value: Any) -> Any:
+    """A value with the numbers and arrays of numpy in it as Python's own, and paths as strings."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def create_collection(client: Any, collection: str, metadata: dict[str, Any], shards: int) -> None:
