@@ -25,9 +25,9 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 PHOTOS := src/kakao_models/photos
-demo: $(VENV)/.main  ## classify the photographs inside the package with align-tiny and draw demo.png
+demo: $(VENV)/.main  ## classify the photographs inside the package with align-small and draw demo.png
 	cd $(PHOTOS) && "$(CURDIR)/$(BIN)/kakao-models" classify *.jpg --labels-file labels.txt \
-		--model align-tiny --top-k 3 --picture "$(CURDIR)/demo.png"
+		--model align-small --top-k 3 --picture "$(CURDIR)/demo.png"
 	@echo "The same as a picture: demo.png"
 
 test: $(VENV)/.test  ## everything but full-size models

@@ -66,7 +66,9 @@ setup(
     description="Kakao Brain's ALIGN and COYO-ViT: zero-shot classification, embedding, conversion and training",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    # the code; the weights of align-small, for research and education only; the photographs
+    license_expression="Apache-2.0 AND LicenseRef-align-small AND CC-BY-4.0 AND CC0-1.0",
+    license_files=["LICENSE", "src/kakao_models/checkpoints/align-small/LICENSE", "src/kakao_models/photos/README.md"],
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),

@@ -39,7 +39,9 @@ class InOrder(torch.utils.data.Dataset):
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0], train="", dev="", start="align-tiny", steps=60, batch=64, lr=1e-4, seed=0)
+    args = arguments(
+        __doc__.splitlines()[0], train="", dev="", start="align-small", steps=60, batch=64, lr=1e-4, seed=0
+    )
     processor = AlignProcessor.from_pretrained(args.start)
     crop = processor.image_processor.crop_size["height"]
     augment = RandomCrop(round(crop * 1.2), crop, antialias=processor.image_processor.preprocessing == "hf")

@@ -2,14 +2,14 @@
 
     python benchmarks/search.py --rows 100000
     python benchmarks/search.py --rows 1000000 --only "exact,milvus-lite FLAT" --work big/
-    python benchmarks/search.py --vectors align-tiny --rows 100000
+    python benchmarks/search.py --vectors align-small --rows 100000
     python benchmarks/search.py --images 4096
 
-Rows are points around centres, 100 to a centre on the average, of length 1; or embeddings by align-tiny of random pieces of
+Rows are points around centres, 100 to a centre on the average, of length 1; or embeddings by align-small of random pieces of
 the bundled photographs (256 wide). Queries are drawn as rows are, and are not among them. Each candidate is a process of its
 own; its memory is the operating system's figure of what it holds after the queries, less what the bare program holds. "CPU" is
 the time of all its threads on processors, which other work on the machine changes little.
-With --images, a whole build instead: JPEG files of 640 x 480 on the disk to rows of an index, with align-tiny.
+With --images, a whole build instead: JPEG files of 640 x 480 on the disk to rows of an index, with align-small.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def clusters(rows: int, dim: int, seed: int) -> np.ndarray:
 
 
 def crops(rows: int, dim: int, seed: int) -> np.ndarray:
-    """align-tiny's embeddings of random pieces of the bundled photographs."""
+    """align-small's embeddings of random pieces of the bundled photographs."""
     from PIL import Image
 
     from kakao_models import Embedder
@@ -58,7 +58,7 @@ def crops(rows: int, dim: int, seed: int) -> np.ndarray:
             piece = photo.crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BOX)
             yield piece if draw.random() < 0.5 else piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
-    return Embedder("align-tiny", batch_size=256).images(pieces(), normalize=True, progress=False)
+    return Embedder("align-small", batch_size=256).images(pieces(), normalize=True, progress=False)
 
 
 class Faiss:
@@ -208,10 +208,10 @@ def in_process(name: str, work: Path, k: int) -> tuple[dict, np.ndarray]:
 def vectors(options, work: Path) -> None:
     from common import show
 
-    make = {"clusters": clusters, "align-tiny": crops}[options.vectors]
+    make = {"clusters": clusters, "align-small": crops}[options.vectors]
     if not (work / "rows.npy").exists():
         np.save(work / "rows.npy", make(options.rows, options.dim, 1))
-        np.save(work / "queries.npy", make(options.queries, options.dim, 2) if options.vectors == "align-tiny"
+        np.save(work / "queries.npy", make(options.queries, options.dim, 2) if options.vectors == "align-small"
                 else clusters_like(options.rows, options.dim, options.queries))  # fmt: skip
     chosen = [name for name in CANDIDATES if not options.only or any(part in name for part in options.only.split(","))]
     exact, table = None, []
@@ -280,13 +280,13 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=640)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--vectors", choices=("clusters", "align-tiny"), default="clusters")
+    parser.add_argument("--vectors", choices=("clusters", "align-small"), default="clusters")
     parser.add_argument(
         "--only", default="", help="parts of candidates' names, separated by commas; the exact one is first"
     )
     parser.add_argument("--work", type=Path, help="keep vectors and indexes in this folder")
     parser.add_argument("--images", type=int, default=0, help="measure a build of so many images instead")
-    parser.add_argument("--model", default="align-tiny", help="for --images")
+    parser.add_argument("--model", default="align-small", help="for --images")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ pixels), jpeg (files to embeddings, and reading alone), labels (1,000 labels x 1
 imports, loads and embeds one text). "x" is how many times as fast as transformers' AlignModel, ViTForImageClassification,
 processors or pipeline; the cosine is the lowest of any row's with transformers' row.
 
-Two parts are run only when they are named: int8, align-tiny quantized by NNCF beside itself in float32 on crops of the
-package's photographs and on texts; compile, align-tiny compiled in a fresh process, and in a second one, which finds it.
+Two parts are run only when they are named: int8, align-small quantized by NNCF beside itself in float32 on crops of the
+package's photographs and on texts; compile, align-small compiled in a fresh process, and in a second one, which finds it.
 
 On a machine that others use too, `--clock cpu` compares seconds of processor time instead of those on the wall.
 """
@@ -258,7 +258,7 @@ def int8(table: Table, options) -> None:
     from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 
     nncf.set_log_level("ERROR")
-    embedder, draw = Embedder("align-tiny"), np.random.default_rng(0)
+    embedder, draw = Embedder("align-small"), np.random.default_rng(0)
     pixels = []
     for index in range(256):
         picture = load_image(PHOTOS[index % len(PHOTOS)])
@@ -281,7 +281,7 @@ def int8(table: Table, options) -> None:
             for name, way in ways.items()
         }
         table.compare(
-            f"align-tiny, {what}, one at a time, 128 of them",
+            f"align-small, {what}, one at a time, 128 of them",
             {
                 name: lambda run=run, items=items: np.concatenate([run(list(item))[0] for item in items[128:]])
                 for name, run in runs.items()
@@ -323,7 +323,7 @@ def start(table: Table, options) -> None:
 COMPILE = """
 from kakao_models import Embedder
 from kakao_models.inference.selfcheck import PHOTOS, TEXTS
-embedder = Embedder("align-tiny", engine={engine!r})
+embedder = Embedder("align-small", engine={engine!r})
 embedder.images(PHOTOS)
 embedder.texts(TEXTS)
 """
@@ -340,7 +340,7 @@ def compile(table: Table, options) -> None:
             subprocess.run(program, check=True, capture_output=True, env=kept | {"XDG_CACHE_HOME": cache})
             seconds = time.perf_counter() - begin
             first = first or seconds
-            what = "align-tiny, from the start of a process to embeddings"
+            what = "align-small, from the start of a process to embeddings"
             table.add({"what": what, "way": way, "seconds": seconds, "times": first / seconds})
 
 

@@ -5,7 +5,7 @@ struct with `bytes`; and `text`, `caption` or `captions`: a string or a list of 
 
     pip install 'kakao-models[flax]' pyarrow
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/pretrain_align_flax.py \\
-        --data 'shards/*.parquet' --init align-tiny --steps 20 --batch-size 128
+        --data 'shards/*.parquet' --init align-small --steps 20 --batch-size 128
 
 On a TPU pod, the same command on every host, with --distributed, fresh weights of the released size and the released
 processor:
@@ -13,7 +13,7 @@ processor:
     python examples/pretrain_align_flax.py --data 'gs-mount/coyo/*.parquet' --init kakaobrain/align-base --size base \\
         --distributed --batch-size 65536 --steps 300000 --warmup-steps 40000 --learning-rate 2e-3 --checkpointing --output runs/coyo
 
-Printed: the loss of the global batch, which chance puts at 2 ln(batch size). Measured: 4 steps of 32 from align-tiny on
+Printed: the loss of the global batch, which chance puts at 2 ln(batch size). Measured: 4 steps of 32 from align-small on
 two simulated devices took 46 seconds of processor time, most of it for compiling; that shows that the machinery runs, and
 no more. The released model took 512 TPU v3 cores; its metric is zero-shot accuracy on ImageNet.
 
@@ -120,7 +120,7 @@ def batches(pattern: str, processor: AlignProcessor, size: int) -> Iterator[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="parquet files, a pattern")
-    parser.add_argument("--init", default="align-tiny", help="a checkpoint: weights and processor")
+    parser.add_argument("--init", default="align-small", help="a checkpoint: weights and processor")
     parser.add_argument("--size", choices=("mini", "base", "large"), help="fresh weights, only the processor of --init")
     parser.add_argument("--batch-size", type=int, default=128, help="of all devices together")
     parser.add_argument("--steps", type=int, default=20)

@@ -2,8 +2,8 @@
 
     python model_cards/make.py
 
-Texts are in cards.yaml, figures in `kakao_models.evaluate.published`. align-tiny.md is filled in by
-`examples/evaluate_align_tiny.py`.
+Texts are in cards.yaml, figures in `kakao_models.evaluate.published`. The card of align-small lies beside its weights; its figures
+are filled in by `examples/evaluate_align_small.py`.
 """
 
 from pathlib import Path

@@ -44,8 +44,8 @@ sys.meta_path[:] = map(Hiding, sys.meta_path)
 PROGRAM = """
 from kakao_models import AlignModel, cli
 from kakao_models.demo.photos import BUNDLED
-AlignModel.from_pretrained("align-tiny")
-cli.main(["classify", str(BUNDLED / "cat.jpg"), "--labels", "a cat,a ship", "--model", "align-tiny"])
+AlignModel.from_pretrained("align-small")
+cli.main(["classify", str(BUNDLED / "cat.jpg"), "--labels", "a cat,a ship", "--model", "align-small"])
 """
 
 

@@ -37,7 +37,7 @@ def test_options_become_one_argument():
     seen, small = [], group("Try it.")
 
     @small.command()
-    @model_options("fast_images", model="align-tiny")
+    @model_options("fast_images", model="align-small")
     def run(word: str, *, options: ModelOptions, loud: bool = False) -> None:
         """Run it."""
         seen.append((word, options, loud))
@@ -50,7 +50,7 @@ def test_options_become_one_argument():
     assert runner.invoke(small, ["run", "cat", "--loud", "--dtype", "bfloat16", "--batch-size", "4"]).exit_code == 0
     assert runner.invoke(small, ["run", "dog", "-m", "elsewhere", "--revision", "v1"]).exit_code == 0
     assert runner.invoke(small, ["run", "cat", "--fast-images"]).exit_code == 2  # is no option of this command
-    options = ModelOptions("align-tiny", dtype="bfloat16", batch_size=4)
+    options = ModelOptions("align-small", dtype="bfloat16", batch_size=4)
     assert seen == [("cat", options, True), ("dog", ModelOptions("elsewhere", "v1"), False)]
     assert options.arguments() == {
         field.name: getattr(options, field.name)
@@ -88,6 +88,6 @@ def test_an_input_that_is_not_there_is_said_before_a_model_is_asked_for(verb, hu
 
 def test_some_of_the_images_are_not_there(command, tmp_path):
     tiny.picture(0).save(tmp_path / "a.png")
-    arguments = [tmp_path / "a.png", tmp_path / "absent.png", "--labels", "a,b", "--model", "align-tiny"]
+    arguments = [tmp_path / "a.png", tmp_path / "absent.png", "--labels", "a,b", "--model", "align-small"]
     code, out, err = command("classify", *arguments)
     assert code == 1 and "a.png" in out and f"failed: {tmp_path / 'absent.png'}: no such file or directory" in err

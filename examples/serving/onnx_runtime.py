@@ -1,6 +1,6 @@
 """Zero-shot classification with ONNX Runtime: neither PyTorch nor this package is needed.
 
-kakao-models export align-tiny --to onnx --input uint8 -o align-onnx
+kakao-models export align-small --to onnx --input uint8 -o align-onnx
 pip install onnxruntime tokenizers pillow numpy
 python examples/serving/onnx_runtime.py align-onnx "a cat,two dogs,mountains" src/kakao_models/photos/*.jpg
 """

@@ -1,6 +1,6 @@
 """Zero-shot classification through OpenVINO Model Server, by the KServe protocol.
 
-    kakao-models export align-tiny --to openvino --input uint8 -o align-ov
+    kakao-models export align-small --to openvino --input uint8 -o align-ov
     docker run --rm -p 8000:8000 -v "$PWD/align-ov:/models" openvino/model_server \\
         --config_path /models/config.json --rest_port 8000
     python examples/serving/openvino_model_server.py align-ov "a cat,two dogs,mountains" src/kakao_models/photos/*.jpg

@@ -1,6 +1,6 @@
 """Zero-shot classification through TensorFlow Serving.
 
-    kakao-models export align-tiny --to saved_model --input uint8 -o align-tf
+    kakao-models export align-small --to saved_model --input uint8 -o align-tf
     docker run --rm -p 8501:8501 -v "$PWD/align-tf:/models/align" -e MODEL_NAME=align tensorflow/serving
     python examples/serving/tensorflow_serving.py align-tf "a cat,two dogs,mountains" src/kakao_models/photos/*.jpg
 

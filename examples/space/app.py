@@ -7,7 +7,7 @@ from kakao_models.demo.app import LAUNCH, build
 from kakao_models.demo.catalogue import Catalogue
 from kakao_models.demo.models import Models
 
-models = Models(["kakaobrain/align-base", "align-tiny"], "kakaobrain/vit-large-patch16-384", others=False)
+models = Models(["kakaobrain/align-base", "align-small"], "kakaobrain/vit-large-patch16-384", others=False)
 page = build(models, Catalogue(models, Path(tempfile.mkdtemp())))
 
 if __name__ == "__main__":

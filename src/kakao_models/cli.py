@@ -204,7 +204,7 @@ def info(
 
     [b]Example[/b]
 
-      kakao-models info align-tiny
+      kakao-models info align-small
     """
     from kakao_models.conversion.info import as_text, describe_checkpoint
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 DEFAULT_MODEL = "kakaobrain/align-base"
-BUNDLED_MODEL = "align-tiny"
+BUNDLED_MODEL = "align-small"
 STANDARD = "-"  # the standard input or output, in the place of a file's name
 _MOST_INPUT = 64 * 2**20  # bytes of the standard input
 MODEL_PANEL = "Model"

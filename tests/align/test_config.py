@@ -139,7 +139,7 @@ def test_towers_may_be_configured_by_transformers_classes():
 
 
 def test_bundled_checkpoints_go_by_their_name():
-    assert AlignConfig.from_pretrained("align-tiny").model_type == "align"
+    assert AlignConfig.from_pretrained("align-small").model_type == "align"
 
 
 @pytest.mark.parametrize("name", ["AlignModel", "AlignTextModel", "AlignVisionConfig", "FlaxAlignModel"])
@@ -157,6 +157,6 @@ def test_the_configuration_of_another_model_is_refused(name, tmp_path):
     ("part", "classes"), [("text_config", "AlignTextModel"), ("vision_config", "AlignVisionModel or")]
 )
 def test_the_configuration_of_a_tower_is_not_that_of_the_whole(part, classes, tmp_path):
-    getattr(AlignConfig.from_pretrained("align-tiny"), part).save_pretrained(tmp_path)
+    getattr(AlignConfig.from_pretrained("align-small"), part).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"AlignConfig expected 'align'. {classes}"):
         AlignConfig.from_pretrained(tmp_path)

@@ -620,7 +620,7 @@ sys.modules["torch"] = None
 import numpy as np
 from flax import nnx
 from kakao_models import FlaxAlignModel, FlaxViTModel
-model = FlaxAlignModel.from_pretrained("align-tiny")
+model = FlaxAlignModel.from_pretrained("align-small")
 size = model.config.vision_config.image_size
 inputs = np.array([[2, 5, 3]]), np.zeros((1, 3, size, size), np.float32)
 output = nnx.eval_shape(lambda model: model(*inputs), model)

@@ -218,7 +218,7 @@ def test_fields_can_be_changed_for_one_call():
         (lambda i: AlignImageProcessor(preprocesing="tf"), ValueError, "no field 'preprocesing'; did you mean 'prep"),
         (lambda i: AlignImageProcessor(mine=1), ValueError, "no field 'mine'. It has: preprocessing, "),
         (
-            lambda i: AlignImageProcessor.from_pretrained("align-tiny", croop_size=9),
+            lambda i: AlignImageProcessor.from_pretrained("align-small", croop_size=9),
             ValueError,
             "did you mean 'crop_si",
         ),
@@ -272,8 +272,8 @@ def test_files_keep_every_field(fields, tmp_path):
 
 
 def test_bundled_checkpoints_go_by_their_name():
-    assert AlignProcessor.from_pretrained("align-tiny").image_processor.to_dict() == (
-        AlignImageProcessor.from_pretrained("align-tiny").to_dict()
+    assert AlignProcessor.from_pretrained("align-small").image_processor.to_dict() == (
+        AlignImageProcessor.from_pretrained("align-small").to_dict()
     )
 
 

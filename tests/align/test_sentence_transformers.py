@@ -29,8 +29,8 @@ assert "kakao_models" not in sys.modules
 def test_sentence_transformers_before_and_after_our_classes_are_imported(tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     paths = tiny.picture_folder(tmp_path, 2)
-    embedder = Embedder("align-tiny")
-    folder = resolve("align-tiny")
+    embedder = Embedder("align-small")
+    folder = resolve("align-small")
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), folder], check=True)
     before = np.load(tmp_path / "out.npz")
     model = sentence_transformers.SentenceTransformer(folder, device="cpu")

@@ -57,12 +57,12 @@ def other_vit(tmp_path_factory) -> str:
 
 
 def test_a_bundled_checkpoint_goes_by_its_name(tmp_path, monkeypatch):
-    assert "align-tiny" in places.bundled_checkpoints()
-    assert places.resolve("align-tiny") == str(places.BUNDLED / "align-tiny")
+    assert "align-small" in places.bundled_checkpoints()
+    assert places.resolve("align-small") == str(places.BUNDLED / "align-small")
     assert places.resolve("kakaobrain/align-base") == "kakaobrain/align-base"
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "align-tiny").mkdir()
-    assert places.resolve("align-tiny") == "align-tiny"  # a folder of that name wins
+    (tmp_path / "align-small").mkdir()
+    assert places.resolve("align-small") == "align-small"  # a folder of that name wins
     assert places.resolve(tmp_path) == str(tmp_path)
 
 
@@ -327,7 +327,7 @@ def failure_of(read, name: str, **options) -> str:
         ),
         (
             "silent",
-            "the Hugging Face Hub can't be reached (timed out). Without a network use align-tiny, which is inside this",
+            "the Hugging Face Hub can't be reached (timed out). Without a network use align-small, which is inside this",
         ),
     ],
 )
@@ -406,7 +406,7 @@ def test_a_folder_that_is_not_there_is_said_to_be_missing(name, hub, command, tm
     monkeypatch.chdir(tmp_path)
     tiny.picture(0).save("a.png")
     for read in (*READERS.values(), AlignProcessor.from_pretrained):
-        assert f"{name}: no such folder. Expected one, a name on the Hub (owner/name), or align-tiny" in failure_of(
+        assert f"{name}: no such folder. Expected one, a name on the Hub (owner/name), or align-small" in failure_of(
             read, name
         )
     for arguments in (
@@ -421,7 +421,7 @@ def test_a_folder_that_is_not_there_is_said_to_be_missing(name, hub, command, tm
 
 def test_the_near_name_of_a_bundled_checkpoint_and_a_file(hub, vit):
     for read in (Embedder, AlignModel.from_pretrained, AlignProcessor.from_pretrained, AlignConfig.from_pretrained):
-        assert failure_of(read, "align-tinny") == "align-tinny: no such folder or checkpoint. Did you mean align-tiny?"
+        assert failure_of(read, "align-smal") == "align-smal: no such folder or checkpoint. Did you mean align-small?"
     for read in (
         Embedder,
         AlignModel.from_pretrained,

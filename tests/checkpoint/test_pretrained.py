@@ -226,11 +226,11 @@ def test_tensorflow_alone_is_enough(tmp_path):
         from PIL import Image
         from kakao_models import Embedder, TFAlignModel
 
-        embedder = Embedder("align-tiny")
+        embedder = Embedder("align-small")
         assert type(embedder.engine).__name__ == "KerasEngine"
         assert embedder.images([Image.new("RGB", (40, 30))]).shape == (1, embedder.dim)
         assert embedder.texts(["a cat", "a dog"]).shape == (2, embedder.dim)
-        TFAlignModel.from_pretrained("align-tiny").save_pretrained({str(tmp_path)!r})
+        TFAlignModel.from_pretrained("align-small").save_pretrained({str(tmp_path)!r})
         assert not {{"torch", "jax", "flax"}} & {{name.partition(".")[0] for name in sys.modules}}
         try:
             from kakao_models import AlignModel
@@ -239,5 +239,5 @@ def test_tensorflow_alone_is_enough(tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    AlignModel.from_pretrained("align-tiny").save_pretrained(tmp_path / "theirs")
+    AlignModel.from_pretrained("align-small").save_pretrained(tmp_path / "theirs")
     assert_same_bits(tensors(tmp_path), tensors(tmp_path / "theirs"))

@@ -219,7 +219,7 @@ def test_back_from_a_lying_config_is_refused(tmp_path):
 
 def test_back_is_for_models_the_original_has(tmp_path):
     with pytest.raises(ValueError, match="the image tower is no EfficientNet"):
-        convert_back("align-tiny", tmp_path / "weights")
+        convert_back("align-small", tmp_path / "weights")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -559,7 +559,7 @@ def test_figures_of_an_evaluation_go_into_the_card(tmp_path):
         (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes --key-layout and --family"),
         (["--to", "tpu", "--max-shard-size", "1GB"], "--to tpu takes --key-layout and --family"),
         (
-            ["--tokenizer", "align-tiny", "--heads", "2"],
+            ["--tokenizer", "align-small", "--heads", "2"],
             "tokenizer: the model is of family 'vit', which reads no texts",
         ),
     ],
@@ -640,8 +640,8 @@ def test_every_tensor_is_there_and_no_other(lost, found, message, tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"the tokenizer align-tiny has \d+ tokens, the model \d+"):
-        converted("align_nano", tmp_path, tokenizer="align-tiny")
+    with pytest.raises(ValueError, match=r"the tokenizer align-small has \d+ tokens, the model \d+"):
+        converted("align_nano", tmp_path, tokenizer="align-small")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(converting, "_PADDED", 20)  # of one that has fewer, as BERT's cased vocabulary has
     tiny.tokenizer().save_pretrained(tmp_path / "words")

@@ -12,7 +12,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def models(vit):
     from kakao_models.demo.models import Models
 
-    return Models(["align-tiny"], vit)
+    return Models(["align-small"], vit)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def catalogue(models, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(models, catalogue, tmp_path_factory):
-    """Address of the page, with align-tiny, a tiny ViT and the index of the photographs inside the package."""
+    """Address of the page, with align-small, a tiny ViT and the index of the photographs inside the package."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install 'kakao-models[demo]'")
     from kakao_models.demo.app import LAUNCH, build
 

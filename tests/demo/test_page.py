@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kakao_models.demo.app import QUERIES
 from kakao_models.demo.photos import bundled_photos
 
 SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" onload="document.title='run'"><script>document.title='run'</script></svg>"""
@@ -27,6 +28,9 @@ def tab(page, name: str):
 
 def upload(panel, name: str, content: bytes, kind: str = "image/png") -> None:
     file = {"name": name, "mimeType": kind, "buffer": content}
+    remove = panel.get_by_role("button", name="Remove Image")
+    if panel.locator("input[type=file]").count() == 0:  # the photograph that the page opens with
+        remove.click()
     panel.locator("input[type=file]").first.set_input_files(files=[file])
     panel.get_by_role("button", name="Remove Image").wait_for()  # it has arrived
 
@@ -36,8 +40,8 @@ def take(panel, example: str) -> None:
     panel.locator(f"img[src*='{example}.jpg']").wait_for()
 
 
-def rows(panel) -> list[list[str]]:
-    panel.locator(".km-bars").wait_for()
+def rows(panel, containing: str = "") -> list[list[str]]:
+    panel.locator(".km-bars").filter(has_text=containing).wait_for()
     return [row.locator("th, td").all_inner_texts() for row in panel.locator(".km-bars tbody tr").all()]
 
 
@@ -45,6 +49,25 @@ def fits(page) -> bool:
     """Whether the page, once it has settled, need not be scrolled sideways."""
     page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
     return True
+
+
+def test_the_page_opens_with_a_photograph_that_is_classified(opened):
+    with opened() as page:
+        panel = tab(page, "Zero-shot")
+        found = rows(panel)
+        assert found[0][0] == "a cat" and len(found) == 10
+        assert "kakaobrain/align-base" in panel.inner_text()
+        take(panel, "mountains")  # which runs
+        panel.locator(".km-bars tbody tr").first.filter(has_text="mountains").wait_for()
+
+
+def test_example_queries_run(opened):
+    with opened() as page:
+        panel = tab(page, "Search")
+        for query, photo in zip(QUERIES, ("mountains.jpg", "dogs.jpg", "photographer.jpg")):
+            panel.get_by_role("button", name=query).click()
+            panel.locator(".km-strip li:first-child").filter(has_text=photo).wait_for()
+            assert panel.get_by_label("Text", exact=True).input_value() == query
 
 
 def test_labels_of_the_visitor_get_bars(opened, models):
@@ -55,8 +78,8 @@ def test_labels_of_the_visitor_get_bars(opened, models):
         panel.get_by_label("Labels").fill("a motorcycle\n\nmountains\n<b>a ship</b>")
         panel.get_by_label("Templates").fill("a photo of {}.\n{}")
         panel.get_by_role("button", name="Classify").click()
-        found = rows(panel)
-    classify = models.get("zero-shot-image-classification", "align-tiny")
+        found = rows(panel, "<b>a ship</b>")
+    classify = models.get("zero-shot-image-classification", "align-small")
     wanted = classify(
         photo,
         candidate_labels=["a motorcycle", "mountains", "<b>a ship</b>"],
@@ -74,9 +97,9 @@ def test_two_models_are_compared_on_an_example(opened, align):
         other.fill(align)
         other.press("Enter")
         panel.get_by_role("button", name="Classify").click()
-        found = rows(panel)
+        found = rows(panel, align)
         head = panel.locator(".km-bars thead th").all_inner_texts()
-    assert head == ["label", "align-tiny", align] and len(found) == 10
+    assert head == ["label", "align-small", align] and len(found) == 10
     for column in (1, 2):
         assert sum(float(row[column].rstrip("%")) for row in found) == pytest.approx(100, abs=0.5)
 
@@ -85,9 +108,13 @@ def test_what_can_not_be_done_is_said(opened):
     with opened() as page:
         panel = tab(page, "Zero-shot")
         button, alert = panel.get_by_role("button", name="Classify"), panel.get_by_role("alert")
+        rows(panel)
+        panel.get_by_role("button", name="Remove Image").click()
+        panel.get_by_role("button", name="Remove Image").wait_for(state="detached")
         button.click()
         alert.filter(has_text="Choose a photograph first").wait_for()
         take(panel, "cat")
+        rows(panel)
         panel.get_by_label("Templates").fill("no place for it")
         button.click()
         alert.filter(has_text="must contain exactly one").wait_for()
@@ -129,7 +156,7 @@ def test_a_vit_says_its_five_classes_and_where_they_came_from(opened, vit):
         seen = panel.get_by_alt_text("The photograph in grey")
         seen.wait_for(state="attached")  # it is below the window, and loaded when it comes into it
         shown = np.asarray(Image.open(io.BytesIO(page.request.get(seen.get_attribute("src")).body())).convert("RGB"))
-        panel.get_by_label("ViT").fill("align-tiny")
+        panel.get_by_label("ViT").fill("align-small")
         panel.get_by_role("button", name="Classify").click()
         panel.get_by_role("alert").filter(has_text="has no classifier").wait_for()
     assert len(found) == 5

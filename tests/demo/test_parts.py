@@ -40,8 +40,8 @@ def test_models_are_kept_up_to_a_bound_and_the_oldest_goes(monkeypatch):
 
 
 def test_only_what_is_offered_runs_where_visitors_may_not_choose(vit):
-    models = Models(["align-tiny"], vit, others=False)
-    with pytest.raises(ValueError, match="/etc: this page runs align-tiny, .* only"):
+    models = Models(["align-small"], vit, others=False)
+    with pytest.raises(ValueError, match="/etc: this page runs align-small, .* only"):
         models.get("zero-shot-image-classification", "/etc")
     with pytest.raises(ValueError, match="Name a model"):
         models.get("zero-shot-image-classification", "  ")
@@ -85,14 +85,14 @@ def test_messages_are_escaped_and_cut():
 def test_too_many_sentences_are_refused(models):
     labels = "\n".join(map(str, range(1_001)))
     with pytest.raises(ValueError, match="1,001 labels in 2 templates are more than the 2,000"):
-        actions.zero_shot(models, str(bundled_photos()[0]), labels, "{}\na {}", "align-tiny", "", quiet)
+        actions.zero_shot(models, str(bundled_photos()[0]), labels, "{}\na {}", "align-small", "", quiet)
 
 
 @pytest.mark.filterwarnings("ignore::kakao_models.warn.KakaoWarning")
 def test_labels_that_the_model_can_t_read_are_named_on_the_page(models):
-    shown = actions.zero_shot(models, str(bundled_photos()[0]), "a cat\n고양이\nA cat", "", "align-tiny", "", quiet)
-    assert "The tokenizer of align-tiny knows no word of &#x27;고양이&#x27;, so its score means nothing" in shown
-    assert "&#x27;a cat&#x27;, &#x27;A cat&#x27; are the same tokens to align-tiny" in shown
+    shown = actions.zero_shot(models, str(bundled_photos()[0]), "a cat\n고양이\nA cat", "", "align-small", "", quiet)
+    assert "The tokenizer of align-small knows no word of &#x27;고양이&#x27;, so its score means nothing" in shown
+    assert "&#x27;a cat&#x27;, &#x27;A cat&#x27; are the same tokens to align-small" in shown
 
 
 def test_pca_finds_the_plane_that_points_lie_in():
@@ -161,7 +161,7 @@ def test_pictures_outside_of_the_folders_are_not_shown(models, tmp_path):
         "000.png",
         "a\0b",
     ]
-    embedder = models.get("zero-shot-image-classification", "align-tiny").embedder
+    embedder = models.get("zero-shot-image-classification", "align-small").embedder
     uri = str(tmp_path / "hostile.db")
     with SearchIndex.open(uri, embedder, create=True) as index:
         rows = np.random.default_rng(0).normal(size=(len(paths), index.dim)).astype(np.float32)
@@ -210,10 +210,10 @@ def test_the_page_runs_models_by_the_engine_and_type_that_are_named(monkeypatch,
     given = {}
     monkeypatch.setattr("kakao_models.demo.serve.serve", lambda names, **options: given.update(options, names=names))
     cli.app(["demo", "--engine", "openvino", "--dtype", "bfloat16", "--device", "cpu"], standalone_mode=False)
-    assert given["names"] == ["align-tiny"]
+    assert given["names"] == ["align-small"]
     models = Models(given["names"], **{name: given[name] for name in ("engine", "dtype", "device", "framework")})
     monkeypatch.setattr("kakao_models.demo.models.pipeline", lambda task, name, **options: options)
-    options = models.get("image-classification", "align-tiny")
+    options = models.get("image-classification", "align-small")
     assert (options["engine"], options["dtype"], options["device"]) == ("openvino", "bfloat16", "cpu")
 
 
@@ -240,7 +240,7 @@ def test_what_is_temporary_goes_when_the_page_is_interrupted(monkeypatch, tmp_pa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        serve(["align-tiny"], ready=ready)
+        serve(["align-small"], ready=ready)
     ((url, folders),) = told
     assert url.startswith("http://127.0.0.1:") and folders[0].startswith("kakao-models-demo-")
     assert list(tmp_path.iterdir()) == []

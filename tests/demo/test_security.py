@@ -51,14 +51,14 @@ def test_the_bundled_photographs_are_served(api):
 
 @pytest.mark.parametrize("path", ["/etc/hostname", str(Path(__file__)), "photos/../../cli.py"])
 def test_an_upload_that_is_none_is_refused(api, path):
-    answer = call(api, "zero_shot", [photo(path), "a cat\na dog", "", "align-tiny", ""])
+    answer = call(api, "zero_shot", [photo(path), "a cat\na dog", "", "align-small", ""])
     assert "event: error" in answer and "km-bars" not in answer
 
 
 def test_no_address_is_fetched(api):
     with hostile.hostile_server() as elsewhere:
         for address in (f"{elsewhere.url}/good/1", f"{elsewhere.url}/endless"):
-            answer = call(api, "zero_shot", [photo(address), "a cat\na dog", "", "align-tiny", ""])
+            answer = call(api, "zero_shot", [photo(address), "a cat\na dog", "", "align-small", ""])
             assert "event: error" in answer and "Send the photograph itself" in answer
         assert not elsewhere.requests
 

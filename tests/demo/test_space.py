@@ -28,4 +28,4 @@ def test_its_page_is_built_from_named_models_alone():
     assert isinstance(found["page"], gradio.Blocks)
     header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---\n")[1])
     models = found["models"]
-    assert not models.others and {*models.offered, models.vit} == {*header["models"], "align-tiny"}
+    assert not models.others and {*models.offered, models.vit} == {*header["models"], "align-small"}

@@ -110,9 +110,9 @@ def test_of_images(tmp_path, command):
         load_image(tmp_path / "b.png")
     with pytest.raises(ImageError, match="<.* bytes>: is a Git LFS pointer"):
         load_image(POINTER)
-    code, _, err = command("embed", tmp_path, "-o", tmp_path / "out.npy", "--model", "align-tiny")
+    code, _, err = command("embed", tmp_path, "-o", tmp_path / "out.npy", "--model", "align-small")
     assert code == 1 and f"failed: {tmp_path / 'b.png'}: {SAID}" in err
-    assert np.load(tmp_path / "out.npy").shape == (1, Embedder("align-tiny").dim)
+    assert np.load(tmp_path / "out.npy").shape == (1, Embedder("align-small").dim)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.parquet", "a.tar", "a.tfrecord"])
@@ -127,7 +127,7 @@ def test_of_labels_and_captions(tmp_path, command):
     """Its three lines would be three labels."""
     tiny.picture(0).save(tmp_path / "a.png")
     (tmp_path / "labels.txt").write_bytes(POINTER)
-    arguments = ["classify", tmp_path / "a.png", "--labels-file", tmp_path / "labels.txt", "--model", "align-tiny"]
+    arguments = ["classify", tmp_path / "a.png", "--labels-file", tmp_path / "labels.txt", "--model", "align-small"]
     assert command(*arguments) == (2, "", f"kakao-models: {tmp_path / 'labels.txt'}: {SAID}\n")
 
 

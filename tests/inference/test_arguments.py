@@ -76,7 +76,7 @@ def test_the_task_is_read_from_the_model(align, vit):
     ("arguments", "message"),
     [
         ({"trust_remote_code": True}, "trust_remote_code is not supported: no code of a checkpoint"),
-        ({"config": "align-tiny"}, r"config is not supported: .*AlignModel\.from_pretrained\(name, config=config\)"),
+        ({"config": "align-small"}, r"config is not supported: .*AlignModel\.from_pretrained\(name, config=config\)"),
         ({"pipeline_class": object}, "pipeline_class is not supported: a pipeline is chosen by its task"),
         ({"video_processor": "x"}, "video_processor is not supported: .*image_processor="),
         ({"code_revision": "main"}, "code_revision is not supported"),

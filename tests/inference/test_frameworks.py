@@ -101,7 +101,7 @@ def test_a_missing_framework_is_named():
         from kakao_models import Embedder
 
         try:
-            Embedder("align-tiny", framework="tf")
+            Embedder("align-small", framework="tf")
         except ImportError as error:
             assert str(error).startswith("framework='tf' needs "), error
             assert "pip install 'kakao-models[tensorflow]'" in str(error), error

@@ -20,7 +20,7 @@ HARD = [
 ]
 
 
-@pytest.mark.parametrize("name", ["align-tiny", None])
+@pytest.mark.parametrize("name", ["align-small", None])
 def test_tokens_are_those_of_transformers(align, name):
     folder = name or align
     light, whole = read_light_tokenizer(folder, {}), AlignProcessor.from_pretrained(folder).tokenizer

@@ -118,7 +118,7 @@ def test_lower_precision_reports_its_cosine(align, photos, plain, name):
 
 
 def test_large_maps_in_float32_and_small_ones_in_bfloat16(photos):
-    embedder = engine("align-tiny", "openvino", dtype="auto")
+    embedder = engine("align-small", "openvino", dtype="auto")
     kinds = {(entry["what"], entry["dtype"]): entry for entry in embedder.engine.checks}
     assert kinds.keys() == {(w, d) for w in ("image", "text") for d in ("float32", "bfloat16")} | {("image", "mixed")}
     if "error" in kinds["image", "mixed"]:
@@ -128,7 +128,7 @@ def test_large_maps_in_float32_and_small_ones_in_bfloat16(photos):
         kinds["image", "bfloat16"]["cosine"] < kinds["image", "mixed"]["cosine"] < kinds["image", "float32"]["cosine"]
     )
     embedder.engine.choices["image"] = embedder.engine.choices["image"]._replace(dtype="mixed")
-    rows, plain = embedder.images(photos), Embedder("align-tiny").images(photos)
+    rows, plain = embedder.images(photos), Embedder("align-small").images(photos)
     assert 1e-4 < np.abs(rows - plain).max() and cosine(rows, plain) > 0.9999
 
 

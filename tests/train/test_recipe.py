@@ -104,8 +104,8 @@ def test_what_a_recipe_names_is_looked_for_before_anything_is_fetched(tmp_path):
     start = recipe_file(tmp_path, data="none.parquet", start="owner/model")
     for change, message in (
         ("evaluate.retrieval=gone.parquet", "gone.parquet"),
-        ("start=owner/model", "recipe: start: owner/model: there is no such folder here, .* use align-tiny"),
-        ("start=null", "recipe: tokenizer: bert-base-uncased: there is no such folder here, .* use align-tiny"),
+        ("start=owner/model", "recipe: start: owner/model: there is no such folder here, .* use align-small"),
+        ("start=null", "recipe: tokenizer: bert-base-uncased: there is no such folder here, .* use align-small"),
     ):
         with pytest.raises(OSError, match=message):
             run(read_recipe("align", start, [change]))

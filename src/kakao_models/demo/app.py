@@ -1,6 +1,6 @@
 """The web page: zero-shot classification, a ViT's classes, search, a map of embeddings.
 
-    models = Models(["align-tiny"])
+    models = Models(["align-small"])
     build(models, Catalogue(models, folder)).launch(**LAUNCH)
 
 `serve.py` does this for `kakao-models demo`.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from kakao_models.checkpoint.hub import bundled_checkpoints
 from kakao_models.demo import actions
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
 from kakao_models.pixels.images import ImageError, load_image
@@ -33,6 +34,12 @@ _NO_VIT = (
     "No ViT ships inside the package. A Hub id is downloaded when it is first used (kakaobrain/vit-large-patch16-384: "
     "1.2 GB). Without a network, give the folder of a checkpoint that you have."
 )
+
+_SMALL = (
+    "align-small is a small model inside the package, to try things with. For real use {take} kakaobrain/align-base, which "
+    "is downloaded once (0.7 GB)."
+)
+QUERIES = ("snow on a mountain", "a dog looking out of a window", "black and white photo")
 
 # A click on a photograph of a strip, told to Python with its number.
 _CHOOSE = """element.addEventListener("click", event => {
@@ -79,7 +86,7 @@ def build(models: Models, catalogue: Catalogue) -> gr.Blocks:
         )
         with gr.Tabs():
             with gr.Tab("Zero-shot"):
-                _zero_shot(models)
+                _zero_shot(page, models)
             with gr.Tab("ViT"):
                 _vit(models)
             with gr.Tab("Search"):
@@ -90,11 +97,11 @@ def build(models: Models, catalogue: Catalogue) -> gr.Blocks:
     return page.queue(default_concurrency_limit=1, max_size=WAITING)
 
 
-def _zero_shot(models: Models) -> None:
+def _zero_shot(page: gr.Blocks, models: Models) -> None:
     with gr.Row():
         with gr.Column():
-            photo = _photo("Photograph")
-            _examples(photo)
+            photo = _photo("Photograph", value=str(bundled_photos()[0]))
+            example = _examples(photo)
         with gr.Column():
             labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one a line", lines=10, max_lines=12)
             templates = gr.Textbox(
@@ -103,16 +110,20 @@ def _zero_shot(models: Models) -> None:
             with gr.Row():
                 first = _model(models, "Model", models.offered[0])
                 second = _model(models, "Compare with", None)
+            if "align-small" in models.offered:
+                gr.HTML(note(_SMALL.format(take="type" if models.others else "choose")))
             button = gr.Button("Classify", variant="primary")
             result = gr.HTML(label="Scores")
 
     def classify(photo, labels, templates, first, second, progress=_PROGRESS):
         return actions.zero_shot(models, photo, labels, templates, first, second, _loading(progress))
 
-    button.click(
-        _reporting(classify), [photo, labels, templates, first, second], [result],
-        api_name="zero_shot", concurrency_id="model", show_progress_on=result,
-    )  # fmt: skip
+    inputs = [photo, labels, templates, first, second]
+    shown = {"concurrency_id": "model", "show_progress_on": result}
+    button.click(_reporting(classify), inputs, [result], api_name="zero_shot", **shown)
+    example.then(_reporting(classify), inputs, [result], api_visibility="private", **shown)
+    if models.offered[0] in bundled_checkpoints():  # others might have to be downloaded first
+        page.load(_reporting(classify), inputs, [result], api_visibility="private", **shown)
 
 
 def _vit(models: Models) -> None:
@@ -144,7 +155,9 @@ def _search(catalogue: Catalogue) -> None:
     paths = gr.State([])
     with gr.Row():
         with gr.Column(scale=2):
-            text = gr.Textbox(label="Text", placeholder="snow on a mountain", max_lines=3, lines=1)
+            text = gr.Textbox(label="Text", placeholder=QUERIES[0], max_lines=3, lines=1)
+            with gr.Row():
+                queries = [gr.Button(query, size="sm") for query in QUERIES]
             text_weight = gr.Slider(0, 4, 2, step=0.1, label="Weight of the text")
             words = gr.Textbox(label="Second text, to add or take away", placeholder="people", max_lines=3, lines=1)
             words_weight = gr.Slider(-4, 4, -1, step=0.1, label="Its weight; below 0 takes it away")
@@ -168,11 +181,16 @@ def _search(catalogue: Catalogue) -> None:
             gr.Warning(escape(_reason(error)))
             return gr.skip()
 
+    inputs = [text, text_weight, image, image_weight, words, words_weight, count]
+    shown = {"concurrency_id": "model", "show_progress_on": results}
     gr.on(
-        [button.click, text.submit, words.submit], _reporting(search, 1),
-        [text, text_weight, image, image_weight, words, words_weight, count], [results, paths],
-        api_name="search", concurrency_id="model", show_progress_on=results,
+        [button.click, text.submit, words.submit], _reporting(search, 1), inputs, [results, paths],
+        api_name="search", **shown,
     )  # fmt: skip
+    for query in queries:  # of the text alone
+        query.click(
+            lambda text: (text, None, ""), query, [text, image, words], api_visibility="private", queue=False
+        ).then(_reporting(search, 1), inputs, [results, paths], api_visibility="private", **shown)
     results.click(choose, paths, image, api_visibility="private", show_progress_on=image)
 
 
@@ -192,9 +210,9 @@ def _map(catalogue: Catalogue) -> None:
     )  # fmt: skip
 
 
-def _photo(label: str, height: int = 300) -> gr.Image:
+def _photo(label: str, height: int = 300, value: str | None = None) -> gr.Image:
     photo = gr.Image(
-        label=label, type="filepath", sources=["upload", "clipboard"], height=height, buttons=["fullscreen"]
+        value, label=label, type="filepath", sources=["upload", "clipboard"], height=height, buttons=["fullscreen"]
     )
     # gradio would open the file itself, by every decoder that PIL has; pixels/images.py reads it safely.
     photo.preprocess = lambda payload: None if payload is None else payload.path
@@ -209,7 +227,8 @@ def _photo(label: str, height: int = 300) -> gr.Image:
     return photo
 
 
-def _examples(photo: gr.Image) -> None:
+def _examples(photo: gr.Image):
+    """The photographs inside the package, to be chosen by a click; returns the event, to act on the choice."""
     photos = bundled_photos()
     pictures = [data_uri(load_image(path), 160) for path in photos]
 
@@ -217,7 +236,7 @@ def _examples(photo: gr.Image) -> None:
         return str(photos[int(event.number) % len(photos)])
 
     examples = gr.HTML(strip([f"Example: {path.stem}" for path in photos], pictures), js_on_load=_CHOOSE)
-    examples.click(choose, None, photo, api_visibility="private", queue=False)
+    return examples.click(choose, None, photo, api_visibility="private", queue=False)
 
 
 def _model(models: Models, label: str, value: str | None) -> gr.Dropdown:

@@ -170,7 +170,7 @@ def calibration(
 
     [b]Example[/b]
 
-      kakao-models evaluate calibration --data cifar10/test.parquet --model align-tiny --picture reliability.png
+      kakao-models evaluate calibration --data cifar10/test.parquet --model align-small --picture reliability.png
     """
     run = options.start(data, picture=picture)
     from kakao_models.evaluate import read_templates, tasks
@@ -375,7 +375,7 @@ def linear_probe(
 
     [b]Example[/b]
 
-      kakao-models evaluate linear-probe --train cifar10/train.parquet --data cifar10/test.parquet --model align-tiny
+      kakao-models evaluate linear-probe --train cifar10/train.parquet --data cifar10/test.parquet --model align-small
     """
     run = options.start(data, train)
     from kakao_models.evaluate import tasks

@@ -52,7 +52,7 @@ def export(
 
     [b]Examples[/b]
 
-      kakao-models export align-tiny --to onnx --input uint8 --normalize
+      kakao-models export align-small --to onnx --input uint8 --normalize
 
       kakao-models export kakaobrain/align-base --to openvino -o models/ --quantize int8
 

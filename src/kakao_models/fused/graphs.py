@@ -1,6 +1,6 @@
 """A model's towers as graphs: what every runtime outside PyTorch is made from.
 
-    tensors = fused.tensors_of(AlignModel.from_pretrained("align-tiny"))
+    tensors = fused.tensors_of(AlignModel.from_pretrained("align-small"))
     tower = fused.towers(config, tensors)["image"]
     program = exported(tower, "image", image_size=(64, 64))  # a torch.export.ExportedProgram
 

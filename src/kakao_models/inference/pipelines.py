@@ -277,7 +277,7 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Image
         raise ValueError(f"task: got {task!r}, expected one of {', '.join(_TASKS)}. A checkpoint is passed as model=")
     if model is None:
         raise ValueError(
-            "model: pass a checkpoint, such as 'kakaobrain/align-base', or 'align-tiny' inside this package"
+            "model: pass a checkpoint, such as 'kakaobrain/align-base', or 'align-small' inside this package"
         )
     if not isinstance(model, Embedder):
         names = {*inspect.signature(Embedder).parameters, *TRANSFORMERS_ARGUMENTS}

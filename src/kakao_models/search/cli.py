@@ -93,7 +93,7 @@ def build(
 
       kakao-models index build photos/
 
-      kakao-models index build photos/ --sync --index photos.db --model align-tiny
+      kakao-models index build photos/ --sync --index photos.db --model align-small
 
       kakao-models index build shards/ coyo.parquet --index http://localhost:19530 --index-type HNSW
     """

@@ -72,7 +72,7 @@ def serve(
 
     [b]Examples[/b]
 
-      kakao-models serve align-tiny
+      kakao-models serve align-small
 
       curl http://127.0.0.1:8000/v1/embeddings -H "Content-Type: application/json" -d '{"input": ["a cat"]}'
     """

@@ -1,0 +1,53 @@
+"""The mechanical part of how texts read: first lines of docstrings and help texts stand alone; some phrases have plainer words."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRAGMENT = re.compile(r"(Of|As|What|Those|By|Than) ")  # such as "Of the sample."
+# phrase -> what to write
+BANNED = {
+    "is none of": "is not",
+    "could not be had": "is not available",
+    "as are": "and so are",
+    "on a processor": "on a CPU",
+    "one processor": "one CPU",
+    "for whom": "the use case",
+    "what it takes": "performance",
+    "nothing could be done": "the command failed",
+}
+
+
+def first_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """The first line of each docstring, and each help text, with its place."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if text := ast.get_docstring(node):
+                yield f"{file.relative_to(ROOT)}: {getattr(node, 'name', 'module')}", text.splitlines()[0]
+        elif isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
+            yield f"{file.relative_to(ROOT)}: line {node.value.lineno}", str(node.value.value)
+
+
+def test_summaries_and_help_texts_stand_alone():
+    fragments = [
+        f"{place}: {line}" for file in SOURCES for place, line in first_lines(file) if FRAGMENT.match(line)
+    ]
+    assert not fragments, "\n".join(fragments)
+
+
+@pytest.mark.parametrize("phrase", BANNED)
+def test_plainer_words(phrase):
+    pattern = re.compile(rf"\b{phrase}\b", re.IGNORECASE)
+    hits = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in (*SOURCES, *TEXTS)
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not hits, f"write {BANNED[phrase]!r}:\n" + "\n".join(hits)
