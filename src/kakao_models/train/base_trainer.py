@@ -84,6 +84,7 @@ class BaseTrainer(AtomicCheckpoints):
         self.options = options_of(args)
         self.evaluations = dict(evaluations or {})
         self._collates, self._ready, self.ema, self._clock = data_collator is not None, None, None, None
+        self._evaluated_at: tuple[int | None, dict[str, float]] = None, {}
         self._check_arguments(args, self.options)
         if model is not None:
             self._check_model(model)
@@ -351,7 +352,18 @@ class BaseTrainer(AtomicCheckpoints):
             metrics |= super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None and self.evaluations:
             metrics |= self._run_evaluations(metric_key_prefix)
+        if eval_dataset is None and metric_key_prefix == "eval":
+            self._evaluated_at = self.state.global_step, metrics
         return metrics
+
+    def last_metrics(self) -> dict[str, float]:
+        """Metrics of the trained model: those of the evaluation after the last step, where there was one, and else of a new
+        one. Times and epochs are left out."""
+        step, metrics = self._evaluated_at
+        if step != self.state.global_step or self.args.load_best_model_at_end:
+            metrics = self.evaluate()
+        others = ("_seconds", "_runtime", "_per_second", "_time")
+        return {name: x for name, x in metrics.items() if name != "epoch" and not name.endswith(others)}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         with self.ema.applied() if self.ema else contextlib.nullcontext():

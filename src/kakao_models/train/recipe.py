@@ -40,6 +40,7 @@ class Recipe:
     augment: fields of the augmentation; `kind` chooses "random" (ALIGN's `RandomCrop`) or "inception" (ViT's
     `InceptionCrop`). Its size (`crop`, `size`) may be a list of sizes, which `by` "stage" (the default) follow each other in
     equal parts of the run, and by "step" take turns (`Resolutions`). distort: fields of `Distorted`; without any, nothing is distorted. trainer: further fields of transformers' TrainingArguments.
+    license: of the model, as in a card on the Hub ("apache-2.0"); by default that of `start`, if its card names one.
     """
 
     about: str
@@ -79,6 +80,7 @@ class Recipe:
     evaluate: dict = field(default_factory=dict)
     evaluate_every: int = 5000
     trainer: dict = field(default_factory=dict)
+    license: str | None = None
 
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):

@@ -4,14 +4,16 @@ import contextlib
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 
 from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.files.atomic import flush
@@ -27,6 +29,7 @@ class AtomicCheckpoints(Trainer):
     """
 
     ema: MovingAverage | None = None
+    card: str | None = None  # README.md of the model's folder; None for the draft of transformers
     _staging = False
 
     def _get_output_dir(self, trial) -> str:
@@ -63,11 +66,28 @@ class AtomicCheckpoints(Trainer):
         flush(folder)
         shutil.rmtree(unfinished)
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder / name))
+            self._push(folder / name)
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """transformers calls this while a checkpoint is unfinished; `_save_checkpoint` uploads it when it is complete."""
+
+    def _push(self, checkpoint: Path) -> None:
+        """Uploads the model, and the checkpoint where `hub_strategy` wants it, unless the last upload is still running."""
+        running = self.is_world_process_zero() and self.push_in_progress and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        average = self.ema and self.args.hub_strategy == HubStrategy.EVERY_SAVE
+        with tempfile.TemporaryDirectory() as nothing:
+            if average:  # the model, not a copy of the raw weights in the checkpoint
+                self.save_model(self.args.output_dir, _internal_call=True)
+            super()._push_from_checkpoint(nothing if average else str(checkpoint))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        if self.card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            Path(self.args.output_dir, "README.md").write_text(self.card, encoding="utf-8")
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
