@@ -625,6 +625,23 @@ def test_a_search_over_hyperparameters_has_a_model_and_chunks_of_its_own_in_each
     assert all(torch.equal(seen[0][2][n], x) for n, x in untrained.items() if n.startswith("text_model"))
 
 
+def test_the_search_of_the_documentation_finds_the_best_of_its_trials(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    page = Path(__file__).parents[2].joinpath("docs/train.md").read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"```python\n(.*?)```", page.split("## Search for hyperparameters")[1].split("\n## ")[0], re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "dev"):
+        for path in tiny.picture_folder(Path("photos", part), 8):
+            path.with_suffix(".txt").write_text(f"photo {path.stem}", encoding="utf-8")
+    names = {}
+    exec(block, names)
+    best, logs = names["best"], names["trainer"].state.log_history
+    assert 1e-5 <= best.hyperparameters["learning_rate"] <= 1e-3
+    assert best.objective <= next(log["eval_loss"] for log in logs if "eval_loss" in log)  # of the last trial
+
+
 def test_a_loss_function_sees_all_samples_with_chunks_too(tmp_path):
     def loss(output, labels, num_items_in_batch=None):
         assert labels is None and output.logits_per_image.shape == (8, 8)
