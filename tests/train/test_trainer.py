@@ -94,8 +94,48 @@ def test_sharded_parameters_take_the_step_of_whole_ones(tmp_path):
         assert "doesn't support scalar parameters. Change temperature" in result["refusal"]
         assert result["loss"].item() == pytest.approx(alone["loss"].item(), abs=1e-12)
         close(result["weights"], alone["weights"], TOLERANCE["chunks float64"])
-    with pytest.raises(ValueError, match="fsdp: .* a scalar, which FSDP refuses. .* chunk_size"):
+    with pytest.raises(ValueError, match="fsdp: set shard=True of TrainArguments"):
         training.align_trainer(tmp_path, fsdp=True)
+    with pytest.raises(ValueError, match="shard and ema_decay do not go together"):
+        training.align_trainer(tmp_path, shard=True, ema_decay=0.9)
+
+
+def test_runs_with_shared_out_parameters_are_those_with_whole_ones_and_go_on_from_each_other(tmp_path):
+    plain = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "max_grad_norm": 0.5}
+    options = {
+        "align": {**plain, "per_device_train_batch_size": 8, "chunk_size": 4, "loss": "sigmoid"},
+        "vit": {**plain, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    }
+    whole = {"align": plain | {"loss": "sigmoid"}, "vit": plain}
+    make = {"align": training.align_trainer, "vit": training.vit_trainer}
+
+    def forget(folder):
+        for kind in options:
+            shutil.rmtree(folder / kind / "checkpoint-4")
+
+    alone = {}
+    for kind, settings in whole.items():
+        alone[kind] = make[kind](tmp_path / "whole" / kind, **settings)
+        alone[kind].train()
+    first, second = ranks.run(ranks.sharded_runs, 2, tmp_path / "ranks", str(tmp_path / "shards"), options, False)
+    forget(tmp_path / "whole")
+    again, _ = ranks.run(ranks.sharded_runs, 2, tmp_path / "more", str(tmp_path / "whole"), options, True)
+    for kind, trainer in alone.items():
+        expected, parameters = weights(trainer), dict(trainer.model.named_parameters())
+        close(first[kind]["weights"], expected, TOLERANCE["runs float32"])
+        close(again[kind]["weights"], expected, TOLERANCE["runs float32"])  # from a checkpoint of whole parameters
+        assert first[kind]["sharded"] == second[kind]["sharded"] == {n for n, p in parameters.items() if p.ndim}
+        numbers = sum(p.numel() for p in parameters.values())
+        assert first[kind]["metrics"]["eval_mine/numbers"] == second[kind]["metrics"]["eval_mine/numbers"] == numbers
+        saved = type(trainer.model).from_pretrained(tmp_path / "shards" / kind / "final")
+        assert saved.config.architectures == [type(trainer.model).__name__]
+        close({name: x for name, x in saved.state_dict().items()}, first[kind]["weights"], 0)
+    forget(tmp_path / "shards")
+    for kind, settings in whole.items():  # and the other way round
+        trainer = make[kind](tmp_path / "shards" / kind, **settings)
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 4
+        close(weights(trainer), weights(alone[kind]), TOLERANCE["runs float32"])
 
 
 def test_the_moving_average_is_evaluated_and_saved(tmp_path):

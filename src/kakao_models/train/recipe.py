@@ -36,6 +36,7 @@ class Recipe:
     schedule: "linear", "cosine" or "constant" after `warmup`, or points of a curve, {step: share of lr, ...}.
     steps or epochs: how long. clip: largest norm of the gradient, 0 for none. ema: decay of the moving average.
     checkpointing: backward computes "activations" or "blocks" (or true) again instead of keeping them; false for neither.
+    shard: share out the parameters among processes (FSDP2), where they do not fit into each one.
     evaluate: name → data or arguments (`build_evaluations`); run every `evaluate_every` steps and at the end.
     augment: fields of the augmentation; `kind` chooses "random" (ALIGN's `RandomCrop`) or "inception" (ViT's
     `InceptionCrop`). Its size (`crop`, `size`) may be a list of sizes, which `by` "stage" (the default) follow each other in
@@ -67,6 +68,7 @@ class Recipe:
     checkpointing: str | bool = False
     channels_last: bool = False
     compile: bool = False
+    shard: bool = False
     freeze: list = field(default_factory=list)
     lr_scale: dict = field(default_factory=dict)
     augment: dict = field(default_factory=dict)

@@ -48,6 +48,7 @@ from kakao_models.train.evaluations import build_evaluations
 from kakao_models.train.inputs import resized, sizes_of
 from kakao_models.train.order import open_data
 from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_dict, as_yaml, check_keys
+from kakao_models.train.sharding import class_of
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
 from kakao_models.train.transform import SampleTransform
 from kakao_models.vit.config import ViTConfig
@@ -60,7 +61,7 @@ OpenedData = Callable[[], Source | None]  # the data of a recipe, opened by the 
 # Keys of a recipe that are fields of `TrainArguments` too.
 _SAME_NAMES = (
     *("optimizer", "optimizer_options", "weight_decay", "schedule", "end_lr"),
-    *("channels_last", "freeze", "lr_scale", "shuffle_window", "seed"),
+    *("channels_last", "shard", "freeze", "lr_scale", "shuffle_window", "seed"),
 )
 
 
@@ -438,7 +439,7 @@ def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[st
 
 {" ".join(recipe.about.split())}
 
-`{type(trainer.model).__name__}`, {sum(p.numel() for p in trainer.model.parameters()):,} parameters. The weights are those
+`{class_of(trainer.model).__name__}`, {sum(p.numel() for p in trainer.model.parameters()):,} parameters. The weights are those
 after {trainer.state.global_step:,} steps{average}.
 
 ## Data

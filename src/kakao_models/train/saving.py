@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.files.atomic import flush
 from kakao_models.train.optim import MovingAverage
+from kakao_models.train.sharding import class_of, is_sharded, load_whole, share_out, whole_state, whole_weights
 
 EMA_FILE = "ema.safetensors"
 _STAGING = "_unfinished"  # an upload of the folder leaves out names that begin so
@@ -101,14 +103,34 @@ class AtomicCheckpoints(Trainer):
             ):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:  # transformers skips keys that are other names in memory, which are most of ViT's
-                saved = type(self.model).from_pretrained(resume_from_checkpoint, config=self.model.config)
-                self.model.load_state_dict(saved.state_dict())
+                saved = class_of(self.model).from_pretrained(resume_from_checkpoint, config=self.model.config)
+                if is_sharded(self.model):
+                    load_whole(self.model, saved.state_dict())
+                else:
+                    self.model.load_state_dict(saved.state_dict())
             if self.ema:
                 self.ema.load_state_dict(load_file(Path(resume_from_checkpoint, EMA_FILE)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if is_sharded(self.model):
+            share_out(self.optimizer)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer = self.optimizer
+        if is_sharded(self.model):  # checkpoints hold whole tensors, whatever the number of processes
+            whole = whole_state(optimizer.state_dict())
+            self.optimizer = SimpleNamespace(state_dict=lambda: whole)
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            self.optimizer = optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is None and is_sharded(self.model):
+            state_dict = whole_weights(self.model)
+        super()._save(output_dir, state_dict)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):
