@@ -417,6 +417,8 @@ def test_a_run_with_the_sigmoid_loss_in_chunks_and_processes_is_that_of_the_whol
     made = training.align_trainer(tmp_path)
     AlignTrainer(again, made.args, train_dataset=made.train_dataset).train()
     assert torch.equal(again.logit_bias, whole.model.logit_bias)
+    with pytest.raises(ValueError, match="loss 'sigmoid' and compute_loss_func: leave out one"):
+        AlignTrainer(align_model(), whole.args, compute_loss_func=lambda output, labels, num_items_in_batch: 0)
     with pytest.raises(ValueError, match="loss: got 'hinge', expected one of contrastive, sigmoid"):
         training.align_trainer(tmp_path, loss="hinge")
     with pytest.raises(ValueError, match="loss: sigmoid is for an AlignModel; a classifier has its own"):

@@ -67,6 +67,8 @@ class AlignTrainer(BaseTrainer):
         args, model = self.args, self.model
         if model.text_model.pooler is not None:
             model.text_model.pooler.requires_grad_(False)
+        if self.options.loss == "sigmoid" and self.compute_loss_func is not None:
+            raise ValueError("loss 'sigmoid' and compute_loss_func: leave out one of the two")
         if self.options.loss == "sigmoid" and model.logit_bias is None:
             model.add_logit_bias()
         own = self.compute_loss_func is not None or type(self).contrastive_loss is not AlignTrainer.contrastive_loss
