@@ -53,6 +53,7 @@ EXTRAS = {
         "scipy>=1.14",
         "h5py>=3.11",
         "msgpack>=1.1",
+        "optuna>=4",
         "playwright>=1.50",
     ],
 }

@@ -1,7 +1,7 @@
 """A Hugging Face Hub on this machine, for tests: repositories with commits, branches and tokens, and failures on purpose.
 
 It answers what huggingface_hub and transformers ask for when they read: `/api/models/REPO[/revision/REV]`, `tree`,
-`paths-info`, and `/REPO/resolve/REV/FILE` with the Hub's headers. Large files are redirected to another host, as the Hub
+`paths-info`, and `/REPO/resolve/REV/FILE` with the Hub's headers. What they upload becomes a commit (`messages`). Large files are redirected to another host, as the Hub
 redirects to its storage. Data sets are repositories whose names begin with "datasets/".
 
     with HubServer() as hub:
@@ -9,6 +9,7 @@ redirects to its storage. Data sets are repositories whose names begin with "dat
         hub.fail("/resolve/.*model.safetensors", status=503)
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit → name → content
     branches: dict[str, str] = field(default_factory=dict)  # branch or tag → commit
     access: str = "public"  # or "private", "gated"
+    messages: dict[str, str] = field(default_factory=dict)  # commit that was uploaded → its first line
 
 
 @dataclass
@@ -132,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self._failure.status, b"failed on purpose", {"Content-Type": "text/html"})
             return
         path = unquote(urlsplit(self.path).path)
+        if self.command == "POST" and self._upload(path):
+            return
         if match := re.fullmatch(r"/storage/(\w+)", path):
             self._content(self._stored(match[1]), {"ETag": f'"{match[1]}"'})
         elif match := re.fullmatch(
@@ -143,6 +147,34 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(*match.groups())
         else:
             self._send(404, b"")
+
+    def _upload(self, path: str) -> bool:
+        """Whether it is a request to write: of a token that the Hub knows, or else it is refused."""
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/([^/]+)", path)
+        if not match and path not in ("/api/repos/create", "/api/validate-yaml"):
+            return False
+        if (self.headers.get("Authorization") or "").removeprefix("Bearer ") not in self.hub.tokens:
+            self._refuse(401, None, "Invalid username or password.")
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            asked = json.loads(self._body)
+            repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            self.hub.repositories.setdefault(repo, Repository({"0" * 40: {}}, {"main": "0" * 40}))
+            self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo})
+        elif match[2] == "preupload":
+            files = [{"uploadMode": "regular", "shouldIgnore": False} | f for f in json.loads(self._body)["files"]]
+            self._json({"files": [{k: f[k] for k in ("path", "uploadMode", "shouldIgnore")} for f in files]})
+        else:
+            repository = self.hub.repositories[match[1]]
+            files = dict(repository.commits[repository.branches[match[3]]])
+            lines = [json.loads(line) for line in self._body.splitlines()]
+            for entry in (line["value"] for line in lines if line["key"] == "file"):
+                files[entry["path"]] = base64.b64decode(entry["content"])
+            commit = self.hub.commit(match[1], files, match[3])
+            repository.messages[commit] = lines[0]["value"]["summary"]
+            self._json({"commitUrl": f"{self.hub.url}/{match[1]}/commit/{commit}", "commitOid": commit})
+        return True
 
     def _repository(self, repo: str, reading: bool) -> Repository | None:
         """The repository, or None after the Hub's answer to those who may not know it or read its files."""

@@ -121,6 +121,25 @@ def sharded_step(rank: int, world: int, folder: str) -> dict:
     return {"loss": result["loss"], "weights": whole, "sharded": sharded, "refusal": refusal}
 
 
+def sharded_runs(rank: int, world: int, folder: str, options: dict, resume: bool) -> dict:
+    """Whole weights (of process 0) after a run of both trainers with shared out parameters, in folders of their names."""
+    import training
+
+    from kakao_models.train.sharding import whole_weights
+
+    made = {"align": training.align_trainer, "vit": training.vit_trainer}
+    results = {}
+    for kind, settings in options.items():
+        trainer = made[kind](Path(folder, kind), shard=True, **settings)
+        trainer.evaluations = {"mine": lambda model, processor: {"numbers": sum(p.numel() for p in model.parameters())}}
+        trainer.train(resume_from_checkpoint=resume)
+        sharded = {name for name, p in trainer.model.named_parameters() if hasattr(p, "full_tensor")}
+        metrics = trainer.evaluate()
+        trainer.save_final(Path(folder, kind, "final"))
+        results[kind] = {"weights": whole_weights(trainer.model), "sharded": sharded, "metrics": metrics}
+    return results
+
+
 def kill_run(folder: Path, options: dict, after: int) -> None:
     """A run of the trainer in a process of its own, which is killed (signal 9) after so many steps."""
     process = _CONTEXT.Process(target=_killed_run, args=(folder, options, after))

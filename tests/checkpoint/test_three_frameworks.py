@@ -99,6 +99,33 @@ def test_saved_in_one_and_loaded_in_another_is_bit_exact(kind, first, second, fo
     assert config["dtype"] == ("bfloat16" if kind == "vit" else "float32")
 
 
+def test_a_bias_of_the_logits_is_in_all_three_and_in_their_logits(tmp_path):
+    config = tiny.one_block_config()
+    config.logit_bias_init_value = -2.0
+    tiny.save_model("AlignModel", config, tmp_path / "torch")
+    pixels, words = np.zeros((1, 3, 32, 32), np.float32), np.array([[2, 3]])
+    found = {}
+    for framework, convert in (("torch", torch.from_numpy), ("keras", tf.constant), ("flax", np.asarray)):
+        model = CLASSES["align"][framework].from_pretrained(tmp_path / "torch")
+        with torch.no_grad():
+            found[framework] = float(model(convert(words), convert(pixels)).logits_per_image[0, 0])
+        model.save_pretrained(tmp_path / framework)
+        assert bits(tmp_path / framework) == bits(tmp_path / "torch") and "logit_bias" in bits(tmp_path / framework)
+    plain = AlignConfig.from_pretrained(tmp_path / "torch", logit_bias_init_value=None)
+    with pytest.raises(ValueError, match="unknown logit_bias"):
+        AlignModel.from_pretrained(tmp_path / "torch", config=plain)
+    stored = safetensors.torch.load_file(tmp_path / "torch" / "model.safetensors")
+    bias = stored.pop("logit_bias").item()
+    plain.save_pretrained(tmp_path / "plain")
+    safetensors.torch.save_file(stored, tmp_path / "plain" / "model.safetensors", metadata={"format": "pt"})
+    with torch.no_grad():
+        without = AlignModel.from_pretrained(tmp_path / "plain")(torch.from_numpy(words), torch.from_numpy(pixels))
+    for value in found.values():
+        assert value == pytest.approx(without.logits_per_image.item() + bias, abs=1e-4)
+    start = {"logit_bias_init_value": -3.0, "ignore_mismatched_sizes": True}
+    assert AlignModel.from_pretrained(tmp_path / "plain", **start).logit_bias.item() == -3
+
+
 # --- a training step
 
 

@@ -13,9 +13,11 @@ import published
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import tiny
 import torch
 import training
+import transformers
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -28,7 +30,7 @@ from kakao_models.samples.columns import CAPTIONS
 from kakao_models.samples.sources import open_source
 from kakao_models.train.cli import app
 from kakao_models.train.recipe import as_yaml, names, read_recipe
-from kakao_models.train.run import build_trainer, run
+from kakao_models.train.run import _metadata, build_trainer, run
 
 
 def kind_of(name: str) -> str:
@@ -185,7 +187,7 @@ def test_an_align_run_ends_in_a_folder_for_the_hub(tmp_path):
     assert [line["step"] for line in logs if "loss" in line] == [1, 2, 3, 4]
     wanted = {"temperature", "learning_rate", "samples_per_second", "memory_gb", "hours"}
     assert all(wanted <= line.keys() for line in logs if "loss" in line)
-    assert [line["step"] for line in logs if "eval_knn/top1" in line] == [2, 4, 4]
+    assert [line["step"] for line in logs if "eval_knn/top1" in line] == [2, 4]
     picture = Image.open(out / "training.png")
     assert picture.format == "PNG" and picture.width > 800
     card = (out / "README.md").read_text()
@@ -527,6 +529,82 @@ def test_a_run_of_several_resolutions_steps_through_them(vit, align, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             trained("align", align, None, augment=augment)
+
+
+def test_a_run_is_uploaded_while_it_trains_and_at_its_end(hub, vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made for another address
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    hub.tokens.add("hf_mine")
+    upload = {"push_to_hub": True, "hub_model_id": "me/vit", "hub_strategy": "every_save"}
+    settings = {"start": vit, "steps": 2, "save_every": 1, "augment": {}, "classes": 7, "ema": 0.5, "license": "mit"}
+    file = recipe_file(tmp_path, data="mine", trainer={"use_cpu": True} | upload, **settings)
+    recipe = dataclasses.replace(read_recipe("vit", file), data=ROWS)
+    run(recipe)
+    repository, out = hub.repositories["me/vit"], tmp_path / "out"
+    commits = {message: repository.commits[commit] for commit, message in repository.messages.items()}
+    assert list(commits)[0] == "Training in progress, step 1" and list(commits)[-1] == "End of training"
+    first, final = commits["Training in progress, step 1"], commits["End of training"]
+    average = load_file(out / "checkpoint-1" / "ema.safetensors")  # what is evaluated is uploaded
+    bias = safetensors.torch.load(first["model.safetensors"])["classifier.bias"]
+    assert torch.equal(bias, average["classifier.bias"])
+    for name in ("model.safetensors", "README.md", "recipe.yaml", "preprocessor_config.json"):
+        assert final[name] == (out / name).read_bytes(), name
+    assert b"license: mit" in final["README.md"] and b"<Image>" in final["README.md"]
+    assert not any(name.startswith(("checkpoint-", "_")) for name in final)
+    requests = len(hub.requests)
+    run(recipe)
+    assert len(hub.requests) == requests  # it has ended
+
+
+def test_a_run_that_has_ended_is_evaluated_once_and_not_touched_again(align, tmp_path):
+    data, seen = write_parquet(tmp_path / "train.parquet", 8), []
+    settings = {"data": data, "start": align, "steps": 2, "augment": {}, "evaluate": {"retrieval": data}}
+    recipe = read_recipe("align", recipe_file(tmp_path, **settings, evaluate_every=1))
+
+    def build(recipe):
+        trainer = build_trainer(recipe)
+        evaluation = trainer.evaluations["retrieval"]
+        trainer.evaluations["retrieval"] = lambda *arguments: (
+            seen.append(trainer.state.global_step) or evaluation(*arguments)
+        )
+        return trainer
+
+    def state():
+        files = {path: path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    metrics = run(recipe, build=build)
+    assert seen == [1, 2] and all(name.startswith("eval_retrieval/") for name in metrics)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "epoch |" not in card and "seconds |" not in card and "| retrieval/image_to_text_r1 |" in card
+    before = state()
+    assert run(recipe, build=build) == metrics and seen == [1, 2] and state() == before
+    longer = dataclasses.replace(recipe, steps=3)
+    run(longer, build=build)  # another recipe goes on
+    assert seen == [1, 2, 3]
+    Path(tmp_path, "out", "_finished.json").unlink()  # as after a run that was killed at its end
+    assert run(longer, build=build).keys() == metrics.keys() and seen == [1, 2, 3, 3]
+
+
+def test_a_card_names_the_models_and_data_sets_of_the_hub_that_it_comes_from(align, tmp_path):
+    parts = ["hf://owner/pictures:train", {"path": "hf://owner/more/small", "weight": 2}, {"path": tiny, "weight": 1}]
+    towers = {"data": parts, "text_tower": "owner/bert", "image_tower": "b0"}
+    assert _metadata(read_recipe("align", recipe_file(tmp_path, **towers | {"data": parts[:1]}))) == {
+        "library_name": "transformers",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["kakao-models", "align"],
+        "base_model": "owner/bert",
+        "datasets": ["owner/pictures"],
+    }
+    recipe = dataclasses.replace(read_recipe("align", recipe_file(tmp_path, data="a.tar", start=align)), data=parts)
+    found = _metadata(recipe)
+    assert "base_model" not in found and found["datasets"] == ["owner/pictures", "owner/more"]
+    Path(tmp_path, "start").mkdir()
+    Path(tmp_path, "start", "config.json").write_text("{}")
+    Path(tmp_path, "start", "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    start = dataclasses.replace(recipe, start=str(tmp_path / "start"))
+    assert _metadata(start)["license"] == "apache-2.0"
+    assert _metadata(dataclasses.replace(start, license="mit"))["license"] == "mit"
 
 
 def test_null_takes_a_setting_away(tmp_path):

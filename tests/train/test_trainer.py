@@ -94,8 +94,48 @@ def test_sharded_parameters_take_the_step_of_whole_ones(tmp_path):
         assert "doesn't support scalar parameters. Change temperature" in result["refusal"]
         assert result["loss"].item() == pytest.approx(alone["loss"].item(), abs=1e-12)
         close(result["weights"], alone["weights"], TOLERANCE["chunks float64"])
-    with pytest.raises(ValueError, match="fsdp: .* a scalar, which FSDP refuses. .* chunk_size"):
+    with pytest.raises(ValueError, match="fsdp: set shard=True of TrainArguments"):
         training.align_trainer(tmp_path, fsdp=True)
+    with pytest.raises(ValueError, match="shard and ema_decay do not go together"):
+        training.align_trainer(tmp_path, shard=True, ema_decay=0.9)
+
+
+def test_runs_with_shared_out_parameters_are_those_with_whole_ones_and_go_on_from_each_other(tmp_path):
+    plain = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "max_grad_norm": 0.5}
+    options = {
+        "align": {**plain, "per_device_train_batch_size": 8, "chunk_size": 4, "loss": "sigmoid"},
+        "vit": {**plain, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    }
+    whole = {"align": plain | {"loss": "sigmoid"}, "vit": plain}
+    make = {"align": training.align_trainer, "vit": training.vit_trainer}
+
+    def forget(folder):
+        for kind in options:
+            shutil.rmtree(folder / kind / "checkpoint-4")
+
+    alone = {}
+    for kind, settings in whole.items():
+        alone[kind] = make[kind](tmp_path / "whole" / kind, **settings)
+        alone[kind].train()
+    first, second = ranks.run(ranks.sharded_runs, 2, tmp_path / "ranks", str(tmp_path / "shards"), options, False)
+    forget(tmp_path / "whole")
+    again, _ = ranks.run(ranks.sharded_runs, 2, tmp_path / "more", str(tmp_path / "whole"), options, True)
+    for kind, trainer in alone.items():
+        expected, parameters = weights(trainer), dict(trainer.model.named_parameters())
+        close(first[kind]["weights"], expected, TOLERANCE["runs float32"])
+        close(again[kind]["weights"], expected, TOLERANCE["runs float32"])  # from a checkpoint of whole parameters
+        assert first[kind]["sharded"] == second[kind]["sharded"] == {n for n, p in parameters.items() if p.ndim}
+        numbers = sum(p.numel() for p in parameters.values())
+        assert first[kind]["metrics"]["eval_mine/numbers"] == second[kind]["metrics"]["eval_mine/numbers"] == numbers
+        saved = type(trainer.model).from_pretrained(tmp_path / "shards" / kind / "final")
+        assert saved.config.architectures == [type(trainer.model).__name__]
+        close({name: x for name, x in saved.state_dict().items()}, first[kind]["weights"], 0)
+    forget(tmp_path / "shards")
+    for kind, settings in whole.items():  # and the other way round
+        trainer = make[kind](tmp_path / "shards" / kind, **settings)
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 4
+        close(weights(trainer), weights(alone[kind]), TOLERANCE["runs float32"])
 
 
 def test_the_moving_average_is_evaluated_and_saved(tmp_path):
@@ -377,6 +417,8 @@ def test_a_run_with_the_sigmoid_loss_in_chunks_and_processes_is_that_of_the_whol
     made = training.align_trainer(tmp_path)
     AlignTrainer(again, made.args, train_dataset=made.train_dataset).train()
     assert torch.equal(again.logit_bias, whole.model.logit_bias)
+    with pytest.raises(ValueError, match="loss 'sigmoid' and compute_loss_func: leave out one"):
+        AlignTrainer(align_model(), whole.args, compute_loss_func=lambda output, labels, num_items_in_batch: 0)
     with pytest.raises(ValueError, match="loss: got 'hinge', expected one of contrastive, sigmoid"):
         training.align_trainer(tmp_path, loss="hinge")
     with pytest.raises(ValueError, match="loss: sigmoid is for an AlignModel; a classifier has its own"):
@@ -623,6 +665,23 @@ def test_a_search_over_hyperparameters_has_a_model_and_chunks_of_its_own_in_each
     assert len({id(model) for *_, model in seen}) == 3 and seen[2][3] is trainer.model
     untrained = align_model().state_dict()
     assert all(torch.equal(seen[0][2][n], x) for n, x in untrained.items() if n.startswith("text_model"))
+
+
+def test_the_search_of_the_documentation_finds_the_best_of_its_trials(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    page = Path(__file__).parents[2].joinpath("docs/train.md").read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"```python\n(.*?)```", page.split("## Search for hyperparameters")[1].split("\n## ")[0], re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "dev"):
+        for path in tiny.picture_folder(Path("photos", part), 8):
+            path.with_suffix(".txt").write_text(f"photo {path.stem}", encoding="utf-8")
+    names = {}
+    exec(block, names)
+    best, logs = names["best"], names["trainer"].state.log_history
+    assert 1e-5 <= best.hyperparameters["learning_rate"] <= 1e-3
+    assert best.objective <= next(log["eval_loss"] for log in logs if "eval_loss" in log)  # of the last trial
 
 
 def test_a_loss_function_sees_all_samples_with_chunks_too(tmp_path):

@@ -519,9 +519,8 @@ class FlaxAlignModel(FlaxAlignPreTrainedModel):
         has_projection = config.use_visual_projection
         self.visual_projection = linear(config.vision_config.output_channels) if has_projection else None
         self.temperature = nnx.Param(jnp.asarray(config.temperature_init_value, jnp.float32))
-        self.logit_bias = None
-        if config.logit_bias_init_value is not None:
-            self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init_value, jnp.float32))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
 
     @classmethod
     def from_towers(

@@ -530,9 +530,9 @@ class TFAlignModel(TFAlignPreTrainedModel):
             self.visual_projection = dense(config.vision_config.output_channels, config.projection_dim, std=None)
         start = keras.initializers.Constant(config.temperature_init_value)
         self.temperature = self.add_weight((), start, name="temperature", autocast=False)
-        self.logit_bias = None
-        if config.logit_bias_init_value is not None:
-            start = keras.initializers.Constant(config.logit_bias_init_value)
+        self.logit_bias, bias = None, config.logit_bias_init_value
+        if bias is not None:
+            start = keras.initializers.Constant(bias)
             self.logit_bias = self.add_weight((), start, name="logit_bias", autocast=False)
 
     @classmethod

@@ -572,9 +572,8 @@ class AlignModel(AlignPreTrainedModel):
         if config.use_visual_projection:
             self.visual_projection = nn.Linear(config.vision_config.output_channels, config.projection_dim)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init_value)))
-        self.logit_bias = None
-        if config.logit_bias_init_value is not None:
-            self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self.post_init()
 
     def add_logit_bias(self, value: float = -10.0) -> None:

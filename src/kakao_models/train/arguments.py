@@ -36,6 +36,7 @@ class TrainOptions:
             classifiers it must be None: for them, `gradient_accumulation_steps` does the same.
         channels_last: memory layout of images and of convolutions' weights.
         checkpointing: "activations", "blocks" or None: the part that backward computes again (`recompute.checkpointing`).
+        shard: share out parameters and the optimizer's moments among processes (FSDP2), which then hold a part of them each.
         shuffle_window: shards that are read at a time and shuffled among each other.
     """
 
@@ -51,6 +52,7 @@ class TrainOptions:
     chunk_size: int | None = None
     channels_last: bool = False
     checkpointing: str | None = None
+    shard: bool = False
     shuffle_window: int = 16
 
     def __post_init__(self):

@@ -28,6 +28,7 @@ from kakao_models.train.memory import keep_memory
 from kakao_models.train.optim import MovingAverage, build_optimizer, build_schedule, parameter_groups
 from kakao_models.train.recompute import checkpointing
 from kakao_models.train.saving import AtomicCheckpoints
+from kakao_models.train.sharding import is_sharded, shard, whole_copy
 from kakao_models.train.transform import DataError, SampleTransform
 
 Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
@@ -84,6 +85,7 @@ class BaseTrainer(AtomicCheckpoints):
         self.options = options_of(args)
         self.evaluations = dict(evaluations or {})
         self._collates, self._ready, self.ema, self._clock = data_collator is not None, None, None, None
+        self._evaluated_at: tuple[int | None, dict[str, float]] = None, {}
         self._check_arguments(args, self.options)
         if model is not None:
             self._check_model(model)
@@ -124,6 +126,11 @@ class BaseTrainer(AtomicCheckpoints):
         if args.deepspeed or args.parallelism_config:
             name = "deepspeed" if args.deepspeed else "parallelism_config"
             raise ValueError(f"{name} is not supported: start a process for each GPU with torchrun instead")
+        if args.fsdp:
+            raise ValueError("fsdp: set shard=True of TrainArguments (shard: true in a recipe) to share out parameters")
+        if options.shard and (options.ema_decay or args.fp16 or args.torch_compile):
+            other = "ema_decay" if options.ema_decay else "fp16" if args.fp16 else "torch_compile"
+            raise ValueError(f"shard and {other} do not go together: leave out one of the two")
 
     def _check_model(self, model: nn.Module) -> None:
         """
@@ -150,6 +157,10 @@ class BaseTrainer(AtomicCheckpoints):
         if options.checkpointing:
             self.model.activation_checkpointing_enable(checkpointing(options.checkpointing))
         self.ema = MovingAverage(self.model, options.ema_decay) if options.ema_decay else None
+        if options.shard and self.args.world_size > 1:
+            shard(self.model, self.args.device)
+            # or accelerate would wrap it in DistributedDataParallel, which takes no shards
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
@@ -351,7 +362,18 @@ class BaseTrainer(AtomicCheckpoints):
             metrics |= super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None and self.evaluations:
             metrics |= self._run_evaluations(metric_key_prefix)
+        if eval_dataset is None and metric_key_prefix == "eval":
+            self._evaluated_at = self.state.global_step, metrics
         return metrics
+
+    def last_metrics(self) -> dict[str, float]:
+        """Metrics of the trained model: those of the evaluation after the last step, where there was one, and else of a new
+        one. Times and epochs are left out."""
+        step, metrics = self._evaluated_at
+        if step != self.state.global_step or self.args.load_best_model_at_end:
+            metrics = self.evaluate()
+        others = ("_seconds", "_runtime", "_per_second", "_time")
+        return {name: x for name, x in metrics.items() if name != "epoch" and not name.endswith(others)}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         with self.ema.applied() if self.ema else contextlib.nullcontext():
@@ -360,9 +382,11 @@ class BaseTrainer(AtomicCheckpoints):
     def _run_evaluations(self, prefix: str) -> dict[str, float]:
         metrics, start = {}, time.perf_counter()
         with self.ema.applied() if self.ema else contextlib.nullcontext():
+            plain = self.accelerator.unwrap_model(self.model)
+            plain = whole_copy(plain) if is_sharded(plain) else plain
             if self.is_world_process_zero():
                 for name, run in self.evaluations.items():
-                    values = run(self.accelerator.unwrap_model(self.model), self.processing_class)
+                    values = run(plain, self.processing_class)
                     metrics |= {f"{prefix}_{name}/{key}": float(value) for key, value in values.items()}
                 metrics[f"{prefix}_seconds"] = round(time.perf_counter() - start, 2)
             if self.args.world_size > 1:

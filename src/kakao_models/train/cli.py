@@ -27,6 +27,10 @@ def align(
 
       kakao-models train align --config align_b3_mini_cc3m data="cc3m/{00000..00331}.tar" chunk_size=256
 
+      kakao-models train align --config mine.yaml loss=sigmoid augment.crop="[160, 192, 224]"
+
+      kakao-models train align --config mine.yaml data="[{path: a.tar, weight: 2}, {path: b/, weight: 1}]"
+
       torchrun --nproc-per-node 8 -m kakao_models.cli train align --config mine.yaml batch_size=4096
     """
     _train("align", config, changes or [], resume, show, as_json)

@@ -36,10 +36,12 @@ class Recipe:
     schedule: "linear", "cosine" or "constant" after `warmup`, or points of a curve, {step: share of lr, ...}.
     steps or epochs: how long. clip: largest norm of the gradient, 0 for none. ema: decay of the moving average.
     checkpointing: backward computes "activations" or "blocks" (or true) again instead of keeping them; false for neither.
+    shard: share out the parameters among processes (FSDP2), where they do not fit into each one.
     evaluate: name → data or arguments (`build_evaluations`); run every `evaluate_every` steps and at the end.
     augment: fields of the augmentation; `kind` chooses "random" (ALIGN's `RandomCrop`) or "inception" (ViT's
     `InceptionCrop`). Its size (`crop`, `size`) may be a list of sizes, which `by` "stage" (the default) follow each other in
     equal parts of the run, and by "step" take turns (`Resolutions`). distort: fields of `Distorted`; without any, nothing is distorted. trainer: further fields of transformers' TrainingArguments.
+    license: of the model, as in a card on the Hub ("apache-2.0"); by default that of `start`, if its card names one.
     """
 
     about: str
@@ -66,6 +68,7 @@ class Recipe:
     checkpointing: str | bool = False
     channels_last: bool = False
     compile: bool = False
+    shard: bool = False
     freeze: list = field(default_factory=list)
     lr_scale: dict = field(default_factory=dict)
     augment: dict = field(default_factory=dict)
@@ -79,6 +82,7 @@ class Recipe:
     evaluate: dict = field(default_factory=dict)
     evaluate_every: int = 5000
     trainer: dict = field(default_factory=dict)
+    license: str | None = None
 
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):

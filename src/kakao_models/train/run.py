@@ -6,12 +6,16 @@ import functools
 import json
 import os
 import platform
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from huggingface_hub import metadata_load
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
@@ -32,6 +36,7 @@ from kakao_models.checkpoint.hub import fetch, pin
 from kakao_models.files.lines import lines_of
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.samples.columns import NAMES, Columns
+from kakao_models.samples.paths import is_hub
 from kakao_models.samples.shards import Source
 from kakao_models.samples.sources import load_hub_dataset, open_source
 from kakao_models.train.arguments import TrainArguments
@@ -43,18 +48,20 @@ from kakao_models.train.evaluations import build_evaluations
 from kakao_models.train.inputs import resized, sizes_of
 from kakao_models.train.order import open_data
 from kakao_models.train.recipe import AlignRecipe, Recipe, ViTRecipe, as_dict, as_yaml, check_keys
+from kakao_models.train.sharding import class_of
 from kakao_models.train.trainer import AlignTrainer, ViTTrainer
 from kakao_models.train.transform import SampleTransform
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.modeling_torch import ViTForImageClassification
 from kakao_models.vit.processing import ViTImageProcessor
 
+FINISHED = "_finished.json"  # written last; an upload of the folder leaves out names that begin so
 OpenedData = Callable[[], Source | None]  # the data of a recipe, opened by the first call; None for a stream
 
 # Keys of a recipe that are fields of `TrainArguments` too.
 _SAME_NAMES = (
     *("optimizer", "optimizer_options", "weight_decay", "schedule", "end_lr"),
-    *("channels_last", "freeze", "lr_scale", "shuffle_window", "seed"),
+    *("channels_last", "shard", "freeze", "lr_scale", "shuffle_window", "seed"),
 )
 
 
@@ -119,6 +126,9 @@ def build_trainer(
 def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) -> dict[str, float]:
     """Trains, from the last checkpoint in `recipe.output` if there is one, evaluates, and writes the model.
 
+    A run that has ended stays as it is: the same recipe again only returns its metrics. With `push_to_hub` among the fields of
+    `trainer`, the folder is uploaded in the end.
+
     Args:
         build: recipe → trainer, for classes of your own: `build_trainer` with them.
 
@@ -132,14 +142,33 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
     last = get_last_checkpoint(output) if output.is_dir() else None
     if last and not resume:
         raise FileExistsError(f"{output} has {Path(last).name}: go on from it, or choose another output")
+    if (metrics := _finished(recipe)) is not None:
+        return metrics
     trainer = build(recipe)
     trainer.train(resume_from_checkpoint=last)
-    metrics = trainer.evaluate() if trainer.evaluations else {}
+    metrics = trainer.last_metrics() if trainer.evaluations else {}
     trainer.save_final(output)
+    trainer.card = card(recipe, trainer, metrics)
+    trainer.create_model_card()
     if trainer.is_world_process_zero():
         (output / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
-        (output / "README.md").write_text(card(recipe, trainer, metrics), encoding="utf-8")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        finished = {"recipe": as_yaml(recipe), "metrics": metrics}
+        (output / FINISHED).write_text(json.dumps(finished), encoding="utf-8")
     return metrics
+
+
+def _finished(recipe: Recipe) -> dict[str, float] | None:
+    """The metrics of a run of the same recipe that has ended in its folder."""
+    file = Path(recipe.output, FINISHED)
+    try:
+        finished = json.loads(file.read_text(encoding="utf-8"))
+        same = finished["recipe"] == as_yaml(recipe) and Path(recipe.output, "config.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return finished["metrics"] if same else None
 
 
 def _open_data(recipe: Recipe, columns: Columns, needs: Sequence[str]) -> Source | None:
@@ -396,8 +425,6 @@ def _columns(recipe: Recipe, other_targets: bool) -> tuple[Columns, tuple[str, .
 def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[str, float]) -> str:
     """README.md of the model's folder: what it is, its data, recipe, hours and results."""
     logs = trainer.state.log_history
-    align = isinstance(recipe, AlignRecipe)
-    task = "zero-shot-image-classification" if align else "image-classification"
     losses = [line["loss"] for line in logs if "loss" in line]
     device = torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else platform.machine()
     results = "\n".join(f"| {name.removeprefix('eval_')} | {value:.4g} |" for name, value in metrics.items())
@@ -405,16 +432,14 @@ def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[st
     tail = f"; last logged loss {losses[-1]:.4g}" if losses else ""
     average = f", the moving average (decay {recipe.ema}) of the trained ones" if recipe.ema else ""
     return f"""---
-library_name: transformers
-pipeline_tag: {task}
-tags: [kakao-models, {"align" if align else "vit"}]
+{yaml.safe_dump(_metadata(recipe), sort_keys=False).rstrip()}
 ---
 
 # {Path(recipe.output).resolve().name}
 
 {" ".join(recipe.about.split())}
 
-`{type(trainer.model).__name__}`, {sum(p.numel() for p in trainer.model.parameters()):,} parameters. The weights are those
+`{class_of(trainer.model).__name__}`, {sum(p.numel() for p in trainer.model.parameters()):,} parameters. The weights are those
 after {trainer.state.global_step:,} steps{average}.
 
 ## Data
@@ -433,3 +458,42 @@ after {trainer.state.global_step:,} steps{average}.
 
 {results}
 """
+
+
+def _metadata(recipe: Recipe) -> dict[str, Any]:
+    """What the Hub reads of a card: the task, the models and data sets of the Hub that it comes from, and the license."""
+    align = isinstance(recipe, AlignRecipe)
+    task = "zero-shot-image-classification" if align else "image-classification"
+    towers = (recipe.image_tower, recipe.text_tower) if align and not recipe.start else ()
+    bases = [name for name in (recipe.start, *towers) if name and _is_on_hub(name)]
+    found = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": ["kakao-models", "align" if align else "vit"],
+        "base_model": bases[0] if len(bases) == 1 else bases,
+        "datasets": _hub_datasets(recipe.data),
+        "license": recipe.license or _license(recipe.start),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether a checkpoint is a repository of the Hub, and not a folder or a file."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+
+
+def _hub_datasets(data: Any) -> list[str]:
+    """The repositories of the Hub among the sources of a recipe."""
+    if isinstance(data, str):
+        return ["/".join(data.removeprefix("hf://").partition(":")[0].split("/")[:2])] if is_hub(data) else []
+    parts = [data.get("path")] if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else []
+    return list(dict.fromkeys(name for part in parts for name in _hub_datasets(part)))
+
+
+def _license(start: str | None) -> str | None:
+    """The license that the card of a checkpoint names."""
+    if start is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        return (metadata_load(fetch(start, "README.md")) or {}).get("license")
+    return None

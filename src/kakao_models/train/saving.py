@@ -4,18 +4,22 @@ import contextlib
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 
 from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.files.atomic import flush
 from kakao_models.train.optim import MovingAverage
+from kakao_models.train.sharding import class_of, is_sharded, load_whole, share_out, whole_state, whole_weights
 
 EMA_FILE = "ema.safetensors"
 _STAGING = "_unfinished"  # an upload of the folder leaves out names that begin so
@@ -27,6 +31,7 @@ class AtomicCheckpoints(Trainer):
     """
 
     ema: MovingAverage | None = None
+    card: str | None = None  # README.md of the model's folder; None for the draft of transformers
     _staging = False
 
     def _get_output_dir(self, trial) -> str:
@@ -63,11 +68,28 @@ class AtomicCheckpoints(Trainer):
         flush(folder)
         shutil.rmtree(unfinished)
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder / name))
+            self._push(folder / name)
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """transformers calls this while a checkpoint is unfinished; `_save_checkpoint` uploads it when it is complete."""
+
+    def _push(self, checkpoint: Path) -> None:
+        """Uploads the model, and the checkpoint where `hub_strategy` wants it, unless the last upload is still running."""
+        running = self.is_world_process_zero() and self.push_in_progress and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        average = self.ema and self.args.hub_strategy == HubStrategy.EVERY_SAVE
+        with tempfile.TemporaryDirectory() as nothing:
+            if average:  # the model, not a copy of the raw weights in the checkpoint
+                self.save_model(self.args.output_dir, _internal_call=True)
+            super()._push_from_checkpoint(nothing if average else str(checkpoint))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        if self.card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            Path(self.args.output_dir, "README.md").write_text(self.card, encoding="utf-8")
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -81,14 +103,34 @@ class AtomicCheckpoints(Trainer):
             ):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:  # transformers skips keys that are other names in memory, which are most of ViT's
-                saved = type(self.model).from_pretrained(resume_from_checkpoint, config=self.model.config)
-                self.model.load_state_dict(saved.state_dict())
+                saved = class_of(self.model).from_pretrained(resume_from_checkpoint, config=self.model.config)
+                if is_sharded(self.model):
+                    load_whole(self.model, saved.state_dict())
+                else:
+                    self.model.load_state_dict(saved.state_dict())
             if self.ema:
                 self.ema.load_state_dict(load_file(Path(resume_from_checkpoint, EMA_FILE)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if is_sharded(self.model):
+            share_out(self.optimizer)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer = self.optimizer
+        if is_sharded(self.model):  # checkpoints hold whole tensors, whatever the number of processes
+            whole = whole_state(optimizer.state_dict())
+            self.optimizer = SimpleNamespace(state_dict=lambda: whole)
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            self.optimizer = optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is None and is_sharded(self.model):
+            state_dict = whole_weights(self.model)
+        super()._save(output_dir, state_dict)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):

@@ -51,11 +51,6 @@ class AlignTrainer(BaseTrainer):
 
     def _check_arguments(self, args: TrainingArguments, options: TrainOptions) -> None:
         super()._check_arguments(args, options)
-        if args.fsdp:
-            raise ValueError(
-                "fsdp: ALIGN's temperature is a scalar, which FSDP refuses. Where memory is short, set chunk_size and "
-                "checkpointing; docs/scaling.md says how to shard parameters in a loop of your own"
-            )
         if args.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size: a smaller batch has fewer negatives, so it would change the loss. Set "
@@ -72,6 +67,8 @@ class AlignTrainer(BaseTrainer):
         args, model = self.args, self.model
         if model.text_model.pooler is not None:
             model.text_model.pooler.requires_grad_(False)
+        if self.options.loss == "sigmoid" and self.compute_loss_func is not None:
+            raise ValueError("loss 'sigmoid' and compute_loss_func: leave out one of the two")
         if self.options.loss == "sigmoid" and model.logit_bias is None:
             model.add_logit_bias()
         own = self.compute_loss_func is not None or type(self).contrastive_loss is not AlignTrainer.contrastive_loss
@@ -215,8 +212,6 @@ class ViTTrainer(BaseTrainer):
 
     def _check_arguments(self, args: TrainingArguments, options: TrainOptions) -> None:
         super()._check_arguments(args, options)
-        if args.fsdp and options.ema_decay:
-            raise ValueError("fsdp: a moving average needs whole parameters, not shards: leave out one of the two")
         if options.chunk_size is not None:
             raise ValueError("chunk_size is for ALIGN's loss; with labels, gradient_accumulation_steps does the same")
         if options.loss != LOSSES[0]:
