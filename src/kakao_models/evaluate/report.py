@@ -45,7 +45,7 @@ _VERDICTS = (
     f"Reproduced: the same protocol, and at most {TOLERANCE} percentage points from the published figure of this checkpoint. "
     "Other protocol: the figure was measured in another way, so it does not say whether a model is right."
 )
-_UNITS = "Shares and correlations in percent; ranks count from 1."
+_UNITS = "Shares and correlations in percent; ranks count from 1; skew and NDKL in natural units, 0 is none."
 
 
 def markdown_report(
@@ -213,7 +213,7 @@ def _shown(result: Result, everything: bool) -> list[str]:
 
 
 def _is_rank(metric: str) -> bool:
-    return metric.endswith("_rank") or metric == "bce"
+    return metric.endswith("_rank") or metric == "bce" or metric.startswith(("max_skew", "ndkl"))
 
 
 def _scaled(metric: str, value: float) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 
 MAX_MEMORY = 512 * 2**20  # bytes that tiles may take, beside embeddings and results
 _PAIRS = 4096  # similarities computed as defined at a time
-_ROWS = 4096  # rows normalised at a time
+_ROWS = 256  # rows normalised at a time: they stay in the CPU's cache
 
 
 def check_rows(name: str, rows: np.ndarray, width: int | None = None) -> np.ndarray:
