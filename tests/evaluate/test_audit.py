@@ -112,7 +112,12 @@ def test_the_command_measures_what_the_embeddings_say(command, align, people, tm
     assert found["metrics"]["ndkl_worst"] == pytest.approx(wanted.ndkl.max())
     assert found["counts"] == {"images": 6, "groups": 2, "without_group": 2} and len(found["details"]["queries"]) == 2
     assert found["details"]["groups"]["old"]["images"] == 3
-    assert "| old | 3 |" in out and "docs/audit.md" in out and command("evaluate", "report", output)[0] == 0
+    assert (
+        f"| ndkl worst | {wanted.ndkl.max():.3f} |" in out
+        and "| old | 3 |" in out
+        and "docs/audit.md" in out
+        and command("evaluate", "report", output)[0] == 0
+    )
     text = card.read_text()
     assert (
         text.index("Text.") < text.index("| old | 3 |") < text.index("## Results") and text.count("<!-- audit -->") == 1

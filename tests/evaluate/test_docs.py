@@ -1,4 +1,4 @@
-"""The commands of docs/evaluate.md and docs/audit.md run to their end, with small models and a photograph or two in the place of each data set."""
+"""The commands of docs/evaluate.md and docs/audit.md run to their end, with small models and a picture or two as data."""
 
 import json
 import re

@@ -23,6 +23,11 @@ TASKS = [
 ]  # fmt: skip
 
 
+def fresh() -> list:
+    """The tasks with their first random images: running a task draws the next ones."""
+    return [type(task)() for task in TASKS]
+
+
 class Transformers(AbsEncoder):
     """What mteb's class for ALIGN computes, with transformers' model, batch by batch."""
 
@@ -37,15 +42,18 @@ class Transformers(AbsEncoder):
 
     @torch.no_grad()
     def encode(self, inputs, **kwargs):
-        parts = []
+        rows = []
         for batch in inputs:
+            parts = []
             if "image" in batch:
                 pixels = self.processor([image.convert("RGB") for image in batch["image"]], return_tensors="pt")
                 parts.append(self.model.get_image_features(**pixels).pooler_output)
-            else:
+            if "text" in batch:
                 tokens = self.tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
                 parts.append(self.model.get_text_features(**tokens).pooler_output)
-        return torch.cat(parts)
+            # where mteb adds the embeddings of both as they are, the ALIGN paper scales them first
+            rows.append(parts[0] if len(parts) == 1 else sum(map(torch.nn.functional.normalize, parts)))
+        return torch.cat(rows)
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +65,14 @@ def folder(tmp_path_factory) -> str:
 def expected(folder) -> dict[str, float]:
     reference = Transformers(folder, MtebEncoder(folder).mteb_model_meta)
     options = dict(cache=None, encode_kwargs={"batch_size": 32}, co2_tracker=False)
-    return {t.metadata.name: mteb.evaluate(reference, t, **options).task_results[0].get_score() for t in TASKS}
+    found = {t.metadata.name: mteb.evaluate(reference, t, **options).task_results[0].get_score() for t in fresh()}
+    return {name: score for name, score in found.items() if np.isfinite(score)}
 
 
 @pytest.mark.parametrize("options", [{}, {"framework": "tf"}, {"framework": "flax"}, {"engine": "openvino"}], ids=str)
 def test_mock_tasks_give_mtebs_numbers_to_the_last_digit(options, folder, expected):
-    found = run_tasks(Embedder(folder, **options), TASKS)
-    assert len(found.metrics) == len(TASKS) >= 10 and found.metrics == expected
+    found = run_tasks(Embedder(folder, **options), fresh())
+    assert len(expected) >= 12 and found.metrics == expected
     assert found.settings["mteb"] == mteb.__version__ and found.model == "align"
     json.loads(found.to_json())
 
@@ -105,7 +114,7 @@ def test_models_and_tasks_that_do_not_fit(vit, align):
 
 
 def test_the_command_puts_published_results_beside(command, align, monkeypatch):
-    mock = next(task for task in TASKS if "ZeroShot" in task.metadata.name)
+    mock = next(task for task in fresh() if "ZeroShot" in task.metadata.name)
     monkeypatch.setattr("mteb.get_task", lambda name: mock if name == "Mock" else pytest.fail(name))
     monkeypatch.setitem(mock.metadata.__dict__, "name", "CIFAR10ZeroShot")
     code, out, err = command("evaluate", "mieb", "--tasks", "Mock", "-m", align)

@@ -8,6 +8,7 @@
 Needs mteb 2 (`pip install 'kakao-models[mieb]'`). Data sets come from the Hugging Face Hub.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 
+from .cache import CachedEmbedder
 from .published import MIEB
 from .results import Result
 
@@ -31,6 +33,9 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.results import TaskResult
+
+
+logger = logging.getLogger(__name__)
 
 
 class MtebEncoder(AbsEncoder):
@@ -122,7 +127,7 @@ def task_names(tasks: str) -> list[str]:
 
 
 def run_tasks(embedder: Embedder, tasks: Sequence["str | AbsTask"], *, batch_size: int = 32) -> Result:
-    """The main score of each task, as mteb computes it, in the metrics of one `Result`.
+    """The main score of each task, as mteb computes it, in the metrics of one `Result`. Scores that are no number are left out.
 
     Args:
         tasks: names, or tasks of mteb.
@@ -145,11 +150,18 @@ def run_tasks(embedder: Embedder, tasks: Sequence["str | AbsTask"], *, batch_siz
         name = task.metadata.name
         done = mteb.evaluate(encoder, task, cache=None, encode_kwargs={"batch_size": batch_size}, co2_tracker=False)
         result: TaskResult = done.task_results[0]
-        metrics[name] = float(result.get_score())
+        score = float(result.get_score())
+        if np.isfinite(score):
+            metrics[name] = score
+        else:
+            logger.warning(
+                f"{name}: mteb gives {score}, so it is left out; a correlation with a constant is an example"
+            )
         settings[f"{name} revision"] = result.dataset_revision
         details[name] = {split: [_numbers(part) for part in parts] for split, parts in result.scores.items()}
     model = encoder.mteb_model_meta.name.removeprefix("local/")
-    return Result("mieb", model, "MIEB", metrics, counts={"tasks": len(metrics)}, settings=settings, details=details)
+    found = {"counts": {"tasks": len(metrics)}, "settings": settings, "details": details}
+    return Result("mieb", model, "MIEB", metrics, fingerprints={"model": CachedEmbedder(embedder).fingerprint}, **found)
 
 
 def _task(name: str) -> "AbsTask":
