@@ -38,6 +38,7 @@ EXTRAS = {
     "spark": ["pyspark>=4.3"],  # data --backend pyspark; beside data, and Java 17
     "search": SEARCH,
     "evaluate": ["scikit-learn>=1.6", "scipy>=1.14", "pyarrow>=18", "matplotlib>=3.9"],
+    "mieb": ["mteb>=2.26"],  # evaluate mieb; it requires PyTorch
     "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
     "fast": ["simplejpeg>=1.8"],  # a faster decoder of JPEGs, for fast_images=True
     "heic": ["pillow-heif>=1.0"],  # photographs of phones
@@ -58,7 +59,12 @@ EXTRAS = {
     ],
 }
 EXTRAS["all"] = sorted(
-    {requirement for name in EXTRAS if name not in ("test", "test-torch", "spark") for requirement in EXTRAS[name]}
+    {
+        requirement
+        for name in EXTRAS
+        if name not in ("test", "test-torch", "spark", "mieb")
+        for requirement in EXTRAS[name]
+    }
 )
 
 setup(

@@ -1,4 +1,4 @@
-"""The commands of docs/evaluate.md run to their end, with small models and a photograph or two in the place of each data set."""
+"""The commands of docs/evaluate.md and docs/audit.md run to their end, with small models and a picture or two as data."""
 
 import json
 import re
@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-PAGE = Path(__file__).parents[2] / "docs" / "evaluate.md"
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("evaluate.md", "audit.md")]
 CLASSES = ("n01440764", "n01443537", "n01484850")
 NAMES = ("crane", "cat", "crane")  # as in the real lists, two classes have the same name
 
 
 def commands() -> list[str]:
-    """Commands of the page, without those that no small data can stand for."""
-    text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    """Commands of the pages, without those that no small data can stand for."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
     found = [" ".join(line.split()) for line in re.findall(r"^    (kakao-models evaluate .*)$", text, re.M)]
     return [line for line in found if not re.search(r"TASK|--vtab|evaluate report|mieb", line)]
 
@@ -55,6 +55,12 @@ def place(tmp_path_factory):
         path.write_text("\n".join([f"{head},agg_score,sampling_method", *pairs]))
     pictures = [path.read_bytes() for path in (root / "val2014").iterdir()]
     pq.write_table(pa.table({"image": pictures, "labels": [[0, 1], [2], [1]]}), root / "images.parquet")
+    pq.write_table(
+        pa.table({"image": pictures, "age": ["old", "young", "old"], "label_name": words}), root / "people.parquet"
+    )
+    (root / "jobs.txt").write_text("a photo of a dog\n")
+    (root / "words.txt").write_text("tree\n")
+    (root / "README.md").write_text("# Model\n")
     package = root / "packages" / "open_clip"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

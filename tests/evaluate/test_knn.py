@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from kakao_models.evaluate import knn_scores, nearest
 from kakao_models.evaluate.knn import vote
+from kakao_models.evaluate.tiles import unit_rows
 
 
 def test_scores_of_the_original_program(metrics_align):
@@ -129,3 +130,30 @@ def test_order_among_rows_nearer_to_each_other_than_products_are_exact():
 def test_bad_temperature(temperature):
     with pytest.raises(ValueError, match="temperature: got"):
         knn_scores(np.eye(2), [0, 1], np.eye(2), [0, 1], k=2, temperature=temperature)
+
+
+def test_a_row_of_length_1_depends_on_no_other_row_and_the_scale_of_none():
+    """Rows are scaled many at a time, and those of extreme values in another way."""
+    draw = np.random.default_rng(0)
+    for width in (1, 3, 37, 640):
+        rows = draw.standard_normal((300, width))
+        together = unit_rows("rows", rows)
+        assert all(np.array_equal(unit_rows("rows", row[None])[0], unit) for row, unit in zip(rows, together))
+        for scale in (2.0**-600, 2.0**600):
+            assert np.abs(unit_rows("rows", rows * scale) - together).max() <= 2**-23
+
+
+@pytest.mark.parametrize("k", [1, 5, 40, 200])
+def test_neighbours_are_those_of_brute_force_among_many_equal_rows(k):
+    """Many columns: groups of them are looked at first. Equal rows stand at the ends of groups, and in the short last one."""
+    draw = np.random.default_rng(k)
+    rows = draw.standard_normal((4 * 256 * 3 + 7, 4)).astype(np.float32)
+    rows[[255, 256, 511, 1024, 3078]] = rows[0]
+    rows[100:400] = rows[99]
+    queries = np.concatenate([rows[[0, 99, 3078]], draw.standard_normal((20, 4))])
+    similarity = brute.similarities(queries, rows)
+    values, places = nearest(queries, rows, k)
+    assert np.array_equal(places, brute.order(similarity)[:, :k])
+    assert np.array_equal(values, np.take_along_axis(similarity, places, 1))
+    small = nearest(queries, rows, k, max_memory=2**20)
+    assert np.array_equal(places, small[1]) and np.array_equal(values, small[0])

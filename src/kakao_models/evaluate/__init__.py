@@ -5,6 +5,15 @@ from typing import TYPE_CHECKING
 from kakao_models.lazy import attach
 
 if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
+    from kakao_models.evaluate.audit import (
+        Gap as Gap,
+        Grouped as Grouped,
+        Skew as Skew,
+        audit_table as audit_table,
+        gap_scores as gap_scores,
+        read_grouped as read_grouped,
+        skew_scores as skew_scores,
+    )
     from kakao_models.evaluate.cache import CachedEmbedder as CachedEmbedder
     from kakao_models.evaluate.calibration import Calibration as Calibration, calibration_scores as calibration_scores
     from kakao_models.evaluate.class_names import (
@@ -65,6 +74,7 @@ if TYPE_CHECKING:  # the names of `_MODULES`, for type checkers and editors
 
 # module -> public names that it defines
 _MODULES = {
+    ".audit": ("Gap", "Grouped", "Skew", "audit_table", "gap_scores", "read_grouped", "skew_scores"),
     ".cache": ("CachedEmbedder",),
     ".calibration": ("Calibration", "calibration_scores"),
     ".classify": ("Classification", "MultiLabel", "classification_scores", "multilabel_scores", "real_scores"),

@@ -422,6 +422,91 @@ def similarity(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images")
+def audit(
+    data: Data,
+    attribute_column: Annotated[str, _data(help="Column with the group of each image.")],
+    options: TaskOptions,
+    classes: Classes = None,
+    templates: Templates = "small",
+    queries: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="File of texts that name no group, one a line: measure MaxSkew@k and NDKL."),
+    ] = None,
+    harmful: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="File of labels that must not be given, one a line: measure their rate."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of first images that count for MaxSkew@k.")] = 100,
+    expected: Annotated[
+        str, typer.Option(help="Expected share of a group: data (its share of all images) or uniform.")
+    ] = "data",
+    samples: Annotated[int, typer.Option(min=1, help="Number of bootstrap samples for intervals.")] = 1000,
+    card: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Model card whose bias section gets the table.")
+    ] = None,
+) -> None:
+    """Compare groups of images: recall, harmful labels, and who is found first (MaxSkew@k, NDKL), with intervals.
+
+    [b]Example[/b]
+
+      kakao-models evaluate audit --data people.parquet --attribute-column age --queries jobs.txt --harmful words.txt
+    """
+    run = options.start(data)
+    from kakao_models.evaluate import audit_table, read_grouped, read_templates, tasks
+    from kakao_models.evaluate.audit import fill_card
+    from kakao_models.evaluate.class_names import class_names_of
+    from kakao_models.files.lines import lines_of
+
+    grouped = read_grouped(data, attribute_column, **options.columns())
+    grouped = replace(grouped, labelled=options.rename(grouped.labelled))
+    keys = grouped.labelled.keys
+    names = class_names_of(keys, classes, data) if keys else lines_of(classes) if classes else []
+    lists = {"class_names": classes, "templates": templates, "queries": queries, "harmful": harmful}
+    result = tasks.audit(
+        *(run, grouped, read_templates(templates), names),
+        queries=lines_of(queries) if queries else (),
+        harmful=lines_of(harmful) if harmful else (),
+        k=k,
+        expected=expected,
+        samples=samples,
+        lists={name: str(path) for name, path in lists.items() if path},
+    )
+    table = audit_table(result)
+    if card:
+        fill_card(card, table.replace("### ", "#### "))
+    if options.output:
+        result.write(options.output)
+    tell(result.as_dict(), table.rstrip("\n"), options.as_json)
+
+
+@app.command(no_args_is_help=True)
+@model_options("fast_images", "name", "split", "image_column", "label_column", "cache", "no_cache", "max_memory")
+def mieb(
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Names of mteb's tasks, with commas; published: those with a published result of kakaobrain/align-base."
+        ),
+    ],
+    options: TaskOptions,
+) -> None:
+    """Run tasks of mteb's image benchmark (MIEB), and compare with the published results of kakaobrain/align-base.
+
+    Needs mteb, and gets the data sets from the Hugging Face Hub.
+
+    [b]Example[/b]
+
+      kakao-models evaluate mieb --tasks CIFAR10ZeroShot,Winoground -o results/mieb.json
+    """
+    check_file("--output", options.output)
+    options.prepare()
+    from kakao_models.evaluate.mteb import run_tasks, task_names
+
+    options.show(run_tasks(options.open(), task_names(tasks), batch_size=options.batch_size))
+
+
+@app.command(no_args_is_help=True)
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="RESULTS", exists=True, help="Result files, written by -o.")],
     form: Annotated[str, typer.Option("--format", "-f", help="Format: markdown, html or model-index.")] = "markdown",

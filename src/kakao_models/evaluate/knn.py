@@ -14,6 +14,7 @@ from .tiles import MAX_MEMORY, Tile, check_rows, margin, tiles
 
 TEMPERATURE = 0.07
 _BLOCK = 64  # rows of a tile that are searched at a time: they stay in the CPU's cache
+_GROUP, _LEAST_GROUP = 256, 16  # columns whose largest product is looked at first
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,8 @@ class _Best:
     def search(self, tile: Tile, start: int) -> None:
         block = tile.product[start : start + _BLOCK]
         own = slice(tile.first_query + start, tile.first_query + start + len(block))
-        k, error = self.values.shape[1], margin(tile.queries.shape[1])
-        limit = self.values[own, -1] - error
-        candidates = block >= limit[:, None]
-        crowded = np.flatnonzero(candidates.sum(1) > 4 * k)
-        if len(crowded) and block.shape[1] > k:
-            # the k-th largest value here bounds what can be among the k most similar: two margins below it nothing is
-            kth = np.partition(block[crowded], block.shape[1] - k, axis=1)[:, block.shape[1] - k]
-            limit[crowded] = np.maximum(limit[crowded], kth - 2 * error)
-            candidates[crowded] = block[crowded] >= limit[crowded, None]
-        row, column = np.nonzero(candidates)
+        error = margin(tile.queries.shape[1])
+        row, column = _candidates(block, self.values[own, -1] - error, self.values.shape[1], error)
         if len(row):
             self._merge(own, row, tile.first_target + column, tile.exact(start + row, column))
 
@@ -95,6 +88,38 @@ class _Best:
         best = order[first[:, None] + np.arange(k)]
         self.values[own.start + touched] = values[best]
         self.places[own.start + touched] = places[best]
+
+
+def _candidates(block: np.ndarray, limit: np.ndarray, k: int, error: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a block (q, t) of products that may be among the k most similar of their row.
+
+    The k-th largest of any k products or more bounds what can be among the k most similar: two margins below it nothing is.
+    The largest products of groups of columns give such a bound, and say which groups to look into, in one fast pass.
+
+    Args:
+        limit: (q,), below which nothing is by what is known already.
+    """
+    width = block.shape[1]
+    size = min(_GROUP, width // (4 * k))
+    if size < _LEAST_GROUP:  # few columns for so many neighbours
+        candidates = block >= limit[:, None]
+        crowded = np.flatnonzero(np.count_nonzero(candidates, axis=1) > 4 * k)
+        if len(crowded) and width > k:
+            kth = np.partition(block[crowded], width - k, axis=1)[:, width - k]
+            limit[crowded] = np.maximum(limit[crowded], kth - 2 * error)
+            candidates[crowded] = block[crowded] >= limit[crowded, None]
+        row, column = np.nonzero(candidates)
+        return row, column
+    starts = np.arange(0, width, size)
+    tops = np.maximum.reduceat(block, starts, axis=1)
+    kth = np.partition(tops, len(starts) - k, axis=1)[:, len(starts) - k]
+    limit = np.maximum(limit, kth - 2 * error)
+    row, group = np.nonzero(tops >= limit[:, None])
+    column = np.minimum(starts[group, None] + np.arange(size), width - 1)  # the last group may be shorter
+    near = block[row[:, None], column] >= limit[row, None]
+    near &= starts[group, None] + np.arange(size) < width
+    which, place = np.nonzero(near)
+    return row[which], column[which, place]
 
 
 def knn_scores(

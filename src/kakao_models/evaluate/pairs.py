@@ -10,6 +10,7 @@ Axes: N sets  I images of a set  C captions of a set  D width
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def read_pairs(
     """
     if (image_columns is None) != (caption_columns is None):
         raise ValueError("pairs: name the columns of both images and captions, or of neither")
-    options = {"split": split, "default_split": "test", "merge": False, "images": images}
+    options: dict[str, Any] = {"split": split, "default_split": "test", "merge": False, "images": images}
     if image_columns is None or caption_columns is None:
         image_columns, caption_columns = _layout(source, options)
     counts = len(image_columns), len(caption_columns)
@@ -124,7 +125,7 @@ def read_pairs(
     return Pairs(name_of(source), pictures, texts, groups if group_column else None)
 
 
-def _layout(source: str | os.PathLike, options: dict) -> tuple[Sequence[str], Sequence[str]]:
+def _layout(source: str | os.PathLike, options: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
     """The first of `LAYOUTS` whose columns are all there."""
     problem = None
     for images, captions in LAYOUTS:

@@ -45,7 +45,7 @@ _VERDICTS = (
     f"Reproduced: the same protocol, and at most {TOLERANCE} percentage points from the published figure of this checkpoint. "
     "Other protocol: the figure was measured in another way, so it does not say whether a model is right."
 )
-_UNITS = "Shares and correlations in percent; ranks count from 1."
+_UNITS = "Shares and correlations in percent; ranks count from 1; skew and NDKL in natural units, 0 is none."
 
 
 def markdown_report(
@@ -174,7 +174,7 @@ def _tables(results: Iterable[Result], published: bool, everything: bool, checkp
         columns: dict[str, Published | None] = {}
         cells: dict[tuple[str, str], str] = {}
         reasons: list[str] = []
-        digits = dict.fromkeys(metrics, 1)
+        digits = {metric: 3 if _is_skew(metric) else 1 for metric in metrics}
         for figure in figures:  # ours have as many decimals as the published figures that they stand beside
             digits[figure.metric] = max(digits[figure.metric], len(str(figure.value).partition(".")[2]))
         for result in group:
@@ -213,7 +213,11 @@ def _shown(result: Result, everything: bool) -> list[str]:
 
 
 def _is_rank(metric: str) -> bool:
-    return metric.endswith("_rank") or metric == "bce"
+    return metric.endswith("_rank") or metric == "bce" or _is_skew(metric)
+
+
+def _is_skew(metric: str) -> bool:
+    return metric.startswith(("max_skew", "ndkl"))
 
 
 def _scaled(metric: str, value: float) -> float:

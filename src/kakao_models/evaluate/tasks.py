@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from .audit import LEAST, Gap, Grouped, gap_scores, skew_scores
 from .cache import CachedEmbedder
 from .calibration import Calibration, calibration_scores
 from .class_names import distinct_names, repeated_names
 from .classify import Classification, classification_scores, multilabel_scores, real_scores
 from .datasets import Captioned, Images, Labelled
-from .knn import knn_scores
+from .knn import knn_scores, nearest
 from .pairs import Pairs, pair_scores
 from .results import Result
 from .retrieval import fold_scores, folds, retrieval_scores
@@ -212,6 +213,95 @@ def pairs(run: TaskRun, data: Pairs) -> Result:
     return run.result(
         "pairs", data.name, scores.metrics(), counts=counts, details={"groups": details} if details else {}
     )
+
+
+def audit(
+    run: TaskRun,
+    data: Grouped,
+    templates: Sequence[str],
+    names: Sequence[str] = (),
+    *,
+    queries: Sequence[str] = (),
+    harmful: Sequence[str] = (),
+    k: int = 100,
+    expected: str = "data",
+    samples: int = 1000,
+    lists: Mapping[str, str | None] = MappingProxyType({}),
+) -> Result:
+    """Differences between groups: in recall of labels, in harmful labels, and in what queries find.
+
+    Args:
+        names: names of the labels, in the order of their numbers; without labels in the data, the labels that harmful ones
+            compete with.
+        queries: texts that name no group, for MaxSkew@k and NDKL. k, expected: see `skew_scores`.
+        harmful: labels that must not be given. They compete with `names` in zero-shot classification.
+        samples: see `gap_scores`.
+
+    Raises:
+        ValueError: nothing to measure: no labels, queries or harmful labels; harmful labels without names; fewer than two
+            groups.
+    """
+    labelled, groups = data.labelled, np.array(data.groups)
+    known = labelled.labels >= 0
+    if not (known.any() or len(queries) or len(harmful)):
+        raise ValueError(
+            f"{labelled.name}: there is nothing to compare: expected a label column, --queries, or --harmful with --classes"
+        )
+    if len(harmful) and not len(names):
+        raise ValueError(
+            "harmful labels compete with others: expected the names of these (--classes), or a label column"
+        )
+    if both := sorted(set(harmful) & set(names)):
+        raise ValueError(f"harmful labels: {both[0]!r} is among the other labels too, expected each in one list")
+    images = run.embedder.images(labelled.images, name=labelled.name)
+    metrics: dict[str, float] = {}
+    gaps: dict[str, Gap] = {}
+    details: dict[str, Any] = {}
+    settings: dict[str, Any] = {"samples": samples}
+    if len(names) and (known.any() or len(harmful)):
+        settings |= _list_settings("templates", templates, lists) | _list_settings("class_names", names, lists, False)
+        classes = class_embeddings(run.embedder, names, templates)
+    if known.any():
+        _, ranked = nearest(images[known], classes, 5, max_memory=run.max_memory)
+        right = ranked == labelled.labels[known, None]
+        gaps["recall"] = gap_scores(right[:, 0], groups[known], samples=samples)
+        if len(names) > 5:
+            gaps["recall_at_5"] = gap_scores(right.any(1), groups[known], samples=samples)
+    if len(harmful):
+        settings |= _list_settings("harmful", harmful, lists, False)
+        bad = class_embeddings(run.embedder, harmful, templates)
+        _, ranked = nearest(images, np.concatenate([classes, bad]), 1, max_memory=run.max_memory)
+        label = ranked[:, 0] - len(names)
+        gaps["harmful_rate"] = gap_scores(label >= 0, groups, samples=samples)
+        details["harmful_labels"] = {
+            harmful[number]: {
+                group: int(((label == number) & (groups == group)).sum()) for group in sorted(set(data.groups))
+            }
+            for number in np.unique(label[label >= 0])
+        }
+    for name, gap in gaps.items():
+        metrics |= gap.metrics(name)
+    if len(queries):
+        settings |= {"k": min(k, len(images)), "expected": expected} | _list_settings("queries", queries, lists, False)
+        skew = skew_scores(
+            run.embedder.texts(list(queries)), images, groups, k=k, expected=expected, max_memory=run.max_memory
+        )
+        metrics |= skew.metrics()
+        details["queries"] = [
+            {"query": query, "max_skew": float(top), "ndkl": float(ndkl), "skew": {
+                group: float(value) if np.isfinite(value) else None for group, value in zip(sorted(set(data.groups)), row)}}
+            for query, row, top, ndkl in zip(queries, skew.skew, skew.max_skew, skew.ndkl)
+        ]  # fmt: skip
+    counts = {name: int((groups == name).sum()) for name in sorted(set(data.groups))}
+    if small := [f"{name} ({count})" for name, count in counts.items() if count < LEAST]:
+        logger.warning(f"{labelled.name}: groups of fewer than {LEAST} images say little: {', '.join(small)}")
+    details["groups"] = {
+        name: {"images": count} | {metric: gap.shares[name] for metric, gap in gaps.items() if name in gap.shares}
+        for name, count in counts.items()
+    }
+    details["extremes"] = {metric: [gap.largest, gap.smallest] for metric, gap in gaps.items()}
+    counted = {"images": len(images), "groups": len(counts), "without_group": data.left_out}
+    return run.result("audit", labelled.name, metrics, counts=counted, settings=settings, details=details)
 
 
 def knn(run: TaskRun, train: Labelled, test: Labelled, *, k: int = 1) -> Result:
