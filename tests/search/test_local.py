@@ -169,7 +169,8 @@ def test_any_order_of_additions_and_deletions(embedder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(collection, "MEMTABLE_MEMORY_LIMIT", 3000)
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(rows, "_BATCH", 7)
+    monkeypatch.setattr(rows, "BATCH", 7)
+    monkeypatch.setattr(local, "BATCH", 7)
     draw, expected = np.random.default_rng(3), {}
     with (
         SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index,
@@ -192,6 +193,8 @@ def test_any_order_of_additions_and_deletions(embedder, tmp_path, monkeypatch):
                 assert reader.count == len(expected)
         pages = [hit.id for hits, _ in sometimes.vectors(size=7) for hit in hits]
         assert pages == sorted(expected)
+        with pytest.raises(ValueError, match="Milvus says"):
+            index.search(_vectors(1)[0], filter="width >")
 
 
 def test_a_collection_that_is_made_again(embedder, filled):
