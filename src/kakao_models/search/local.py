@@ -284,7 +284,7 @@ def _advanced(
             for table in source(None):
                 table, keep = table.filter(keep[: len(table)]), keep[len(table) :]
                 if len(table):
-                    yield vectors_of(table[VECTOR], "the database"), table.drop_columns([VECTOR])
+                    yield vectors_of(table[VECTOR].combine_chunks(), "the database"), table.drop_columns([VECTOR])
 
     if folder is None:
         return [*segments, Segment.of(parts())] if count else segments
