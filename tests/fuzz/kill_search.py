@@ -23,7 +23,7 @@ from fuzz.kill_index import DIM, WHEN, _die_at, _Stub
 
 from kakao_models.search import SearchIndex
 
-READERS, OPERATIONS = 8, 400
+READERS, OPERATIONS = 8, 120
 CLOCK = "clock"
 State = dict[str, int]  # id → number of the operation that wrote it
 
@@ -65,7 +65,7 @@ def write(path: Path, planned: list[tuple[list[str], list[str]]]) -> None:
                 index.delete(deleted)
             vectors = np.stack([vector(key, number) for key in added])
             index.add(added, vectors, [{"width": number}] * len(added))
-            if number % 50 == 49:
+            if number % 20 == 19:
                 index.flush()
 
 
@@ -96,13 +96,13 @@ def read(path: Path, planned: list, expected: list[State], seed: int, end: Path)
     """Searches until a file `end` is there; answers never go back in time."""
     draw, last, index = random.Random(seed), 0, None
     while not end.exists():
+        time.sleep(draw.uniform(0, 0.1))
         try:
             if index is None or draw.random() < 0.05:
                 index = SearchIndex.open(path)
             done = check(index, planned, expected, draw)
         except FileNotFoundError:  # the collection is not made yet
             assert last == 0
-            time.sleep(0.05)
             continue
         assert done >= last, (done, last, "an answer of an earlier time")
         last = done
