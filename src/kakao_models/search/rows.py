@@ -132,7 +132,14 @@ class Segment:
         """Columns of rows; "*" names all but the vector, "vector" that one."""
         everything = "*" in columns
         names = self.table.column_names if everything else [name for name in columns if name != VECTOR]
-        records = self.table.select(names).take(rows).to_pylist()
+        starts, batches = self._batches
+        at = np.searchsorted(starts, rows, "right") - 1
+        records: list[dict[str, Any]] = [{}] * len(rows)
+        for number in np.unique(at):
+            (places,) = np.nonzero(at == number)
+            found = batches[number].select(names).take(rows[places] - starts[number])
+            for place, record in zip(places, found.to_pylist()):
+                records[place] = record
         for row, record in zip(rows, records):
             if everything:
                 record |= json.loads(record.pop(META, None) or "{}") | record
@@ -140,6 +147,12 @@ class Segment:
             if VECTOR in columns:
                 record[VECTOR] = self.vectors.values[row]
         return records
+
+    @functools.cached_property
+    def _batches(self) -> "tuple[np.ndarray, list[pa.RecordBatch]]":
+        """The table's batches, and the rows that they start at: to take rows from a batch is ten times as fast."""
+        batches = self.table.to_batches()
+        return np.cumsum([0, *map(len, batches[:-1])]), batches
 
 
 class FilterRefused(ValueError):
