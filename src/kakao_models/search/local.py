@@ -53,7 +53,7 @@ class LocalRows:
         self._folder, self._derived, self._lock = folder, folder / "search", FileLock(lock)
         self._thread = threading.Lock()
         self._seen: tuple | None = None
-        self._identity: tuple | None = None  # of schema.json
+        self._identity: tuple | None = None  # of the collection
         self._segments: list[Segment] = []  # of what the manifest lists
         self._until = -1  # the last operation in them; -1: nothing is known
         self._rows: Rows | None = None
@@ -107,10 +107,11 @@ class LocalRows:
         from milvus_lite.schema.persistence import load_schema
         from milvus_lite.storage.manifest import Manifest
 
-        if seen[0] != self._identity:
-            self._identity, self._segments, self._until = seen[0], [], -1
         _, schema = load_schema(str(self._folder / "schema.json"))
         manifest = Manifest.load(str(self._folder))
+        identity = (seen[0], manifest.list_partitions())  # the rows of a partition that is dropped leave no deletions
+        if identity != self._identity:
+            self._identity, self._segments, self._until = identity, [], -1
         if self._until != manifest.current_seq:
             self._follow(manifest, seen)
         inserted, deleted = self._logged(manifest.current_seq)
