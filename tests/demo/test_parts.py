@@ -1,6 +1,7 @@
 """The page's parts, without the page."""
 
 import html
+import json
 import re
 import threading
 
@@ -269,3 +270,29 @@ def test_a_page_that_is_slow_to_answer_is_tried_again():
     with pytest.raises(OSError, match="NO_PROXY=localhost,127.0.0.1"):
         _launch(page, "127.0.0.1", None)
     assert page.closed == 3
+
+
+def test_the_map_of_a_large_index_is_a_sample_that_stays_the_same():
+    """Of ids in order neither the first ones nor others at the next time; a new row changes little."""
+    from types import SimpleNamespace
+
+    from kakao_models.demo.catalogue import Catalogue
+    from kakao_models.search import Hit
+
+    def drawn(count, limit=100):
+        def vectors(filter):
+            assert filter.startswith("sha256 in ")
+            chosen = json.loads(filter.removeprefix("sha256 in "))
+            yield [Hit(key, 1.0) for key in chosen], np.eye(len(chosen), dtype=np.float32)
+
+        index = SimpleNamespace(all_ids=lambda: ((f"{n:06}", "") for n in range(count)), vectors=vectors)
+        catalogue = SimpleNamespace(open=lambda loading: index, name="x.db")
+        hits, rows = Catalogue.rows(catalogue, limit, print)
+        assert len(hits) == len(rows) == min(limit, count)
+        return {int(hit.id) for hit in hits}
+
+    sample = drawn(100_000)
+    assert sample == drawn(100_000) and 30_000 < np.mean(list(sample)) < 70_000
+    assert len(sample - drawn(100_001)) <= 1 and drawn(7) == set(range(7))
+    with pytest.raises(ValueError, match="the index is empty"):
+        drawn(0)

@@ -331,3 +331,10 @@ def test_kills_leave_no_trace():
     """A few of tests/fuzz/kill_index.py, in a process of its own: gRPC does not survive its forks here."""
     ran = subprocess.run([sys.executable, FUZZ / "kill_index.py", "3", "1"], capture_output=True, text=True)
     assert ran.returncode == 0 and "each as one run makes it" in ran.stdout, ran.stdout + ran.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed runs are forks")
+def test_readers_beside_writers_that_are_killed():
+    """A few kills of tests/fuzz/kill_search.py."""
+    ran = subprocess.run([sys.executable, FUZZ / "kill_search.py", "2", "1"], capture_output=True, text=True)
+    assert ran.returncode == 0 and "2 kills over" in ran.stdout, ran.stderr[-3000:]

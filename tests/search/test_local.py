@@ -169,7 +169,8 @@ def test_any_order_of_additions_and_deletions(embedder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(collection, "MEMTABLE_MEMORY_LIMIT", 3000)
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(rows, "_BATCH", 7)
+    monkeypatch.setattr(rows, "BATCH", 7)
+    monkeypatch.setattr(local, "BATCH", 7)
     draw, expected = np.random.default_rng(3), {}
     with (
         SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index,
@@ -192,6 +193,8 @@ def test_any_order_of_additions_and_deletions(embedder, tmp_path, monkeypatch):
                 assert reader.count == len(expected)
         pages = [hit.id for hits, _ in sometimes.vectors(size=7) for hit in hits]
         assert pages == sorted(expected)
+        with pytest.raises(ValueError, match="Milvus says"):
+            index.search(_vectors(1)[0], filter="width >")
 
 
 def test_a_collection_that_is_made_again(embedder, filled):
@@ -212,3 +215,17 @@ def test_equal_rows_are_in_the_order_of_their_ids(embedder, tmp_path):
             index.add([key], _vectors(1))
             index.flush()
         assert _ids(index) == ["a", "b", "c"] and [hit.id for hit in index.search(_vectors(1)[0], 2)] == ["a", "b"]
+
+
+def test_a_partition_that_is_dropped(filled):
+    """Its rows leave no deletions behind."""
+    with SearchIndex.open(filled) as reader, SearchIndex.open(filled) as writer:
+        writer.client.create_partition("images", "further")
+        row = {"sha256": "new", "vector": _vectors(1, 5)[0].tolist(), "digest": "", "path": "", "caption": ""}
+        row |= {"width": 0, "height": 0, "bytes": 0}
+        writer.client.insert("images", [row], partition_name="further")
+        writer.client.flush("images")
+        assert reader.count == 41
+        writer.client.release_partitions("images", ["further"])
+        writer.client.drop_partition("images", "further")
+        assert reader.count == 40

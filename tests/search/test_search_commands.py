@@ -5,8 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+
+from kakao_models.inference.output import write_embeddings
 
 LITE_2 = Path(__file__).parent / "milvus-lite-2" / "photos.db"
 
@@ -59,6 +62,12 @@ def test_texts_and_stored_embeddings(model, tmp_path, command):
     assert "a blue sea" in out and "1.0000" in out
     code, out, _ = command("index", "load", LITE_2, "--to", tmp_path / "n.db", "--model", model, "--json")
     assert code == 0 and json.loads(out) == {"index": str(tmp_path / "n.db"), "rows": 4, "loaded": 4}
+    write_embeddings(tmp_path / "e.npy", ["x.png"], np.ones((1, 16), np.float32))
+    files = ("search", "a blue sea", "--index", tmp_path / "e.npy", "--json")
+    code, out, _ = command(*files, "--model", model)
+    assert code == 0 and [hit["path"] for hit in json.loads(out)] == ["x.png"]
+    code, _, err = command(*files)
+    assert code == 2 and "name the model of its embeddings: add --model" in re.sub(r"[│\s]+", " ", err)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Embeddings on the disk become rows without the model: of data embed, of embed, of Milvus Lite 2."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -110,3 +111,65 @@ def test_rows_of_several_widths_are_not_shared_out(embedder, tmp_path):
     lost = pa.array([None] * 600 + [[1.0] * 16], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": list(map(str, range(601))), "embedding": lost}), tmp_path / "l.parquet")
     assert load(tmp_path / "l.parquet", embedder, tmp_path / "y.db")[0] == 1
+
+
+def _parquet(path, count=30, start=0, **columns):
+    vectors = np.random.default_rng(start).standard_normal((count, 16)).astype(np.float32)
+    facts = {"id": [f"r{start + n:03}" for n in range(count)], "embedding": vectors.tolist()}
+    pq.write_table(
+        pa.table(facts | {"width": list(range(count)), "tag": [n % 2 for n in range(count)]} | columns), path
+    )
+    return unit(vectors.astype(np.float64)).astype(np.float32)
+
+
+def test_files_are_searched_as_they_are(embedder, tmp_path):
+    """The results are those of an index of them; of an id that is there twice the last row counts."""
+    folder = tmp_path / "e"
+    folder.mkdir()
+    first, second = _parquet(folder / "0.parquet"), _parquet(folder / "1.parquet", start=25, text=["a cat"] * 30)
+    (folder / "plan.json").write_text(json.dumps({"model": embedder.name, "what": "images"}))
+    rows = {f"r{n:03}": row for start, part in ((0, first), (25, second)) for n, row in enumerate(part, start)}
+    load(folder, embedder, tmp_path / "x.db")
+    before = sorted(tmp_path.rglob("*"))
+    with SearchIndex.open(folder, embedder) as files, SearchIndex.open(tmp_path / "x.db", embedder) as index:
+        assert files.count == index.count == len(rows) == 55 and files.metadata["model"] == embedder.name
+        queries = np.random.default_rng(9).standard_normal((4, 16))
+        for filter in (None, "width > 20 and tag == 1", 'caption like "%cat%"'):
+            found = files.search(queries, 9, filter=filter)
+            wanted = index.search(queries, 9, filter=filter)
+            assert [[hit.id for hit in some] for some in found] == [[hit.id for hit in some] for some in wanted]
+            for hits, query in zip(found, queries):
+                scores = [rows[hit.id].astype(np.float64) @ query / np.linalg.norm(query) for hit in hits]
+                np.testing.assert_allclose([hit.score for hit in hits], scores, atol=1e-12)
+        (hit,) = files.search(rows["r030"], 1)
+        assert (hit.id, hit.path, hit.caption, hit.width, hit.metadata["tag"]) == ("r030", "r030", "a cat", 5, 1)
+        assert len(files.search("a dog", 3)) == 3
+        with pytest.raises(ValueError, match="filter 'width >>> 3'.*Milvus says"):
+            files.search(queries[0], filter="width >>> 3")
+        for change in (lambda: files.add(["a"], first[:1]), lambda: files.delete(["r000"]), lambda: files.client):
+            with pytest.raises(
+                ValueError, match="can only be searched. Make an index of them: kakao-models index load"
+            ):
+                change()
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="can only be searched"):
+        SearchIndex.open(folder, embedder, create=True)
+
+
+def test_files_that_can_not_be_searched(embedder, photos, tmp_path):
+    names = [str(photos / "000.png"), str(photos / "001.png")]
+    write_embeddings(tmp_path / "e.npy", names, embedder.images(names))
+    with SearchIndex.open(tmp_path / "e.npy") as files:
+        assert files.search(embedder.images(names)[1], 1)[0].path == names[1] and files.metadata["model"] is None
+    _parquet(tmp_path / "wide.parquet", embedding=[[1.0] * 8] * 30)
+    with pytest.raises(ValueError, match="of width 8.*makes 16"):
+        SearchIndex.open(tmp_path / "wide.parquet", embedder)
+    with SearchIndex.open(tmp_path / "wide.parquet") as files, pytest.raises(ValueError, match="of width 8.*makes 16"):
+        files.use(embedder)
+    for broken in (np.nan, 0.0):
+        _parquet(tmp_path / "broken.parquet", embedding=[[broken] * 16] * 30)
+        with SearchIndex.open(tmp_path / "broken.parquet") as files, pytest.raises(ValueError, match="must be finite"):
+            files.search(np.ones(16))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there are no .parquet files here"):
+        SearchIndex.open(tmp_path / "empty")

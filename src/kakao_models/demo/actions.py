@@ -140,13 +140,15 @@ def found_picture(catalogue: Catalogue, paths: list[str], number: int) -> Image.
 
 
 def embedding_map(catalogue: Catalogue, method: str, count: int, loading: Loading) -> str:
-    """A map of at most `count` photographs of the index."""
+    """A map of at most `count` photographs of the index: a sample that is the same each time, if it has more."""
     hits, rows = catalogue.rows(int(count), loading)
     points, what = project(rows, method)
     with ThreadPoolExecutor(_READERS) as readers:
         shown = list(readers.map(catalogue.thumbnail, [hit.path for hit in hits]))
     names = [(hit.caption or Path(hit.path).name)[:120] for hit in hits]
-    counts = note(f"{len(hits):,} of {catalogue.open(loading).count:,} photographs. {what}")
+    total = catalogue.open(loading).count
+    sample = " (a random sample, the same each time)" if len(hits) < total else ""
+    counts = note(f"{len(hits):,} of {total:,} photographs{sample}. {what}")
     return scatter(points, names, [uri for uri, _ in shown]) + counts + _lost([reason for _, reason in shown])
 
 

@@ -1,5 +1,8 @@
 """The index behind the page's search and map: the one that is given, or one of the photographs inside the package."""
 
+import hashlib
+import heapq
+import json
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,7 +23,7 @@ _BLANK = data_uri(Image.new("RGB", (8, 8), (128, 128, 128)), 8)
 
 
 class Catalogue:
-    """An index and the pictures that it leads to. A local index can be open in one process alone: this one, until `close`.
+    """An index and the pictures that it leads to. Other processes may search it, and one may write to it, meanwhile.
 
     Args:
         models: where the index's model comes from.
@@ -31,7 +34,7 @@ class Catalogue:
         token, collection: passed to `SearchIndex.open`.
 
     Raises:
-        OSError: no such index, or it is open elsewhere.
+        OSError: no such index.
         ValueError: no index of images of this package.
     """
 
@@ -56,15 +59,21 @@ class Catalogue:
             if (kind := self._index.metadata["kind"]) != "images":
                 self.close()
                 raise ValueError(f"{uri}: is an index of {kind}; the page shows images")
-            models.offer(str(self._index.metadata["model"]))
+            if model := self._index.metadata["model"]:
+                models.offer(model)
 
     def rows(self, limit: int, loading: Callable[[str], None]) -> tuple[list[Hit], np.ndarray]:
-        """At most `limit` photographs and their embeddings (N, D): by their contents' hashes, so a fair sample.
+        """At most `limit` photographs and their embeddings (N, D). Of more a sample is drawn, by hashes of their ids: it is
+        the same each time, and of other photographs only where some were added or removed.
 
         Raises:
             ValueError: the index is empty.
         """
-        pages = list(self.open(loading).vectors(limit=limit))
+        index = self.open(loading)
+        chosen = heapq.nsmallest(
+            limit, (key for key, _ in index.all_ids()), lambda key: hashlib.sha256(key.encode()).digest()
+        )
+        pages = list(index.vectors(filter=f"sha256 in {json.dumps(chosen, ensure_ascii=False)}")) if chosen else []
         if not pages:
             raise ValueError(f"{self.name}: the index is empty: kakao-models index build FOLDER --index {self.name}")
         return [hit for hits, _ in pages for hit in hits], np.concatenate([vectors for _, vectors in pages])
@@ -96,7 +105,7 @@ class Catalogue:
         if self._index is None:
             name = self._models.offered[0]
         elif self._index.embedder is None:
-            name = str(self._index.metadata["model"])
+            name = self._index.metadata["model"] or self._models.offered[0]
         else:
             return self._index
         embedder = self._models.get(ZERO_SHOT, name, loading).embedder  # without the lock: it may take minutes

@@ -14,7 +14,7 @@ _model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL)
 _database = functools.partial(typer.Option, rich_help_panel=DATABASE)
 _ALIGN = "A Hub id or a folder of an ALIGN; may be repeated. By default align-small."
 _VIT = "A Hub id or a folder of a ViT. By default kakaobrain/vit-large-patch16-384, fetched on first use."
-_INDEX = "Index that kakao-models index build made; by default one of the photographs inside the package."
+_INDEX = "Index of kakao-models index build, or output of data embed; by default the photographs inside the package."
 _ROOT = "Show images of the index in this folder only; may be repeated. By default the current one."
 
 

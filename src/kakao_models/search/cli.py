@@ -265,6 +265,8 @@ def search(
       kakao-models search "red" --image shoe.jpg --minus laces --filter 'width > 500' -k 20 --html shoes.html
 
       kakao-models search --image shoe.jpg --index photos.db --json
+
+      kakao-models search "red shoes" --index embeddings/
     """
     image, plus, minus, minus_image = image or [], plus or [], minus or [], minus_image or []
     if not (text or image or plus):

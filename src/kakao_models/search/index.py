@@ -386,7 +386,8 @@ class SearchIndex:
         if self._written:
             self._call("writing to the disk", self.client.flush)
             self._written = False
-            self._rows()  # readers then find what they need on the disk
+            with contextlib.suppress(OSError):  # the rows are on the disk: what readers map can be made later
+                self._rows()
 
     def _check_open(self) -> None:
         if self._closed:

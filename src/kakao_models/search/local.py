@@ -15,6 +15,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from kakao_models.files.atomic import replacing
 from kakao_models.samples.rows import vectors_of
-from kakao_models.search.rows import KEY, SEQUENCE, VECTOR, Part, Rows, Segment
+from kakao_models.search.rows import BATCH, KEY, SEQUENCE, VECTOR, Part, Rows, Segment
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,7 @@ _PATIENCE = 600.0  # seconds until another process has written its segments
 _TRIES = 100
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)  # of segments: RuntimeError is faiss'
 
-Source = Callable[[list[str] | None], "pa.Table"]  # columns (None: all) → rows of a file or of the log
+Source = Callable[[list[str] | None], Iterator["pa.Table"]]  # columns (None: all) → rows of a file or of the log
 
 
 class _Changed(Exception):
@@ -52,7 +53,7 @@ class LocalRows:
         self._folder, self._derived, self._lock = folder, folder / "search", FileLock(lock)
         self._thread = threading.Lock()
         self._seen: tuple | None = None
-        self._identity: tuple | None = None  # of schema.json
+        self._identity: tuple | None = None  # of the collection
         self._segments: list[Segment] = []  # of what the manifest lists
         self._until = -1  # the last operation in them; -1: nothing is known
         self._rows: Rows | None = None
@@ -106,10 +107,11 @@ class LocalRows:
         from milvus_lite.schema.persistence import load_schema
         from milvus_lite.storage.manifest import Manifest
 
-        if seen[0] != self._identity:
-            self._identity, self._segments, self._until = seen[0], [], -1
         _, schema = load_schema(str(self._folder / "schema.json"))
         manifest = Manifest.load(str(self._folder))
+        identity = (seen[0], manifest.list_partitions())  # the rows of a partition that is dropped leave no deletions
+        if identity != self._identity:
+            self._identity, self._segments, self._until = identity, [], -1
         if self._until != manifest.current_seq:
             self._follow(manifest, seen)
         inserted, deleted = self._logged(manifest.current_seq)
@@ -200,12 +202,11 @@ class LocalRows:
                 low, high = parse_seq_range(name)
                 first = min(first, low)
                 if high > after:
-                    file = pq.ParquetFile(self._folder / "partitions" / partition / name)
-                    inserted.append(lambda columns, file=file: _after(file.read(columns), after))
+                    inserted.append(partial(_file_rows, pq.ParquetFile(_path(self._folder, partition, name)), after))
         for partition, names in manifest.get_all_delta_files().items():
             for name in names:
                 if parse_seq_range(name)[1] > after:
-                    _delete(deleted, _after(pq.read_table(self._folder / "partitions" / partition / name), after))
+                    _delete(deleted, _after(pq.read_table(_path(self._folder, partition, name)), after))
         return inserted, deleted, first
 
     def _logged(self, after: int) -> tuple[list[Source], dict[str, int]]:
@@ -224,8 +225,23 @@ class LocalRows:
             batches, _ = WAL.recover(where, number)
             if batches:
                 rows = _after(pa.Table.from_batches(batches).drop_columns(["_partition"]), after)
-                inserted.append(lambda columns, rows=rows: rows if columns is None else rows.select(columns))
+                inserted.append(partial(_logged_rows, rows))
         return inserted, deleted
+
+
+def _path(folder: Path, partition: str, name: str) -> Path:
+    return folder / "partitions" / partition / name
+
+
+def _file_rows(file: Any, after: int, columns: list[str] | None) -> Iterator["pa.Table"]:
+    import pyarrow as pa
+
+    for batch in file.iter_batches(BATCH, columns=columns):
+        yield _after(pa.Table.from_batches([batch]), after)
+
+
+def _logged_rows(rows: "pa.Table", columns: list[str] | None) -> Iterator["pa.Table"]:
+    yield rows if columns is None else rows.select(columns)
 
 
 def _after(table: "pa.Table", sequence: int) -> "pa.Table":
@@ -251,7 +267,7 @@ def _advanced(
     import pyarrow.compute as pc
 
     last = dict(deleted)
-    keys = [source([KEY, SEQUENCE]) for source in inserted]
+    keys = [pa.concat_tables(list(source([KEY, SEQUENCE]))) for source in inserted]
     for table in keys:
         _delete(last, table)  # the last operation on each id
     if not last:
@@ -266,9 +282,10 @@ def _advanced(
 
     def parts() -> Iterator[Part]:
         for source, keep in zip(inserted, kept):
-            if keep.any():
-                table = source(None).filter(keep)
-                yield vectors_of(table[VECTOR].combine_chunks(), "the database"), table.drop_columns([VECTOR])
+            for table in source(None):
+                table, keep = table.filter(keep[: len(table)]), keep[len(table) :]
+                if len(table):
+                    yield vectors_of(table[VECTOR].combine_chunks(), "the database"), table.drop_columns([VECTOR])
 
     if folder is None:
         return [*segments, Segment.of(parts())] if count else segments

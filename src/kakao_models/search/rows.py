@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEY, VECTOR = "sha256", "vector"
 SEQUENCE, META = "_seq", "$meta"  # Milvus Lite's columns: when a row was written, and a JSON object of further columns
-_BATCH = 16_384  # rows that are copied, or filtered, at a time
+BATCH = 16_384  # rows that are copied, or filtered, at a time
 _FILTERS = 16  # results of filters that are kept
 _VECTORS, _TABLE = "vectors.npy", "rows.arrow"
 
@@ -63,7 +63,7 @@ class Segment:
                     values = np.lib.format.open_memmap(folder / _VECTORS, "w+", np.float32, shape)
                     writer = pa.ipc.new_file(file, table.schema)
                 values[start : start + len(vectors)] = vectors
-                writer.write_table(table, max_chunksize=_BATCH)
+                writer.write_table(table, max_chunksize=BATCH)
                 start += len(vectors)
             if values is None or writer is None or start != count:
                 raise ValueError(f"{folder}: got {start} rows, expected {count}")
@@ -97,27 +97,28 @@ class Segment:
 
     def without(self, dead: np.ndarray) -> "Segment":
         """The segment without the rows where `dead` (N,) is true."""
+        if not dead.any():
+            return self
         alive = ~dead if self.alive is None else self.alive & ~dead
         return Segment(self.vectors, self.table, alive, self.folder, self._matching)
 
     def parts(self) -> Iterator[Part]:
         """The rows that count."""
-        for start in range(0, len(self), _BATCH):
-            rows = slice(start, start + _BATCH)
-            values, table = self.vectors.values[rows], self.table.slice(start, _BATCH)
+        for start in range(0, len(self), BATCH):
+            rows = slice(start, start + BATCH)
+            values, table = self.vectors.values[rows], self.table.slice(start, BATCH)
             if self.alive is not None:
                 values, table = values[self.alive[rows]], table.filter(self.alive[rows])
             if len(values):
                 yield values, table
 
-    def matching(self, filter: str, schema: Any) -> np.ndarray:
-        """Which of the rows that count match a filter: (N,) bool."""
+    def matching(self, filter: str, compiled: Any) -> np.ndarray:
+        """Which of the rows that count match a filter, as text and as Milvus Lite compiled it: (N,) bool."""
         matches = self._matching.get(filter)
         if matches is None:
-            from milvus_lite.search.filter import compile_filter, evaluate_mask
+            from milvus_lite.search.filter import evaluate_mask
 
-            compiled = compile_filter(filter, schema)
-            batches = (self.table.slice(start, _BATCH) for start in range(0, len(self), _BATCH))
+            batches = (self.table.slice(start, BATCH) for start in range(0, len(self), BATCH))
             matches = np.concatenate([evaluate_mask(compiled, batch) for batch in batches])
             while len(self._matching) >= _FILTERS:
                 self._matching.pop(next(iter(self._matching)), None)
@@ -127,11 +128,18 @@ class Segment:
     def id(self, row: int) -> str:
         return self.table[KEY][row].as_py()
 
-    def records(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
+    def records(self, rows: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Columns of rows; "*" names all but the vector, "vector" that one."""
         everything = "*" in columns
         names = self.table.column_names if everything else [name for name in columns if name != VECTOR]
-        records = self.table.select(names).take(rows).to_pylist()
+        starts, batches = self._batches
+        at = np.searchsorted(starts, rows, "right") - 1
+        records: list[dict[str, Any]] = [{}] * len(rows)
+        for number in np.unique(at):
+            (places,) = np.nonzero(at == number)
+            found = batches[number].select(names).take(rows[places] - starts[number])
+            for place, record in zip(places, found.to_pylist()):
+                records[place] = record
         for row, record in zip(rows, records):
             if everything:
                 record |= json.loads(record.pop(META, None) or "{}") | record
@@ -139,6 +147,12 @@ class Segment:
             if VECTOR in columns:
                 record[VECTOR] = self.vectors.values[row]
         return records
+
+    @functools.cached_property
+    def _batches(self) -> "tuple[np.ndarray, list[pa.RecordBatch]]":
+        """The table's batches, and the rows that they start at: to take rows from a batch is ten times as fast."""
+        batches = self.table.to_batches()
+        return np.cumsum([0, *map(len, batches[:-1])]), batches
 
 
 class FilterRefused(ValueError):
@@ -174,8 +188,9 @@ class Rows:
         parts = [(segment.vectors, alive) for segment, alive in zip(self.segments, self._alive(filter))]
         results = []
         for found in nearest(parts, queries, k):
-            ordered = sorted((-score, self.segments[part].id(row), part, row) for score, part, row in found)
-            results.append([(self.segments[part].records([row])[0], -score) for score, _, part, row in ordered[:k]])
+            ordered = sorted((-score, self.segments[part].id(row), part, row) for score, part, row in found)[:k]
+            records = self._records(np.array([place for _, _, *place in ordered]).reshape(-1, 2), ("*",))
+            results.append([(record, -best[0]) for record, best in zip(records, ordered)])
         return results
 
     def pages(
@@ -193,20 +208,24 @@ class Rows:
         order = pc.sort_indices(pa.chunked_array([chunk for part in ids for chunk in part.chunks], pa.string()))
         ordered = np.concatenate(places)[order.to_numpy()[:limit]]
         for start in range(0, len(ordered), size):
-            page = ordered[start : start + size]
-            found: list[dict[str, Any]] = [{}] * len(page)
-            for number in np.unique(page[:, 0]):
-                (at,) = np.nonzero(page[:, 0] == number)
-                for place, record in zip(at, self.segments[number].records(page[at, 1], columns)):
-                    found[place] = record
-            yield found
+            yield self._records(ordered[start : start + size], columns)
+
+    def _records(self, places: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows at places (n, 2): numbers of segments, and rows in them."""
+        found: list[dict[str, Any]] = [{}] * len(places)
+        for number in np.unique(places[:, 0]):
+            (at,) = np.nonzero(places[:, 0] == number)
+            for place, record in zip(at, self.segments[number].records(places[at, 1], columns)):
+                found[place] = record
+        return found
 
     def _alive(self, filter: str) -> list[np.ndarray | None]:
         if not filter:
             return [segment.alive for segment in self.segments]
-        from milvus_lite.search.filter import FilterError
+        from milvus_lite.search.filter import FilterError, compile_filter
 
         try:
-            return [segment.matching(filter, self._schema) for segment in self.segments]
+            compiled = compile_filter(filter, self._schema)
+            return [segment.matching(filter, compiled) for segment in self.segments]
         except FilterError as error:
             raise FilterRefused(str(error)) from error

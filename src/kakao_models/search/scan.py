@@ -42,6 +42,10 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, "kakao-models-scan", initializer=lambda: _faiss().omp_set_num_threads(1))
 
 
+if hasattr(os, "register_at_fork"):  # a fork has no threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 @dataclass(frozen=True)
 class Codes:
     """The codes of N vectors.
