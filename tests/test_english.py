@@ -35,9 +35,7 @@ def first_lines(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_summaries_and_help_texts_stand_alone():
-    fragments = [
-        f"{place}: {line}" for file in SOURCES for place, line in first_lines(file) if FRAGMENT.match(line)
-    ]
+    fragments = [f"{place}: {line}" for file in SOURCES for place, line in first_lines(file) if FRAGMENT.match(line)]
     assert not fragments, "\n".join(fragments)
 
 
