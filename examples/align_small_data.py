@@ -124,6 +124,17 @@ class SentenceTeacher:
         return vectors
 
 
+def pass_features(model: AlignModel) -> None:
+    """Makes the last matrix of the image tower the unit matrix, so that image embeddings are what it reads."""
+    last = model.vision_model.encoder.blocks[-1].projection
+    torch.nn.init.dirac_(last.project_conv.weight)
+    norm = last.project_bn
+    for tensor, value in (
+        (norm.weight, 1.0), (norm.bias, 0.0), (norm.running_mean, 0.0), (norm.running_var, 1.0 - norm.eps),
+    ):  # fmt: skip
+        torch.nn.init.constant_(tensor, value)
+
+
 class Classifier:
     """An EfficientNet-Lite as an `AlignModel` whose image embeddings are its 1,280 features, and its last layer."""
 
@@ -132,13 +143,7 @@ class Classifier:
         self.weight, self.bias = state["_fc.weight"].numpy(), state["_fc.bias"].numpy()
         text = AlignTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
         model = AlignModel.from_towers(path, text, projection_dim=self.weight.shape[1]).eval()
-        last = model.vision_model.encoder.blocks[-1].projection
-        torch.nn.init.dirac_(last.project_conv.weight)
-        norm = last.project_bn
-        for tensor, value in (
-            (norm.weight, 1.0), (norm.bias, 0.0), (norm.running_mean, 0.0), (norm.running_var, 1.0 - norm.eps),
-        ):  # fmt: skip
-            torch.nn.init.constant_(tensor, value)
+        pass_features(model)
         processor = AlignImageProcessor.from_tower(path, image_size=image_size)
         self.embedder = Embedder(model, image_processor=processor, tokenizer=tokenizer, engine=engine)
 

@@ -13,7 +13,6 @@ figures within the card's text are filled in too. With --cache an interrupted ru
 import argparse
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,6 @@ import numpy as np
 import yaml
 from align_small_data import fill
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from kakao_models import Embedder
 from kakao_models.demo.photos import BUNDLED, bundled_labels
@@ -54,41 +52,12 @@ def main() -> None:
     parser.add_argument("--held-out", required=True, help="photographs of Caltech-101 that were not trained on")
     parser.add_argument("--imagenet", required=True, help="file with the 1,000 ImageNet class names, one per line")
     parser.add_argument("--model", default="align-small")
-    parser.add_argument("--run", type=Path, help="output of the training, which is first written to --model in float16")
-    parser.add_argument(
-        "--start", type=Path, help="what the training started from, to average its weights with those of --run"
-    )
-    parser.add_argument("--share", type=float, default=0.5, help="of --run in that average")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--card", type=Path, help="model card whose figures are filled in")
     parser.add_argument("--cache", type=Path, help="keep embeddings here, for the next time")
     args = parser.parse_args()
-    if args.run:
-        write(args.run, Path(args.model), args.start, args.share)
     with tempfile.TemporaryDirectory() as folder:
         evaluate(args, args.cache or Path(folder))
-
-
-def write(run: Path, output: Path, start: Path | None = None, share: float = 1.0) -> None:
-    """Writes a trained model in half its size: matrices in float16, which are float32 again when loaded. Vectors, such as the variances
-    of batch norms, stay.
-
-    Args:
-        start: a model with which its weights are averaged: better than either on data unlike the training's (Wortsman et al. 2022).
-        share: of `run` in the average.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    tensors = load_file(run / "model.safetensors")
-    if start is not None:
-        first = load_file(start / "model.safetensors")
-        tensors = {
-            key: first[key].lerp(value, share) if value.is_floating_point() else value for key, value in tensors.items()
-        }
-    tensors = {key: value.half() if value.ndim > 1 else value for key, value in tensors.items()}
-    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
-    (output / "model.safetensors").chmod(0o644)  # safetensors makes it 0600
-    for name in ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(run / name, output / name)
 
 
 def labelled(path: str, name: str, column: str | None = None) -> Labelled:
