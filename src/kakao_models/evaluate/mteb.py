@@ -160,8 +160,13 @@ def run_tasks(embedder: Embedder, tasks: Sequence["str | AbsTask"], *, batch_siz
         settings[f"{name} revision"] = result.dataset_revision
         details[name] = {split: [_numbers(part) for part in parts] for split, parts in result.scores.items()}
     model = encoder.mteb_model_meta.name.removeprefix("local/")
-    found = {"counts": {"tasks": len(metrics)}, "settings": settings, "details": details}
-    return Result("mieb", model, "MIEB", metrics, fingerprints={"model": CachedEmbedder(embedder).fingerprint}, **found)
+    return Result(
+        *("mieb", model, "MIEB", metrics),
+        counts={"tasks": len(metrics)},
+        settings=settings,
+        details=details,
+        fingerprints={"model": CachedEmbedder(embedder).fingerprint},
+    )
 
 
 def _task(name: str) -> "AbsTask":
