@@ -335,6 +335,6 @@ def test_kills_leave_no_trace():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed runs are forks")
 def test_readers_beside_writers_that_are_killed():
-    """A few kills of tests/fuzz/kill_search.py."""
-    ran = subprocess.run([sys.executable, FUZZ / "kill_search.py", "2", "1"], capture_output=True, text=True)
-    assert ran.returncode == 0 and "2 kills over" in ran.stdout, ran.stderr[-3000:]
+    """One kill of tests/fuzz/kill_search.py."""
+    ran = subprocess.run([sys.executable, FUZZ / "kill_search.py", "1", "1"], capture_output=True, text=True)
+    assert ran.returncode == 0 and "1 kills over" in ran.stdout, ran.stderr[-3000:]

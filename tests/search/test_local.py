@@ -226,6 +226,6 @@ def test_a_partition_that_is_dropped(filled):
         writer.client.insert("images", [row], partition_name="further")
         writer.client.flush("images")
         assert reader.count == 41
-        writer.client.release_partitions("images", ["further"])
+        writer.client.release_collection("images")
         writer.client.drop_partition("images", "further")
         assert reader.count == 40
