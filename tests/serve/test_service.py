@@ -234,6 +234,17 @@ def test_classify_is_the_pipeline(client, embedder):
     assert [score["label"] for score in best[0]["scores"]] == [result[0]["label"]]
 
 
+def test_labels_that_the_model_can_not_tell_apart_are_warned_about(client):
+    answer = client.post(
+        "/v1/classify", json={"input": url(png(1)), "labels": ["cat", "고양이", "dog", "cat", "Dog"]}
+    ).json()
+    assert sorted(score["label"] for score in answer["data"][0]["scores"]) == ["Dog", "cat", "dog", "고양이"]
+    repeated, *others = answer["warnings"]
+    assert "'cat'" in repeated and "more than once" in repeated
+    assert any("고양이" in words for words in others) and any("'Dog'" in words for words in others)
+    assert "warnings" not in client.post("/v1/classify", json={"input": url(png(1)), "labels": ["cat", "dog"]}).json()
+
+
 @pytest.mark.parametrize("make", [tiny.vit_folder, tiny.align_classifier_folder])
 def test_a_classifiers_own_labels(make, tmp_path):
     classifier = Embedder(make(tmp_path))
@@ -258,7 +269,8 @@ def test_a_classifiers_scores_are_the_pipelines_and_do_not_overflow(tmp_path, pr
     service = Service(classifier, "tiny", Limits())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        [scores] = asyncio.run(service.classify(ClassifyRequest(input=parts)))
+        [scores], problems = asyncio.run(service.classify(ClassifyRequest(input=parts)))
+        assert problems == []
     service.batcher.close()
     assert scores == pipeline("image-classification", classifier)(png(5), top_k=7)
     assert any(score["score"] < -1000 for score in scores) == (problem == "regression")

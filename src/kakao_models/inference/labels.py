@@ -118,10 +118,16 @@ def distinct_labels(labels: Iterable[str], name: str = "candidate_labels") -> tu
     for place, label in enumerate(labels):
         if not label.strip():
             raise ValueError(f"{name}: label {place} is empty ({label!r}): write a label, or leave it out")
-    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-        verbs = ("is", "counts") if len(repeated) == 1 else ("are", "count")
-        warn(f"{name}: {_quoted(repeated)} {verbs[0]} there more than once, and {verbs[1]} once")
+    for problem in repeated_labels(labels):
+        warn(f"{name}: {problem}")
     return tuple(dict.fromkeys(labels))
+
+
+def repeated_labels(labels: Iterable[str]) -> list[str]:
+    """A sentence about the labels that are there more than once; none if there are none."""
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    verbs = ("is", "counts") if len(repeated) == 1 else ("are", "count")
+    return [f"{_quoted(repeated)} {verbs[0]} there more than once, and {verbs[1]} once"] if repeated else []
 
 
 def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:

@@ -113,11 +113,12 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
     async def classify(request: Request) -> Response:
         """Scores of labels for images: the labels of the request, or the model's own."""
         asked = await _parsed(ClassifyRequest, request)
-        scores = await service.classify(asked)
+        scores, problems = await service.classify(asked)
         return await _answer(lambda: {
             "object": "list",
             "data": [{"object": "classification", "index": index, "scores": row} for index, row in enumerate(scores)],
             "model": service.name,
+            **({"warnings": problems} if problems else {}),
         }, sum(map(len, scores)))  # fmt: skip
 
     @app.get("/v1/models")

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
-from kakao_models.inference.labels import average_sentences, check_templates, label_sentences
+from kakao_models.inference.labels import (
+    average_sentences, check_templates, label_problems, label_sentences, repeated_labels,
+)  # fmt: skip
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.pixels.fetch import FetchError, fetch_url
@@ -110,8 +112,10 @@ class Service:
             tokens += count
         return (l2_normalize(rows) if request.unit_length else rows), tokens
 
-    async def classify(self, request: ClassifyRequest) -> list[list[dict[str, Any]]]:
-        """Returns the labels of each image with their scores, the best first."""
+    async def classify(self, request: ClassifyRequest) -> tuple[list[list[dict[str, Any]]], list[str]]:
+        """Returns the labels of each image with their scores, the best first; and sentences about labels that the model can't read or
+        tell apart, or that are there more than once, which count once."""
+        problems: list[str] = []
         self._check_model(request.model)
         parts = self._checked_inputs(request.input)
         for index, part in enumerate(parts):
@@ -131,14 +135,16 @@ class Service:
             if not self.reads_texts:
                 own = ": it has classes of its own, leave labels out" if self.classifies else ""
                 raise Refused(400, f"labels: this model reads no texts{own}", param="labels")
-            labels = request.labels
+            labels = list(dict.fromkeys(request.labels))
             templates = as_list(HYPOTHESIS_TEMPLATE if request.templates is None else request.templates)
             sentences = self._sentences_of(labels, templates)
+            problems = repeated_labels(request.labels)
+            problems += await asyncio.to_thread(label_problems, self.embedder, labels)
             of_images, of_sentences = await asyncio.gather(
                 self._images("image", await self._image_bytes(parts)), self._sentence_rows(sentences)
             )
             scores = softmax(self.embedder.logits(of_images, average_sentences(of_sentences, len(templates))))
-        return [ranked(row, labels, request.top_k) for row in scores]
+        return [ranked(row, labels, request.top_k) for row in scores], problems
 
     def _check_model(self, model: str | None) -> None:
         if model not in (None, self.name):
