@@ -10,8 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
+from kakao_models import AlignModel, AlignProcessor
 from kakao_models.train.distill import read_embeddings
 from kakao_models.train.recipe import read_recipe
 
@@ -93,3 +96,26 @@ def test_its_tables_fit_together(script, tmp_path, monkeypatch):
     named = {*recipe.data, *recipe.distill["sentences"]["targets"], *recipe.distill["names"]["targets"]} - {None}
     assert all((output / path.removeprefix("align-small-data/")).is_file() for path in named)
     assert len(recipe.data) == len(recipe.distill["sentences"]["targets"]) == len(recipe.distill["names"]["targets"])
+
+
+def test_the_last_matrix_of_features_gives_the_embeddings(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    finish = importlib.import_module("align_small_finish")
+    stages = dict(
+        in_channels=[32, 16, 24], out_channels=[16, 24, 16], num_block_repeats=[1, 1, 1], width_coefficient=1.0
+    )
+    vision = tiny.align_config().vision_config.to_dict() | stages
+    align = tiny.align_folder(tmp_path / "align", config=tiny.align_config(vision_config=vision))
+    model = AlignModel.from_pretrained(align).eval()
+    pictures = [tiny.picture(seed) for seed in range(3)]
+    features = finish.feature_embedder(model, AlignProcessor.from_pretrained(align), None).images(pictures)
+    matrix, bias = finish.last_matrix(model)
+    assert features.shape == (3, matrix.shape[1])
+    own = model.vision_model(
+        AlignProcessor.from_pretrained(align)(images=pictures, return_tensors="pt")["pixel_values"]
+    )
+    np.testing.assert_allclose(
+        features @ matrix.numpy().T + bias.numpy(), own.pooler_output.detach(), rtol=1e-4, atol=1e-5
+    )
+    half = finish.averaged(Path(align), Path(align), 0.5)
+    assert all(torch.equal(half[key], value) for key, value in load_file(f"{align}/model.safetensors").items())
