@@ -19,7 +19,7 @@ else
 TENSORFLOW ?= tensorflow
 endif
 
-.PHONY: help demo test test-slow test-without-torch lint clean
+.PHONY: help demo test test-slow test-without-torch test-python lint docs dist clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -40,21 +40,50 @@ test-slow: $(VENV)/.test  ## the tests of full-size models (up to 10 GB of memor
 
 # Flax and TensorFlow need no PyTorch: their models, loading and training, in an environment that has none. What compiles
 # longest, which "make test" runs too, is left out.
+QUICK := 'not align_a and not ghost and not devices and not lamb_steps and not fit and not replicas and not half_precision'
 WITHOUT_TORCH := .venv-without-torch
 test-without-torch: $(WITHOUT_TORCH)/.test  ## the tests of Flax and TensorFlow in an environment without PyTorch
 	$(WITHOUT_TORCH)/bin/python -c 'import importlib.util as util; assert util.find_spec("torch") is None, "PyTorch is here"'
 	$(WITHOUT_TORCH)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
 		tests/align/test_modeling_flax.py tests/align/test_modeling_tf.py tests/vit/test_modeling_flax.py \
 		tests/vit/test_modeling_tf.py tests/train/test_loss_flax.py tests/train/test_lamb_tf.py tests/align/test_config.py \
-		-k 'not align_a and not ghost and not devices and not lamb_steps and not fit and not replicas and not half_precision'
+		-k $(QUICK)
+
+# make test-python PYTHON_VERSION=3.13: uv finds or downloads that Python. RESOLUTION=lowest-direct takes the oldest release of
+# each dependency that setup.py allows. TensorFlow has no release for Python 3.14.
+PYTHON_VERSION ?= 3.12
+RESOLUTION ?= highest
+OTHER := .venv-$(PYTHON_VERSION)-$(RESOLUTION)
+ifneq ($(PYTHON_VERSION),3.14)
+OTHER_KERAS := $(TENSORFLOW) keras
+OTHER_KERAS_TESTS := tests/align/test_modeling_tf.py tests/vit/test_modeling_tf.py
+endif
+test-python: $(BIN)/python  ## a quick part of the tests on another Python or on the oldest dependencies
+	$(BIN)/python -m pip install --quiet 'uv>=0.9'
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON_VERSION) $(OTHER)
+	$(BIN)/uv pip install --quiet --python $(OTHER) --resolution $(RESOLUTION) --torch-backend cpu \
+		$(OTHER_KERAS) -e '.[torch,flax,test]'
+	$(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/align/test_config.py \
+		tests/align/test_modeling_torch.py tests/vit/test_modeling_torch.py tests/align/test_modeling_flax.py \
+		tests/vit/test_modeling_flax.py $(OTHER_KERAS_TESTS) -k $(QUICK)
 
 lint: $(VENV)/.lint  ## ruff: style and imports; ty: the types of the core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 
+DOCS := .venv-docs
+docs: $(DOCS)/.docs  ## the documentation site, into build/site; a warning or a broken link is an error
+	DISABLE_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs build --strict
+
+dist: $(VENV)/.dist  ## wheel and sdist, into dist/; the wheel is tested in a fresh environment outside the clone
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	PYTHON='$(PYTHON)' .ci/check_wheel dist/*.whl $(TORCH)
+
 clean:  ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) $(WITHOUT_TORCH) build .pytest_cache .ruff_cache demo.png
+	rm -rf $(VENV) $(WITHOUT_TORCH) $(DOCS) .venv-3.* build dist .pytest_cache .ruff_cache demo.png
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kakao-models needs Python 3.11 or newer, this is " + sys.version)'
@@ -77,4 +106,13 @@ $(VENV)/.test: $(VENV)/.main setup.py Makefile
 $(WITHOUT_TORCH)/.test: setup.py Makefile
 	$(PYTHON) -m venv $(WITHOUT_TORCH)
 	$(WITHOUT_TORCH)/bin/python -m pip install --quiet $(TENSORFLOW) -e '.[keras,flax,test]'
+	touch $@
+
+$(DOCS)/.docs: setup.py pyproject.toml Makefile
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
+$(VENV)/.dist: Makefile | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'build>=1.2' 'twine>=6.1'
 	touch $@

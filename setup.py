@@ -1,9 +1,9 @@
-"""Everything about the package that pip needs; pyproject.toml holds the tools' settings."""
+"""The version and the dependencies of the package; everything else about it is in pyproject.toml."""
 
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "src/kakao_models/__init__.py").read_text()).group(1)
@@ -46,6 +46,7 @@ EXTRAS = {
     "onnx": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"],
     "serve": ["fastapi>=0.115", "pydantic>=2.10", "uvicorn>=0.34", "prometheus-client>=0.21"],  # beside a framework
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     "test-torch": ["sentence-transformers>=6"],  # beside test, where PyTorch may be: it requires that
     "test": [
         "pytest>=8",
@@ -62,28 +63,13 @@ EXTRAS["all"] = sorted(
     {
         requirement
         for name in EXTRAS
-        if name not in ("test", "test-torch", "spark", "mieb")
+        if name not in ("docs", "test", "test-torch", "spark", "mieb")
         for requirement in EXTRAS[name]
     }
 )
 
 setup(
-    name="kakao-models",
     version=VERSION,
-    description="Kakao Brain's ALIGN and COYO-ViT: zero-shot classification, embedding, conversion and training",
-    long_description=(HERE / "README.md").read_text(),
-    long_description_content_type="text/markdown",
-    # the code; the weights of align-small, for research and education only; the photographs
-    license_expression="Apache-2.0 AND LicenseRef-align-small AND CC-BY-4.0 AND CC0-1.0",
-    license_files=["LICENSE", "src/kakao_models/checkpoints/align-small/LICENSE", "src/kakao_models/photos/README.md"],
-    python_requires=">=3.11",
-    package_dir={"": "src"},
-    packages=find_packages("src"),
-    package_data={
-        "kakao_models": [
-            *("py.typed", "checkpoints/*/*", "demo/style.css", "evaluate/*.json", "photos/*", "train/recipes/*.yaml")
-        ]
-    },
     install_requires=[
         "transformers>=5.23,<6",
         "huggingface_hub>=1.31",
@@ -99,6 +85,4 @@ setup(
         "rich>=13.9",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["kakao-models = kakao_models.cli:main"]},
-    classifiers=["Programming Language :: Python :: 3", "Intended Audience :: Science/Research"],
 )

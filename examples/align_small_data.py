@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["kakao-models[torch]", "pyarrow"]
+# [tool.uv.sources]
+# kakao-models = { path = "..", editable = true }
+# ///
+
 """Writes what align_small.yaml trains on: labelled photographs with captions, a smaller MiniLM, and the teachers' answers.
 
     python examples/align_small_data.py --flickr8k flickr8k/train.parquet --caltech101 caltech101/train.parquet \

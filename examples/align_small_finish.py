@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["kakao-models[train]"]
+# [tool.uv.sources]
+# kakao-models = { path = "..", editable = true }
+# ///
+
 """Finishes align-small after its training: averages weights, reads larger photographs, and trains the ends of both towers.
 
     python examples/align_small_finish.py --data align-small-data --start align-small-start --run align-small-run \

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["kakao-models[train]"]
+# [tool.uv.sources]
+# kakao-models = { path = "..", editable = true }
+# ///
+
 """Joins EfficientNet-Lite0 and four layers of MiniLM: what align_small.yaml starts from.
 
     python examples/align_small_start.py --data align-small-data --lite efficientnet-lite0.pth --minilm all-MiniLM-L6-v2 \

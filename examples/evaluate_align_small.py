@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["kakao-models[torch,evaluate]"]
+# [tool.uv.sources]
+# kakao-models = { path = "..", editable = true }
+# ///
+
 """Measures `align-small` for its model card: every figure there comes from the files that this writes.
 
     python examples/evaluate_align_small.py --dev flickr8k/dev.parquet --train cifar10/train.parquet \

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["kakao-models[tensorflow]", "pyarrow"]
+# [tool.uv.sources]
+# kakao-models = { path = "..", editable = true }
+# ///
+
 """Fine-tunes ALIGN on your own images and captions with Keras' `fit`, and says how well captions are found afterwards.
 
     pip install 'kakao-models[tensorflow]' pyarrow

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["kakao-models[flax]", "pyarrow"]
+# [tool.uv.sources]
+# kakao-models = { path = "..", editable = true }
+# ///
+
 """ALIGN pretrained in JAX, data-parallel: every text of every device is a negative, on CPUs, GPUs and TPU pods alike.
 
 Here, eight simulated devices of one processor, with captions of the shards' own (columns `image`: encoded bytes or a

@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy", "onnxruntime", "pillow", "tokenizers"]
+# ///
+
 """Zero-shot classification with ONNX Runtime: neither PyTorch nor this package is needed.
 
 kakao-models export align-small --to onnx --input uint8 -o align-onnx

@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy", "pillow", "tokenizers"]
+# ///
+
 """Zero-shot classification through OpenVINO Model Server, by the KServe protocol.
 
     kakao-models export align-small --to openvino --input uint8 -o align-ov

@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy", "pillow", "tokenizers"]
+# ///
+
 """Zero-shot classification through TensorFlow Serving.
 
     kakao-models export align-small --to saved_model --input uint8 -o align-tf

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["kakao-models[torch,demo]"]
+# [tool.uv.sources]
+# kakao-models = { path = "../..", editable = true }
+# ///
+
 """The page of kakao-models as a Hugging Face Space."""
 
 import tempfile

@@ -18,8 +18,8 @@ def test_the_folder_says_what_a_space_needs():
     assert set(header["preload_from_hub"]) <= set(header["models"])
     *options, requirement = (SPACE / "requirements.txt").read_text().split("\n")[:-1]
     name, extras = re.fullmatch(r"([\w-]+)\[([\w,]+)\]", requirement).groups()
-    setup = (REPOSITORY / "setup.py").read_text()
-    assert f'name="{name}"' in setup and all(f'    "{extra}": ' in setup for extra in extras.split(","))
+    setup, project = ((REPOSITORY / file).read_text() for file in ("setup.py", "pyproject.toml"))
+    assert f'name = "{name}"' in project and all(f'    "{extra}": ' in setup for extra in extras.split(","))
 
 
 def test_its_page_is_built_from_named_models_alone():

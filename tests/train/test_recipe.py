@@ -613,3 +613,19 @@ def test_null_takes_a_setting_away(tmp_path):
     assert recipe.evaluate == {} and recipe.workers == 2 and recipe.start is None
     with pytest.raises(ValueError, match="batch_size must be int, got None"):
         read_recipe("align", file, ["batch_size=null"])
+
+
+def test_recipes_as_a_table():
+    lines = CliRunner().invoke(app, ["recipes"]).stdout.splitlines()
+    assert lines[0].split() == ["name", "command", "model", "data", "batch", "length"]
+    rows = {line.split()[0]: re.split(r"  +", line)[1:] for line in lines[1:10]}
+    assert list(rows) == names()
+    assert rows["align_retrieval_coco"] == [
+        "align",
+        "from kakaobrain/align-base",
+        "coco/train.parquet",
+        "2,048",
+        "6,000 steps",
+    ]
+    for name, (command, *_) in rows.items():
+        assert CliRunner().invoke(app, [command, "--config", name, "--show"]).exit_code == 0

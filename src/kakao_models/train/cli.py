@@ -52,15 +52,21 @@ def vit(
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """List the recipes inside this package."""
-    import yaml
+    from kakao_models.train.recipe import summaries
 
-    from kakao_models.train.recipe import FOLDER, names
-
-    entries = []
-    for name in names():
-        about = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["about"]
-        entries.append({"name": name, "about": " ".join(about.split())})
-    tell(entries, "\n".join(f"{entry['name']}\n    {entry['about']}" for entry in entries), as_json)
+    rows = summaries()
+    shown = [{**row, "batch": f"{row['batch']:,}"} for row in rows]
+    headings = ("name", "command", "model", "data", "batch", "length")
+    widths = {key: max(len(key), *(len(row[key]) for row in shown)) for key in headings}
+    lines = [
+        "  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip()
+        for row in ({key: key for key in headings}, *shown)
+    ]
+    tell(
+        rows,
+        "\n".join([*lines, "", "`train align --config NAME --show` prints a recipe, --json what each is for."]),
+        as_json,
+    )
 
 
 def _train(kind: str, config: str, changes: list[str], resume: bool, show: bool, as_json: bool) -> None:

@@ -169,6 +169,33 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def summaries() -> list[dict[str, Any]]:
+    """The recipes inside this package: name, command (align or vit), model, data, batch (samples), length and about."""
+    rows = []
+    for name in names():
+        values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        command = "vit" if {"size", "backbone", "new_head"} & set(values) else "align"
+        recipe = RECIPES[command](**values)
+        if recipe.start:
+            model = f"from {recipe.start}"
+        elif isinstance(recipe, AlignRecipe):
+            model = f"ALIGN, {recipe.image_tower} and {recipe.text_tower}"
+        else:
+            model = f"ViT, {recipe.size}"
+        rows.append(
+            {
+                "name": name,
+                "command": command,
+                "model": model,
+                "data": recipe.data,
+                "batch": recipe.batch_size,
+                "length": f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.epochs:g} epochs",
+                "about": " ".join(recipe.about.split()),
+            }
+        )
+    return rows
+
+
 def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     """A recipe from a file, or from this package by its name.
 
