@@ -5,12 +5,16 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
+from kakao_models.inference.probe import probe
+from kakao_models.inference.relevance import Relevance
 
 from .audit import LEAST, Gap, Grouped, gap_scores, skew_scores
 from .cache import CachedEmbedder
@@ -20,6 +24,7 @@ from .classify import Classification, classification_scores, multilabel_scores, 
 from .datasets import Captioned, Images, Labelled
 from .knn import knn_scores, nearest
 from .pairs import Pairs, pair_scores
+from .relevance import Pairs as WordPairs, fit_relevance, measure_relevance, nonsense, thresholds
 from .results import Result
 from .retrieval import fold_scores, folds, retrieval_scores
 from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
@@ -106,6 +111,42 @@ def calibration(
     settings = zero.settings | {"bins": bins, "temperature": run.embedder.temperature}
     metrics, counts = calibrated.metrics(), zero.counts
     return run.result("calibration", data.name, metrics, counts=counts, settings=settings, details=details), calibrated
+
+
+def relevance(run: TaskRun, name: str, images: Images, pairs: WordPairs) -> tuple[Result, Relevance]:
+    """A calibration of the cosine, fitted on half of the words and photographs, and its error on the others.
+
+    Words are embedded alone, as in search, and in the sentence of the zero-shot pipeline.
+
+    Raises:
+        ValueError: too few words fit photographs.
+    """
+    forms = ("{}", HYPOTHESIS_TEMPLATE)
+    rows = run.embedder.images(images, normalize=True, name=name)
+
+    def cosines(texts: Sequence[str], photographs: np.ndarray) -> np.ndarray:
+        return run.embedder.texts(texts, normalize=True) @ photographs.T
+
+    def half(number: int) -> tuple[np.ndarray, np.ndarray]:
+        words, places = pairs.half(number)
+        texts = [form.format(pairs.words[word]) for form in forms for word in words]
+        return cosines(texts, rows[places]), np.tile(pairs.fits[np.ix_(words, places)], (len(forms), 1))
+
+    known, unseen = half(0), half(1)
+    fitted = fit_relevance(known[0].ravel(), known[1].ravel())
+    metrics = measure_relevance(fitted, *unseen, run.embedder.temperature)
+    best = cosines(nonsense(), rows).max(1)
+    metrics["nonsense_refused"] = float((fitted(best) < 0.5).mean())
+    counts = {"images": len(rows), "words": len(pairs.words), "pairs_measured": unseen[1].size}
+    settings = {"forms": list(forms), "halves": "words and images, each drawn at random: one to fit, one to measure"}
+    details = {"min_relevance": thresholds(fitted, *unseen)}
+    result = run.result("relevance", name, metrics, counts=counts, settings=settings, details=details)
+    of = {"data": name, "fingerprint": result.fingerprints["data"], **counts, "measured": _rounded(metrics), **details}
+    return result, replace(fitted, probe=probe(run.embedder.embedder), fitted=of)
+
+
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in metrics.items()}
 
 
 def _calibration_of(scores: ZeroShot, bins: int = 15) -> Calibration:
