@@ -57,22 +57,24 @@ def test_thresholds_hold_on_other_pairs():
     assert fits[predicted >= levels["precision_70"]].mean() > 0.7
 
 
-def test_words_fit_where_a_caption_has_them():
-    captions = [["A dog runs.", "the DOG"], ["a cat", "cats sit"], ["a dog's cat"], ["no word of these"]] * 6
-    pairs = captioned_pairs([[*some, "and everywhere"] for some in captions])
-    assert "everywhere" not in pairs.words and "no" not in pairs.words  # in all; too short
-    fits = dict(zip(pairs.words, pairs.fits))
-    assert fits["cats"].tolist() == [False, True, False, False] * 6
+def test_words_are_the_nouns_of_captions_and_fit_where_one_has_them():
+    captions = [["A dog runs in the snow."], ["two dogs and a cat", "Snow."], ["the cat sleeps on a bed"], ["a bed in the back"]] * 6
+    pairs = captioned_pairs(captions)
+    assert pairs.words == ["bed", "cat", "dog", "snow"]
+    assert dict(zip(pairs.words, pairs.fits))["dog"].tolist() == [True, True, False, False] * 6
+    listed = captioned_pairs([["개 한 마리"], ["고양이"]] * 6, ["개", "고양이", "소"])
+    assert listed.words == ["개", "고양이"] and listed.fits[0].tolist() == [True, False] * 6
     with pytest.raises(ValueError, match="give more photographs"):
         captioned_pairs([["a dog"], ["a cat"]])
 
 
 def test_halves_share_no_word_and_no_photograph():
     pairs = Pairs([str(n) for n in range(9)], np.zeros((9, 30), bool))
-    first, second = pairs.half(0), pairs.half(1)
+    first, second = pairs.halves(3)
     for one, other, count in zip(first, second, (9, 30)):
         assert sorted([*one, *other]) == list(range(count))
-    assert all(map(np.array_equal, first, pairs.half(0)))
+    assert all(map(np.array_equal, first, pairs.halves(3)[0]))
+    assert not np.array_equal(first[1], pairs.halves(4)[0][1])
 
 
 def test_class_names_fit_their_class():

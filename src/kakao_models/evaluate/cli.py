@@ -198,6 +198,10 @@ def relevance(
         bool, _data("--labelled", help="Images have a label each, as for zero-shot; by default they have captions.")
     ] = False,
     caption_column: CaptionColumnOption = None,
+    words: Annotated[
+        Path | None,
+        _data("--words", exists=True, help="File of words to look for in captions, one a line; by default English nouns."),
+    ] = None,
     save: Annotated[
         Path | None,
         typer.Option(help="Write the calibration here: it belongs into the model's folder, as calibration.json."),
@@ -205,8 +209,8 @@ def relevance(
 ) -> None:
     """Calibrate: learn from captions the probability that a text fits an image, and measure it on other words and images.
 
-    A word fits the images in whose captions it is. Half of the words and of the images are fitted to, the other half is
-    measured. search and classify take --min-relevance with a model that has a calibration. Use images that the model was
+    A word fits the images in whose captions it is. The error is measured on halves of the words and of the images, after
+    fitting to the other halves. search and classify take --min-relevance with a model that has a calibration. Use images that the model was
     not trained on: some hundred with several captions each.
 
     [b]Example[/b]
@@ -217,6 +221,7 @@ def relevance(
     run = options.start(data)
     from kakao_models.evaluate import read_captioned, tasks
     from kakao_models.evaluate.relevance import captioned_pairs, labelled_pairs
+    from kakao_models.files.lines import lines_of
 
     if labelled:
         read = options.labelled(data).labelled()
@@ -228,7 +233,8 @@ def relevance(
         read, captions = options.rename(read), dict[object, list[str]]()
         for caption, image in zip(read.captions, read.caption_images):
             captions.setdefault(image, []).append(caption)
-        pairs = captioned_pairs([captions[image] for image in read.image_ids])
+        listed = lines_of(words) if words else None
+        pairs = captioned_pairs([captions[image] for image in read.image_ids], listed)
     result, fitted = tasks.relevance(run, read.name, read.images, pairs)
     if save:
         fitted.write(save)

@@ -1,4 +1,4 @@
-"""Calibration of the cosine of a text and an image: fitted on half of the words and photographs, measured on the other half.
+"""Calibration of the cosine of a text and an image, and its error on words and photographs that it was not fitted to.
 
 A word fits a photograph where one of its captions has the word. That is a weak label: captions leave things out.
 
@@ -17,9 +17,18 @@ from kakao_models.inference.relevance import Relevance
 from .calibration import calibration_scores
 
 KNOTS = 32
-LEAST_PAIRS = 200  # fitting pairs of a half; with fewer, probabilities near 1 are of a handful
-_PHOTOGRAPHS, _SHARE = 5, 0.3  # a word has to be in the captions of so many photographs, and of no larger share of them
-_WORD = re.compile(r"[^\W\d_]{3,}")
+LEAST_PAIRS = 200  # that fit; with fewer, probabilities near 1 are of a handful
+HALVINGS = 10  # random halves of words and photographs to measure on
+_PHOTOGRAPHS, _SHARE = 5, 0.5  # a word has to be in the captions of so many photographs, and of no larger share of them
+_TOKEN = re.compile(r"[^\W\d_]+|[.,;]")
+# In English a noun stands between one of the first and one of the second, or at the end
+_BEFORE = frozenset("a an the his her their its two three four some many several".split())
+_AFTER = frozenset(
+    ". , ; is are in on at with of and to by near from over through into as while behind under next for that who or onto off along "
+    "wearing across up down around".split()
+)
+_UNSEEN = frozenset("back front top middle side edge other one all each way others another background picture photo".split())
+_NOUN_SHARE = 0.15  # of a word's places, those between such words
 _LEVELS = (0.5, 0.7)
 _DRAWS, _CHOICE = 50, 10  # sets of labels from which "none of these" is told, and labels in each
 _NONSENSE = 100
@@ -35,31 +44,49 @@ class Pairs:
     words: list[str]
     fits: np.ndarray
 
-    def half(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the words and of the photographs of half 0 or 1, drawn at random, the same each time."""
-        draw = np.random.default_rng(0)
+    def halves(self, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Places of the words and of the photographs of two halves, which share none; the same of a seed each time."""
+        draw = np.random.default_rng(seed)
         orders = [draw.permutation(count) for count in self.fits.shape]
-        return tuple(np.sort(order[number::2]) for order in orders)
+        return [tuple(np.sort(order[number::2]) for order in orders) for number in (0, 1)]
 
 
-def captioned_pairs(captions: Sequence[Sequence[str]]) -> Pairs:
-    """The words of captions, without those of nearly all or of very few photographs.
+def captioned_pairs(captions: Sequence[Sequence[str]], words: Sequence[str] | None = None) -> Pairs:
+    """Words and the photographs whose captions have them, alone or with a plural's s.
 
     Args:
         captions: N lists.
+        words: by default the nouns of English captions, without those of very few photographs or of most.
 
     Raises:
-        ValueError: fewer than two such words.
+        ValueError: fewer than two words are in the captions of enough photographs.
     """
-    found = [{word for caption in some for word in _WORD.findall(caption.lower())} for some in captions]
-    counts = Counter(word for some in found for word in some)
-    most = max(_SHARE * len(captions), _PHOTOGRAPHS)
-    words = sorted(word for word, count in counts.items() if _PHOTOGRAPHS <= count <= most)
-    if len(words) < 2:
+    tokens = [[_TOKEN.findall(caption.lower()) for caption in some] for some in captions]
+    found = [{token for caption in some for token in caption} for some in tokens]
+    if words is None:
+        words = _nouns([caption for some in tokens for caption in some])
+    forms = {word: {word, f"{word}s", f"{word}es"} for word in dict.fromkeys(word.lower() for word in words)}
+    fits = {word: np.array([not some.isdisjoint(names) for some in found]) for word, names in forms.items()}
+    kept = [word for word, row in fits.items() if _PHOTOGRAPHS <= row.sum() <= max(_SHARE * len(row), _PHOTOGRAPHS)]
+    if len(kept) < 2:
         raise ValueError(
-            f"{len(captions):,} photographs share {len(words)} words that {_PHOTOGRAPHS} or more of them have: give more photographs"
+            f"{len(captions):,} photographs share {len(kept)} words that the captions of {_PHOTOGRAPHS} or more, and of at most "
+            f"{_SHARE:.0%}, have: give more photographs, or --words where captions are not English"
         )
-    return Pairs(words, np.array([[word in some for some in found] for word in words]))
+    return Pairs(kept, np.array([fits[word] for word in kept]))
+
+
+def _nouns(captions: Sequence[Sequence[str]]) -> list[str]:
+    """The nouns of tokenized captions by the words around them, in the order of the alphabet; no plural of another one."""
+    places, counts = Counter(), Counter()
+    for caption in captions:
+        counts.update(caption)
+        places.update(
+            word for before, word, after in zip(caption, caption[1:], [*caption[2:], "."]) if before in _BEFORE and after in _AFTER
+        )
+    nouns = {word for word, count in places.items() if len(word) > 2 and count > max(1, _NOUN_SHARE * counts[word])}
+    plurals = {f"{word}{ending}" for word in counts for ending in ("s", "es")}
+    return sorted(nouns - plurals - _UNSEEN - _BEFORE - _AFTER)
 
 
 def labelled_pairs(labels: np.ndarray, names: Sequence[str]) -> Pairs:

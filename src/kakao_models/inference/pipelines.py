@@ -146,8 +146,8 @@ class ZeroShotImageClassification(ImagePipeline):
                 the model can't read or tell apart are named in a warning.
             hypothesis_template: the sentence made of a label; of several, the embeddings are averaged.
             top_k: only that many labels.
-            min_relevance: add to each entry its "relevance", the probability in 0..1 that the label fits the image, whatever
-                the other labels are; leave out labels below this. Where no label fits, the result is one entry with the label
+            min_relevance: add to each entry its "relevance", the probability in 0..1 that the label fits the image, by the
+                label without a template, whatever the other labels are; leave out labels below this. Where no label fits, the result is one entry with the label
                 "none of these". The model needs a calibration: see `Embedder.relevance`.
             timeout: seconds for fetching one URL.
             batch_size, num_workers, progress: as of `Embedder`.
@@ -158,6 +158,7 @@ class ZeroShotImageClassification(ImagePipeline):
         _check_top_k(top_k)
         check_least("min_relevance", min_relevance)
         relevance = min_relevance is not None and needed(self.embedder.relevance, "min_relevance", self.embedder.name)
+        alone = self._label_embeddings(labels, "{}", batch_size) if relevance else None
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
         if labels != self._checked:
             self._problems, self._checked = label_problems(self.embedder, labels), labels
@@ -169,7 +170,7 @@ class ZeroShotImageClassification(ImagePipeline):
             best = [ranked(scores, labels, top_k) for scores in softmax(logits)]
             if not relevance:
                 return best
-            fits = relevance(self.embedder.similarity(image_embeds, label_embeds)).tolist()
+            fits = relevance(self.embedder.similarity(image_embeds, alone)).tolist()
             for entries, row in zip(best, fits):
                 known = dict(zip(labels, row))
                 for entry in entries:
