@@ -167,7 +167,7 @@ class ZeroShotImageClassification(ImagePipeline):
 
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:
             logits = self.embedder.logits(image_embeds, label_embeds)
-            best = [ranked(scores, labels, top_k) for scores in softmax(logits)]
+            best = [ranked(scores, labels, None if relevance else top_k) for scores in softmax(logits)]
             if not relevance:
                 return best
             fits = relevance(self.embedder.similarity(image_embeds, alone)).tolist()
@@ -175,7 +175,7 @@ class ZeroShotImageClassification(ImagePipeline):
                 known = dict(zip(labels, row))
                 for entry in entries:
                     entry["relevance"] = known[entry["label"]]
-            return [fitting(entries, min_relevance) for entries in best]
+            return [fitting(entries, min_relevance)[:top_k] for entries in best]
 
         options: dict[str, Any] = dict(
             timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
