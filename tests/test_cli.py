@@ -182,6 +182,11 @@ def test_too_little_memory_is_one_message(command, align, monkeypatch):
         (["classify", "a.jpg", "--labels", "a,b", "-m", "{align}", "--template", "no label"], "hypothesis_template"),
         (["classify", "a.jpg", "-m", "{align}"], "needs labels"),
         (["classify", "a.jpg", "--labels", "a,b", "-m", "{vit}"], "reads no texts"),
+        (
+            ["classify", "a.jpg", "--labels", "a,b", "-m", "{align}", "--min-relevance", "0.5"],
+            "evaluate relevance --model",
+        ),
+        (["classify", "a.jpg", "-m", "{vit}", "--min-relevance", "0.5"], "for labels of your own"),
         (["classify", "a.jpg", "--labels", "a,b", "-m", "no/such/model/here"], "no such folder"),
         (["embed", "a.jpg", "-o", "out.csv", "-m", "{align}"], ".npy or .parquet"),
         (["embed", "a.jpg", "-o", "absent/out.npy", "-m", "{align}"], "no folder absent"),

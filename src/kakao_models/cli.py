@@ -24,9 +24,11 @@ from kakao_models.verbs import (
     BUNDLED_MODEL,
     DEFAULT_MODEL,
     STANDARD,
+    CalibrationOption,
     JsonOption,
     ModelArgument,
     ModelOptions,
+    RelevanceOption,
     RevisionOption,
     check_images,
     check_picture,
@@ -71,6 +73,8 @@ def classify(
         typer.Option(help="The sentence made of a label, {} being the label; give several to average over them."),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of labels to show.")] = 5,
+    min_relevance: RelevanceOption = None,
+    calibration: CalibrationOption = None,
     as_json: JsonOption = False,
     picture: Annotated[
         Path | None, typer.Option(help="Also draw the images beside bars of their scores, into this .png or .jpg.")
@@ -80,6 +84,9 @@ def classify(
 ) -> None:
     """Classify images, with labels of your own (zero-shot) or a model's own classes.
 
+    Scores add up to 1 over the labels, whether or not one fits. With --min-relevance an image that no label fits is
+    "none of these".
+
     An ALIGN needs labels. A classifier (a ViT, or the image tower of an ALIGN, with a head) has its own: leave them out.
 
     [b]Examples[/b]
@@ -87,6 +94,8 @@ def classify(
       kakao-models classify cat.jpg --labels "a cat,a dog,a red car"
 
       kakao-models classify holiday/ --labels-file places.txt --template "a photo of {}" --picture scores.png
+
+      kakao-models classify holiday/ --labels dog,beach --min-relevance 0.5 --model align-small
 
       kakao-models classify cat.jpg --model kakaobrain/vit-large-patch16-384 --engine auto
     """
@@ -105,10 +114,13 @@ def classify(
     from kakao_models.inference.picture import draw_files
 
     task = "zero-shot-image-classification" if names else "image-classification"
+    if min_relevance is not None and not names:
+        raise typer.BadParameter("--min-relevance is for labels of your own: add --labels or --labels-file")
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
-    run = pipeline(task, options.model, **options.arguments(), **given(defaults))
+    run = pipeline(task, options.model, calibration=calibration, **options.arguments(), **given(defaults))
     say_engine(run.embedder)
-    results = run(inputs, top_k=top_k, on_error="ignore", progress=None)
+    least = {} if min_relevance is None else {"min_relevance": min_relevance}
+    results = run(inputs, top_k=top_k, on_error="ignore", progress=None, **least)
     if as_json:
         print(scores_as_json(sources, results, run.embedder.failures))
     else:

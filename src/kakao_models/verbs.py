@@ -72,6 +72,21 @@ _column = functools.partial(
 ImageColumnOption = Annotated[str | None, _column("--image-column")]
 CaptionColumnOption = Annotated[str | None, _column("--caption-column")]
 LabelColumnOption = Annotated[str | None, _column("--label-column")]
+RelevanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-relevance",
+        min=0,
+        max=1,
+        help="Show the probability that a text fits an image, and only what has at least this; 0 shows all.",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    _model(
+        "--calibration", exists=True, dir_okay=False, help="Calibration for --min-relevance, if not the model's own."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -117,12 +132,12 @@ class ModelOptions:
         names = [option.name for option in dataclasses.fields(ModelOptions) if option.init and option.name != "model"]
         return {name: getattr(self, name) for name in names} | self.where
 
-    def open(self):
-        """An `Embedder`; one line on stderr for each part of the model that was measured to choose an engine."""
+    def open(self, **further: Any):
+        """An `Embedder`, with `further` arguments; one line on stderr for each part of the model that was measured to choose an engine."""
         from kakao_models import Embedder
         from kakao_models.inference.output import say_engine
 
-        embedder = Embedder(self.model, **self.arguments())
+        embedder = Embedder(self.model, **self.arguments(), **further)
         say_engine(embedder)
         return embedder
 

@@ -176,9 +176,9 @@ def test_search_by_text_and_by_what_was_found(opened):
         hits.first.wait_for()
         assert hits.count() == 8 and "mountains.jpg" in hits.first.inner_text()
         hits.filter(has_text="cat.jpg").click()
-        panel.locator("img[src*='image.webp']").wait_for()  # it is the query's image now
-        text.fill("")
-        panel.get_by_role("button", name="Search", exact=True).click()
+        panel.locator(
+            "img[src*='image.webp']"
+        ).wait_for()  # it is the query's image now, alone, and is searched at once
         panel.locator(".km-strip li:first-child").filter(has_text="cat.jpg").wait_for()
         score = float(hits.first.inner_text().split()[0])
         assert score > 0.95  # the same photograph, drawn anew
@@ -186,6 +186,18 @@ def test_search_by_text_and_by_what_was_found(opened):
         panel.get_by_role("button", name="Search", exact=True).click()
         panel.locator(".km-strip li:first-child").filter(has_not_text=f"{score:.3f}").wait_for()
         assert float(hits.first.inner_text().split()[0]) < score  # a cat was taken away from it
+
+
+@pytest.mark.parametrize("width, height", [(1366, 768), (390, 844)])
+def test_results_stand_in_sight(opened, width, height):
+    with opened(width, height) as page:
+        panel = tab(page, "Search")
+        panel.get_by_label("Text", exact=True).fill("qzxv jkwq")
+        panel.get_by_role("button", name="Search", exact=True).click()
+        panel.get_by_role("alert").filter(has_text="Nothing fits").wait_for()
+        box = panel.locator(".km-found").bounding_box()
+        assert box["y"] < 0.75 * height and box["x"] + box["width"] <= width
+        assert panel.locator("li.km-faded").count() == 8
 
 
 def test_a_query_of_ten_thousand_words(opened):

@@ -76,7 +76,7 @@ def test_what_photographs_and_labels_are_called_is_no_html():
 
 def test_the_same_words_twice_are_added_up(catalogue):
     with pytest.raises(ValueError, match="Write what to search for"):
-        actions.search(catalogue, "mountains", 2, None, 1, " mountains", -2, 3, quiet)
+        actions.search(catalogue, "mountains", 2, None, 1, " mountains", -2, 3, 0.5, quiet)
 
 
 def test_messages_are_escaped_and_cut():
@@ -146,6 +146,31 @@ def test_the_overlay_is_of_the_part_that_the_model_sees(vit, tmp_path):
     assert actions._as_seen(path, ViTImageProcessor(size=20)).size == (80, 40)
 
 
+def test_what_does_not_fit_is_grey_and_counted(catalogue):
+    def found(least: float, image: str | None = None) -> str:
+        return actions.search(catalogue, "mountains", 2, image, 1, "", -1, 8, least, quiet)[0]
+
+    index = catalogue.open(quiet)
+    scores = index.relevance([hit.score for hit in index.search("mountains", 8)])
+    middle = float(scores[:2].mean())
+    assert "km-faded" not in found(0) and "8 of 8 have a relevance of 0% or more." in found(0)
+    kept = int((scores >= middle).sum())
+    assert 1 <= kept < 8 and found(middle).count("km-faded") == 8 - kept
+    assert f"{kept} of 8 have a relevance of" in found(middle) and f"the other {8 - kept} are grey" in found(middle)
+    assert found(1).count("km-faded") == 8 and 'role="alert">Nothing fits' in found(1)
+    by_image = found(1, str(BUNDLED / "cat.jpg"))
+    assert "km-faded" not in by_image and "relevance is known of texts alone" in by_image
+    with pytest.raises(ValueError, match="expected a probability"):
+        found(2)
+
+
+def test_a_page_without_a_calibration_says_so(catalogue, monkeypatch):
+    monkeypatch.setitem(catalogue.open(quiet).embedder.__dict__, "relevance", None)
+    monkeypatch.delitem(catalogue.open(quiet)._metadata, "relevance", raising=False)
+    found, _ = actions.search(catalogue, "mountains", 2, None, 1, "", -1, 8, 1, quiet)
+    assert "km-faded" not in found and "Relevance is not known: the model has no calibration" in found
+
+
 def test_pictures_outside_of_the_folders_are_not_shown(models, tmp_path):
     """Whoever wrote an index chose its paths."""
     from kakao_models.search import SearchIndex
@@ -170,7 +195,7 @@ def test_pictures_outside_of_the_folders_are_not_shown(models, tmp_path):
     catalogue = Catalogue(models, tmp_path, uri, roots=[shown])
     reasons = [catalogue.thumbnail(path)[1] for path in paths]
     assert reasons[0] == "" and all(reasons[1:])
-    found, hits = actions.search(catalogue, "a dog", 2, None, 1, "", -1, 10, quiet)
+    found, hits = actions.search(catalogue, "a dog", 2, None, 1, "", -1, 10, 0.5, quiet)
     assert f"{len(paths) - 1} pictures can't be shown" in html.unescape(found) and set(hits) == set(paths)
     with pytest.raises(ValueError, match="lies in none"):
         actions.found_picture(catalogue, [str(outside)], 0)

@@ -64,12 +64,12 @@ def test_no_address_is_fetched(api):
 
 
 def test_numbers_beyond_the_sliders_are_refused(api):
-    answer = call(api, "search", ["mountains", 2, None, 1, "", -1, 100_000])
+    answer = call(api, "search", ["mountains", 2, None, 1, "", -1, 100_000, 0.5])
     assert "event: error" in answer
 
 
 def test_what_is_written_into_the_page_is_escaped(api):
-    answer = call(api, "search", ["<img src=x onerror=alert(1)> " * 100, 2, None, 1, "", -1, 3])
+    answer = call(api, "search", ["<img src=x onerror=alert(1)> " * 100, 2, None, 1, "", -1, 3, 0.5])
     assert "event: complete" in answer, answer
     found = json.loads(answer.rpartition("data: ")[2])[0]
     assert "km-strip" in found and "<img src=x" not in found and "&lt;img src=x" in found

@@ -271,3 +271,20 @@ def test_classes_with_other_names_are_matched_by_order_and_it_says_so(command, v
         tiny.picture_folder(tmp_path / "val" / f"n0144076{number}", 1)
     code, _, _ = command("classify", "-d", tmp_path / "val", "--model", vit)
     assert code == 0 and "'n01440760' counts as 'cat'" in caplog.text and "--class-index" in caplog.text
+
+
+def test_a_calibration_is_written_and_used(command, align, classes_folder, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="calibrations need scikit-learn")
+    monkeypatch.setattr("kakao_models.evaluate.relevance.LEAST_PAIRS", 2)
+    save = tmp_path / "calibration.json"
+    code, out, _ = command("relevance", "-d", classes_folder, "--labelled", "--model", align, "--save", save, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["counts"]["words"] == 3 and 0 <= found["metrics"]["ece"] <= 1
+    relevance = Embedder(align, calibration=save).relevance
+    assert relevance is not None and relevance.fitted["images"] == 12
+    assert relevance.fitted["measured"]["ece"] == pytest.approx(found["metrics"]["ece"], abs=1e-4)
+
+
+def test_too_few_photographs_for_a_calibration(command, align, captioned):
+    code, out, err = command("relevance", "-d", captioned, "--model", align)
+    assert code == 2 and not out and "give more photographs" in err

@@ -24,3 +24,18 @@ def test_its_size_and_terms():
     assert (BUNDLED / "align-small" / "model.safetensors").stat().st_size < 30e6
     terms = (BUNDLED / "align-small" / "LICENSE").read_text(encoding="utf-8")
     assert "research and education only" in " ".join(terms.split())
+
+
+def test_its_calibration_is_of_its_weights_and_says_no_to_nonsense():
+    embedder = Embedder("align-small")
+    relevance = embedder.relevance
+    assert relevance is not None, "kakao-models evaluate relevance --save"
+    measured = relevance.fitted["measured"]
+    assert measured["ece"] <= 0.01 and measured["nonsense_refused"] >= 0.9
+    texts = embedder.texts(["a photo of a cat", "a quarterly tax report"])
+    fits, other = relevance(embedder.similarity(embedder.images([script_photo("cat.jpg")]), texts))[0]
+    assert fits > 0.5 > other
+
+
+def script_photo(name: str) -> Path:
+    return BUNDLED.parent / "photos" / name

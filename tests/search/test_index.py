@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from kakao_models import AlignImageProcessor, Embedder
+from kakao_models.inference.relevance import Relevance
 from kakao_models.search import SearchIndex, backend
 from kakao_models.search.identity import check_identity, identity
 
@@ -360,3 +361,26 @@ def test_copies_are_whole(built, tmp_path):
     moved = shutil.copytree(built, tmp_path / "elsewhere.db")
     with SearchIndex.open(moved) as index:
         assert index.count == 8
+
+
+def test_an_index_keeps_the_calibration_of_its_model(model, photos, tmp_path):
+    Relevance((-1.0, 1.0), (0.0, 1.0)).write(tmp_path / "mine.json")
+    calibrated = Embedder(model, calibration=tmp_path / "mine.json")
+    query = calibrated.texts("a dog")[0]
+    with SearchIndex.open(tmp_path / "x.db", calibrated, create=True) as index:
+        index.build(photos)
+    with SearchIndex.open(tmp_path / "x.db") as index:
+        assert "relevance" not in index.metadata
+        best = index.search(query, 1, min_relevance=0)[0]
+        assert best.relevance == pytest.approx((1 + best.score) / 2) and best.as_dict()["relevance"] == best.relevance
+        assert index.search([query, query], 8, min_relevance=1.0) == [[], []]
+        assert index.search(query, 1)[0].relevance is None
+        with pytest.raises(ValueError, match="min_relevance: got 50"):
+            index.search(query, min_relevance=50)
+        index.use(calibrated)
+        assert index.search("a dog", 1, min_relevance=0)[0].relevance == pytest.approx(best.relevance)
+
+
+def test_without_a_calibration_the_option_is_refused(built, model):
+    with SearchIndex.open(built) as index, pytest.raises(ValueError, match=f"{model} has no calibration"):
+        index.search(np.ones(16, np.float32), min_relevance=0.5)

@@ -10,6 +10,8 @@ import pytest
 import tiny
 
 from kakao_models.inference.output import write_embeddings
+from kakao_models.inference.relevance import Relevance
+from kakao_models.search import SearchIndex
 
 LITE_2 = Path(__file__).parent / "milvus-lite-2" / "photos.db"
 
@@ -68,6 +70,30 @@ def test_texts_and_stored_embeddings(model, tmp_path, command):
     assert code == 0 and [hit["path"] for hit in json.loads(out)] == ["x.png"]
     code, _, err = command(*files)
     assert code == 2 and "name the model of its embeddings: add --model" in re.sub(r"[│\s]+", " ", err)
+
+
+def test_nothing_is_found_where_nothing_fits(built, embedder, photos, tmp_path, command):
+    with SearchIndex.open(built, embedder) as index:
+        scores = [hit.score for hit in index.search("a dog", 8)]
+    search, mine = ("search", "a dog", "--index", built, "--json"), tmp_path / "mine.json"
+    Relevance((-1.0, 1.0), (0.0, 1.0)).write(mine)
+    least = (1 + scores[2]) / 2
+    code, out, _ = command(*search, "--calibration", mine, "--min-relevance", least - 1e-9)
+    hits = json.loads(out)
+    assert code == 0 and len(hits) == 3
+    assert [hit["relevance"] for hit in hits] == pytest.approx([(1 + score) / 2 for score in scores[:3]])
+    code, out, err = command(*search, "--calibration", mine, "--min-relevance", 1)
+    assert (
+        code == 0
+        and json.loads(out) == []
+        and f"nothing fits: the best of the index has a relevance of {(1 + scores[0]) / 2:.1%}" in err
+    )
+    code, out, _ = command(*search[:-1], "--calibration", mine, "--min-relevance", 0)
+    assert code == 0 and "fits" in out.splitlines()[0]
+    code, out, err = command(*search, "--min-relevance", 0.5)
+    assert code == 2 and not out and "has no calibration" in err and "kakao-models evaluate relevance" in err
+    code, _, err = command(*search, "--image", photos / "001.png", "--calibration", mine, "--min-relevance", 0.5)
+    assert code == 2 and "needs a query of texts alone" in re.sub(r"[│\s]+", " ", err)
 
 
 @pytest.mark.parametrize(

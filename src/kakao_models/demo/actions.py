@@ -8,9 +8,10 @@ from PIL import Image
 
 from kakao_models.inference.labels import label_problems
 from kakao_models.inference.pipelines import pipeline
+from kakao_models.inference.relevance import check_least
 from kakao_models.pixels.images import load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
-from kakao_models.search import compose_query
+from kakao_models.search import Hit, SearchIndex, compose_query
 from kakao_models.search.query import tokens_read
 from kakao_models.vit.rollout import attention_rollout, patch_map, recorded_attention
 
@@ -18,7 +19,7 @@ from .catalogue import Catalogue
 from .models import CLASSES, ZERO_SHOT, Models
 from .photos import overlay
 from .projection import project
-from .render import bars, note, scatter, strip
+from .render import bars, message, note, scatter, strip
 
 MAX_CHARACTERS = 100_000  # of a text field
 MAX_SENTENCES = 2_000  # labels times templates: half a minute of ALIGN-base on two cores
@@ -99,15 +100,18 @@ def search(
     words: str,
     words_weight: float,
     count: int,
+    least: float,
     loading: Loading,
 ) -> tuple[str, list[str]]:
-    """A strip of the results, and their paths.
+    """A strip of the results, and their paths. Results with a relevance below `least` are grey, where relevance is known.
 
     Args:
         image: path of the uploaded file.
         words: a second text, added or, with a weight below 0, taken away.
         count: how many photographs.
+        least: a probability in 0..1.
     """
+    check_least("Relevance", least)
     terms: dict[str | Path, float] = {Path(image): image_weight} if image else {}
     for term, weight in ((text, text_weight), (words, words_weight)):
         term = check_length(term, "Text").strip()
@@ -123,13 +127,38 @@ def search(
     if not hits:
         raise ValueError(f"{catalogue.name}: nothing is in it")
     shown = [catalogue.thumbnail(hit.path) for hit in hits]
-    captions = [f"{hit.score:.3f}  {hit.caption or Path(hit.path).name}"[:120] for hit in hits]
+    fits, said = _relevances(index, hits, least, by_image=bool(image and image_weight))
+    shares = [f"  fits {share:.0%}" for share in fits] or [""] * len(hits)
+    titles = [hit.caption or Path(hit.path).name for hit in hits]
+    captions = [f"{hit.score:.3f}{share}  {title}"[:120] for hit, share, title in zip(hits, shares, titles)]
     names = [f"Search with {Path(hit.path).name}" for hit in hits]
-    results = strip(names, [uri for uri, _ in shown], captions)
+    results = said + strip(names, [uri for uri, _ in shown], captions, [share < least for share in fits])
     for term in terms:
         if isinstance(term, str) and (tokens := tokens_read(index.embedder, term)):
             results += note(f"“{term[:40]}…” is longer than {tokens} tokens: the model reads its beginning.")
     return results + _lost([reason for _, reason in shown]), [hit.path for hit in hits]
+
+
+def _relevances(index: SearchIndex, hits: list[Hit], least: float, by_image: bool) -> tuple[list[float], str]:
+    """The relevance of each hit, none where it is not known, and what to say of them."""
+    if by_image:
+        return [], note("By an image, the most similar are shown: relevance is known of texts alone.")
+    try:
+        relevance = index.relevance
+    except (OSError, ValueError) as error:
+        return [], note(f"Relevance is not known: {error}")
+    if relevance is None:
+        return [], note(
+            "Relevance is not known: the model has no calibration (kakao-models evaluate relevance makes one)."
+        )
+    fits = relevance([hit.score for hit in hits]).tolist()
+    kept = sum(share >= least for share in fits)
+    if not kept:
+        return fits, message(
+            f"Nothing fits: no photograph has a relevance of {least:.0%}. The nearest are shown in grey."
+        )
+    grey = "" if kept == len(fits) else f"; the other {len(fits) - kept} are grey"
+    return fits, note(f"{kept} of {len(fits)} have a relevance of {least:.0%} or more{grey}.")
 
 
 def found_picture(catalogue: Catalogue, paths: list[str], number: int) -> Image.Image:

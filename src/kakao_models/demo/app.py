@@ -153,45 +153,48 @@ def _vit(models: Models) -> None:
 
 def _search(catalogue: Catalogue) -> None:
     paths = gr.State([])
-    with gr.Row():
-        with gr.Column(scale=2):
+    with gr.Row(elem_classes="km-search"):  # style.css places the columns: results beside the form, or below the button
+        with gr.Column(elem_classes="km-ask"):
             text = gr.Textbox(label="Text", placeholder=QUERIES[0], max_lines=3, lines=1)
             with gr.Row():
                 queries = [gr.Button(query, size="sm") for query in QUERIES]
+            least = gr.Slider(0, 1, 0.5, step=0.05, label="Relevance: grey below this probability that a text fits")
+            button = gr.Button("Search", variant="primary")
+        with gr.Column(elem_classes="km-found"):
+            hint = note(f"Results from {catalogue.name} appear here. Click one to search with it.")
+            results = gr.HTML(hint, js_on_load=_CHOOSE)
+        with gr.Column(elem_classes="km-more"):
+            count = gr.Slider(1, 48, 12, step=1, label="How many")
             text_weight = gr.Slider(0, 4, 2, step=0.1, label="Weight of the text")
             words = gr.Textbox(label="Second text, to add or take away", placeholder="people", max_lines=3, lines=1)
             words_weight = gr.Slider(-4, 4, -1, step=0.1, label="Its weight; below 0 takes it away")
             image = _photo("Image", 220)
             image_weight = gr.Slider(0, 4, 1, step=0.1, label="Weight of the image")
-            count = gr.Slider(1, 48, 12, step=1, label="How many")
-            button = gr.Button("Search", variant="primary")
-        with gr.Column(scale=3):
-            hint = note(f"Results from {catalogue.name} appear here. Click one to search with it.")
-            results = gr.HTML(hint, js_on_load=_CHOOSE)
 
-    def search(text, text_weight, image, image_weight, words, words_weight, count, progress=_PROGRESS):
+    def search(text, text_weight, image, image_weight, words, words_weight, count, least, progress=_PROGRESS):
         return actions.search(
-            catalogue, text, text_weight, image, image_weight, words, words_weight, count, _loading(progress)
+            catalogue, text, text_weight, image, image_weight, words, words_weight, count, least, _loading(progress)
         )
 
     def choose(paths: list[str], event: gr.EventData):
         try:
-            return actions.found_picture(catalogue, paths, int(event.number))
+            return actions.found_picture(catalogue, paths, int(event.number)), "", ""
         except (OSError, ValueError) as error:  # what was found stays on the page
-            gr.Warning(escape(_reason(error)))
-            return gr.skip()
+            raise gr.Error(escape(_reason(error))) from error
 
-    inputs = [text, text_weight, image, image_weight, words, words_weight, count]
+    inputs = [text, text_weight, image, image_weight, words, words_weight, count, least]
     shown = {"concurrency_id": "model", "show_progress_on": results}
     gr.on(
-        [button.click, text.submit, words.submit], _reporting(search, 1), inputs, [results, paths],
+        [button.click, text.submit, words.submit, least.release], _reporting(search, 1), inputs, [results, paths],
         api_name="search", **shown,
     )  # fmt: skip
     for query in queries:  # of the text alone
         query.click(
             lambda text: (text, None, ""), query, [text, image, words], api_visibility="private", queue=False
         ).then(_reporting(search, 1), inputs, [results, paths], api_visibility="private", **shown)
-    results.click(choose, paths, image, api_visibility="private", show_progress_on=image)
+    results.click(choose, paths, [image, text, words], api_visibility="private", show_progress_on=image).success(
+        _reporting(search, 1), inputs, [results, paths], api_visibility="private", **shown
+    )  # by the image alone
 
 
 def _map(catalogue: Catalogue) -> None:

@@ -45,19 +45,22 @@ def bars(results: Sequence[tuple[str, list[dict]]]) -> str:
     return f'<table class="km-bars">{head}<tbody>{"".join(rows)}</tbody></table>{more}'
 
 
-def strip(names: Sequence[str], pictures: Sequence[str], captions: Sequence[str] = ()) -> str:
+def strip(
+    names: Sequence[str], pictures: Sequence[str], captions: Sequence[str] = (), faded: Sequence[bool] = ()
+) -> str:
     """Photographs as buttons, numbered from 0 in `data-number`.
 
     Args:
         names: what a screen reader calls them, and a mouse that rests on them.
         pictures: their URIs.
         captions: lines below them.
+        faded: which of them are drawn in grey.
     """
-    captions = captions or [""] * len(names)
+    captions, faded = captions or [""] * len(names), faded or [False] * len(names)
     buttons = "".join(
-        f'<li><button type="button" data-number="{number}" aria-label="{escape(name)}" title="{escape(name)}">'
+        f'<li{" class=km-faded" if grey else ""}><button type="button" data-number="{number}" aria-label="{escape(name)}" title="{escape(name)}">'
         f'<img src="{escape(picture)}" alt="">{f"<span>{escape(caption)}</span>" if caption else ""}</button></li>'
-        for number, (name, picture, caption) in enumerate(zip(names, pictures, captions))
+        for number, (name, picture, caption, grey) in enumerate(zip(names, pictures, captions, faded))
     )
     return f'<ul class="km-strip{" km-captioned" if any(captions) else ""}">{buttons}</ul>'
 

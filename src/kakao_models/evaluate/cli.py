@@ -190,6 +190,59 @@ def calibration(
 
 
 @app.command(no_args_is_help=True)
+@model_options("fast_images", "srgb", "max_memory")
+def relevance(
+    data: Data,
+    options: TaskOptions,
+    labelled: Annotated[
+        bool, _data("--labelled", help="Images have a label each, as for zero-shot; by default they have captions.")
+    ] = False,
+    caption_column: CaptionColumnOption = None,
+    words: Annotated[
+        Path | None,
+        _data("--words", exists=True, help="File of words to look for in captions, one a line; by default English nouns."),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Write the calibration here: it belongs into the model's folder, as calibration.json."),
+    ] = None,
+) -> None:
+    """Calibrate: learn from captions the probability that a text fits an image, and measure it on other words and images.
+
+    A word fits the images in whose captions it is. The error is measured on halves of the words and of the images, after
+    fitting to the other halves. search and classify take --min-relevance with a model that has a calibration. Use images that the model was
+    not trained on: some hundred with several captions each.
+
+    [b]Example[/b]
+
+      kakao-models evaluate relevance --data captioned.parquet --model ./my-align --save my-align/calibration.json
+    """
+    check_file("--save", save)
+    run = options.start(data)
+    from kakao_models.evaluate import read_captioned, tasks
+    from kakao_models.evaluate.relevance import captioned_pairs, labelled_pairs
+    from kakao_models.files.lines import lines_of
+
+    if labelled:
+        read = options.labelled(data).labelled()
+        pairs = labelled_pairs(read.labels, read.keys)
+    else:
+        read = read_captioned(
+            data, split=options.split, image_column=options.image_column, caption_column=caption_column
+        )
+        read, captions = options.rename(read), dict[object, list[str]]()
+        for caption, image in zip(read.captions, read.caption_images):
+            captions.setdefault(image, []).append(caption)
+        listed = lines_of(words) if words else None
+        pairs = captioned_pairs([captions[image] for image in read.image_ids], listed)
+    result, fitted = tasks.relevance(run, read.name, read.images, pairs)
+    if save:
+        fitted.write(save)
+        say_written(save)
+    options.show(result)
+
+
+@app.command(no_args_is_help=True)
 @model_options("fast_images", "srgb", "name", "split")
 def robustness(
     data: Annotated[

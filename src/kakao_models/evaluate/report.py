@@ -26,6 +26,7 @@ HEADLINES = {
         *("image_to_text_r1", "text_to_image_r1", "text_to_text_r1", "image_to_image_r1"),
     ),
     "calibration": ("ece", "accuracy", "mean_confidence"),
+    "relevance": ("ece", "right_at_50", "right_at_70", "none_auroc", "none_auroc_softmax", "nonsense_refused"),
 }
 _HUB_TASKS = {  # of the Hub's list of tasks
     "zero-shot": "zero-shot-image-classification",

@@ -11,7 +11,7 @@ from kakao_models.files.atomic import write_text
 
 TASKS = (
     *("zero-shot", "classify", "retrieval", "pairs", "knn", "linear-probe", "similarity", "robustness", "calibration"),
-    *("mieb", "audit"),
+    *("mieb", "audit", "relevance"),
 )
 
 _TEXTS, _OBJECTS = ("model", "dataset", "version"), ("metrics", "counts", "settings", "details", "fingerprints")

@@ -5,12 +5,15 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from kakao_models.inference.probe import probe
+from kakao_models.inference.relevance import Relevance
 
 from .audit import LEAST, Gap, Grouped, gap_scores, skew_scores
 from .cache import CachedEmbedder
@@ -20,6 +23,7 @@ from .classify import Classification, classification_scores, multilabel_scores, 
 from .datasets import Captioned, Images, Labelled
 from .knn import knn_scores, nearest
 from .pairs import Pairs, pair_scores
+from .relevance import HALVINGS, Pairs as WordPairs, fit_relevance, measure_relevance, nonsense, thresholds
 from .results import Result
 from .retrieval import fold_scores, folds, retrieval_scores
 from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
@@ -106,6 +110,42 @@ def calibration(
     settings = zero.settings | {"bins": bins, "temperature": run.embedder.temperature}
     metrics, counts = calibrated.metrics(), zero.counts
     return run.result("calibration", data.name, metrics, counts=counts, settings=settings, details=details), calibrated
+
+
+def relevance(run: TaskRun, name: str, images: Images, pairs: WordPairs) -> tuple[Result, Relevance]:
+    """A calibration of the cosine, fitted to all words and photographs; and the error of such a one on others.
+
+    That is the mean over random halves of the words and of the photographs: one is fitted to, the other measured. Words are
+    embedded alone, as texts to search for are.
+
+    Raises:
+        ValueError: too few words fit photographs.
+    """
+    rows = run.embedder.images(images, normalize=True, name=name)
+    cosines = run.embedder.texts(pairs.words, normalize=True) @ rows.T
+    fitted = fit_relevance(cosines.ravel(), pairs.fits.ravel())
+    measured, levels = [], []
+    for seed in range(HALVINGS):
+        (known, unseen) = [(cosines[np.ix_(*half)], pairs.fits[np.ix_(*half)]) for half in pairs.halves(seed)]
+        of_half = fit_relevance(*(values.ravel() for values in known))
+        measured.append(measure_relevance(of_half, *unseen, run.embedder.temperature))
+        levels.append(thresholds(of_half, *unseen))
+    metrics = _means(measured)
+    best = (run.embedder.texts(nonsense(), normalize=True) @ rows.T).max(1)
+    metrics["nonsense_refused"] = float((fitted(best) < 0.5).mean())
+    counts = {"images": len(rows), "words": len(pairs.words), "pairs": cosines.size, "pairs_that_fit": int(pairs.fits.sum())}
+    details = {"min_relevance": {name: round(value, 4) for name, value in _means(levels).items()}}
+    settings = {"halvings": HALVINGS}
+    result = run.result("relevance", name, metrics, counts=counts, settings=settings, details=details)
+    rounded = {name: round(value, 4) for name, value in metrics.items()}
+    of = {"data": name, "fingerprint": result.fingerprints["data"], **counts, "measured": rounded, **details}
+    return result, replace(fitted, probe=probe(run.embedder.embedder), fitted=of)
+
+
+def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric, over those that have it."""
+    names = dict.fromkeys(name for metrics in several for name in metrics)
+    return {name: float(np.mean([metrics[name] for metrics in several if name in metrics])) for name in names}
 
 
 def _calibration_of(scores: ZeroShot, bins: int = 15) -> Calibration:

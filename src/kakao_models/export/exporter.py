@@ -214,6 +214,13 @@ def _metadata(
             "pad_token_id": embedder.tokenizer.pad_token_id,
         }
         metadata["temperature"] = embedder.engine.temperature
+        with suppress(OSError, ValueError):
+            if embedder.relevance:
+                metadata["relevance"] = {
+                    "cosines": embedder.relevance.cosines,
+                    "probabilities": embedder.relevance.probabilities,
+                    "about": "probability that a text fits an image: interpolate linearly by the cosine of their features",
+                }
         metadata["logits"] = "cosine of image and text features, divided by the temperature; softmax over the texts"
     if embedder.engine.classifies:
         metadata["labels"] = [config.id2label[index] for index in range(config.num_labels)]

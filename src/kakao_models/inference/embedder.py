@@ -3,6 +3,7 @@
 Axes: N inputs  D width of an embedding
 """
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from kakao_models.inference.arguments import dtype_name, takes_transformers_argu
 from kakao_models.inference.frameworks import engine_class
 from kakao_models.inference.inputs import ModelInputs
 from kakao_models.inference.progress import Progress
+from kakao_models.inference.relevance import Relevance, calibration_of, checked
 from kakao_models.inference.stream import (
     Failure,
     ImageBatch,
@@ -63,6 +65,7 @@ class Embedder:
             default, pixels are those of transformers, whatever the form of the input. Only where preprocessing is "hf".
         srgb: convert images to sRGB by the ICC profile in their files, such as Display P3 of a phone or Adobe RGB. By
             default profiles are ignored, as transformers and the original implementations do.
+        calibration: a file that `kakao-models evaluate relevance` wrote, instead of the checkpoint's own; see `relevance`.
         revision, token, subfolder, cache_dir, force_download, local_files_only: arguments of `from_pretrained`. `revision`
             and `subfolder` hold for the model's own checkpoint. A model object's processor is read from the commit and
             subfolder that the model was loaded from, unless they are given.
@@ -91,6 +94,7 @@ class Embedder:
         image_options: dict | None = None,
         fast_images: bool = False,
         srgb: bool = False,
+        calibration: str | os.PathLike | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         subfolder: str = "",
@@ -130,6 +134,7 @@ class Embedder:
         self.num_workers = _workers(min(8, os.cpu_count() or 1) if num_workers is None else num_workers)
         self.image_options = ({"srgb": True} if srgb else {}) | dict(image_options or {})
         self._failures = _Failures()
+        self._calibration, self._place = calibration, (checkpoint, hub)
         self.fast_images = fast_images
         if fused:
             self._choose_engine(source, engine, device, dtype)
@@ -208,6 +213,19 @@ class Embedder:
     def config(self):
         """The model's configuration."""
         return self.engine.config
+
+    @functools.cached_property
+    def relevance(self) -> Relevance | None:
+        """The model's calibration, which gives the probability that a text fits an image from the cosine of their embeddings.
+        It is read on first use; None where the checkpoint has none.
+
+        Raises:
+            OSError: the file that was named can't be read.
+            ValueError: it is no calibration, or is of other weights.
+        """
+        if self._calibration is None:
+            return calibration_of(self, *self._place)
+        return checked(Relevance.read(self._calibration), os.fspath(self._calibration), self)
 
     @property
     def failures(self) -> list[Failure]:

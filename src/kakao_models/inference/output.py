@@ -111,11 +111,17 @@ def print_scores(sources: Sequence[str], results: Sequence[list[dict] | None]) -
     for source, scores in shown:
         table.add_row(
             escape(printable(source)),
-            *(f"{escape(printable(entry['label']))} {entry['score']:.1%}" for entry in scores),
+            *(f"{escape(printable(entry['label']))} {_shares(entry)}" for entry in scores),
         )
     if shown:
         # labels and names are shown as they are: no :cat: becomes a picture
         Console(width=None if sys.stdout.isatty() else 200, emoji=False).print(table)
+
+
+def _shares(entry: dict) -> str:
+    """The score, and where it is known the relevance, in per cent."""
+    fits = f", fits {entry['relevance']:.1%}" if "relevance" in entry else ""
+    return f"{entry['score']:.1%}{fits}"
 
 
 def say_engine(embedder: "Embedder") -> None:

@@ -11,10 +11,12 @@ import typer
 
 from kakao_models.verbs import (
     MODEL_PANEL,
+    CalibrationOption,
     CaptionColumnOption,
     ImageColumnOption,
     JsonOption,
     ModelOptions,
+    RelevanceOption,
     check_file,
     check_images,
     check_sources,
@@ -183,6 +185,7 @@ def info(
 
     with SearchIndex.open(uri, token=token, collection=collection) as index:
         metadata = {"index": uri, "collection": collection, "rows": index.count} | index.metadata
+        metadata["calibrated"] = index.relevance is not None
     shown = {name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in metadata.items()}
     tell(metadata, "\n".join(f"{name:<14} {value}" for name, value in shown.items()), as_json)
 
@@ -234,6 +237,7 @@ def search(
     ] = None,
     filter: Filter = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16_384, help="Number of results.")] = 10,
+    min_relevance: RelevanceOption = None,
     page: Annotated[Path | None, _output("--html", dir_okay=False, help="Also write a page with the images.")] = None,
     root: Annotated[
         list[Path] | None,
@@ -251,10 +255,13 @@ def search(
         str | None,
         typer.Option("--model", "-m", help=_SEARCH_MODEL, rich_help_panel=MODEL_PANEL),
     ] = None,
+    calibration: CalibrationOption = None,
     *,
     options: ModelOptions,
 ) -> None:
     """Find images (or texts) by a text, by an image, or by both added and subtracted.
+
+    The nearest images are found, whether or not they fit: --min-relevance 0.5 leaves out what does not, up to all.
 
     Texts and images are embedded, weighted (a text twice an image), added or subtracted, as in ALIGN's paper.
 
@@ -267,6 +274,8 @@ def search(
       kakao-models search --image shoe.jpg --index photos.db --json
 
       kakao-models search "red shoes" --index embeddings/
+
+      kakao-models search "red shoes" --index photos.db --min-relevance 0.5
     """
     image, plus, minus, minus_image = image or [], plus or [], minus or [], minus_image or []
     if not (text or image or plus):
@@ -284,15 +293,30 @@ def search(
             raise typer.BadParameter(f"{uri} doesn't name the model of its embeddings: add --model")
         srgb = options.srgb or bool(index.metadata.get("srgb"))  # as the index was built
         options = replace(options, model=model, srgb=srgb)
+        asked_by_image = bool(image or minus_image)
+        if min_relevance is not None and (asked_by_image, bool(text or plus or minus)) != (
+            index.metadata["kind"] == "texts",
+            index.metadata["kind"] == "images",
+        ):
+            raise typer.BadParameter(
+                f"--min-relevance is the probability that a text fits an image: an index of {index.metadata['kind']} needs a query "
+                f"of {'texts' if index.metadata['kind'] == 'images' else 'images'} alone"
+            )
         options.prepare()
-        embedder = index.use(options.open())
+        embedder = index.use(options.open(calibration=calibration))
         subtracted = [*minus, *minus_image]
         query = compose_query(embedder, text, read_sources(image), plus=plus, minus=subtracted, weights=weights)
-        hits = index.search(query, k, filter=filter)
+        hits = index.search(query, k, filter=filter, min_relevance=min_relevance)
+        best = index.search(query, 1, filter=filter, min_relevance=0) if min_relevance and not hits else []
     for term in (text, *plus, *minus):
         if term and (tokens := tokens_read(embedder, term)):
             print(f"{term[:40]}... is longer than {tokens} tokens: the model reads its beginning", file=sys.stderr)
-    if not hits and filter:  # a name that no row has is not an error to Milvus
+    if best:
+        print(
+            f"nothing fits: the best of the index has a relevance of {best[0].relevance:.1%}, and --min-relevance is {min_relevance:.1%}",
+            file=sys.stderr,
+        )
+    elif not hits and filter:  # a name that no row has is not an error to Milvus
         print("no rows found: does the filter name columns of the index (kakao-models index info)?", file=sys.stderr)
     elif not hits:
         print("no rows found: the index is empty", file=sys.stderr)

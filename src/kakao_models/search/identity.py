@@ -1,18 +1,12 @@
 """Identity of the model and preprocessing that made an index, and the check that an embedder has the same."""
 
-import base64
 import json
 import os
 from typing import Any
 
-import numpy as np
-
-from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.identity import described
-
-# Least cosine of two programs' embeddings of one picture by the same weights; in float32 they differ by 1e-6.
-SAME = 0.999
-_SIDE = 64
+from kakao_models.inference.probe import SAME, likeness, probe
 
 
 def identity(embedder: Embedder) -> dict[str, Any]:
@@ -28,7 +22,7 @@ def identity(embedder: Embedder) -> dict[str, Any]:
         "tokenizer": config["tokenizer"],
         "tokens": config["tokens"],
         "srgb": bool(embedder.image_options.get("srgb")),
-        "probe": base64.b64encode(_probe(embedder).astype("<f2").tobytes()).decode(),
+        "probe": probe(embedder),
     }
 
 
@@ -56,8 +50,8 @@ def check_identity(where: str, stored: dict[str, Any], embedder: Embedder) -> No
         )
     if stored["weights"] == config["weights"]:
         return
-    if not (likeness := _likeness(stored, embedder)) >= SAME:  # NaN is no likeness
-        raise ValueError(f"{other}, not of {ours}: of one picture and text their cosine is {likeness:.4f}. {hint}")
+    if not (alike := likeness(stored["probe"], embedder)) >= SAME:  # NaN is no likeness
+        raise ValueError(f"{other}, not of {ours}: of one picture and text their cosine is {alike:.4f}. {hint}")
 
 
 def _differences(stored: dict[str, Any], config: dict[str, Any]) -> str:
@@ -73,26 +67,3 @@ def _differences(stored: dict[str, Any], config: dict[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """The value as JSON gives it back."""
     return json.loads(json.dumps(value, default=str))
-
-
-def _probe(embedder: Embedder) -> np.ndarray:
-    """Unit embeddings (1 or 2, D) of one picture and, if the model reads texts, one text."""
-    x = np.linspace(0, 1, _SIDE)
-    waves = [np.outer(np.sin(3 * x + color), np.cos(5 * x + 2 * color)) for color in range(3)]
-    pixels = (127.5 + 127 * np.stack(waves, -1)).astype(np.uint8)
-    rows = [embedder.images([pixels], on_error="raise", progress=False)]
-    if embedder.engine.reads_texts:
-        rows.append(embedder.texts(["a red ball beside a blue box"], progress=False))
-    probes = np.concatenate(rows)
-    if not np.isfinite(probes).all():
-        raise ValueError(
-            f"{embedder.name}: its embeddings are not finite. Is the checkpoint whole, the type of numbers wide enough?"
-        )
-    return l2_normalize(probes)
-
-
-def _likeness(stored: dict[str, Any], embedder: Embedder) -> float:
-    """The smaller one of the cosines of picture and text."""
-    before = np.frombuffer(base64.b64decode(stored["probe"]), "<f2").astype(np.float32).reshape(-1, embedder.dim)
-    now = _probe(embedder)
-    return float((l2_normalize(before) * now).sum(-1).min()) if len(before) == len(now) else 0.0

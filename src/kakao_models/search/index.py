@@ -6,13 +6,14 @@ Axes: N rows  Q queries  D width of an embedding
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
+from kakao_models.inference.relevance import Relevance, check_least, needed
 from kakao_models.search import backend
 from kakao_models.search.collection import INSERT, create_collection, load_collection, read_metadata, row_of
 from kakao_models.search.identity import check_identity, identity
@@ -43,6 +44,7 @@ class Hit:
     score: cosine similarity, in -1..1.
     path: path of the image: a file, an address, or CONTAINER::NAME of one in a tar or table.
     metadata: the further columns.
+    relevance: probability that it fits the query, in 0..1; None where it was not asked for.
     """
 
     id: str
@@ -53,9 +55,12 @@ class Hit:
     height: int = 0
     bytes: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)
+    relevance: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("id", "score", *FIELDS)} | {"metadata": self.metadata}
+        fits = {} if self.relevance is None else {"relevance": self.relevance}
+        known = {name: getattr(self, name) for name in FIELDS}
+        return {"id": self.id, "score": self.score} | fits | known | {"metadata": self.metadata}
 
 
 class SearchIndex:
@@ -159,6 +164,7 @@ class SearchIndex:
                     backend.clear_unfinished(uri, collection)
                     default = "FLAT" if backend.is_local(uri) else "AUTOINDEX"
                     options = {"kind": kind, "metric": metric, "consistency": consistency}
+                    options |= _calibration(embedder)
                     options["index"] = [index_type or default, dict(index_params or {})]
                     create_collection(client, collection, identity(embedder) | options, shards)
                 metadata = read_metadata(client.describe_collection(collection), uri, collection)
@@ -199,7 +205,18 @@ class SearchIndex:
     @property
     def metadata(self) -> dict[str, Any]:
         """The model and options of the index: model, weights (SHA-256), dim, preprocessing, kind, metric, index type."""
-        return {name: value for name, value in self._metadata.items() if name != "probe"}
+        return {name: value for name, value in self._metadata.items() if name not in ("probe", "relevance")}
+
+    @property
+    def relevance(self) -> Relevance | None:
+        """The calibration of the embedder's model, or the one that was stored when the index was made; None without either.
+
+        Raises:
+            OSError, ValueError: see `Embedder.relevance`.
+        """
+        own = getattr(self.embedder, "relevance", None)
+        stored = self._metadata.get("relevance")
+        return Relevance.from_dict(stored, self.uri) if own is None and stored else own
 
     @property
     def dim(self) -> int:
@@ -305,7 +322,12 @@ class SearchIndex:
         return removed
 
     def search(
-        self, query: str | np.ndarray | Sequence, k: int = 10, *, filter: str | None = None
+        self,
+        query: str | np.ndarray | Sequence,
+        k: int = 10,
+        *,
+        filter: str | None = None,
+        min_relevance: float | None = None,
     ) -> "list[Hit] | list[list[Hit]]":
         """The k most similar rows of a query, the most similar first; a list of such lists for several queries.
 
@@ -315,10 +337,21 @@ class SearchIndex:
         Args:
             query: a vector (D,) such as `compose_query` gives, vectors (Q, D), or a text.
             filter: an expression of Milvus on the metadata, such as 'width > 500 and caption like "%dog%"'.
+            min_relevance: give each hit its `relevance`, the probability in 0..1 that it fits, and leave out hits below this:
+                where nothing fits the list is empty. It is that of a text and an image, so the query has to be of texts in
+                an index of images, or of images in one of texts.
 
         Raises:
-            ValueError: another width, or a filter that Milvus does not understand.
+            ValueError: another width, a filter that Milvus does not understand, or no calibration for `min_relevance`.
         """
+        check_least("min_relevance", min_relevance)
+        relevance = None
+        if min_relevance is not None:
+            if isinstance(query, str) and self._metadata["kind"] == "texts":
+                raise ValueError(
+                    f"min_relevance: {self.uri} is an index of texts, and relevance is that of a text and an image"
+                )
+            relevance = needed(self.relevance, "min_relevance", self._metadata["model"] or self.uri)
         if isinstance(query, str):
             query = self._needed().texts([query], progress=False)[0]
         if not isinstance(k, (int, np.integer)) or not 1 <= k <= _MOST:
@@ -341,6 +374,9 @@ class SearchIndex:
             )
             found = [[(row["entity"], self._score(row["distance"])) for row in rows] for rows in results]
         hits = [[_hit(row, score) for row, score in some] for some in found]
+        if relevance is not None:
+            judged = [[replace(hit, relevance=float(relevance(hit.score))) for hit in some] for some in hits]
+            hits = [[hit for hit in some if hit.relevance >= min_relevance] for some in judged]
         return hits[0] if single else hits
 
     def vectors(
@@ -476,6 +512,14 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     vectors = np.ascontiguousarray(vectors, np.float32)
     lengths = np.linalg.norm(vectors, axis=1)
     return l2_normalize(vectors) if (np.abs(lengths - 1) > 1e-6).any() else vectors
+
+
+def _calibration(embedder: Embedder) -> dict[str, Any]:
+    """The calibration to store in a new index; nothing where there is none that can be used."""
+    with contextlib.suppress(OSError, ValueError):
+        if relevance := getattr(embedder, "relevance", None):
+            return {"relevance": {name: value for name, value in relevance.as_dict().items() if name != "fitted"}}
+    return {}
 
 
 def _hit(row: Mapping[str, Any], score: float) -> Hit:

@@ -21,11 +21,18 @@ def print_hits(hits: Sequence[Hit]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     further = list(dict.fromkeys(name for hit in hits for name in hit.metadata))[:4]
     sized = any(hit.width for hit in hits)
-    columns = ["score", "path"] + (["size"] if sized else []) + ["caption"] * any(hit.caption for hit in hits) + further
+    judged = any(hit.relevance is not None for hit in hits)
+    columns = (
+        ["score", *(["fits"] if judged else []), "path"]
+        + (["size"] if sized else [])
+        + ["caption"] * any(hit.caption for hit in hits)
+        + further
+    )
     for name in columns:
         table.add_column(name, overflow="fold" if name == "path" else "ellipsis", no_wrap=name != "path")
     for hit in hits:
         known = {"score": f"{hit.score:.4f}", "path": cell(_short(hit.path) or hit.id, 400)}
+        known |= {"fits": f"{hit.relevance:.1%}"} if hit.relevance is not None else {}
         known |= {"size": f"{hit.width}x{hit.height}", "caption": cell(hit.caption, 60)}
         values = [known.get(name) or cell(hit.metadata.get(name), 30) for name in columns]
         table.add_row(*(Text(value) for value in values))  # Text: nothing in the data is markup
@@ -46,6 +53,7 @@ def hits_page(hits: Sequence[Hit], title: str, *, roots: Sequence[str | os.PathL
 
     rows = [
         {"caption": hit.caption, "score": hit.score}
+        | ({} if hit.relevance is None else {"relevance": hit.relevance})
         | {name: getattr(hit, name) for name in FIELDS if name != "caption" and getattr(hit, name)}
         | hit.metadata
         for hit in hits

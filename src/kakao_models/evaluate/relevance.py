@@ -1,0 +1,201 @@
+"""Calibration of the cosine of a text and an image, and its error on words and photographs that it was not fitted to.
+
+A word fits a photograph where one of its captions has the word. That is a weak label: captions leave things out.
+
+Axes: W words  N photographs  P pairs of a word and a photograph
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kakao_models.inference.relevance import Relevance
+
+from .calibration import calibration_scores
+
+KNOTS = 32
+LEAST_PAIRS = 200  # that fit; with fewer, probabilities near 1 are of a handful
+HALVINGS = 10  # random halves of words and photographs to measure on
+_PHOTOGRAPHS, _SHARE = 5, 0.5  # a word has to be in the captions of so many photographs, and of no larger share of them
+_TOKEN = re.compile(r"[^\W\d_]+|[.,;]")
+# In English a noun stands between one of the first and one of the second, or at the end
+_BEFORE = frozenset("a an the his her their its two three four some many several".split())
+_AFTER = frozenset(
+    ". , ; is are in on at with of and to by near from over through into as while behind under next for that who or onto off along "
+    "wearing across up down around".split()
+)
+_UNSEEN = frozenset("back front top middle side edge other one all each way others another background picture photo".split())
+_NOUN_SHARE = 0.15  # of a word's places, those between such words
+_LEVELS = (0.5, 0.7)
+_DRAWS, _CHOICE = 50, 10  # sets of labels from which "none of these" is told, and labels in each
+_NONSENSE = 100
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Words, photographs and which fit.
+
+    fits: (W, N) bool.
+    """
+
+    words: list[str]
+    fits: np.ndarray
+
+    def halves(self, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Places of the words and of the photographs of two halves, which share none; the same of a seed each time."""
+        draw = np.random.default_rng(seed)
+        orders = [draw.permutation(count) for count in self.fits.shape]
+        return [tuple(np.sort(order[number::2]) for order in orders) for number in (0, 1)]
+
+
+def captioned_pairs(captions: Sequence[Sequence[str]], words: Sequence[str] | None = None) -> Pairs:
+    """Words and the photographs whose captions have them, alone or with a plural's s.
+
+    Args:
+        captions: N lists.
+        words: by default the nouns of English captions, without those of very few photographs or of most.
+
+    Raises:
+        ValueError: fewer than two words are in the captions of enough photographs.
+    """
+    tokens = [[_TOKEN.findall(caption.lower()) for caption in some] for some in captions]
+    found = [{token for caption in some for token in caption} for some in tokens]
+    if words is None:
+        words = _nouns([caption for some in tokens for caption in some])
+    forms = {word: {word, f"{word}s", f"{word}es"} for word in dict.fromkeys(word.lower() for word in words)}
+    fits = {word: np.array([not some.isdisjoint(names) for some in found]) for word, names in forms.items()}
+    kept = [word for word, row in fits.items() if _PHOTOGRAPHS <= row.sum() <= max(_SHARE * len(row), _PHOTOGRAPHS)]
+    if len(kept) < 2:
+        raise ValueError(
+            f"{len(captions):,} photographs share {len(kept)} words that the captions of {_PHOTOGRAPHS} or more, and of at most "
+            f"{_SHARE:.0%}, have: give more photographs, or --words where captions are not English"
+        )
+    return Pairs(kept, np.array([fits[word] for word in kept]))
+
+
+def _nouns(captions: Sequence[Sequence[str]]) -> list[str]:
+    """The nouns of tokenized captions by the words around them, in the order of the alphabet; no plural of another one."""
+    places, counts = Counter(), Counter()
+    for caption in captions:
+        counts.update(caption)
+        places.update(
+            word for before, word, after in zip(caption, caption[1:], [*caption[2:], "."]) if before in _BEFORE and after in _AFTER
+        )
+    nouns = {word for word, count in places.items() if len(word) > 2 and count > max(1, _NOUN_SHARE * counts[word])}
+    plurals = {f"{word}{ending}" for word in counts for ending in ("s", "es")}
+    return sorted(nouns - plurals - _UNSEEN - _BEFORE - _AFTER)
+
+
+def labelled_pairs(labels: np.ndarray, names: Sequence[str]) -> Pairs:
+    """The classes of photographs: a name fits those of its class.
+
+    Args:
+        labels: (N,), places in `names`.
+    """
+    return Pairs(list(names), np.arange(len(names))[:, None] == labels)
+
+
+def fit_relevance(cosines: np.ndarray, fits: np.ndarray) -> Relevance:
+    """Isotonic regression of the share of fitting pairs by their cosine (Zadrozny and Elkan 2002), of at most `KNOTS` steps, between
+    which it is linear.
+
+    Args:
+        cosines, fits: (P,), of floats and of bool.
+
+    Raises:
+        ValueError: too few pairs fit.
+    """
+    total = int(fits.sum())
+    if total < LEAST_PAIRS or total == len(fits):
+        raise ValueError(
+            f"{total:,} of {len(fits):,} pairs of a word and a photograph fit, expected at least {LEAST_PAIRS}, and some that don't: "
+            "give more photographs"
+        )
+    from sklearn.isotonic import IsotonicRegression
+
+    order = np.argsort(cosines, kind="stable")
+    cosines, fits = np.asarray(cosines, np.float64)[order], fits[order]
+    ends = np.searchsorted(np.cumsum(fits), total * np.arange(1, KNOTS) / KNOTS)  # each step has as many that fit
+    steps = [(x, y) for x, y in zip(np.split(cosines, ends), np.split(fits, ends)) if len(x)]
+    means, shares, counts = (np.array(column) for column in zip(*((x.mean(), y.mean(), len(x)) for x, y in steps)))
+    smooth = IsotonicRegression(y_min=0, y_max=1).fit_transform(means, shares, sample_weight=counts)
+    knots = dict(zip(means.round(5).tolist(), smooth.round(5).tolist()))  # of equal cosines the last
+    return Relevance(tuple(knots), tuple(knots.values()))
+
+
+def measure_relevance(
+    relevance: Relevance, cosines: np.ndarray, fits: np.ndarray, temperature: float
+) -> dict[str, float]:
+    """Calibration error of pairs, and of the pairs predicted at 0.5 or more and 0.7 or more what is predicted and what is right.
+
+    `none_auroc` is the area under the ROC curve of telling images that none of ten labels fits from others, by the largest
+    relevance; `none_auroc_softmax` by the largest softmax over the labels.
+
+    Args:
+        cosines, fits: (W, N).
+    """
+    from sklearn.metrics import roc_auc_score
+
+    predicted = relevance(cosines)
+    scores = {"ece": calibration_scores(predicted.ravel(), fits.ravel()).ece}
+    scores["auroc"] = float(roc_auc_score(fits.ravel(), cosines.ravel()))
+    for level in _LEVELS:
+        above = predicted >= level
+        name = f"at_{100 * level:.0f}"
+        if above.any():
+            scores |= {f"right_{name}": float(fits[above].mean()), f"predicted_{name}": float(predicted[above].mean())}
+        scores[f"found_{name}"] = float((above & fits).sum() / max(fits.sum(), 1))
+    draw = np.random.default_rng(0)
+    places = [draw.choice(len(fits), min(_CHOICE, len(fits)), replace=False) for _ in range(_DRAWS)]
+    none = np.concatenate([~fits[some].any(0) for some in places])
+    if none.any() and not none.all():
+        best = np.concatenate([cosines[some].max(0) for some in places])
+        scores["none_auroc"] = float(roc_auc_score(~none, best))  # relevance grows with the cosine
+        softmax = [1 / np.exp((cosines[some] - cosines[some].max(0)) / temperature).sum(0) for some in places]
+        scores["none_auroc_softmax"] = float(roc_auc_score(~none, np.concatenate(softmax)))
+    return scores
+
+
+def thresholds(relevance: Relevance, cosines: np.ndarray, fits: np.ndarray) -> dict[str, float]:
+    """Least relevances with a guarantee for pairs like these (P,): split conformal prediction.
+
+    `coverage_90`: a pair that fits has at least this relevance with a probability of 90 % (Vovk et al. 2005); 80 and 95 likewise.
+    `precision_50`: with 95 % confidence, half of the pairs with at least this relevance fit (Bates et al. 2021, with the bound of
+    Clopper and Pearson, from the strictest on); 70 and 90 likewise. What no threshold reaches is left out.
+    """
+    from scipy.stats import beta
+
+    predicted = relevance(cosines).ravel()
+    fits = fits.ravel()
+    right = np.sort(predicted[fits])
+    found = {}
+    for coverage in (80, 90, 95):
+        rank = int(np.floor((len(right) + 1) * (100 - coverage) / 100))
+        if rank:
+            found[f"coverage_{coverage}"] = float(right[rank - 1])
+    levels = np.linspace(1, 0, 101)
+    for precision in (50, 70, 90):
+        held = None
+        for level in levels:
+            kept = fits[predicted >= level]
+            if len(kept) < 30:
+                continue
+            if not kept.any() or beta.ppf(0.05, kept.sum(), len(kept) - kept.sum() + 1) < precision / 100:
+                break
+            held = float(level)
+        if held is not None:
+            found[f"precision_{precision}"] = held
+    return found
+
+
+def nonsense(count: int = _NONSENSE) -> list[str]:
+    """Queries that fit nothing: one to three words of random letters, the same each time."""
+    draw = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    return [
+        " ".join("".join(draw.choice(letters, draw.integers(3, 10))) for _ in range(draw.integers(1, 4)))
+        for _ in range(count)
+    ]
