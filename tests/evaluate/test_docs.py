@@ -20,7 +20,7 @@ def commands() -> list[str]:
     """Commands of the pages, without those that no small data can stand for."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
     found = [" ".join(line.split()) for line in re.findall(r"^    (kakao-models evaluate .*)$", text, re.M)]
-    return [line for line in found if not re.search(r"TASK|--vtab|evaluate report|mieb", line)]
+    return [line for line in found if not re.search(r"TASK|--vtab|evaluate report|evaluate relevance|mieb", line)]
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,12 @@ def test_thresholds_hold_on_other_pairs():
 
 
 def test_words_are_the_nouns_of_captions_and_fit_where_one_has_them():
-    captions = [["A dog runs in the snow."], ["two dogs and a cat", "Snow."], ["the cat sleeps on a bed"], ["a bed in the back"]] * 6
+    captions = [
+        ["A dog runs in the snow."],
+        ["two dogs and a cat", "Snow."],
+        ["the cat sleeps on a bed"],
+        ["a bed in the back"],
+    ] * 6
     pairs = captioned_pairs(captions)
     assert pairs.words == ["bed", "cat", "dog", "snow"]
     assert dict(zip(pairs.words, pairs.fits))["dog"].tolist() == [True, True, False, False] * 6

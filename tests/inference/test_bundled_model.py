@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kakao_models import Embedder
 from kakao_models.checkpoint.hub import BUNDLED
+from kakao_models.evaluate.relevance import nonsense
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -26,16 +27,12 @@ def test_its_size_and_terms():
     assert "research and education only" in " ".join(terms.split())
 
 
-def test_its_calibration_is_of_its_weights_and_says_no_to_nonsense():
+def test_its_calibration_says_no_to_nonsense():
     embedder = Embedder("align-small")
     relevance = embedder.relevance
-    assert relevance is not None, "kakao-models evaluate relevance --save"
-    measured = relevance.fitted["measured"]
-    assert measured["ece"] <= 0.01 and measured["nonsense_refused"] >= 0.9
-    texts = embedder.texts(["a photo of a cat", "a quarterly tax report"])
-    fits, other = relevance(embedder.similarity(embedder.images([script_photo("cat.jpg")]), texts))[0]
-    assert fits > 0.5 > other
-
-
-def script_photo(name: str) -> Path:
-    return BUNDLED.parent / "photos" / name
+    assert relevance is not None and relevance.fitted["measured"]["ece"] <= 0.01
+    images = embedder.images(BUNDLED.parent / "photos", normalize=True)
+    assert (relevance(embedder.similarity(images, embedder.texts(nonsense()))).max(0) < 0.5).mean() >= 0.9
+    cat = embedder.images(BUNDLED.parent / "photos" / "cat.jpg")
+    fits, other = relevance(embedder.similarity(cat, embedder.texts(["a cat", "a quarterly tax report"])))[0]
+    assert fits > 2 * other

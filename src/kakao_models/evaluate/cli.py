@@ -200,7 +200,9 @@ def relevance(
     caption_column: CaptionColumnOption = None,
     words: Annotated[
         Path | None,
-        _data("--words", exists=True, help="File of words to look for in captions, one a line; by default English nouns."),
+        _data(
+            "--words", exists=True, help="File of words to look for in captions, one a line; by default English nouns."
+        ),
     ] = None,
     save: Annotated[
         Path | None,

@@ -27,7 +27,9 @@ _AFTER = frozenset(
     ". , ; is are in on at with of and to by near from over through into as while behind under next for that who or onto off along "
     "wearing across up down around".split()
 )
-_UNSEEN = frozenset("back front top middle side edge other one all each way others another background picture photo".split())
+_UNSEEN = frozenset(
+    "back front top middle side edge other one all each way others another background picture photo".split()
+)
 _NOUN_SHARE = 0.15  # of a word's places, those between such words
 _LEVELS = (0.5, 0.7)
 _DRAWS, _CHOICE = 50, 10  # sets of labels from which "none of these" is told, and labels in each
@@ -82,7 +84,9 @@ def _nouns(captions: Sequence[Sequence[str]]) -> list[str]:
     for caption in captions:
         counts.update(caption)
         places.update(
-            word for before, word, after in zip(caption, caption[1:], [*caption[2:], "."]) if before in _BEFORE and after in _AFTER
+            word
+            for before, word, after in zip(caption, caption[1:], [*caption[2:], "."])
+            if before in _BEFORE and after in _AFTER
         )
     nouns = {word for word, count in places.items() if len(word) > 2 and count > max(1, _NOUN_SHARE * counts[word])}
     plurals = {f"{word}{ending}" for word in counts for ending in ("s", "es")}

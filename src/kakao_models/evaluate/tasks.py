@@ -133,7 +133,12 @@ def relevance(run: TaskRun, name: str, images: Images, pairs: WordPairs) -> tupl
     metrics = _means(measured)
     best = (run.embedder.texts(nonsense(), normalize=True) @ rows.T).max(1)
     metrics["nonsense_refused"] = float((fitted(best) < 0.5).mean())
-    counts = {"images": len(rows), "words": len(pairs.words), "pairs": cosines.size, "pairs_that_fit": int(pairs.fits.sum())}
+    counts = {
+        "images": len(rows),
+        "words": len(pairs.words),
+        "pairs": cosines.size,
+        "pairs_that_fit": int(pairs.fits.sum()),
+    }
     details = {"min_relevance": {name: round(value, 4) for name, value in _means(levels).items()}}
     settings = {"halvings": HALVINGS}
     result = run.result("relevance", name, metrics, counts=counts, settings=settings, details=details)
