@@ -94,7 +94,7 @@ def classify(
     if not names and labels:
         raise typer.BadParameter(f"--labels {labels!r} has no label: expected labels separated by commas")
     if not names and options.model == DEFAULT_MODEL:
-        raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
+        raise typer.BadParameter("ALIGN models need labels: --labels a,b,c or --labels-file FILE")
     check_picture(picture)
     check_images(images)
     sources = _expanded(images)
@@ -163,7 +163,7 @@ def embed(
         raise typer.BadParameter("--json and -o - both write to standard output: leave one out")
     sentences, sources, images = _texts_and_images(inputs or [], text or [], texts_file)
     if bool(sentences) == bool(sources):
-        raise typer.BadParameter("give images or texts, and not both in one file")
+        raise typer.BadParameter("give images or texts; one file cannot hold both")
     import numpy as np
 
     from kakao_models.inference.output import check_format, write_embeddings

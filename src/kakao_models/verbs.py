@@ -198,7 +198,7 @@ def check_images(images: list[str], *, all_needed: bool = False) -> None:
         and not (is_address(name) or os.path.exists(name) or is_image_text(name))
     ]
     if absent and (all_needed or len(absent) == len(images)):
-        raise FileNotFoundError(f"{', '.join(name[:200] for name in absent[:3])}: there is no such file or folder")
+        raise FileNotFoundError(f"{', '.join(name[:200] for name in absent[:3])}: no such file or folder")
 
 
 def standard_input() -> bytes:
@@ -244,7 +244,7 @@ def check_sources(*sources: str) -> None:
 
     for source in sources:
         if not (is_hub(source) or matches(source)):
-            raise NoSuchSource(f"{source}: there is no such file or folder")
+            raise NoSuchSource(f"{source}: no such file or folder")
 
 
 def not_standard(path: Path | None) -> Path | None:

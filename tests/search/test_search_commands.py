@@ -84,7 +84,7 @@ def test_texts_and_stored_embeddings(model, tmp_path, command):
         (("search", "x", "--index", "missing.index"), "ends in .db"),
         (("index", "delete", "--json"), "give ids, a --filter, or --all"),
         (("index", "info", "--index", LITE_2), "Milvus Lite 2.*index load"),
-        (("index", "build", "missing/", "--model", "MODEL"), "there is no such file or folder"),
+        (("index", "build", "missing/", "--model", "MODEL"), "no such file or folder"),
         (("index", "build", ".", "--model", "MODEL"), "has no samples"),
         (("index", "build", ".", "--model", "MODEL", "--index-params", "x"), "is no JSON"),
     ],

@@ -72,7 +72,7 @@ def match_efficientnet(seen: TowerShapes) -> AlignVisionConfig:
             config.hidden_dim, config.image_size = config.output_channels, published.get(size, 224)
             return config
     raise ValueError(
-        f"the image tower is no EfficientNet: its stem has {seen[0][0]} channels and its {len(seen) - 1} blocks are "
+        f"the image tower is not an EfficientNet: its stem has {seen[0][0]} channels and its {len(seen) - 1} blocks are "
         f"(input, expanded, squeezed, output channels, kernel) {seen[1:4]}..."
     )
 

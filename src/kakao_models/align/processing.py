@@ -281,5 +281,5 @@ def _refuse_texts(images) -> None:
             _PLACE.match(image.lstrip()) or os.path.exists(image) or is_image_text(image)
         ):
             raise ValueError(
-                f"AlignProcessor: {image!r:.80} is no image: neither a file nor a URL. Texts go by name: write text=[...]"
+                f"AlignProcessor: {image!r:.80} is not an image (neither a file nor a URL). Pass texts by name: text=[...]"
             )

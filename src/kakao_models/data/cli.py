@@ -231,7 +231,7 @@ def filter_(
     if source is None:
         raise typer.BadParameter("name the table to filter")
     if not chosen:
-        raise typer.BadParameter("give --recipe or --filter; --list says which filters there are")
+        raise typer.BadParameter("give --recipe or --filter; --list shows the filters")
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     table = open_table(connection, source)
     if join:
@@ -278,7 +278,7 @@ def label_stats_(
     if (output is None) != (threshold is None):
         raise typer.BadParameter("--output and --threshold go together")
     if output and output.exists():
-        raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+        raise FileExistsError(f"{output} already exists. Choose another name, or remove it first.")
     from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel
     from kakao_models.samples.tables import connect, new_folder, open_table, write_parquet
 
@@ -359,16 +359,16 @@ def download(
     caption_column: CaptionColumnOption = None,
     label_column: LabelColumnOption = None,
     image_size: ImageSize = None,
-    min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a smaller side.")] = 0,
+    min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a side shorter than this, in pixels.")] = 0,
     max_aspect: Annotated[
-        float, typer.Option(min=1, help="Refuse images whose longer side is more than this times the shorter.")
+        float, typer.Option(min=1, help="Refuse images with a larger aspect ratio (longer side / shorter side).")
     ] = float("inf"),
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="Refuse images of more pixels, before they are decoded.")
+        int, typer.Option(min=1, help="Refuse images of more pixels than this, before they are decoded.")
     ] = MAX_PIXELS,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an attempt may take in all.")] = 10.0,
-    retries: Annotated[int, typer.Option(min=0, help="Number of further attempts in a run.")] = 1,
-    attempts: Annotated[int, typer.Option(min=1, help="Number of attempts of an address over all runs.")] = 6,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of an attempt in seconds.")] = 10.0,
+    retries: Annotated[int, typer.Option(min=0, help="Number of retries in a run.")] = 1,
+    attempts: Annotated[int, typer.Option(min=1, help="Number of attempts per address over all runs.")] = 6,
     per_shard: PerShard = 10_000,
     dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write failed addresses to this .csv.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw success rates into this .png or .jpg.")] = None,
@@ -430,7 +430,7 @@ def embed(
     ],
     output: OutputFolder,
     what: Annotated[
-        str, typer.Option(help="What to compute: images, texts, or score, the cosine of each image and its text.")
+        str, typer.Option(help="Embeddings of images or texts, or score: the cosine of each image and its text.")
     ] = "images",
     image_column: ImageColumnOption = None,
     caption_column: CaptionColumnOption = None,

@@ -64,7 +64,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     there = list(rows[0]) if rows else []
     shown = list(columns or [name for name in _SHOWN if name in there][: 8 if "text" in there else 0] or there)
     if missing := [name for name in shown if rows and name not in there]:
-        raise ValueError(f"columns: there is no {missing[0]}; there are {', '.join(there)}")
+        raise ValueError(f"columns: no column {missing[0]}; the table has {', '.join(there)}")
     table = Table(show_lines=False)
     for name in shown:
         width = {"text": 48, "url": 36}.get(name, 14)

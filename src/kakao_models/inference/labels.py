@@ -125,9 +125,8 @@ def distinct_labels(labels: Iterable[str], name: str = "candidate_labels") -> tu
 
 
 def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:
-    """What a model can't tell about distinct labels: those of which its tokenizer knows no word, such as Korean or emoji in an
-    English vocabulary, and those that are the same to it, such as "Cat" and "cat" where it has no capital letters. A sentence
-    each, which names the labels.
+    """Problems that a model has with distinct labels, one sentence for each, which names the labels: its tokenizer knows no
+    word of them (Korean or emoji in an English vocabulary), or they are the same to it ("Cat" and "cat" without capitals).
     """
     unknown = embedder.inputs.unk_token_id
     rows = embedder.inputs.token_ids(list(labels), embedder.max_tokens)

@@ -124,7 +124,7 @@ def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
     if len(entries) == 1 and "error" in entries[0]:
         raise EngineError(entries[0]["error"])
     raise EngineError(
-        f"no engine gives this model's numbers here (expected cosine >= {MIN_COSINE} to the plain model in float32): "
+        f"no engine reproduces this model's outputs here (expected cosine >= {MIN_COSINE} to the plain model in float32): "
         f"{reasons}. engine='torch' with dtype='float32' always does"
     )
 

@@ -371,7 +371,7 @@ def _checked_size(size: dict[str, int], height: int, width: int) -> tuple[int, i
     resized = _resized(size, height, width, truncated=True)
     if resized[0] * resized[1] > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
         raise ValueError(
-            f"a picture of {width} x {height} becomes {resized[1]} x {resized[0]} at size {size}, more than {MAX_PIXELS} "
-            "pixels: give size as height and width, or leave this picture out"
+            f"an image of {width} x {height} becomes {resized[1]} x {resized[0]} at size {size}, more than {MAX_PIXELS} "
+            "pixels: give size as height and width, or leave this image out"
         )
     return resized

@@ -58,7 +58,7 @@ def center_box(height: int, width: int, crop_height: int, crop_width: int) -> Bo
 def _resize(image: np.ndarray, height: int, width: int, box: Box | None, taps: Callable) -> np.ndarray:
     """Weighted sums of rows, then of columns: (H, W, C) -> (h, w, C)."""
     if image.ndim != 3 or 0 in image.shape:
-        raise ValueError(f"a picture must be (height, width, channels) and not empty, got shape {image.shape}")
+        raise ValueError(f"an image must be (height, width, channels) and not empty, got shape {image.shape}")
     top, left, h, w = box = box or (0, 0, height, width)
     if min(h, w) < 1 or min(top, left) < 0 or top + h > height or left + w > width:
         raise ValueError(f"box {box} (top, left, height, width) does not lie in the {height} x {width} result")

@@ -61,7 +61,7 @@ def matches(source: str | os.PathLike) -> list[str]:
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     parts = [name[: braces.start()] + number + name[braces.end() :] for number in numbers]
     if absent := next((part for part in parts if not matches(part)), None):
-        raise NoSuchSource(f"{source}: there is no such file: {absent}")
+        raise NoSuchSource(f"{source}: no such file: {absent}")
     return [path for part in parts for path in matches(part)]
 
 
@@ -78,7 +78,7 @@ def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES
     if len(paths) == 1 and os.path.isdir(paths[0]):
         paths = files_in(paths[0], suffixes)
     if not paths and not os.path.isdir(source):
-        raise NoSuchSource(f"{source}: there is no such file or folder")
+        raise NoSuchSource(f"{source}: no such file or folder")
     if not paths:
         raise ValueError(f"{source}: this folder has no files of {', '.join(suffixes)}")
     one_suffix(paths, source, suffixes)

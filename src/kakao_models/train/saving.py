@@ -160,6 +160,6 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
             raise
         raise ValueError(
             f"{checkpoint} cannot be loaded ({type(error).__name__}: {str(error)[:200]}). Checkpoints get their name once "
-            "they are complete, so something has changed or lost a file since. Delete this folder, and the same command "
-            "goes on from the one before"
+            "they are complete, so a file was changed or lost since. Delete this folder and rerun the command: it "
+            "resumes from the checkpoint before"
         ) from error

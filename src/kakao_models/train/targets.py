@@ -31,7 +31,7 @@ def targeted_contrastive_loss(
     """
     if targets.shape != (len(image_embeds), len(text_embeds)):
         raise ValueError(
-            f"targeted_contrastive_loss: expected targets of {len(image_embeds)} pictures and {len(text_embeds)} texts, got "
+            f"targeted_contrastive_loss: expected targets of {len(image_embeds)} images and {len(text_embeds)} texts, got "
             f"{tuple(targets.shape)}"
         )
     dtype = torch.promote_types(image_embeds.dtype, torch.float32)
@@ -109,7 +109,7 @@ def cosine_loss(embeds: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """One minus the cosine of each embedding and the teacher's, (R, D) both; mean over samples."""
     if embeds.shape != teacher.shape:
         raise ValueError(
-            f"distill: loss 'cosine' needs a teacher of the model's width {embeds.shape[1]}, got {teacher.shape[1]}. "
+            f"distill: loss 'cosine' needs a teacher of the model's dimension {embeds.shape[1]}, got {teacher.shape[1]}. "
             "'relations' takes any"
         )
     return (1 - F.cosine_similarity(embeds, teacher.to(embeds.dtype))).mean()
