@@ -1,4 +1,4 @@
-"""The page of kakao-models as a Hugging Face Space."""
+"""Runs the demo page of kakao-models as a Hugging Face Space."""
 
 import tempfile
 from pathlib import Path

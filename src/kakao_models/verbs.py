@@ -161,7 +161,7 @@ def model_options(*omitted: str, **defaults: Any) -> Callable[[Callable], Callab
 
 
 def check_picture(path: Path | None) -> None:
-    """Refuses a --picture that could not be written, before the work is done."""
+    """Refuses a --picture path that cannot be written, before the work starts."""
     if path and (path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir()):
         raise typer.BadParameter(
             f"--picture {path}: expected a name that ends in .png or .jpg, in a folder that exists"
@@ -169,7 +169,7 @@ def check_picture(path: Path | None) -> None:
 
 
 def check_file(option: str, path: Path | None, *, standard: bool = False) -> None:
-    """Refuses a file that could not be written, before the work is done. `standard`: - is the standard output."""
+    """Refuses a file that cannot be written, before the work starts. `standard`: - is the standard output."""
     if path and str(path) == STANDARD:
         if not standard:
             raise typer.BadParameter(
@@ -255,7 +255,7 @@ def not_standard(path: Path | None) -> Path | None:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without the empty ones."""
+    """Drops empty options."""
     return {name: value for name, value in options.items() if value}
 
 

@@ -382,7 +382,7 @@ def download(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download the images of a table into tars that training reads; the same command goes on, and tries again.
+    """Download the images of a table into tars for training. Rerun the command to resume and to retry failures.
 
     A second run tries what failed in the first. Images that could not be downloaded are no error: they are in the report.
 
@@ -444,7 +444,7 @@ def embed(
     *,
     options: ModelOptions,
 ) -> None:
-    """Embed a table of any size into sharded Parquet; after any interruption the same command goes on.
+    """Embed a table of any size into sharded Parquet. If interrupted, rerun the command to resume.
 
     [b]Examples[/b]
 

@@ -1,4 +1,4 @@
-"""Reports on the failures of a download: a list of dead links, and a picture of success rates."""
+"""Reports on the failures of a download: a list of dead links, and a chart of success rates."""
 
 import csv
 from collections import Counter

@@ -84,7 +84,7 @@ def all_ranks(
 
 
 def _attempt(run: Callable[..., Any], world_size: int, rank: int) -> tuple[int, Any]:
-    """A ValueError is returned: it speaks of the input, which another attempt finds as it is."""
+    """Returns a ValueError instead of raising it: it is about the input, which a retry does not change."""
     try:
         return rank, run(rank=rank, world_size=world_size)
     except ValueError as error:

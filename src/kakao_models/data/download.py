@@ -1,4 +1,4 @@
-"""A table of addresses and texts → tars of pictures, in img2dataset's layout, resumable picture by picture.
+"""Downloads the images of a table of URLs and texts into tars, in img2dataset's layout, resumable image by image.
 
 Of each shard there are 00000.tar (the pictures that were downloaded), 00000.parquet (every row: what came of it) and
 00000_stats.json. A shard in work is a journal; it becomes these files when all its rows have been tried.

@@ -1,4 +1,4 @@
-"""The first rows of a table of image-text pairs: for the terminal, and as a page with pictures."""
+"""The first rows of a table of image-text pairs: for the terminal, and as a page with images."""
 
 import os
 import re
@@ -83,7 +83,7 @@ def contact_sheet(
     folder: Path | None = None,
     timeout: float = 10.0,
 ) -> tuple[str, int]:
-    """A page of HTML with each row's picture, text and other columns; and how many pictures could not be read.
+    """An HTML page with each row's image, text and other columns; and the number of unreadable images.
 
     Pictures are read as `load_image` reads them, made small and put into the page, which loads nothing from elsewhere.
 

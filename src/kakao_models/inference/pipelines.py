@@ -55,7 +55,7 @@ class ImagePipeline(ABC):
         return self.embedder.dtype
 
     def __call__(self, inputs: Any = None, *, images: Any = None, **arguments: Any) -> Any:
-        """Results for `inputs` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
+        """Results for `inputs` (also named `images`), with the other arguments of `run`; `None` leaves an argument unchanged."""
         inputs = images if inputs is None else inputs
         if inputs is None:
             raise TypeError(f"pipeline {self.task!r}: no images given")
@@ -121,7 +121,7 @@ class ZeroShotImageClassification(ImagePipeline):
     def __call__(
         self, image: Any = None, candidate_labels: Iterable[str] | None = None, *, images: Any = None, **arguments: Any
     ) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
-        """Results for `image` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
+        """Results for `image` (also named `images`), with the other arguments of `run`; `None` leaves an argument unchanged."""
         return super().__call__(image, images=images, candidate_labels=candidate_labels, **arguments)
 
     def run(

@@ -30,7 +30,7 @@ _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscr
 
 
 class EngineError(ValueError):
-    """An engine that can't be used here, or whose numbers are not the model's."""
+    """Raised for an engine that is not available here, or whose outputs differ from the model's."""
 
 
 def missing_package(engine: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Pictures from anywhere - path, bytes, array, PIL, URL - as upright 8-bit RGB, or one clear error."""
+"""Reads images from paths, bytes, arrays, PIL images and URLs as upright 8-bit RGB."""
 
 import base64
 import binascii
@@ -75,7 +75,7 @@ _UPRIGHT = {  # EXIF orientation -> transposition that makes the picture upright
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read: `source` names it, `reason` says why."""
+    """Raised for an image that cannot be read: `source` names it, `reason` says why."""
 
     def __init__(self, source: str, reason: str):
         super().__init__(source, reason)
@@ -95,7 +95,7 @@ def load_image(
     allow_private_addresses: bool = False,
     srgb: bool = False,
 ) -> Image.Image:
-    """Reads one picture as upright 8-bit RGB.
+    """Reads one image as upright 8-bit RGB.
 
     EXIF orientation is applied. Transparency is laid over white. 16-bit grey is scaled to 8 bits (of 16-bit colour
     PIL gives the upper byte), floating point must lie in 0..1. Of an animation, the first frame is taken.
@@ -183,7 +183,7 @@ def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addr
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of a picture's file as it is looked at, by its header.
+    """(width, height) of an image file after EXIF rotation, from its header.
 
     Raises:
         ImageError: it is no picture, or has more than `max_pixels`.
@@ -201,7 +201,7 @@ def _checked_size(picture: Image.Image, name: str, max_pixels: int) -> tuple[int
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All pictures under a folder, sorted: by suffix, or without one by their first bytes.
+    """All images under a folder, sorted; recognised by suffix, or without one by their first bytes.
 
     Hidden files and folders are left out. Images of formats that can't be read are counted and named in a warning.
     """

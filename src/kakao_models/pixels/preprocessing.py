@@ -1,4 +1,4 @@
-"""Turns a picture into the input of an image model, with numpy and PIL only.
+"""Turns an image into the input of an image model, with numpy and PIL only.
 
 The image processors that users name (`AlignImageProcessor`, `ViTImageProcessor`) add transformers' interface. Code that
 only runs a model does without transformers, whose import takes longer than everything else.
@@ -215,7 +215,7 @@ class Preprocessing:
         return self._values(self._like_hf(picture), scale)
 
     def pixel_values(self, picture: Image.Image, fractions: bool = False) -> np.ndarray:
-        """The model's input for a picture, float32 (3, height, width).
+        """The model's input for an image, float32 (3, height, width).
 
         Args:
             fractions: whether the picture came as numbers in 0..1; see `has_fractions` and `takes_bytes`.
@@ -223,7 +223,7 @@ class Preprocessing:
         return self._changed({})._prepared(picture, fractions)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
-        """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
+        """An image resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
         `preprocessing="hf"`: the originals' resizing does not round."""
         return np.ascontiguousarray(self._changed({})._like_hf(picture))
 

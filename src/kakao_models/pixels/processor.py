@@ -1,4 +1,4 @@
-"""The base of the image processors of ALIGN and ViT: one picture from anywhere in, one float32 array out."""
+"""The base of the image processors of ALIGN and ViT: one image from any source in, one float32 array out."""
 
 import os
 from contextlib import suppress
@@ -57,7 +57,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         BaseImageProcessor.__init__(self, **kwargs)
 
     def preprocess(self, images: Any, *, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
-        """Prepares one picture, or several: in a list, another iterable, or a 4-dimensional array.
+        """Prepares one image, or several: in a list, another iterable, or a 4-dimensional array.
 
         Args:
             images: whatever `load_image` reads, in any mixture and of any sizes. Whatever the type of their pixels,

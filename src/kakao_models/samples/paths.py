@@ -18,7 +18,7 @@ _OURS = ("manifest.json", "plan.json")  # files that `shard`, `download` and `em
 
 
 class NoSuchSource(FileNotFoundError, ValueError):
-    """There is no such file, folder or pattern."""
+    """Raised if a file or folder does not exist, or a pattern matches nothing."""
 
 
 def in_utf8(name: str) -> str:

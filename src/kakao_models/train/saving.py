@@ -75,7 +75,7 @@ class AtomicCheckpoints(Trainer):
         """transformers calls this while a checkpoint is unfinished; `_save_checkpoint` uploads it when it is complete."""
 
     def _push(self, checkpoint: Path) -> None:
-        """Uploads the model, and the checkpoint where `hub_strategy` wants it, unless the last upload is still running."""
+        """Uploads the model, and the checkpoint if `hub_strategy` asks for it, unless the last upload is still running."""
         running = self.is_world_process_zero() and self.push_in_progress and not self.push_in_progress.is_done()
         if running and not self.args.hub_always_push:
             return
