@@ -1,4 +1,4 @@
-"""Writes docs/parity.md: how far every model is from the recorded outputs of the original programs.
+"""Writes docs/parity.md: how far every model is from the recorded outputs of the original code.
 
 python docs/make_parity.py             # the small models, in every framework that is installed: a few minutes
 python docs/make_parity.py --full      # B7 and L/16 too: most of an hour, 12 GB of memory

@@ -366,7 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, ImportError, csv.Error) as error:
         _give_up(str(error))
     except RecursionError as error:
-        _give_up(f"a JSON or YAML file is nested deeper than anybody writes it ({error})")
+        _give_up(f"a JSON or YAML file is nested too deeply ({error})")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # PyTorch's, of a GPU
             raise
@@ -379,7 +379,7 @@ def _give_up(message: str) -> None:
 
 
 def _labels(labels: str | None, file: Path | None) -> list[str]:
-    """The labels of both options; what is there twice is merged by the pipeline, which says so."""
+    """The labels of both options; the pipeline merges duplicates with a warning."""
     if labels and Path(labels).suffix and os.path.isfile(labels):
         raise typer.BadParameter(f"--labels takes the labels themselves; for a file write --labels-file {labels}")
     names = [name.strip() for name in (labels or "").split(",")] + (lines_of(file) if file else [])

@@ -13,7 +13,7 @@ from kakao_models.demo.photos import bundled_photos
 
 SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" onload="document.title='run'"><script>document.title='run'</script></svg>"""
 HOSTILE = {
-    "bomb.png": (hostile.bomb(), "more than max_pixels"),
+    "bomb.png": (hostile.bomb(), "image too large"),
     "picture.svg": (SVG, "unsupported image format"),
     "empty.jpg": (b"", "empty (0 bytes)"),
     "text.png": (b"MZ this is no picture" * 9, "unsupported image format"),

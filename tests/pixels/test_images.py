@@ -172,7 +172,7 @@ def test_a_long_text_is_not_printed_and_a_long_file_not_read():
     with pytest.raises(ImageError) as error:
         load_image(text)
     assert len(str(error.value)) < 300 and "30022 characters" in str(error.value)
-    with pytest.raises(ImageError, match="more than max_bytes = 10"):
+    with pytest.raises(ImageError, match="(max_bytes = 10)"):
         load_image(io.BytesIO(bytes(11)), max_bytes=10)
     closed = io.BytesIO(b"x")
     closed.close()
@@ -527,7 +527,7 @@ for name, data in bombs.items():
             read(data)
             print(name, read.__name__, "was read")
         except ImageError as error:
-            if "more than max_pixels" not in str(error):
+            if "image too large" not in str(error):
                 print(name, read.__name__, error)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         if grown > 64:
@@ -567,11 +567,11 @@ PHOTO = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 6
         (encoded(Image.fromarray(RAMP), "PNG")[:50], "broken PNG header|cannot be decoded"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "broken PNG header"),
         (png_of_size(8, 8), "cannot be decoded"),
-        (png_of_size(2**31 - 1, 2**31 - 1), "more than max_pixels"),
+        (png_of_size(2**31 - 1, 2**31 - 1), "image too large"),
         (b"GIF89a\0\0", "broken GIF header"),
         (b"BM" + b"\xff" * 60, "broken BMP header"),
         (b"II*\0\xff\xff\xff\xff", "broken TIFF header|cannot be decoded"),
-        (b"P6 9999999999 9999999999 255\n", "broken PPM header|more than max_pixels"),
+        (b"P6 9999999999 9999999999 255\n", "broken PPM header|image too large"),
         (b"RIFF\xff\0\0\0WEBPVP8 nonsense", "broken WEBP header|cannot be decoded"),
     ],
 )
@@ -721,9 +721,9 @@ def test_download(server):
         ("/redirect?file:///etc/passwd", {}, "only http and https URLs"),
         ("/redirect?ftp://127.0.0.1/a.png", {}, "only http and https URLs"),
         ("/short", {}, "the connection closed after"),
-        ("/large", {}, r"response too large: 1000000000000 bytes \(max_bytes = 67108864\)"),
-        ("/endless", {"max_bytes": 10**6}, r"response too large \(max_bytes = 1000000\)"),
-        ("/a%20b.png", {"max_bytes": 10}, "more than max_bytes = 10"),
+        ("/large", {}, "response too large: 1000000000000 bytes (max_bytes = 67108864)"),
+        ("/endless", {"max_bytes": 10**6}, "response too large (max_bytes = 1000000)"),
+        ("/a%20b.png", {"max_bytes": 10}, "(max_bytes = 10)"),
         ("/slow", {"timeout": 0.3}, "no complete response within 0.3 s"),
         ("/silent", {"timeout": 0.3}, "no complete response within 0.3 s"),
     ],

@@ -45,7 +45,7 @@ class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
     """Prepares images for ALIGN: resizes them to 346 x 346 whatever their shape, crops the centre 289 x 289, scales to -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `EfficientNetImageProcessor`, with one field more:
-    `preprocessing="tf"` for the original program's own resizing (see `ImageProcessor`). Without arguments it is that
+    `preprocessing="tf"` for the original code's own resizing (see `ImageProcessor`). Without arguments it is that
     of the released models on the Hub.
     """
 

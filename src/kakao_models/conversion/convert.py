@@ -296,7 +296,7 @@ def convert_back(
     revision: str | None = None,
     key_layout: str = "model",
 ) -> list[verification.Stage]:
-    """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
+    """Writes the weights of a Hub folder as a checkpoint that the original code restores (`model.load_weights`).
 
     The checkpoint is read and verified against the folder, as `convert` does it, before it appears under its name.
 
@@ -312,7 +312,7 @@ def convert_back(
         The stages of the verification.
 
     Raises:
-        ValueError: the tensors are not those that config.json describes, or of a model that the original program does
+        ValueError: the tensors are not those that config.json describes, or of a model that the original code does
             not have.
         OSError: a file is missing, or the checkpoint already exists.
     """

@@ -1,5 +1,5 @@
 """A Hub folder of older transformers: ALIGN or ViT in any format of weights it had. Its tensors become those of
-`model.safetensors`, and are presented under the keys of the original programs, so that everything after is the same.
+`model.safetensors`, and are presented under the keys of the original code, so that all later steps are the same.
 
 The folder's config.json stays what it says. Nothing of a file is run.
 """

@@ -148,7 +148,7 @@ def stats(
     threads: Threads = None,
     spill: Spill = None,
 ) -> None:
-    """Distributions of every column, different URLs, images and texts; exact unless --sample is given.
+    """Show the distribution of every column, and count distinct URLs, images and texts; exact without --sample.
 
     [b]Example[/b]
 
@@ -384,7 +384,7 @@ def download(
 ) -> None:
     """Download the images of a table into tars for training. Rerun the command to resume and to retry failures.
 
-    A second run tries what failed in the first. Images that could not be downloaded are no error: they are in the report.
+    A second run retries the failures of the first. Failed downloads are not an error; they are listed in the report.
 
     [b]Example[/b]
 

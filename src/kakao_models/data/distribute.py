@@ -1,7 +1,7 @@
 """The ranks of a job as processes of this machine, or as tasks of a Spark or Ray cluster.
 
 A rank is what `--rank` of `--world-size` does by hand: it takes each world-size-th shard, finds by itself what is done, and
-writes into the job's folder, which all machines must see. So whoever repeats a rank that failed goes on where it ended.
+writes into the job's folder, which all machines must see. So a repeated rank resumes where it failed.
 """
 
 import functools

@@ -35,7 +35,7 @@ def read_hashes(file: str | Path) -> list[str]:
     column image_phash, imagehash or phash.
 
     Raises:
-        ValueError: one is not of 16 hexadecimal digits, a picture can't be read, or there are none.
+        ValueError: a hash that is not 16 hexadecimal digits, an unreadable image, or no hashes.
     """
     path = Path(file)
     if path.is_dir():

@@ -160,7 +160,7 @@ def check_templates(templates: str | Iterable[str], name: str = "hypothesis_temp
     """The templates.
 
     Raises:
-        ValueError: there are none, or one does not say where the label goes.
+        ValueError: no templates, or one without exactly one placeholder for the label.
     """
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     if not templates:

@@ -140,7 +140,7 @@ class ZeroShotImageClassification(ImagePipeline):
 
         Args:
             images: whatever `Embedder.images` takes.
-            candidate_labels: strings; the scores are a softmax over them. One that is there twice counts once; labels that
+            candidate_labels: strings; the scores are a softmax over them. Duplicates count once; labels that
                 the model can't read or tell apart are named in a warning.
             hypothesis_template: the sentence made of a label; of several, the embeddings are averaged.
             top_k: only that many labels.

@@ -78,7 +78,7 @@ def make_runner(
     except Exception:  # noqa: BLE001  each runtime has its own
         if folder is None:
             raise
-        return make(tower, what, size, uint8, dtype, folder)  # what was kept and can't be read is gone now
+        return make(tower, what, size, uint8, dtype, folder)  # the unreadable copy in the cache was removed
 
 
 class TorchRunner:

@@ -53,7 +53,7 @@ def choose(
             bfloat16, or, of ALIGN's images in OpenVINO, the early blocks in the one and the late ones in the other.
 
     Raises:
-        EngineError: what was asked for can't be had here, or its numbers are not the model's.
+        EngineError: the requested engine is not available here, or its outputs differ from the model's.
     """
     reference: dict[str, np.ndarray] = {}
     engine.checks = []

@@ -463,7 +463,7 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     file.seek(0)
     if starts_as_pointer(file.read(64)):
         raise ImageError(name, IS_POINTER)
-    raise ImageError(name, f"unsupported image format (supported: {', '.join(IMAGE_FORMATS)})")
+    raise ImageError(name, f"not an image, or an unsupported image format (supported: {', '.join(IMAGE_FORMATS)})")
 
 
 def _format_of(prefix: bytes) -> str | None:

@@ -29,7 +29,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     `preprocessing` chooses how:
 
     - "hf": what transformers does, to the same pixel: PIL's antialiased filters, rounded to integers.
-    - "tf": what the original programs do: `tf.image.resize` without antialiasing and without rounding. `resample` is
+    - "tf": as in the original code: `tf.image.resize` without antialiasing and without rounding. `resample` is
       PIL's BILINEAR (2) for bilinear, or BOX (4) for the area method.
 
     A file without the field is "hf". transformers loads a model's folder with "tf" too, with its own class, which knows only

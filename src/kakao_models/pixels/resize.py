@@ -1,4 +1,4 @@
-"""The two ways the original programs resize, in numpy: bilinear without antialiasing, and area averages.
+"""The two resizing methods of the original code, in numpy: bilinear without antialiasing, and area averages.
 
 Both are those of `tf.image.resize`, whose pixel centres lie at one half; neither rounds, so the result is float32 in
 the range of the input. PIL's filters of the same names are other functions: its bilinear widens with the reduction
@@ -39,7 +39,7 @@ def resize_area(image: np.ndarray, height: int, width: int, box: Box | None = No
 def shorter_side_to(size: int, height: int, width: int) -> tuple[int, int]:
     """The (height, width) whose shorter side is `size`, at the same aspect ratio.
 
-    The longer side is computed in float32 and rounded half to even, as in the original program of the pretraining.
+    The longer side is computed in float32 and rounded half to even, as in the original pretraining code.
     """
     ratio = np.float32(size) / np.float32(min(height, width))
     return int(np.round(np.float32(height) * ratio)), int(np.round(np.float32(width) * ratio))

@@ -39,7 +39,7 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     """Raises:
-    ValueError: it is no JSON object.
+    ValueError: it is not a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

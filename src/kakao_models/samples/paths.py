@@ -72,7 +72,7 @@ def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES
     .tar with .parquet and _stats.json of the same name, as img2dataset writes it, is one of tars.
 
     Raises:
-        ValueError: there are none, they are of several kinds, or one is a Git LFS pointer.
+        ValueError: no files, files of several formats, or a Git LFS pointer.
     """
     paths = matches(source)
     if len(paths) == 1 and os.path.isdir(paths[0]):

@@ -172,7 +172,7 @@ def join_columns(table: ir.Table, other: ir.Table) -> ir.Table:
     """The table with the columns that only `other` has, by id; null where it has no such id.
 
     Raises:
-        ValueError: one has no id, or an id of `other` is there twice.
+        ValueError: a table without ids, or a duplicate id in `other`.
     """
     require(table, ("id",), "join")
     require(other, ("id",), "join")

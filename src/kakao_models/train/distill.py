@@ -102,7 +102,7 @@ def read_embeddings(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """The vectors of a folder of `kakao-models data embed`, or of any .parquet with `id` and `embedding`, by id.
 
     Raises:
-        ValueError: there is no such file, it lacks a column, or an id is in it twice.
+        ValueError: no such file, a missing column, or a duplicate id.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
