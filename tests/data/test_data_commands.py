@@ -94,7 +94,7 @@ def test_scores_are_joined_by_id(command, table, tmp_path):
 
 def test_stats_and_preview(command, table, tmp_path):
     code, out, err = command("stats", table, "--picture", tmp_path / "s.png", "-o", tmp_path / "s.json")
-    assert code == 0 and "different text" in out and (tmp_path / "s.png").stat().st_size > 10_000
+    assert code == 0 and "distinct text" in out and (tmp_path / "s.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "s.json").read_text())["exact"] is True
     code, out, err = command("preview", table, "-n", 3, "--json")
     assert code == 0 and len(json.loads(out)["rows"]) == 3

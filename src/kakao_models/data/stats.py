@@ -62,7 +62,7 @@ class Stats:
             lines.append(f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
         lines.append("")
         for name, count in self.unique.items():
-            lines.append(f"different {name}: {count:,} ({count / max(self.rows, 1):.2%})")
+            lines.append(f"distinct {name}: {count:,} ({count / max(self.rows, 1):.2%})")
         if self.sampled is not None and self.unique:
             lines.append("In a sample the distinct share is higher than in the whole table: duplicates lie far apart.")
         if self.findings:
