@@ -34,7 +34,6 @@ BANNED = {
     "is said to have": "has ... according to its header",
     "the model wants": "the model expects",
     "what is not there": "not supported",
-    "which engine for": "choosing an engine",
 }
 
 
