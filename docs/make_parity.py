@@ -1,4 +1,4 @@
-"""Writes docs/parity.md: how far every model is from the recorded outputs of the original programs.
+"""Writes docs/parity.md: how far every model is from the recorded outputs of the original code.
 
 python docs/make_parity.py             # the small models, in every framework that is installed: a few minutes
 python docs/make_parity.py --full      # B7 and L/16 too: most of an hour, 12 GB of memory
@@ -42,13 +42,13 @@ WHAT = {
 }
 HEAD = """# Parity
 
-Largest absolute difference from the recorded outputs of the original programs (TensorFlow 2.4.1 for ALIGN, 2.8.0 for ViT), on
-weights that are random everywhere. Written by `python docs/make_parity.py` (`--full`: B7 and L/16 too); the tests hold every model to the limits of
+Largest absolute difference from the recorded outputs of the original code (TensorFlow 2.4.1 for ALIGN, 2.8.0 for ViT), with fully
+randomised weights. Written by `python docs/make_parity.py` (`--full`: also B7 and L/16). The tests check every model against the limits of
 `tests/tolerances.py`, block by block.
 
-In float64 what is left of ALIGN comes from two constants that the original rounds to float32, 1/127.5 and the root of 2; with
-these put in, the difference is below 1e-9 (`test_golden_float64_with_the_original_s_float32_constants`). The last column is the
-largest difference from our PyTorch model on the same inputs, over all of these outputs.
+In float64 the remaining difference of ALIGN comes from two constants that the original rounds to float32, 1/127.5 and the root of 2.
+With these constants, the difference is below 1e-9 (`test_golden_float64_with_the_original_s_float32_constants`). The last column is the
+largest difference from our PyTorch model on the same inputs, over all outputs.
 
 | model | framework | precision | image features | text features | logits | from PyTorch |
 |---|---|---|---|---|---|---|

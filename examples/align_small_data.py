@@ -5,7 +5,7 @@
 # kakao-models = { path = "..", editable = true }
 # ///
 
-"""Writes what align_small.yaml trains on: labelled photographs with captions, a smaller MiniLM, and the teachers' answers.
+"""Writes the inputs of align_small.yaml: labelled photographs with captions, a smaller MiniLM, and the teachers' outputs.
 
     python examples/align_small_data.py --flickr8k flickr8k/train.parquet --caltech101 caltech101/train.parquet \
         --cifar10 cifar10/train.parquet --lite efficientnet-lite0.pth efficientnet-lite2.pth --minilm all-MiniLM-L6-v2 \
@@ -77,7 +77,7 @@ def prompts(name: str) -> list[str]:
 
 
 def with_keyword(captions: list[str]) -> list[str]:
-    """With the word that is in most of the captions, as people search by words, if it is in three of them."""
+    """Adds the most frequent word of the captions as a caption, if three of them have it, because people search by words."""
     words = Counter(word for text in captions for word in set(re.findall("[a-z]+", text.lower())) - STOP)
     best, count = min(words.items(), key=lambda item: (-item[1], item[0]), default=("", 0))
     return [*captions, best] if count >= 3 else captions
@@ -96,7 +96,7 @@ def labelled(path: str) -> pa.Table:
 
 
 def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Every `HELD_OUT`-th photograph of each class is in the second table."""
+    """Two tables; the second one has every `HELD_OUT`-th photograph of each class."""
     seen, kept, held_out = defaultdict(int), [], []
     for row, name in enumerate(table["label_name"].to_pylist()):
         seen[name] += 1
@@ -105,7 +105,7 @@ def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def bytes_of(row: Any) -> bytes:
-    """The file of a row of a column `image`."""
+    """The bytes of the file in a row of a column `image`."""
     return row["bytes"] if isinstance(row, dict) else row
 
 
@@ -132,7 +132,7 @@ class SentenceTeacher:
 
 
 def pass_features(model: AlignModel) -> None:
-    """Makes the last matrix of the image tower the unit matrix, so that image embeddings are what it reads."""
+    """Makes the last matrix of the image tower the unit matrix, so that image embeddings are its input."""
     last = model.vision_model.encoder.blocks[-1].projection
     torch.nn.init.dirac_(last.project_conv.weight)
     norm = last.project_bn
@@ -183,16 +183,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flickr8k", required=True, help="Parquet of captioned photographs")
     parser.add_argument(
-        "--caltech101", required=True, help="Parquet of labelled photographs, of which a part is held out"
+        "--caltech101", required=True, help="Parquet of labelled photographs; a part of them is held out"
     )
     parser.add_argument("--cifar10", required=True, help="Parquet of labelled photographs")
     parser.add_argument(
-        "--lite", nargs="+", required=True, help="state dicts of EfficientNet-Lite: teachers of classes"
+        "--lite", nargs="+", required=True, help="state dicts of EfficientNet-Lite, the teachers of class labels"
     )
-    parser.add_argument("--minilm", required=True, help="folder of all-MiniLM-L6-v2: teacher of sentences")
+    parser.add_argument(
+        "--minilm", required=True, help="folder of all-MiniLM-L6-v2, the teacher of sentence embeddings"
+    )
     parser.add_argument("--classes", required=True, help="file with the 1,000 ImageNet class names, one per line")
     parser.add_argument("--engine", help="engine of `Embedder` for the EfficientNets, such as openvino")
-    parser.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
+    parser.add_argument("--output", type=Path, required=True, help="output folder")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
 

@@ -42,7 +42,7 @@ FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer
 
 
 def averaged(start: Path, run: Path, share: float) -> dict[str, torch.Tensor]:
-    """Weights between those of two folders; `share` is of `run`."""
+    """Interpolated weights of two folders; `share` is the weight of `run`."""
     first, last = load_file(start / "model.safetensors"), load_file(run / "model.safetensors")
     return {key: first[key].lerp(value, share) if value.is_floating_point() else value for key, value in last.items()}
 
@@ -57,7 +57,7 @@ def last_matrix(model: AlignModel) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def feature_embedder(model: AlignModel, processor: AlignProcessor, engine: str | None) -> Embedder:
-    """Gives what the last matrix reads, (N, 1280), as embeddings of images."""
+    """Returns the inputs of the last matrix, (N, 1280), as image embeddings."""
     config = copy.deepcopy(model.config)
     width = last_matrix(model)[0].shape[1]
     config.projection_dim = config.vision_config.hidden_dim = config.vision_config.out_channels[-1] = width
@@ -158,9 +158,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that align_small_data.py wrote")
     parser.add_argument("--start", type=Path, required=True, help="folder that align_small_start.py wrote")
     parser.add_argument("--run", type=Path, required=True, help="output of the training")
-    parser.add_argument(
-        "--share", type=float, default=0.5, help="share of the training's end in the mean of the weights"
-    )
+    parser.add_argument("--share", type=float, default=0.5, help="weight of the trained model in the average")
     parser.add_argument("--classes", required=True, help="file with the 1,000 ImageNet class names, one per line")
     parser.add_argument("--engine", help="engine of `Embedder` for the features, such as openvino")
     parser.add_argument("--steps", type=int, default=300)

@@ -5,7 +5,7 @@
 # kakao-models = { path = "..", editable = true }
 # ///
 
-"""Joins EfficientNet-Lite0 and four layers of MiniLM: what align_small.yaml starts from.
+"""Joins EfficientNet-Lite0 and four layers of MiniLM into the model that align_small.yaml starts from.
 
     python examples/align_small_start.py --data align-small-data --lite efficientnet-lite0.pth --minilm all-MiniLM-L6-v2 \
         --classes imagenet.txt --output align-small-start
@@ -42,7 +42,7 @@ def features_of_texts(model: AlignModel, tokenizer, texts: list[str]) -> torch.T
 
 
 def teach_texts(model: AlignModel, tokenizer, teacher: dict[str, np.ndarray], epochs: int, batch: int = 128) -> None:
-    """The text tower learns the teacher's embedding of each text, by their cosine."""
+    """Trains the text tower to give the teacher's embedding of each text, with a cosine loss."""
     texts, random = sorted(teacher), np.random.default_rng(0)
     parameters = [*model.text_model.parameters(), *model.text_projection.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=5e-4, betas=(0.9, 0.98), weight_decay=0.01)
@@ -163,8 +163,8 @@ def main() -> None:
     parser.add_argument("--minilm", required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--classes", required=True, help="file with the 1,000 ImageNet class names, one per line")
     parser.add_argument("--engine", help="engine of `Embedder` for the EfficientNet, such as openvino")
-    parser.add_argument("--epochs", type=int, default=3, help="of the texts")
-    parser.add_argument("--steps", type=int, default=1000, help="of the matrix")
+    parser.add_argument("--epochs", type=int, default=3, help="number of epochs over the texts")
+    parser.add_argument("--steps", type=int, default=1000, help="number of training steps of the matrix")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
     args = parser.parse_args()
     torch.manual_seed(0)

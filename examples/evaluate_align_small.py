@@ -5,7 +5,7 @@
 # kakao-models = { path = "..", editable = true }
 # ///
 
-"""Measures `align-small` for its model card: every figure there comes from the files that this writes.
+"""Evaluates `align-small` for its model card: every figure in the card comes from the files that this script writes.
 
     python examples/evaluate_align_small.py --dev flickr8k/dev.parquet --train cifar10/train.parquet \
         --test cifar10/test.parquet --held-out align-small-data/held_out.parquet --imagenet imagenet.txt \
@@ -52,16 +52,14 @@ STYLES = {"plain": "{}", "with an article": "{a}", "a photo of": "a photo of {a}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dev", required=True, help="captioned photographs with a column `concept`")
-    parser.add_argument(
-        "--train", required=True, help="labelled photographs: neighbours and linear probe learn from them"
-    )
-    parser.add_argument("--test", required=True, help="labelled photographs to measure on")
-    parser.add_argument("--held-out", required=True, help="photographs of Caltech-101 that were not trained on")
+    parser.add_argument("--train", required=True, help="labelled photographs to train kNN and linear probe")
+    parser.add_argument("--test", required=True, help="labelled photographs to test on")
+    parser.add_argument("--held-out", required=True, help="photographs of Caltech-101 that were held out of training")
     parser.add_argument("--imagenet", required=True, help="file with the 1,000 ImageNet class names, one per line")
     parser.add_argument("--model", default="align-small")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--card", type=Path, help="model card whose figures are filled in")
-    parser.add_argument("--cache", type=Path, help="keep embeddings here, for the next time")
+    parser.add_argument("--card", type=Path, help="model card to fill with the figures")
+    parser.add_argument("--cache", type=Path, help="folder that caches embeddings")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         evaluate(args, args.cache or Path(folder))
@@ -132,14 +130,14 @@ def grey(image: Image.Image) -> Image.Image:
 
 
 def wide(image: Image.Image) -> Image.Image:
-    """The middle, twice as wide as high."""
+    """Crops the centre of an image, twice as wide as high."""
     height = min(image.height, image.width // 2)
     top = (image.height - height) // 2
     return image.crop((0, top, image.width, top + height))
 
 
 def of_photographs(embedder: Embedder) -> dict:
-    """What the photographs inside the package are called, and which come first for a query."""
+    """Predicted labels of the photographs inside the package, and the first results of each query."""
     names = list(GOALS["nouns"])
     photographs = [Image.open(BUNDLED / name) for name in names]
     images = embedder.images(photographs, normalize=True)

@@ -5,7 +5,7 @@
 # kakao-models = { path = "..", editable = true }
 # ///
 
-"""Fine-tunes ALIGN on your own images and captions with Keras' `fit`, and says how well captions are found afterwards.
+"""Fine-tunes ALIGN on your own images and captions with Keras' `fit`, and prints the caption recall afterwards.
 
     pip install 'kakao-models[tensorflow]' pyarrow
     python examples/finetune_align_keras.py --train train.parquet --dev dev.parquet --model align-small \
@@ -18,7 +18,7 @@ Metric: R@10, the share of images one of whose captions is among the ten nearest
 Measured: 12 steps of 64 from align-small at the default rate, on Flickr8k at 112 pixels: 40 seconds of processor time, with
 compiling and both evaluations; R@10 of 200 images of its dev set went from 0.440 to 0.435. align-small was trained on the
 same training images, so this checks that a few steps do no harm, no more.
-With several GPUs the same command trains on all of them (`tf.distribute.MirroredStrategy`), with every text of the
+With several GPUs, the same command trains on all of them (`tf.distribute.MirroredStrategy`), with every text of the
 global batch as a negative.
 """
 
@@ -51,7 +51,7 @@ def read(path: str, limit: int | None) -> tuple[list[bytes], list[list[str]]]:
 
 
 def batches(images: list[bytes], captions: list[list[str]], processor, size: int, seed: int) -> Iterator[dict]:
-    """Endless shuffled batches, with a caption of each image by lot, as `TFAlignModel.fit` takes them."""
+    """Endless shuffled batches for `TFAlignModel.fit`, with a random caption for each image."""
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(len(images))
@@ -81,7 +81,9 @@ def main() -> None:
     parser.add_argument("--dev", required=True)
     parser.add_argument("--model", default="align-small", help="a Hub id, a folder, or align-small")
     parser.add_argument("--output", required=True, help="folder for the fine-tuned model")
-    parser.add_argument("--batch-size", type=int, default=64, help="of all devices together; a multiple of 16 for each")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="total batch size of all devices; a multiple of 16 per device"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--limit", type=int, help="use only the first rows of each file")

@@ -5,7 +5,7 @@
 # kakao-models = { path = "..", editable = true }
 # ///
 
-"""ALIGN pretrained in JAX, data-parallel: every text of every device is a negative, on CPUs, GPUs and TPU pods alike.
+"""Pretrains ALIGN in JAX with data parallelism: every text of every device is a negative, on CPUs, GPUs and TPU pods alike.
 
 Here, eight simulated devices of one processor, with captions of the shards' own (columns `image`: encoded bytes or a
 struct with `bytes`; and `text`, `caption` or `captions`: a string or a list of them):
@@ -14,18 +14,17 @@ struct with `bytes`; and `text`, `caption` or `captions`: a string or a list of 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/pretrain_align_flax.py \\
         --data 'shards/*.parquet' --init align-small --steps 20 --batch-size 128
 
-On a TPU pod, the same command on every host, with --distributed, fresh weights of the released size and the released
+On a TPU pod, run the same command on every host, with --distributed, random weights of the released size and the released
 processor:
 
     python examples/pretrain_align_flax.py --data 'gs-mount/coyo/*.parquet' --init kakaobrain/align-base --size base \\
         --distributed --batch-size 65536 --steps 300000 --warmup-steps 40000 --learning-rate 2e-3 --checkpointing --output runs/coyo
 
-Printed: the loss of the global batch, which chance puts at 2 ln(batch size). Measured: 4 steps of 32 from align-small on
-two simulated devices took 46 seconds of processor time, most of it for compiling; that shows that the machinery runs, and
-no more. The released model took 512 TPU v3 cores; its metric is zero-shot accuracy on ImageNet.
+The script prints the loss of the global batch; chance level is 2 ln(batch size). As a smoke test, 4 steps of batch size 32 from
+align-small on two simulated devices took 46 seconds of CPU time, most of it for compiling. The released model took 512 TPU v3 cores; its metric is zero-shot accuracy on ImageNet.
 
-How it works: `jax.shard_map` gives each device its own rows. Ghost batches of 16 are normalised where they are, as in the
-original program; embeddings are gathered by collectives (`train.loss_flax`); gradients are summed over devices by
+How it works: `jax.shard_map` gives each device its own rows. Ghost batches of 16 are normalised on their device, as in the
+original code; embeddings are gathered by collectives (`train.loss_flax`); gradients are summed over devices by
 `jax.grad` itself, and running statistics averaged.
 """
 
@@ -56,7 +55,7 @@ CAPTIONS = ("text", "caption", "captions")
 
 
 def make_step(graph, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, label_smoothing: float):
-    """The compiled step: (parameters, rest, optimizer state, batch, number) → the first three anew, and the loss."""
+    """The compiled step: (parameters, rest, optimizer state, batch, number) → the first three updated, and the loss."""
 
     def loss_of(parameters, rest, batch: dict, number: jax.Array):
         model = nnx.merge(graph, parameters, rest, copy=True)
@@ -87,8 +86,8 @@ def make_step(graph, optimizer: optax.GradientTransformation, mesh: jax.sharding
 
 
 def batches(pattern: str, processor: AlignProcessor, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of this host's share of the shards, over and over, one running into the next; where a row has several
-    captions, each pass takes another."""
+    """Batches of this host's share of the shards, repeated endlessly; if a row has several captions, each pass takes
+    another one."""
     files = sorted(glob.glob(pattern))
     own = files[jax.process_index() :: jax.process_count()]
     if not own:
@@ -126,16 +125,20 @@ def batches(pattern: str, processor: AlignProcessor, size: int) -> Iterator[dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="parquet files, a pattern")
+    parser.add_argument("--data", required=True, help="Parquet files, as a pattern")
     parser.add_argument("--init", default="align-small", help="a checkpoint: weights and processor")
-    parser.add_argument("--size", choices=("mini", "base", "large"), help="fresh weights, only the processor of --init")
-    parser.add_argument("--batch-size", type=int, default=128, help="of all devices together")
+    parser.add_argument(
+        "--size",
+        choices=("mini", "base", "large"),
+        help="start from random weights of this size, with the processor of --init",
+    )
+    parser.add_argument("--batch-size", type=int, default=128, help="total batch size of all devices")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup-steps", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--checkpointing", action="store_true", help="compute activations again in backward")
-    parser.add_argument("--distributed", action="store_true", help="several hosts: jax.distributed")
-    parser.add_argument("--output", help="a folder for the trained checkpoint")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument("--distributed", action="store_true", help="train on several hosts with jax.distributed")
+    parser.add_argument("--output", help="folder for the trained checkpoint")
     options = parser.parse_args()
     if options.distributed:
         jax.distributed.initialize()

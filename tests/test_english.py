@@ -21,6 +21,19 @@ BANNED = {
     "for whom": "the use case",
     "what it takes": "performance",
     "nothing could be done": "the command failed",
+    "of a kind that is read": "unsupported image format",
+    "are no error": "are not an error",
+    "be had": "is not available",
+    "different urls": "distinct URLs",
+    "doubles": "duplicates",
+    "goes on where": "resumes where",
+    "nested deeper": "nested too deeply",
+    "processor time": "CPU time",
+    "on processors": "on CPUs",
+    "seeing it run": "logging and evaluation",
+    "is said to have": "has ... according to its header",
+    "the model wants": "the model expects",
+    "what is not there": "not supported",
 }
 
 

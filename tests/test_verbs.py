@@ -82,7 +82,7 @@ def test_an_input_that_is_not_there_is_said_before_a_model_is_asked_for(verb, hu
     (tmp_path / "photos.csv").write_text("path,label\n")
     code, out, err = command(*verb.split(), *ABSENT[verb], "--model", "someone/absent")
     absent = next(part.partition("=")[2] or part for part in ABSENT[verb] if "absent" in part)
-    assert (code, out, err) == (2, "", f"kakao-models: {absent}: there is no such file or folder\n")
+    assert (code, out, err) == (2, "", f"kakao-models: {absent}: no such file or folder\n")
     assert not hub.requests and sorted(tmp_path.iterdir()) == [tmp_path / "photos.csv"]
 
 

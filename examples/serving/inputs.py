@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 
 
 def sheet(folder) -> dict:
-    """export.json of an export."""
+    """The content of an export's export.json."""
     return json.loads(Path(folder, "export.json").read_text(encoding="utf-8"))
 
 
 def pictures(folder, files) -> np.ndarray:
-    """(B, H, W, 3) uint8, for an export made with `--input uint8`: upright, resized and cropped as the model's own
-    preprocessing does."""
+    """(B, H, W, 3) uint8, for an export made with `--input uint8`: upright, resized and cropped like the model's own
+    preprocessing."""
     about = sheet(folder)
     if about["input"] != "uint8":
         raise SystemExit(f"{folder} takes images as {about['input']}; export it with --input uint8")
@@ -41,7 +41,7 @@ def pictures(folder, files) -> np.ndarray:
 
 
 def tokens(folder, texts) -> dict[str, np.ndarray]:
-    """`input_ids` and `attention_mask`, (B, L), of the type the export wants."""
+    """`input_ids` and `attention_mask`, (B, L), in the dtype that the export expects."""
     about = sheet(folder)
     tokenizer = Tokenizer.from_file(str(Path(folder, about["tokenizer"]["file"])))
     tokenizer.enable_truncation(about["tokenizer"]["max_tokens"])
@@ -55,7 +55,7 @@ def tokens(folder, texts) -> dict[str, np.ndarray]:
 
 
 def scores(folder, image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
-    """(images, texts): how well each text fits, adding up to 1 for each image."""
+    """(images, texts): probabilities of the texts; they sum to 1 for each image."""
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (image_features, text_features)]
     logits = unit[0] @ unit[1].T / sheet(folder)["temperature"]
     powers = np.exp(logits - logits.max(1, keepdims=True))

@@ -3,7 +3,7 @@
 # dependencies = ["numpy", "onnxruntime", "pillow", "tokenizers"]
 # ///
 
-"""Zero-shot classification with ONNX Runtime: neither PyTorch nor this package is needed.
+"""Zero-shot classification with ONNX Runtime, without PyTorch and without this package.
 
 kakao-models export align-small --to onnx --input uint8 -o align-onnx
 pip install onnxruntime tokenizers pillow numpy

@@ -3,14 +3,14 @@
 # dependencies = ["numpy", "pillow", "tokenizers"]
 # ///
 
-"""Zero-shot classification through OpenVINO Model Server, by the KServe protocol.
+"""Zero-shot classification through OpenVINO Model Server, with the KServe protocol.
 
     kakao-models export align-small --to openvino --input uint8 -o align-ov
     docker run --rm -p 8000:8000 -v "$PWD/align-ov:/models" openvino/model_server \\
         --config_path /models/config.json --rest_port 8000
     python examples/serving/openvino_model_server.py align-ov "a cat,two dogs,mountains" src/kakao_models/photos/*.jpg
 
-The folder is a repository as the server wants it: config.json names the models `image` and `text`, each with its version
+The folder is a model repository for the server: config.json names the models `image` and `text`, each with its version
 1/model.xml; mount it as /models, which is where config.json says they are.
 """
 

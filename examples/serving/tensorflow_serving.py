@@ -10,7 +10,7 @@
     python examples/serving/tensorflow_serving.py align-tf "a cat,two dogs,mountains" src/kakao_models/photos/*.jpg
 
 The folder is a model's folder as the server wants it: the version is its subfolder 1/, everything else is ignored. For a
-new version export again and move its 1/ here as 2/; the server takes it up by itself.
+new version export again and move its 1/ here as 2/; the server loads it automatically.
 """
 
 import json

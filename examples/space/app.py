@@ -5,7 +5,7 @@
 # kakao-models = { path = "../..", editable = true }
 # ///
 
-"""The page of kakao-models as a Hugging Face Space."""
+"""Runs the demo page of kakao-models as a Hugging Face Space."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kakao Brain's ALIGN and COYO-ViT in PyTorch, TensorFlow and Flax, and what people do with such models.
+"""Kakao Brain's ALIGN and COYO-ViT in PyTorch, TensorFlow and Flax, and tools to use, evaluate and train them.
 
 Importing this package imports no framework: every public name is loaded on first use (PEP 562).
 """

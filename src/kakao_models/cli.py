@@ -103,7 +103,7 @@ def classify(
     if not names and labels:
         raise typer.BadParameter(f"--labels {labels!r} has no label: expected labels separated by commas")
     if not names and options.model == DEFAULT_MODEL:
-        raise typer.BadParameter("say which labels to choose from, by --labels a,b,c or --labels-file")
+        raise typer.BadParameter("ALIGN models need labels: --labels a,b,c or --labels-file FILE")
     check_picture(picture)
     check_images(images)
     sources = _expanded(images)
@@ -175,7 +175,7 @@ def embed(
         raise typer.BadParameter("--json and -o - both write to standard output: leave one out")
     sentences, sources, images = _texts_and_images(inputs or [], text or [], texts_file)
     if bool(sentences) == bool(sources):
-        raise typer.BadParameter("give images or texts, and not both in one file")
+        raise typer.BadParameter("give images or texts; one file cannot hold both")
     import numpy as np
 
     from kakao_models.inference.output import check_format, write_embeddings
@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, ImportError, csv.Error) as error:
         _give_up(str(error))
     except RecursionError as error:
-        _give_up(f"a JSON or YAML file is nested deeper than anybody writes it ({error})")
+        _give_up(f"a JSON or YAML file is nested too deeply ({error})")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # PyTorch's, of a GPU
             raise
@@ -391,7 +391,7 @@ def _give_up(message: str) -> None:
 
 
 def _labels(labels: str | None, file: Path | None) -> list[str]:
-    """The labels of both options; what is there twice is merged by the pipeline, which says so."""
+    """The labels of both options; the pipeline merges duplicates with a warning."""
     if labels and Path(labels).suffix and os.path.isfile(labels):
         raise typer.BadParameter(f"--labels takes the labels themselves; for a file write --labels-file {labels}")
     names = [name.strip() for name in (labels or "").split(",")] + (lines_of(file) if file else [])

@@ -176,7 +176,7 @@ def model_options(*omitted: str, **defaults: Any) -> Callable[[Callable], Callab
 
 
 def check_picture(path: Path | None) -> None:
-    """Refuses a --picture that could not be written, before the work is done."""
+    """Refuses a --picture path that cannot be written, before the work starts."""
     if path and (path.suffix.lower() not in (".png", ".jpg", ".jpeg") or not path.parent.is_dir()):
         raise typer.BadParameter(
             f"--picture {path}: expected a name that ends in .png or .jpg, in a folder that exists"
@@ -184,7 +184,7 @@ def check_picture(path: Path | None) -> None:
 
 
 def check_file(option: str, path: Path | None, *, standard: bool = False) -> None:
-    """Refuses a file that could not be written, before the work is done. `standard`: - is the standard output."""
+    """Refuses a file that cannot be written, before the work starts. `standard`: - is the standard output."""
     if path and str(path) == STANDARD:
         if not standard:
             raise typer.BadParameter(
@@ -213,7 +213,7 @@ def check_images(images: list[str], *, all_needed: bool = False) -> None:
         and not (is_address(name) or os.path.exists(name) or is_image_text(name))
     ]
     if absent and (all_needed or len(absent) == len(images)):
-        raise FileNotFoundError(f"{', '.join(name[:200] for name in absent[:3])}: there is no such file or folder")
+        raise FileNotFoundError(f"{', '.join(name[:200] for name in absent[:3])}: no such file or folder")
 
 
 def standard_input() -> bytes:
@@ -259,7 +259,7 @@ def check_sources(*sources: str) -> None:
 
     for source in sources:
         if not (is_hub(source) or matches(source)):
-            raise NoSuchSource(f"{source}: there is no such file or folder")
+            raise NoSuchSource(f"{source}: no such file or folder")
 
 
 def not_standard(path: Path | None) -> Path | None:
@@ -270,7 +270,7 @@ def not_standard(path: Path | None) -> Path | None:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without the empty ones."""
+    """Drops empty options."""
     return {name: value for name, value in options.items() if value}
 
 

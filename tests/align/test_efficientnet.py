@@ -141,7 +141,7 @@ def test_every_lite_size_is_recognised(size):
             {"_blocks.3._bn9.bias": torch.zeros(3), "_conv_stem.weight": None},
             "expected _conv_stem.weight or conv_stem.weight",
         ),
-        ({"_conv_stem.weight": torch.zeros(16, 3, 3, 3)}, "is no EfficientNet: its stem has 16 channels"),
+        ({"_conv_stem.weight": torch.zeros(16, 3, 3, 3)}, "is not an EfficientNet: its stem has 16 channels"),
         ({"_bn0.weight": torch.zeros(3, 2)}, r"_bn0.weight: got shape \(3, 2\)"),
     ],
 )

@@ -165,7 +165,7 @@ def test_pickled_weights_load_and_code_in_them_does_not(ours, tmp_path):
         (lambda state: state.update({"extra.weight": torch.zeros(3)}), "unknown extra.weight"),
         (
             lambda state: state.update({"text_projection.weight": torch.zeros(3, 4)}),
-            r"text_projection.weight: the file has \(3, 4\), the model wants \(160, 64\)",
+            r"text_projection.weight: the file has \(3, 4\), the model expects \(160, 64\)",
         ),
     ],
 )

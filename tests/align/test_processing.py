@@ -247,7 +247,7 @@ def test_fields_can_be_changed_for_one_call():
         (
             lambda i: AlignImageProcessor(do_resize=False, do_center_crop=False)([i, i[1:]], return_tensors="np"),
             ValueError,
-            "different sizes .*do not stack",
+            "different sizes .*cannot be stacked",
         ),
     ],
 )
@@ -363,7 +363,7 @@ def test_options_by_modality_as_in_transformers_5(processor):
 @pytest.mark.parametrize("texts", ["two dogs", ["two dogs", "a cat"], ("a cat",)])
 def test_texts_in_place_of_images_are_told_their_name(texts, processor):
     with pytest.raises(
-        ValueError, match=r"is no image: neither a file nor a URL. Texts go by name: write text=\[...\]"
+        ValueError, match=r"is not an image \(neither a file nor a URL\). Pass texts by name: text=\[...\]"
     ):
         processor(texts, padding="max_length", max_length=64, return_tensors="np")
 

@@ -113,7 +113,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named(name, folders, tmp_path
     changes = {
         f"missing .*{key}": {other: value for other, value in state.items() if other != key},
         "unknown .*extra.weight": state | {"extra.weight": torch.zeros(3)},
-        rf"{key}: the file has \(3, 4\), the model wants \({len(state[key])},\)": state | {key: torch.zeros(3, 4)},
+        rf"{key}: the file has \(3, 4\), the model expects \({len(state[key])},\)": state | {key: torch.zeros(3, 4)},
     }
     for message, changed in changes.items():
         safetensors.torch.save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -199,7 +199,7 @@ def test_parts_of_a_vit(folders, tmp_path):
         if not key.startswith("classifier"):
             np.testing.assert_array_equal(variable.numpy(), wanted[key].numpy())
     for kind in (TFViTForImageClassification, ViTForImageClassification):
-        wanted = r"classifier\.bias: the file has \(7,\), the model wants \(10,\)[^?]*ignore_mismatched_sizes=True"
+        wanted = r"classifier\.bias: the file has \(7,\), the model expects \(10,\)[^?]*ignore_mismatched_sizes=True"
         with pytest.raises(ValueError, match=wanted):
             kind.from_pretrained(folders / "classifier", num_labels=10)
     with pytest.raises(ValueError, match=r"missing classifier\.bias"):

@@ -218,7 +218,7 @@ def test_back_from_a_lying_config_is_refused(tmp_path):
 
 
 def test_back_is_for_models_the_original_has(tmp_path):
-    with pytest.raises(ValueError, match="the image tower is no EfficientNet"):
+    with pytest.raises(ValueError, match="the image tower is not an EfficientNet"):
         convert_back("align-small", tmp_path / "weights")
     assert list(tmp_path.iterdir()) == []
 
@@ -261,7 +261,7 @@ def test_a_damaged_source_is_refused_by_name(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         converted("vit_nano_ckpt", tmp_path)
     assert (tmp_path / "out" / "precious").read_text() == "x"
 
@@ -515,7 +515,7 @@ def test_a_classifier_on_aligns_tower_has_no_original(tmp_path):
         convert(folder, tmp_path / "out")
     for source in (folder, tower):
         with pytest.raises(
-            ValueError, match="model_type is 'align_vision_model', for which there is no original program"
+            ValueError, match="model_type is 'align_vision_model', which has no original implementation"
         ):
             convert_back(source, tmp_path / "tpu" / "weights")
     assert {path.name for path in tmp_path.iterdir()} == {"in", "tower"}

@@ -139,8 +139,8 @@ def test_npz_of_another_model_is_refused(change, message, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(num_attention_heads=4), "num_attention_heads: you say 4, the tensors say 2"),
-        (dict(image_size=32), "image_size: you say 32, the tensors say 64"),
+        (dict(num_attention_heads=4), "num_attention_heads: got 4, but the tensors say 2"),
+        (dict(image_size=32), "image_size: got 32, but the tensors say 64"),
         (dict(weights="average"), "holds no moving averages"),
         (dict(family="align"), "holds a model of family 'vit', expected 'align'"),
     ],
@@ -239,7 +239,7 @@ def test_align_of_pickles(tmp_path):
     for name in names - {"config.json"}:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "align" / name).read_bytes(), name
     assert AlignModel.from_pretrained(tmp_path / "out").config.temperature_init_value == 0.01
-    with pytest.raises(ValueError, match="has a tokenizer of its own"):
+    with pytest.raises(ValueError, match="has its own tokenizer"):
         convert(tmp_path / "align", tmp_path / "again", tokenizer=str(tmp_path / "align"))
 
 
@@ -286,7 +286,7 @@ def test_a_pooler_that_the_classifier_may_not_read(vit, tmp_path):
     """transformers' classifier passes a pooler by, the original's reads it: which is meant must be said."""
     pooler = {"vit.pooler.dense.weight": torch.randn(32, 32), "vit.pooler.dense.bias": torch.randn(32)}
     save_file(load_file(vit / "model.safetensors") | pooler, vit / "model.safetensors")
-    with pytest.raises(ValueError, match="say so in config.json, by its representation_size"):
+    with pytest.raises(ValueError, match="set representation_size in config.json"):
         convert(vit, tmp_path / "out")
     config = json.loads((vit / "config.json").read_text())
     (vit / "config.json").write_text(json.dumps(config | {"representation_size": 32}))
@@ -318,7 +318,7 @@ def test_a_card_has_the_license_of_its_source_and_no_other(card, license, vit, t
     [
         ("num_hidden_layers", 3, r"encoder.layer.2"),
         ("num_hidden_layers", 1, r"unknown \(vit.encoder.layer.1"),
-        ("hidden_size", 48, r"the model wants"),
+        ("hidden_size", 48, r"the model expects"),
         ("image_size", 64, r"position_embeddings: the file has \(1, 17, 32\)"),
         ("id2label", {"0": "one", "1": "two"}, r"classifier.bias: the file has \(7,\)"),
         ("hidden_act", "quick_gelu", "hidden_act is 'quick_gelu'"),
@@ -337,7 +337,7 @@ def test_a_config_that_contradicts_the_tensors(field, value, message, vit, tmp_p
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(num_attention_heads=4), r"num_attention_heads: you say 4, .*config.json says 2"),
+        (dict(num_attention_heads=4), r"num_attention_heads: got 4, but .*config.json says 2"),
         (dict(weights="average"), "holds no moving averages"),
     ],
 )
@@ -524,7 +524,7 @@ def test_pytorch_tower(layout, tmp_path):
     "changes, options, message",
     [
         ({"block2a_bn/gamma": None}, {}, r"missing \(block2a_bn/gamma\)"),
-        ({"stem_conv/kernel": np.zeros((3, 3, 3, 16), np.float32)}, {}, "is no EfficientNet"),
+        ({"stem_conv/kernel": np.zeros((3, 3, 3, 16), np.float32)}, {}, "is not an EfficientNet"),
         ({"stem_bn/gamma": np.ones(7, np.float32)}, {}, "the file has|stem"),
         ({"normalization/variance": None}, {}, "no layer `normalization`"),
         ({}, dict(image_size=41), "expected an even size"),

@@ -460,7 +460,7 @@ def put(key: bytes, value: bytes):
         (put(b"", b"\x08\x01\x1a\x02\x10\x02"), "header: version of the format after 1"),
         (put(b"", b""), "header: no data files"),
         (put(b"", wire.number_field(1, 2**64 - 1)), "can't be read"),
-        (put(b"", b"\x0a\xff\xff\xff\xff\x07"), "field 1 is said to have 2147483647 bytes, 0 are left"),
+        (put(b"", b"\x0a\xff\xff\xff\xff\x07"), "field 1 has 2147483647 bytes according to its header, but 0 are left"),
         (put(b"", b"\x08" + b"\xff" * 20), "header: no number of at most 64 bits"),
         (put(b"", b"\x0d\0\0\0\0"), "has wire type 5, expected 0"),
         (put(b"", b"\x0b"), "wire type 3, which isn't known"),

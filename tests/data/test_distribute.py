@@ -110,7 +110,7 @@ def test_what_cannot_be_distributed(tmp_path, monkeypatch):
     run = functools.partial(download, tmp_path / "t.parquet", tmp_path / "out")
     with pytest.raises(ValueError, match="got 'slurm', expected one of multiprocessing, pyspark, ray"):
         run(world_size=2, distributor="slurm")
-    with pytest.raises(ValueError, match="say by world size"):
+    with pytest.raises(ValueError, match="set the world size"):
         run(distributor="ray")
     with pytest.raises(ValueError, match="runs all ranks; leave it out"):
         run(rank=1, world_size=2, distributor="ray")

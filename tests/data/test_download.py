@@ -99,7 +99,7 @@ def test_everything_that_goes_wrong(server, tmp_path):
 def test_a_server_that_dribbles_is_given_up(server, tmp_path):
     source = write(tmp_path / "t.parquet", [f"{server.url}/slow"])
     outcome = download(source, tmp_path / "out", replace(HERE, timeout=2.0))
-    assert outcome.successes == 0 and outcome.errors == {"no complete answer within 2 s": 1}
+    assert outcome.successes == 0 and outcome.errors == {"no complete response within 2 s": 1}
 
 
 def test_private_addresses_are_refused(server, tmp_path):
@@ -144,7 +144,7 @@ def test_hashes_sizes_and_labels(server, tmp_path):
     outcome = download(source, tmp_path / "small", replace(HERE, min_size=49))
     assert outcome.successes == 0 and "smaller than 49 pixels" in outcome.errors
     assert download(source, tmp_path / "long", replace(HERE, max_aspect=1.2)).successes == 0
-    with pytest.raises(ValueError, match="was begun otherwise .*rows was 4, is 2"):
+    with pytest.raises(ValueError, match="was started with other settings .*rows was 4, is 2"):
         download(write(tmp_path / "u.parquet", urls[:2]), tmp_path / "out", HERE)
 
 

@@ -196,12 +196,12 @@ def test_recipes(tmp_path):
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("sise", "there is none of this name; there are aesthetic"),
+        ("sise", "unknown filter; expected one of aesthetic"),
         ("size:max=3", "no parameter 'max'; it has min, strict"),
         ("size:min=big", "got 'big', expected a number"),
         ("size:strict=1", "got 1, expected true or false"),
         ("words:min=9,max=3", "no row would pass"),
-        ("size:min", "no parameter=value"),
+        ("size:min", "is not of the form parameter=value"),
         ("range:min=1", "needs column"),
         ("eval-hashes", "needs file"),
         ("size:min=.nan", "expected a number"),

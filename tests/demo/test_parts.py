@@ -113,7 +113,7 @@ def test_tsne_keeps_two_clusters_apart():
     points, _ = project(rows, "t-SNE")
     nearest = np.linalg.norm(points[:, None] - points[None] + np.eye(40)[..., None] * 1e9, axis=-1).argmin(1)
     assert ((nearest < 20) == (np.arange(40) < 20)).all()
-    with pytest.raises(ValueError, match="at least 5 photographs, got 4"):
+    with pytest.raises(ValueError, match="at least 5 images, got 4"):
         project(rows[:4], "t-SNE")
 
 

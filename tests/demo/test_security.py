@@ -59,7 +59,7 @@ def test_no_address_is_fetched(api):
     with hostile.hostile_server() as elsewhere:
         for address in (f"{elsewhere.url}/good/1", f"{elsewhere.url}/endless"):
             answer = call(api, "zero_shot", [photo(address), "a cat\na dog", "", "align-small", ""])
-            assert "event: error" in answer and "Send the photograph itself" in answer
+            assert "event: error" in answer and "Send the image itself" in answer
         assert not elsewhere.requests
 
 

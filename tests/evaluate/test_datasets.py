@@ -37,7 +37,7 @@ def test_folders_of_classes(classes_folder, tmp_path, monkeypatch):
         read_labelled(tmp_path)
     with pytest.raises(ValueError, match="has no samples"):
         read_labelled(tmp_path / "11")
-    with pytest.raises(OSError, match="there is no such file or folder"):
+    with pytest.raises(OSError, match="no such file or folder"):
         read_labelled(tmp_path / "gone")
 
     def unreachable(*_, **options):
@@ -45,7 +45,7 @@ def test_folders_of_classes(classes_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr("kakao_models.samples.sources._datasets", unreachable)
     for source in ("gone/", "gone/data", "gone.parquet"):  # none is here, and the second may be a data set's name
-        with pytest.raises(OSError, match="there is no such f"):
+        with pytest.raises(OSError, match="no such f"):
             read_labelled(source)
 
 
@@ -152,7 +152,7 @@ def test_karpathys_files(tmp_path):
     )
     with pytest.raises(ValueError, match="no images of split 'val'; there are test, train"):
         read_captioned(file, split="val", images=tmp_path)
-    with pytest.raises(ValueError, match="say where its images are"):
+    with pytest.raises(ValueError, match="name the folder of its images"):
         read_captioned(file)
     for content in ({"images": [{"file_name": "1.jpg"}], "annotations": []}, [], {"images": 5}):  # COCO's own, and none
         file.write_text(json.dumps(content))
@@ -195,7 +195,7 @@ def test_class_names(tmp_path):
     index.write_text('"one"')
     with pytest.raises(ValueError, match="expected a list of class names"):
         read_class_names(index, ["x"])
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="no such file"):
         read_class_names(tmp_path / "gone.txt", ["a"])
 
 

@@ -106,7 +106,7 @@ def test_missing_labels_are_left_out_and_one_class_is_enough():
     "train, labels, message",
     [
         (np.array([[1.0, 0], [np.inf, 0]]), [0, 1], "rows|targets: row 1 is not finite"),
-        (np.ones((2, 3)), [0, 1], "rows are 3 wide"),
+        (np.ones((2, 3)), [0, 1], "rows have dimension 3"),
         (np.ones((2, 2)), [0], "train_labels: got int64 of shape \\(1,\\), expected 2 integers"),
         (np.ones((2, 2)), [0.5, 1], "expected 2 integers"),
     ],

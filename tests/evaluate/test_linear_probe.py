@@ -105,7 +105,7 @@ def test_bad_rows():
     broken[7, 2] = np.nan
     with pytest.raises(ValueError, match="test_embeds: row 7 is not finite"):
         linear_probe_scores(x, y, broken, y)
-    with pytest.raises(ValueError, match="test_embeds: rows are 5 wide"):
+    with pytest.raises(ValueError, match="test_embeds: rows have dimension 5"):
         linear_probe_scores(x, y, x[:, :5], y)
 
 

@@ -24,9 +24,9 @@ def test_results_survive_the_file_and_say_what_is_wrong_with_others(tmp_path):
     ZERO.write(path)
     assert Result.read(path) == ZERO and [file.name for file in tmp_path.iterdir()] == ["a.json"]
     for text, message in (
-        ("{", "is no JSON"),
-        ("[]", "is no result"),
-        ('{"task": "x", "model": "", "dataset": "", "metrics": {}}', "is no result"),
+        ("{", "is not a JSON file"),
+        ("[]", "is not a result"),
+        ('{"task": "x", "model": "", "dataset": "", "metrics": {}}', "is not a result"),
         ('{"task": "knn", "model": "", "dataset": "", "metrics": {"top1": "1"}}', "the metric top1 is '1'"),
     ):
         path.write_text(text)

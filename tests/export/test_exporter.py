@@ -46,7 +46,7 @@ def test_a_package_that_is_not_there_is_named(align, tmp_path, monkeypatch):
 def test_a_folder_that_is_there_is_kept(align, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
-    with pytest.raises(FileExistsError, match="out is there already"):
+    with pytest.raises(FileExistsError, match="out already exists"):
         exporter.export(align, tmp_path / "out", to="pt2")
     assert (tmp_path / "out" / "mine").read_text() == "kept"
 
@@ -136,7 +136,7 @@ def test_the_command(vit, tmp_path, capsys, monkeypatch, stand_in):
     assert code == 0 and json.loads(output.out)["format"] == "pt2"
     assert [path.name for path in tmp_path.glob("*-pt2")]  # named after the model
     code, output = run(vit, "--to", "pt2", "-o", "out")
-    assert code == 2 and "is there already" in output.err
+    assert code == 2 and "already exists" in output.err
     code, output = run(vit, "--to", "coreml", "-o", "other")
     assert code == 2 and "expected one of onnx" in output.err
 

@@ -152,7 +152,7 @@ def test_every_tensor_is_used_once_and_fits(align_model):
         towers(model.config, {name: tensor for name, tensor in tensors.items() if name != key})
     with pytest.raises(ValueError, match="unknown extra.weight"):
         towers(model.config, tensors | {"extra.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match=rf"{key}: the file has \(1,\), the model wants"):
+    with pytest.raises(ValueError, match=rf"{key}: the file has \(1,\), the model expects"):
         towers(model.config, tensors | {key: torch.zeros(1)})
 
 

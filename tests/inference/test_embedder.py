@@ -262,7 +262,7 @@ def test_wrong_arguments_are_named(embedder, align, photos, tmp_path):
         Embedder(align, device="gpu")
     with pytest.raises(ValueError, match="batch_size"):
         Embedder(align, batch_size=0)
-    with pytest.raises(ValueError, match="no images in this folder"):
+    with pytest.raises(ValueError, match="this folder has no images"):
         embedder.images(tmp_path)
     with pytest.raises(OSError, match=r"no config\.json"):
         Embedder(tmp_path)
@@ -294,7 +294,7 @@ def test_frames_that_a_generator_replaces_are_not_mixed_up(embedder, expected, p
 
 
 def test_a_text_that_is_no_unicode_is_named(embedder):
-    with pytest.raises(ValueError, match=r"texts\[1\].*no valid Unicode"):
+    with pytest.raises(ValueError, match=r"texts\[1\].*not valid Unicode"):
         embedder.texts(["cat", "caf\udce9"])
 
 

@@ -196,7 +196,9 @@ def test_an_engine_whose_numbers_are_others_is_refused(align, monkeypatch):
     monkeypatch.setattr(TowerEngine, "run", wrong)
     monkeypatch.setattr(torch, "compile", lambda tower, **kwargs: tower)
     monkeypatch.setattr(selfcheck, "_remember", lambda *a: None)
-    with pytest.raises(EngineError, match=r"no engine gives this model's numbers here.*compile in float32: cosine 0\."):
+    with pytest.raises(
+        EngineError, match=r"no engine reproduces this model's outputs here.*compile in float32: cosine 0\."
+    ):
         engine(align, "compile")
     monkeypatch.setattr(TowerEngine, "run", lambda *a: np.full_like(run(*a), np.nan))
     with pytest.raises(EngineError, match="rows that are no numbers"):
@@ -235,7 +237,7 @@ def test_wrong_names(align, vit):
         Embedder(align, engine="tensorrt")
     with pytest.raises(ValueError, match="dtype 'int8'"):
         pipeline("image-classification", vit, engine="auto", dtype="int8")
-    with pytest.raises(EngineError, match="ONNX Runtime has float32 alone"):
+    with pytest.raises(EngineError, match="ONNX Runtime runs in float32 only"):
         pytest.importorskip("onnxruntime")
         Embedder(align, engine="onnx", dtype="bfloat16")
 

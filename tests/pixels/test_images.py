@@ -172,7 +172,7 @@ def test_a_long_text_is_not_printed_and_a_long_file_not_read():
     with pytest.raises(ImageError) as error:
         load_image(text)
     assert len(str(error.value)) < 300 and "30022 characters" in str(error.value)
-    with pytest.raises(ImageError, match="more than max_bytes = 10"):
+    with pytest.raises(ImageError, match="(max_bytes = 10)"):
         load_image(io.BytesIO(bytes(11)), max_bytes=10)
     closed = io.BytesIO(b"x")
     closed.close()
@@ -464,9 +464,9 @@ def test_pixels_are_counted_before_decoding(monkeypatch):
     data = encoded(Image.new("RGB", (100, 50)), "PNG")
     np.testing.assert_array_equal(np.asarray(load_image(data, max_pixels=5000)).shape, (50, 100, 3))
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
-    with pytest.raises(ImageError, match="100 x 50 pixels are more than max_pixels = 4999"):
+    with pytest.raises(ImageError, match=r"image too large: 100 x 50 pixels \(max_pixels = 4999\)"):
         load_image(data, max_pixels=4999)
-    with pytest.raises(ImageError, match="13378 x 13377 pixels are more than max_pixels = 178956970"):
+    with pytest.raises(ImageError, match=r"image too large: 13378 x 13377 pixels \(max_pixels = 178956970\)"):
         load_image(png_of_size(13378, 13377))
 
 
@@ -527,7 +527,7 @@ for name, data in bombs.items():
             read(data)
             print(name, read.__name__, "was read")
         except ImageError as error:
-            if "more than max_pixels" not in str(error):
+            if "image too large" not in str(error):
                 print(name, read.__name__, error)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         if grown > 64:
@@ -558,20 +558,20 @@ PHOTO = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 6
     ("data", "reason"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"<html>not found</html>", "not an image of a kind that is read"),
-        (b"%PDF-1.7 ...", "not an image of a kind that is read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind that is read"),
+        (b"<html>not found</html>", "unsupported image format"),
+        (b"%PDF-1.7 ...", "unsupported image format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unsupported image format"),
         (PHOTO[: len(PHOTO) // 2], "truncated"),
         (PHOTO[:20], "broken JPEG header|cannot be decoded"),
-        (PHOTO[:2], "not an image of a kind that is read"),
+        (PHOTO[:2], "unsupported image format"),
         (encoded(Image.fromarray(RAMP), "PNG")[:50], "broken PNG header|cannot be decoded"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "broken PNG header"),
         (png_of_size(8, 8), "cannot be decoded"),
-        (png_of_size(2**31 - 1, 2**31 - 1), "more than max_pixels"),
+        (png_of_size(2**31 - 1, 2**31 - 1), "image too large"),
         (b"GIF89a\0\0", "broken GIF header"),
         (b"BM" + b"\xff" * 60, "broken BMP header"),
         (b"II*\0\xff\xff\xff\xff", "broken TIFF header|cannot be decoded"),
-        (b"P6 9999999999 9999999999 255\n", "broken PPM header|more than max_pixels"),
+        (b"P6 9999999999 9999999999 255\n", "broken PPM header|image too large"),
         (b"RIFF\xff\0\0\0WEBPVP8 nonsense", "broken WEBP header|cannot be decoded"),
     ],
 )
@@ -721,11 +721,11 @@ def test_download(server):
         ("/redirect?file:///etc/passwd", {}, "only http and https URLs"),
         ("/redirect?ftp://127.0.0.1/a.png", {}, "only http and https URLs"),
         ("/short", {}, "the connection closed after"),
-        ("/large", {}, "1000000000000 bytes are more than max_bytes = 67108864"),
-        ("/endless", {"max_bytes": 10**6}, "longer than max_bytes = 1000000"),
-        ("/a%20b.png", {"max_bytes": 10}, "more than max_bytes = 10"),
-        ("/slow", {"timeout": 0.3}, "no complete answer within 0.3 s"),
-        ("/silent", {"timeout": 0.3}, "no complete answer within 0.3 s"),
+        ("/large", {}, "response too large: 1000000000000 bytes (max_bytes = 67108864)"),
+        ("/endless", {"max_bytes": 10**6}, "response too large (max_bytes = 1000000)"),
+        ("/a%20b.png", {"max_bytes": 10}, "(max_bytes = 10)"),
+        ("/slow", {"timeout": 0.3}, "no complete response within 0.3 s"),
+        ("/silent", {"timeout": 0.3}, "no complete response within 0.3 s"),
     ],
 )
 def test_downloads_that_fail(server, path, options, reason):
@@ -797,7 +797,7 @@ def test_a_slow_name_server_is_not_waited_for(monkeypatch):
         raise OSError("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    with pytest.raises(FetchError, match="no complete answer within 0.2 s"):
+    with pytest.raises(FetchError, match="no complete response within 0.2 s"):
         fetch_url("http://slow.test/a.png", timeout=0.2)
     answered.set()
 
@@ -869,7 +869,7 @@ def test_hostile_files_are_as_safe_by_every_decoder(tmp_path):
         with pytest.raises(ImageError) as by_any:
             images.load_pixels(broken)
         assert str(by_any.value) == str(by_pil.value)
-    with pytest.raises(ImageError, match="more than max_pixels = 9999"):
+    with pytest.raises(ImageError, match="image too large: .*max_pixels = 9999"):
         images.load_pixels(sound, max_pixels=9999)
     large = tmp_path / "large.jpg"
     large.write_bytes(sound + b"\0" * 5000)

@@ -169,7 +169,7 @@ def test_a_column_by_its_name(align, command, tmp_path):
     code, out, _ = command("data", "embed", place, *options, *names)
     assert code == 0 and json.loads(out)["rows"] == tables.COUNT
     code, _, err = command("data", "embed", place, *options, "--image-column", "foto")  # another caption
-    assert code == 2 and "was begun otherwise" in err
+    assert code == 2 and "was started with other settings" in err
     index = tmp_path / "i.db"
     assert command("index", "build", place, "--index", index, "-m", align, *names)[0] == 0
     code, out, _ = command("search", "a red dog", "--index", index, "--json", "--html", tmp_path / "p.html", "-k", 9)
@@ -295,7 +295,7 @@ def test_what_a_folder_is(tmp_path):
     names = tables.files(tmp_path)
     with pytest.raises(ValueError, match="no folders of classes"):
         open_source(tmp_path / "pictures", needs=("label",))
-    with pytest.raises(ValueError, match="is a folder of images, and has no column 'x'"):
+    with pytest.raises(ValueError, match="is a folder of images, which has no column 'x'"):
         open_source(tmp_path / "pictures", Columns(caption="x"))
     tables.write_jsonl(tmp_path / "pictures/metadata.jsonl", {"file_name": ["1.png"], "text": ["a dog"]})
     (sample,) = list(open_source(tmp_path / "pictures"))

@@ -212,7 +212,7 @@ def test_texts(embedder, tmp_path):
     "make, said",
     [
         (lambda folder: folder, "has no samples"),
-        (lambda folder: folder / "missing", "there is no such file or folder"),
+        (lambda folder: folder / "missing", "no such file or folder"),
         (lambda folder: [], "nothing to build"),
     ],
 )

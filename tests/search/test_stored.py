@@ -103,7 +103,7 @@ def test_rows_of_several_widths_are_not_shared_out(embedder, tmp_path):
     """Eight and 24 numbers are two rows of sixteen, and neither is an embedding; of a batch without any there is nothing."""
     ragged = pa.array([[1.0] * 8, [1.0] * 24], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": ["a", "b"], "embedding": ragged}), tmp_path / "r.parquet")
-    with pytest.raises(ValueError, match="r.parquet: holds embeddings of widths 8 and 24"):
+    with pytest.raises(ValueError, match="r.parquet: holds embeddings of dimensions 8 and 24"):
         load(tmp_path / "r.parquet", embedder, tmp_path / "x.db")
     pq.write_table(pa.table({"id": ["a"], "embedding": ["x"]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="is of string, expected lists of numbers"):

@@ -179,7 +179,7 @@ def test_what_clients_send_beside_the_body(client, embedder):
     answer = client.post("/v1/embeddings", content=packed, headers=headers)
     np.testing.assert_allclose(vectors(answer), expected, atol=1e-6)
     for content, status, message in (
-        (packed[:-9], 400, "no gzip"), (b"{}", 400, "no gzip"), (gzip.compress(b" " * 400_000), 413, "longer than 300000"),
+        (packed[:-9], 400, "not valid gzip"), (b"{}", 400, "not valid gzip"), (gzip.compress(b" " * 400_000), 413, "longer than 300000"),
     ):  # fmt: skip
         check_error(client.post("/v1/embeddings", content=content, headers=headers), status, message)
     check_error(
@@ -209,7 +209,7 @@ def test_health_tells_of_a_batch_that_does_not_end(embedder):
         release = threading.Event()
         service.batcher._run = lambda kind, values: release.wait(20) and [None] * len(values)
         try:
-            check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 504, "no answer within 0.3 s")
+            check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 504, "no result within 0.3 s")
             while (
                 health := client.get("/health")
             ).status_code == 200:  # the batch is a little younger than its request
@@ -314,7 +314,7 @@ HOSTILE = {
     "no input": (b"{}", "input"),
     "empty": (b'{"input": []}', "at least one"),
     "blank": (b'{"input": " "}', "empty"),
-    "token ids": (b'{"input": [[1, 2]]}', "token ids are not taken"),
+    "token ids": (b'{"input": [[1, 2]]}', "token ids are not accepted"),
     "misspelt": (b'{"input": "a", "normalise": true}', "normalise"),
     "float for bool": (b'{"input": "a", "normalize": 1}', "normalize"),
     "format": (b'{"input": "a", "encoding_format": "hex"}', "encoding_format"),
@@ -413,7 +413,7 @@ def test_labels_and_templates_are_checked(client):
         asked("templates: .* must contain exactly one '{}' placeholder", labels=["cat"], templates=template)
     asked("has 5015 characters, at most 2000", labels=["c" * 1000], templates="{0}" * 5)
     texts = client.post("/v1/classify", json={"input": [image, "a cat"], "labels": ["cat"]})
-    check_error(texts, 400, r"input\[1\] is no image")
+    check_error(texts, 400, r"input\[1\] is not an image")
 
 
 def test_bodies_are_bounded(client):
@@ -434,7 +434,8 @@ def test_bodies_of_all_requests_are_bounded_together(embedder):
         for _ in range(3):  # what was refused is not counted any more
             big = client.post("/v1/embeddings", json={"input": ["a cat"] * 200})
             assert (
-                check_error(big, 429, "fill the memory")["code"] == "overloaded" and big.headers["retry-after"] == "1"
+                check_error(big, 429, "request bodies is full")["code"] == "overloaded"
+                and big.headers["retry-after"] == "1"
             )
             assert client.post("/v1/embeddings", json={"input": ["a cat"] * 80}).status_code == 200
 
@@ -464,7 +465,7 @@ def test_an_empty_key_is_no_key_and_a_taken_port_is_said(monkeypatch, capsys):
         return capsys.readouterr().err
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "Take another --port" in run("--port", str(taken.getsockname()[1]))
+        assert "Choose another --port" in run("--port", str(taken.getsockname()[1]))
     assert "the key is empty" in " ".join(run("--api-key", " ").replace("│", " ").split())
     monkeypatch.setenv("KAKAO_MODELS_API_KEY", "")
     assert "the key is empty" in " ".join(run().replace("│", " ").split())
@@ -736,5 +737,8 @@ def test_the_page_of_documentation(client):
 
 def test_a_second_service_on_a_port_is_told_before_its_model_is_loaded():
     first = _bound("127.0.0.1", 0)
-    with first, pytest.raises(OSError, match="can't be listened on: Address already in use. Take another --port"):
+    with (
+        first,
+        pytest.raises(OSError, match="cannot listen on this address: Address already in use. Choose another --port"),
+    ):
         _bound("127.0.0.1", first.getsockname()[1])

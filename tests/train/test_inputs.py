@@ -143,7 +143,7 @@ NO_IMAGE = "train_dataset: row: no column of images; there are (caption|label): 
         ),
         (ViTTrainer, Items([(r["image"], 0) for r in ROWS]), "items are tuple, expected dicts: .*pass a data_collator"),
         (ViTTrainer, {"train": ROWS}, r"train_dataset: got several datasets \(train\): choose one"),
-        (ViTTrainer, "nowhere.parquet", "train_dataset: nowhere.parquet: there is no such file or folder"),
+        (ViTTrainer, "nowhere.parquet", "train_dataset: nowhere.parquet: no such file or folder"),
         (ViTTrainer, [], "train_dataset: .* has no samples"),
         (ViTTrainer, 3, "train_dataset: got 3, expected a dataset"),
         (ViTTrainer, iter(ROWS), "a list_iterator cannot be shuffled; pass a datasets.IterableDataset or a list"),

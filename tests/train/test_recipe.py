@@ -71,7 +71,7 @@ def test_recipes_have_the_originals_numbers(name, settings):
         ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),
         ("checkpointing=layers", "checkpointing must be activations, blocks or false, got 'layers'"),
         ("lr", "lr: expected key=value"),
-        ("steps=[1", "steps=[1: the value is no YAML"),
+        ("steps=[1", "steps=[1: the value is not valid YAML"),
         ("steps.x=5", "steps.x=5: steps is 100000, and has no entries"),
     ],
 )
@@ -200,7 +200,7 @@ def test_an_align_run_ends_in_a_folder_for_the_hub(tmp_path):
     model = AlignModel.from_pretrained(out)
     assert not torch.equal(model.temperature, AlignModel.from_pretrained(start).temperature)
     assert (out / "checkpoint-4" / "ema.safetensors").is_file()
-    with pytest.raises(FileExistsError, match="has checkpoint-4: go on from it, or choose another output"):
+    with pytest.raises(FileExistsError, match="has checkpoint-4: resume from it, or choose another output"):
         run(recipe, resume=False)
 
 
@@ -355,7 +355,7 @@ def test_the_command_says_what_a_worker_found_without_its_traceback(tmp_path):
 def test_another_head_than_the_starts_has_to_be_asked_for(tmp_path):
     data, start = pictures(tmp_path / "data"), tiny.vit_folder(tmp_path / "start")
     file = recipe_file(tmp_path, data=data, start=start, image_size=32, augment={})
-    with pytest.raises(ValueError, match="classes is 3, but .* has a head of 7: set new_head: true"):
+    with pytest.raises(ValueError, match="classes is 3, but .* has 7: set new_head: true"):
         run(read_recipe("vit", file))
 
 

@@ -75,7 +75,7 @@ def test_what_is_ignored_has_no_gradient_and_nothing_to_learn_is_zero():
 
 def test_targets_of_another_shape_are_refused():
     images, texts, temperature = embeds(2, 3)
-    with pytest.raises(ValueError, match=r"targets of 2 pictures and 3 texts, got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"targets of 2 images and 3 texts, got \(3, 2\)"):
         targeted_contrastive_loss(images, texts, temperature, torch.ones(3, 2))
 
 

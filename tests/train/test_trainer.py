@@ -429,7 +429,7 @@ def test_chunks_want_a_text_for_each_picture(tmp_path):
     trainer = training.align_trainer(tmp_path, chunk_size=8)
     batch = next(iter(trainer.get_train_dataloader()))
     batch["input_ids"], batch["attention_mask"] = (batch[name].repeat(2, 1) for name in ("input_ids", "attention_mask"))
-    with pytest.raises(ValueError, match="chunks need a text for each of 16 pictures, got .*'input_ids': 32"):
+    with pytest.raises(ValueError, match="chunks need a text for each of 16 images, got .*'input_ids': 32"):
         trainer.training_step(trainer.model, batch)
 
 

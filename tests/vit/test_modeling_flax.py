@@ -213,7 +213,7 @@ def test_pytorch_to_flax_to_file_is_bit_exact(torch, theirs, folder, tmp_path):
 
 
 def test_a_head_may_start_anew(folder, pixels):
-    with pytest.raises(ValueError, match=r"classifier.weight: the file has \(7, 24\), the model wants \(3, 24\)"):
+    with pytest.raises(ValueError, match=r"classifier.weight: the file has \(7, 24\), the model expects \(3, 24\)"):
         FlaxViTForImageClassification.from_pretrained(folder, num_labels=3)
     model = FlaxViTForImageClassification.from_pretrained(
         folder, num_labels=3, representation_size=None, ignore_mismatched_sizes=True

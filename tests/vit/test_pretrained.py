@@ -179,7 +179,7 @@ def test_fine_tuning_replaces_the_head_alone(pretrained):
         folder, num_labels=10, representation_size=None, ignore_mismatched_sizes=True
     )
     assert without.vit.pooler is None and without.classifier.weight.shape == (10, 32)
-    with pytest.raises(ValueError, match=r"classifier\.bias: the file has \(7,\), the model wants \(10,\)"):
+    with pytest.raises(ValueError, match=r"classifier\.bias: the file has \(7,\), the model expects \(10,\)"):
         ViTForImageClassification.from_pretrained(folder, num_labels=10)
     with pytest.raises(ValueError, match=r"unknown vit\.pooler\.dense\.bias"):
         ViTForImageClassification.from_pretrained(folder, representation_size=None)
@@ -187,7 +187,7 @@ def test_fine_tuning_replaces_the_head_alone(pretrained):
 
 def test_only_the_head_may_be_replaced(pretrained):
     with pytest.raises(
-        ValueError, match=r"vit\.layers\.0\.mlp\.fc1\.bias: the file has \(64,\), the model wants \(80,\)"
+        ValueError, match=r"vit\.layers\.0\.mlp\.fc1\.bias: the file has \(64,\), the model expects \(80,\)"
     ):
         ViTForImageClassification.from_pretrained(pretrained[1], intermediate_size=80, ignore_mismatched_sizes=True)
 
@@ -211,7 +211,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named(model_class, pretrained
         model_class.from_pretrained(tmp_path)
     write(tmp_path, config, arrays | {"vit.embeddings.position_embeddings": torch.zeros(1, 10, 32)})
     with pytest.raises(
-        ValueError, match=r"position_embeddings: the file has \(1, 10, 32\), the model wants \(1, 17, 32\)"
+        ValueError, match=r"position_embeddings: the file has \(1, 10, 32\), the model expects \(1, 17, 32\)"
     ):
         model_class.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"position_embeddings: the file has \(1, 10, 32\)"):

@@ -1,6 +1,6 @@
-"""Depthwise convolution in Keras, in the formulation that is fast where it runs; the same numbers in either.
+"""Depthwise convolution in Keras, in the formulation that is fast on the current platform; both give the same results.
 
-On processors, XLA convolves depthwise 9 to 60 times slower than it adds up k * k shifted products (B7's shapes).
+On CPUs, XLA's depthwise convolution is 9 to 60 times slower than the sum of k * k shifted products (B7's shapes).
 
 Axes: B batch  H, W height, width of a map  C channels  k size of the kernel
 """
@@ -26,7 +26,7 @@ def depthwise_convolution(x: Tensor, kernel: Tensor, stride: int, padding: int =
 
 
 def _compiled_for_cpu() -> bool:
-    """Whether XLA is tracing, on a machine where it compiles for the processor."""
+    """Whether XLA is tracing, on a machine where it compiles for the CPU."""
     if keras.backend.backend() == "jax":
         import jax
 

@@ -72,7 +72,7 @@ def match_efficientnet(seen: TowerShapes) -> AlignVisionConfig:
             config.hidden_dim, config.image_size = config.output_channels, published.get(size, 224)
             return config
     raise ValueError(
-        f"the image tower is no EfficientNet: its stem has {seen[0][0]} channels and its {len(seen) - 1} blocks are "
+        f"the image tower is not an EfficientNet: its stem has {seen[0][0]} channels and its {len(seen) - 1} blocks are "
         f"(input, expanded, squeezed, output channels, kernel) {seen[1:4]}..."
     )
 
@@ -147,6 +147,6 @@ def set_image_size(vision: AlignVisionConfig, image_size: int) -> None:
 
 
 def preprocessing_of(size: int, mean: Sequence[float], std: Sequence[float], **more: Any) -> dict[str, Any]:
-    """Resizes the whole picture to a square."""
+    """Preprocessing that resizes the whole image to a square."""
     fields = {"size": size, "do_center_crop": False, "rescale_factor": 1 / 255, "rescale_offset": False}
     return fields | {"do_normalize": True, "image_mean": list(mean), "image_std": list(std)} | more

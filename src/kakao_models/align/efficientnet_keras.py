@@ -77,7 +77,7 @@ def _layers(path: Path) -> tuple[dict[str, TensorEntry], dict[str, TensorEntry]]
         layer = re.sub(r"^normalization_\d+$", "normalization", layer)  # numbered where a program builds two models
         home = skipped if leaf in _SKIPPED.get(layer, ()) else kept
         if f"{layer}/{leaf}" in home:
-            raise ValueError(f"{path}: {layer}/{leaf} is there twice. Is there more than one model in the file?")
+            raise ValueError(f"{path}: duplicate tensor {layer}/{leaf}. Is there more than one model in the file?")
         home[f"{layer}/{leaf}"] = entry
     return kept, skipped
 

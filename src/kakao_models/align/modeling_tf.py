@@ -293,7 +293,7 @@ class TFAlignTextSelfAttention(Layer):
         super().__init__()
         if config.hidden_size % config.num_attention_heads:
             raise ValueError(
-                f"AlignTextConfig: hidden_size {config.hidden_size} is no multiple of "
+                f"AlignTextConfig: hidden_size {config.hidden_size} is not a multiple of "
                 f"num_attention_heads {config.num_attention_heads}"
             )
         self.head_size = config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Processors of ALIGN: pictures and texts in, what the model takes out."""
+"""Processors of ALIGN, which turn images and texts into inputs of the model."""
 
 import copy
 import difflib
@@ -42,10 +42,10 @@ _PLACE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # http:, data:, ...
 
 
 class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
-    """Pictures for ALIGN: resized to 346 x 346 whatever their shape, the central 289 x 289 of that, in -1..1.
+    """Prepares images for ALIGN: resizes them to 346 x 346 whatever their shape, crops the centre 289 x 289, scales to -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `EfficientNetImageProcessor`, with one field more:
-    `preprocessing="tf"` for the original program's own resizing (see `ImageProcessor`). Without arguments it is that
+    `preprocessing="tf"` for the original code's own resizing (see `ImageProcessor`). Without arguments it is that
     of the released models on the Hub.
     """
 
@@ -53,7 +53,7 @@ class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
 
     @classmethod
     def from_tower(cls, image: str | os.PathLike, image_size: int | None = None) -> "AlignImageProcessor":
-        """Prepares pictures as the image tower of `AlignModel.from_towers` was trained on them.
+        """Image processor with the preprocessing that the image tower of `AlignModel.from_towers` was trained with.
 
         Args:
             image_size: pixels of a side, instead of the tower's own.
@@ -281,5 +281,5 @@ def _refuse_texts(images) -> None:
             _PLACE.match(image.lstrip()) or os.path.exists(image) or is_image_text(image)
         ):
             raise ValueError(
-                f"AlignProcessor: {image!r:.80} is no image: neither a file nor a URL. Texts go by name: write text=[...]"
+                f"AlignProcessor: {image!r:.80} is not an image (neither a file nor a URL). Pass texts by name: text=[...]"
             )

@@ -122,7 +122,7 @@ def find_weights(
         where: arguments of `fetch`, which downloads them.
 
     Raises:
-        MissingFile: there are none, or a shard that an index names is missing.
+        MissingFile: no weights, or a shard that an index names is missing.
     """
     first: MissingFile | None = None
     for name in names:

@@ -86,7 +86,7 @@ def pin(name_or_path: str | os.PathLike, **where: Any) -> dict[str, Any]:
         FileNotFoundError: neither a folder nor a possible name on the Hub.
     """
     if unknown := sorted(where.keys() - set(HUB_ARGUMENTS)):
-        raise TypeError(f"there is no argument {unknown[0]!r}; a checkpoint is found by {', '.join(HUB_ARGUMENTS)}")
+        raise TypeError(f"unknown argument {unknown[0]!r}; expected one of {', '.join(HUB_ARGUMENTS)}")
     repo = resolve(name_or_path)
     where = {name: value for name, value in where.items() if value not in (None, "")}
     if os.path.isdir(repo):

@@ -159,7 +159,7 @@ class TensorPatterns:
         problems |= {key: f"unknown {key}" for key in _outside(unknown, cls.tensors_elsewhere + replaceable)}
         for key in _outside(mismatched, replaceable):
             stored, expected = mismatched[key]
-            problems[key] = f"{key}: the file has {stored}, the model wants {expected}"
+            problems[key] = f"{key}: the file has {stored}, the model expects {expected}"
         if not problems:
             return
         lines = list(problems.values())

@@ -38,7 +38,7 @@ _SHARED: Dialect = {  # by TensorFlow, Keras and Flax
     "array": {"": ("", "")},
 }
 
-# A checkpoint of the original programs. Keys of tables and arrays stand complete in the row, hence no leaf.
+# A checkpoint of the original code. Rows have the complete keys of tables and arrays, hence no leaf.
 TPU: Dialect = {
     **_SHARED,
     "depthwise": {"weight": ("depthwise_kernel", "HWC1")},
@@ -87,7 +87,7 @@ class Row:
     key: str  # the module's name in model.safetensors
     kind: str
     path: str  # the attribute path in our Keras and NNX classes
-    tpu: str = ""  # the module's key in a checkpoint of the original program
+    tpu: str = ""  # the module's key in a checkpoint of the original code
 
     @classmethod
     def same(cls, key: str, kind: str, tpu: str) -> "Row":
@@ -123,7 +123,7 @@ class BlockIndex(int):
 
 
 def tpu_slots(rows: Iterable[Row], index_sets: Mapping[str, Iterable[int]]) -> list[Slot]:
-    """The slots of a model against a checkpoint of the original program.
+    """The slots of a model against a checkpoint of the original code.
 
     Args:
         rows: the rows of the model's table that apply to its configuration.

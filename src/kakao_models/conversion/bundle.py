@@ -53,7 +53,7 @@ def read_header(message: bytes) -> int:
     """
     header = wire.decode(message, _HEADER)
     if wire.single(header, "big_endian", 0) != 0:
-        raise CheckpointError("its numbers are big-endian. Write it again on a machine with another processor")
+        raise CheckpointError("its values are big-endian. Write it again on a little-endian machine")
     version = wire.decode(wire.single(header, "version", b""), _VERSION)
     if wire.single(version, "oldest_reader", 0) > 1:
         raise CheckpointError("version of the format after 1, which TensorFlow 2 hasn't written so far")

@@ -77,7 +77,7 @@ def convert(
     Raises:
         ValueError: a broken or unknown checkpoint, a temperature that is not above 0, weights that are all zero.
         VerificationError: the result does not compute what the source does.
-        OSError: `output` is there already, or can't be written.
+        OSError: `output` already exists, or can't be written.
     """
     if not os.path.exists(source) and not os.path.exists(f"{source}.index"):
         source = download(source, revision=revision)
@@ -87,7 +87,7 @@ def convert(
     if tokenizer is not None and read.family != "align":
         raise ValueError(f"tokenizer: the model is of family {read.family!r}, which reads no texts. Leave it out")
     if tokenizer is not None and read.tokenizer is not None:
-        raise ValueError("the source has a tokenizer of its own, which is taken over: leave --tokenizer out")
+        raise ValueError("the source has its own tokenizer, which is kept: leave --tokenizer out")
     if read.family == "align":
         _check_temperature(read)
     expected = None if reference is None else recorded.read_reference(Path(reference), read.family)
@@ -184,11 +184,13 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
     def canonical(slot: Slot) -> np.ndarray:
         local = float32(source.tensors[slot.local_key], f"{source.files[0]}: {slot.local_key}")
         if not np.isfinite(local).all():  # the verification reads a few rows of a table only
-            raise ValueError(f"{slot.local_key} has numbers that are not finite. Did the training diverge?")
+            raise ValueError(
+                f"{slot.local_key} has values that are not finite (NaN or infinity). Did the training diverge?"
+            )
         open_gate = ".squeeze_excite." in slot.key and is_lite(getattr(source.config, "vision_config", source.config))
         if not local.any() and not open_gate:
             if local.ndim > 1 or slot.key.endswith((".weight", "running_var")):
-                raise ValueError(f"{slot.local_key} is all zero, as in no trained model. Is the file damaged?")
+                raise ValueError(f"{slot.local_key} is all zero, which no trained model has. Is the file damaged?")
             zeros.append(slot.key)  # biases and means start at zero
         array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
         back = permute(array, slot.axes, slot.local_axes)
@@ -202,7 +204,7 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
     digests = dict(written.tensors)
     for done, (key, array) in enumerate(read_tensors(folder), 1):
         if digest_of(array) != digests.pop(key):
-            raise ValueError(f"{key}: what is on disk is not what was written. Is the disk faulty?")
+            raise ValueError(f"{key}: the file read back differs from what was written. Is the disk faulty?")
         advance("reading back", done, len(written.tensors))
     check_keys([], digests, folder)
     return written, zeros
@@ -281,7 +283,9 @@ def _check_functions(config, folder: Path) -> None:
         for name in ("hidden_act", "layer_norm_eps", "batch_norm_eps"):
             ours, theirs = getattr(part, name, None), getattr(originals, name, None)
             if _SAME.get(ours, ours) != _SAME.get(theirs, theirs):
-                raise ValueError(f"{folder}: {name} is {ours!r}, the original program computes with {theirs!r} always")
+                raise ValueError(
+                    f"{folder}: {name} is {ours!r}, but the original implementation always uses {theirs!r}"
+                )
 
 
 def convert_back(
@@ -292,7 +296,7 @@ def convert_back(
     revision: str | None = None,
     key_layout: str = "model",
 ) -> list[verification.Stage]:
-    """Writes the weights of a Hub folder as a checkpoint that the original program restores (`model.load_weights`).
+    """Writes the weights of a Hub folder as a checkpoint that the original code restores (`model.load_weights`).
 
     The checkpoint is read and verified against the folder, as `convert` does it, before it appears under its name.
 
@@ -308,9 +312,9 @@ def convert_back(
         The stages of the verification.
 
     Raises:
-        ValueError: the tensors are not those that config.json describes, or of a model that the original program does
+        ValueError: the tensors are not those that config.json describes, or of a model that the original code does
             not have.
-        OSError: a file is missing, or the checkpoint is there already.
+        OSError: a file is missing, or the checkpoint already exists.
     """
     folder, prefix = download(folder, revision=revision), Path(prefix)
     config = read_model_config(folder)
@@ -318,7 +322,7 @@ def convert_back(
     if family not in (None, model_type):
         raise ValueError(f"{folder}: model_type is {model_type!r}, expected {family!r}")
     if model_type not in ("align", "vit"):
-        raise ValueError(f"{folder}: model_type is {model_type!r}, for which there is no original program")
+        raise ValueError(f"{folder}: model_type is {model_type!r}, which has no original implementation to convert to")
     _check_functions(config, folder)
     slots = align_tpu_slots(config) if model_type == "align" else vit_tpu_slots(config, key_layout)
     entries = read_weights(folder, WEIGHTS, sorted(folder.glob("*.safetensors")))

@@ -1,5 +1,5 @@
 """A Hub folder of older transformers: ALIGN or ViT in any format of weights it had. Its tensors become those of
-`model.safetensors`, and are presented under the keys of the original programs, so that everything after is the same.
+`model.safetensors`, and are presented under the keys of the original code, so that all later steps are the same.
 
 The folder's config.json stays what it says. Nothing of a file is run.
 """
@@ -133,8 +133,8 @@ def _vit_key_layout(config: ViTConfig, shapes: Mapping[str, tuple[int, ...]]) ->
     if "vit.pooler.dense.bias" in shapes:
         if key_layout == "model" and not config.representation_size:
             raise ValueError(
-                "the weights have a pooler and a classifier. transformers' classifier passes the pooler by, the original's "
-                "reads it: say so in config.json, by its representation_size, or leave the pooler's tensors out"
+                "the weights have a pooler and a classifier. transformers' classifier skips the pooler, while the original "
+                "uses it: set representation_size in config.json, or leave the pooler's tensors out"
             )
         if getattr(config, "pooler_act", None) not in (None, "tanh"):
             raise ValueError(f"config.json: pooler_act is {config.pooler_act!r}, expected 'tanh'")

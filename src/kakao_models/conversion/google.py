@@ -114,7 +114,7 @@ def _members(path: Path) -> dict[str, TensorEntry]:
             for member in archive.infolist():
                 key = member.filename.removesuffix(".npy")
                 if key in members:
-                    raise ValueError(f"{path}: {key} is there twice")
+                    raise ValueError(f"{path}: duplicate tensor {key}")
                 with archive.open(member) as file:
                     members[key] = (
                         _header(file, member.file_size, f"{path}: {key}"),

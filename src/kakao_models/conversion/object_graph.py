@@ -29,7 +29,7 @@ def path_of(key: str) -> str:
     if path == key or not path or not all(path.replace(_SLOT, "/").split("/")) or path.count(_SLOT) > 1:
         raise CheckpointError(f"{key}: not the key of a variable, <path>{SUFFIX}")
     if any(name.startswith(".") for name in path.replace(_SLOT, "/").split("/")):
-        raise CheckpointError(f"{key}: reserved or escaped names in it, which the original programs don't have")
+        raise CheckpointError(f"{key}: it has reserved or escaped names, which the original code does not write")
     return path
 
 

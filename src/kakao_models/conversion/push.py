@@ -23,7 +23,7 @@ def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = Fa
         OSError: the Hub can't be reached, or refuses.
     """
     if wrong := verify_report(folder):
-        raise ValueError(f"{folder} is not what was verified, nothing is uploaded: " + "; ".join(wrong[:5]))
+        raise ValueError(f"{folder} differs from what was verified, so nothing is uploaded: " + "; ".join(wrong[:5]))
     verified = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # no other is in the report
     files = "\n".join(f"  {path.name}  {path.stat().st_size:,} bytes" for path in verified)
     if dry_run:

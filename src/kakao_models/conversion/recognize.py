@@ -125,4 +125,4 @@ def check_overrides(overrides: Mapping, configs: Sequence[StrictConfig], source:
     for name, value in overrides.items():
         recognised = [getattr(config, name) for config in configs if hasattr(config, name)]
         if value is not None and value not in recognised:
-            raise ValueError(f"{name}: you say {value}, {source} {', '.join(map(str, recognised)) or None}")
+            raise ValueError(f"{name}: got {value}, but {source} {', '.join(map(str, recognised)) or None}")

@@ -141,5 +141,5 @@ def _prepared_inputs(
         processor = kakao_models.ViTImageProcessor if family == "vit" else kakao_models.AlignImageProcessor
         return dict(processor.from_pretrained(folder)(images, return_tensors="pt"))
     if not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"{name} has texts, and the model has no tokenizer: name one by --tokenizer")
+        raise ValueError(f"{name} has texts, but the model has no tokenizer: name one with --tokenizer")
     return dict(kakao_models.AlignProcessor.from_pretrained(folder)(images, texts, return_tensors="pt"))

@@ -24,7 +24,7 @@ class SourceCheckpoint:
     has_averages: bool = False
     skipped: dict[str, int] = field(default_factory=dict)  # kind of key → how many were left out
     files: list[Path] = field(default_factory=list)
-    kind: str = "the original program's checkpoint"
+    kind: str = "the original code's checkpoint"
     names: Mapping[str, str] = field(default_factory=dict)  # key → its name in the files, where that is another
     # Written beside the weights: the source's own, or the original implementation's; None for a folder without one
     image_processor: ImageProcessor | None = None

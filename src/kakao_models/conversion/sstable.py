@@ -21,7 +21,7 @@ MAX_BYTES, MAX_ENTRIES, MAX_KEY = 16 << 20, 100_000, 1024
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
-    """Every key and its value, in the order of the keys, which is checked as are all checksums.
+    """Every key and its value, in the order of the keys. The order and all checksums are checked.
 
     Raises:
         CheckpointError: no such table, damaged, compressed, or larger than any checkpoint's.

@@ -138,7 +138,7 @@ def _find(path: Path) -> Path:
         pattern = rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)*)"'
         names = re.findall(pattern, _read_small(path / "checkpoint"))
         if len(names) != 1:
-            raise CheckpointError(f"model_checkpoint_path is there {len(names)} times, expected once")
+            raise CheckpointError(f"model_checkpoint_path occurs {len(names)} times, expected once")
         name = os.fsdecode(re.sub(rb"\\(?:([0-7]{1,3})|(.))", _unescape, names[0]))
         parts = re.split(r"[/\\]", name)
         if ".." in parts or parts[-1] in ("", "."):

@@ -152,7 +152,7 @@ def _vit_stages(source: SourceCheckpoint, model: nn.Module) -> list[Stage]:
     backbone = model.base_model
     if head and backbone is model:
         raise ValueError(
-            f"there is a classifier, but config.json names none: its architectures say {type(model).__name__}, expected "
+            f"the weights have a classifier, but config.json does not name one: its architectures say {type(model).__name__}, expected "
             "ViTForImageClassification"
         )
 

@@ -148,7 +148,7 @@ def stats(
     threads: Threads = None,
     spill: Spill = None,
 ) -> None:
-    """Distributions of every column, different URLs, images and texts; exact unless --sample is given.
+    """Show the distribution of every column, and count distinct URLs, images and texts; exact without --sample.
 
     [b]Example[/b]
 
@@ -231,7 +231,7 @@ def filter_(
     if source is None:
         raise typer.BadParameter("name the table to filter")
     if not chosen:
-        raise typer.BadParameter("give --recipe or --filter; --list says which filters there are")
+        raise typer.BadParameter("give --recipe or --filter; --list shows the filters")
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     table = open_table(connection, source)
     if join:
@@ -278,7 +278,7 @@ def label_stats_(
     if (output is None) != (threshold is None):
         raise typer.BadParameter("--output and --threshold go together")
     if output and output.exists():
-        raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+        raise FileExistsError(f"{output} already exists. Choose another name, or remove it first.")
     from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel
     from kakao_models.samples.tables import connect, new_folder, open_table, write_parquet
 
@@ -359,16 +359,16 @@ def download(
     caption_column: CaptionColumnOption = None,
     label_column: LabelColumnOption = None,
     image_size: ImageSize = None,
-    min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a smaller side.")] = 0,
+    min_size: Annotated[int, typer.Option(min=0, help="Refuse images with a side shorter than this, in pixels.")] = 0,
     max_aspect: Annotated[
-        float, typer.Option(min=1, help="Refuse images whose longer side is more than this times the shorter.")
+        float, typer.Option(min=1, help="Refuse images with a larger aspect ratio (longer side / shorter side).")
     ] = float("inf"),
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="Refuse images of more pixels, before they are decoded.")
+        int, typer.Option(min=1, help="Refuse images of more pixels than this, before they are decoded.")
     ] = MAX_PIXELS,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an attempt may take in all.")] = 10.0,
-    retries: Annotated[int, typer.Option(min=0, help="Number of further attempts in a run.")] = 1,
-    attempts: Annotated[int, typer.Option(min=1, help="Number of attempts of an address over all runs.")] = 6,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of an attempt in seconds.")] = 10.0,
+    retries: Annotated[int, typer.Option(min=0, help="Number of retries in a run.")] = 1,
+    attempts: Annotated[int, typer.Option(min=1, help="Number of attempts per address over all runs.")] = 6,
     per_shard: PerShard = 10_000,
     dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write failed addresses to this .csv.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw success rates into this .png or .jpg.")] = None,
@@ -382,9 +382,9 @@ def download(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download the images of a table into tars that training reads; the same command goes on, and tries again.
+    """Download the images of a table into tars for training. Rerun the command to resume and to retry failures.
 
-    A second run tries what failed in the first. Images that could not be downloaded are no error: they are in the report.
+    A second run retries the failures of the first. Failed downloads are not an error; they are listed in the report.
 
     [b]Example[/b]
 
@@ -430,7 +430,7 @@ def embed(
     ],
     output: OutputFolder,
     what: Annotated[
-        str, typer.Option(help="What to compute: images, texts, or score, the cosine of each image and its text.")
+        str, typer.Option(help="Embeddings of images or texts, or score: the cosine of each image and its text.")
     ] = "images",
     image_column: ImageColumnOption = None,
     caption_column: CaptionColumnOption = None,
@@ -444,7 +444,7 @@ def embed(
     *,
     options: ModelOptions,
 ) -> None:
-    """Embed a table of any size into sharded Parquet; after any interruption the same command goes on.
+    """Embed a table of any size into sharded Parquet. If interrupted, rerun the command to resume.
 
     [b]Examples[/b]
 

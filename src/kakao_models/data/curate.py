@@ -63,7 +63,7 @@ def curate(
     """Applies filters in their order and writes the rows that are left as Parquet files into a new folder.
 
     A filter of frequencies counts in the rows that the filters before it kept, but for rare-tokens, which counts in
-    `table`. Filters of single rows that follow one another take one pass. What a pass finds (frequent texts, doubles) is
+    `table`. Filters of single rows that follow one another take one pass. The result of a pass (frequent texts, duplicates) is
     kept in a folder beside `output` until the end; the rows themselves are written once, at the end.
 
     Args:

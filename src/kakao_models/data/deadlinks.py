@@ -1,4 +1,4 @@
-"""Reports on the failures of a download: a list of dead links, and a picture of success rates."""
+"""Reports on the failures of a download: a list of dead links, and a chart of success rates."""
 
 import csv
 from collections import Counter
@@ -71,16 +71,16 @@ def failure_kind(error: str) -> str:
     for text, kind in (
         ("no address found", "no address found for the host"),
         ("not a public address", "not a public address"),
-        ("more than max_bytes", "larger than max_bytes"),
-        ("longer than max_bytes", "larger than max_bytes"),
-        ("more than max_pixels", "more than max_pixels"),
+        ("file too large", "larger than max_bytes"),
+        ("response too large", "larger than max_bytes"),
+        ("image too large", "more than max_pixels"),
         ("connection closed", "the answer was cut short"),
         ("redirects", "too many redirects"),
         ("not an image", "not an image"),
         ("cannot be decoded", "broken picture"),
         ("broken ", "broken picture"),
         ("only http and https", "not an http(s) address"),
-        ("differs)", "another content than when the table was made"),
+        ("does not match)", "content differs from the table's"),
     ):
         if text in error:
             return kind

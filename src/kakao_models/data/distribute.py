@@ -1,7 +1,7 @@
 """The ranks of a job as processes of this machine, or as tasks of a Spark or Ray cluster.
 
 A rank is what `--rank` of `--world-size` does by hand: it takes each world-size-th shard, finds by itself what is done, and
-writes into the job's folder, which all machines must see. So whoever repeats a rank that failed goes on where it ended.
+writes into the job's folder, which all machines must see. So a repeated rank resumes where it failed.
 """
 
 import functools
@@ -65,7 +65,9 @@ def all_ranks(
     if distributor not in _NEEDS:
         raise ValueError(f"distributor: got {distributor!r}, expected one of {', '.join(DISTRIBUTORS)}")
     if world_size < 2:
-        raise ValueError(f"distributor {distributor}: say by world size how many tasks share the work, at least 2")
+        raise ValueError(
+            f"distributor {distributor}: set the world size, the number of tasks that share the work, to at least 2"
+        )
     if not is_installed(distributor):
         raise ImportError(f"the distributor {distributor} needs {distributor}: {_NEEDS[distributor]}")
     attempt = functools.partial(_attempt, run, world_size)
@@ -77,12 +79,12 @@ def all_ranks(
         results.append(result)
         advance(sum(part.stop - part.start for part in parts[rank::world_size]))
     if lost := [path for part in parts if not (path := output / f"{part.number:05d}.parquet").exists()]:
-        raise FileNotFoundError(f"{lost[0]} is not here, nor {len(lost) - 1} others. Do all machines see one {output}?")
+        raise FileNotFoundError(f"{lost[0]} and {len(lost) - 1} others are missing. Do all machines see one {output}?")
     return results
 
 
 def _attempt(run: Callable[..., Any], world_size: int, rank: int) -> tuple[int, Any]:
-    """A ValueError is returned: it speaks of the input, which another attempt finds as it is."""
+    """Returns a ValueError instead of raising it: it is about the input, which a retry does not change."""
     try:
         return rank, run(rank=rank, world_size=world_size)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A table of addresses and texts → tars of pictures, in img2dataset's layout, resumable picture by picture.
+"""Downloads the images of a table of URLs and texts into tars, in img2dataset's layout, resumable image by image.
 
 Of each shard there are 00000.tar (the pictures that were downloaded), 00000.parquet (every row: what came of it) and
 00000_stats.json. A shard in work is a journal; it becomes these files when all its rows have been tried.
@@ -243,7 +243,7 @@ def _got(outcome: dict, record: Sample, options: Download, stop: Future) -> tupl
     for name in HASHES:
         expected = record.record.get(name)
         if expected and hashlib.new(name, data, usedforsecurity=False).hexdigest() != str(expected).lower():
-            raise ImageError(url, f"another content than when the table was made ({name} differs)")
+            raise ImageError(url, f"content differs from the table's ({name} does not match)")
     keep = Options("webdataset", options.image_size, max_pixels=options.max_pixels)
     kept, kind, (width, height) = _stored(data, keep)
     if min(width, height) < options.min_size:
@@ -280,7 +280,9 @@ def _write(journal: Journal, records: list[Sample], name: Path, numbered: bool) 
                 writer.write(StoredSample(key, data, outcome["kind"], record.captions, record.labels, metadata))
         writer.close()
         if wrong := _different(temporary, rows):
-            raise OSError(f"{name}.tar: what was written reads back differently ({wrong}). Is the disk sound?")
+            raise OSError(
+                f"{name}.tar: the file read back differs from what was written ({wrong}). Is the disk faulty?"
+            )
     statuses = Counter(failure_kind(row["error"]) if row["error"] else "success" for row in rows)
     successes = sum(row["status"] == "success" for row in rows)
     counts = {"count": len(rows), "successes": successes, "failed_to_download": len(rows) - successes}

@@ -63,7 +63,7 @@ def embed_table(
     distributor: str | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> dict | None:
-    """Embeds all rows of a source, or goes on where an earlier run ended.
+    """Embeds all rows of a source, or resumes where an earlier run stopped.
 
     Writes 00000.parquet, ... with `id` and `embedding` (or `align_score`), in the source's order. Rows that can't be
     read are left out; a shard's metadata lists them (`failures`), and so does the manifest. Every machine of several

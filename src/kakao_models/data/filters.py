@@ -223,7 +223,9 @@ def _image(table: ir.Table, named: str, what: str) -> str:
         return named
     column = next((name for name in SAME_IMAGE_COLUMNS if name in table.columns), None)
     if column is None:
-        raise ValueError(f"{what}: the table has none of {', '.join(SAME_IMAGE_COLUMNS)}; name the column: image=...")
+        raise ValueError(
+            f"{what}: the table has no column {' or '.join(SAME_IMAGE_COLUMNS)}; name the column: image=..."
+        )
     return column
 
 

@@ -35,7 +35,7 @@ def read_hashes(file: str | Path) -> list[str]:
     column image_phash, imagehash or phash.
 
     Raises:
-        ValueError: one is not of 16 hexadecimal digits, a picture can't be read, or there are none.
+        ValueError: a hash that is not 16 hexadecimal digits, an unreadable image, or no hashes.
     """
     path = Path(file)
     if path.is_dir():
@@ -50,9 +50,9 @@ def read_hashes(file: str | Path) -> list[str]:
         values = path.read_text(encoding="utf-8-sig").split()
     hashes = sorted({value.lower() for value in values})
     if wrong := next((value for value in hashes if not re.fullmatch(r"[0-9a-f]{16}", value)), None):
-        raise ValueError(f"{path}: {wrong!r:.60} is no perceptual hash of 16 hexadecimal digits")
+        raise ValueError(f"{path}: {wrong!r:.60} is not a perceptual hash of 16 hexadecimal digits")
     if not hashes:
-        raise ValueError(f"{path}: there are no hashes, and no pictures to compute them from")
+        raise ValueError(f"{path}: expected perceptual hashes, or images to compute them from")
     return hashes
 
 
@@ -114,7 +114,7 @@ def _near_ids(embeddings: str, file: str, above: float) -> list:
     for ids, rows in _embedded(embeddings):
         if rows.shape[1] != theirs.shape[1]:
             raise ValueError(
-                f"{embeddings}: embeddings of width {rows.shape[1]}, {file} has {theirs.shape[1]}. Of one model?"
+                f"{embeddings}: embeddings of dimension {rows.shape[1]}, but {file} has {theirs.shape[1]}. Are both from the same model?"
             )
         best = (l2_normalize(rows) @ theirs.T).max(1)
         near += ids[best > above].tolist()
@@ -131,10 +131,10 @@ def _evaluated(file: str) -> np.ndarray:
     else:
         theirs = np.concatenate([rows for _, rows in _embedded(file)] or [np.empty((0, 0))])
     if theirs.ndim != 2 or theirs.dtype.kind not in "fiu":
-        raise ValueError(f"{file}: expected numbers of shape (images, width), got {theirs.dtype} {theirs.shape}")
+        raise ValueError(f"{file}: expected numbers of shape (images, dimension), got {theirs.dtype} {theirs.shape}")
     theirs = theirs[np.isfinite(theirs).all(1)]
     if not len(theirs):
-        raise ValueError(f"{file}: there are no embeddings")
+        raise ValueError(f"{file}: the file has no embeddings")
     return l2_normalize(theirs.astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""The first rows of a table of image-text pairs: for the terminal, and as a page with pictures."""
+"""The first rows of a table of image-text pairs: for the terminal, and as a page with images."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     there = list(rows[0]) if rows else []
     shown = list(columns or [name for name in _SHOWN if name in there][: 8 if "text" in there else 0] or there)
     if missing := [name for name in shown if rows and name not in there]:
-        raise ValueError(f"columns: there is no {missing[0]}; there are {', '.join(there)}")
+        raise ValueError(f"columns: no column {missing[0]}; the table has {', '.join(there)}")
     table = Table(show_lines=False)
     for name in shown:
         width = {"text": 48, "url": 36}.get(name, 14)
@@ -83,7 +83,7 @@ def contact_sheet(
     folder: Path | None = None,
     timeout: float = 10.0,
 ) -> tuple[str, int]:
-    """A page of HTML with each row's picture, text and other columns; and how many pictures could not be read.
+    """An HTML page with each row's image, text and other columns; and the number of unreadable images.
 
     Pictures are read as `load_image` reads them, made small and put into the page, which loads nothing from elsewhere.
 

@@ -31,11 +31,11 @@ def make_filter(name: str, parameters: dict[str, Any] | None = None) -> Filter:
     """
     kind = FILTERS.get(name)
     if kind is None:
-        raise ValueError(f"filter {name!r}: there is none of this name; there are {', '.join(sorted(FILTERS))}")
+        raise ValueError(f"filter {name!r}: unknown filter; expected one of {', '.join(sorted(FILTERS))}")
     values = dict(kind.defaults)
     for parameter, value in (parameters or {}).items():
         if parameter not in values:
-            raise ValueError(f"filter {name}: has no parameter {parameter!r}; it has {', '.join(values) or 'none'}")
+            raise ValueError(f"filter {name}: unknown parameter {parameter!r}; expected {', '.join(values) or 'none'}")
         values[parameter] = _checked(f"filter {name}: {parameter}", value, kind.defaults[parameter])
     if "min" in values and "max" in values and None not in (values["min"], values["max"]):
         if values["min"] > values["max"]:
@@ -55,11 +55,11 @@ def parse_flag(flag: str) -> Filter:
     for part in filter(None, rest.split(",")):
         parameter, equals, value = part.partition("=")
         if not equals:
-            raise ValueError(f"filter {flag!r}: {part!r} is no parameter=value")
+            raise ValueError(f"filter {flag!r}: {part!r} is not of the form parameter=value")
         try:
             parsed = value.split("+") if parameter.strip() == "columns" else yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"filter {flag!r}: {value!r} is no value ({error})") from error
+            raise ValueError(f"filter {flag!r}: {value!r} is not a valid YAML value ({error})") from error
         parameters[parameter.strip()] = parsed
     return make_filter(name.strip(), parameters)
 
@@ -74,11 +74,11 @@ def read_recipe(source: str | Path) -> list[Filter]:
         return parse_flags(RECIPES[source])
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"recipe {source}: no such file, and none of {', '.join(RECIPES)}")
+        raise ValueError(f"recipe {source}: no such file, and no recipe of that name ({', '.join(RECIPES)})")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: no YAML ({error})") from error
+        raise ValueError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected a list of filters, a line each, such as `- size: {{min: 200}}`")
     filters = []
@@ -93,7 +93,7 @@ def read_recipe(source: str | Path) -> list[Filter]:
                 )
             filters.append(make_filter(name, parameters))
         else:
-            raise ValueError(f"{path}: entry {number} is no filter: {reprlib.repr(entry)}")
+            raise ValueError(f"{path}: entry {number} is not a filter:  {reprlib.repr(entry)}")
     return filters
 
 

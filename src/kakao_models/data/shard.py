@@ -149,7 +149,7 @@ def _content(sample: Sample) -> bytes:
         return bytes(sample.image)
     path = os.fspath(sample.image)
     if "://" in path:
-        raise ImageError(path, "is not here: kakao-models data download gets pictures of addresses, and shards them")
+        raise ImageError(path, "no such file: to download images from URLs into shards, use kakao-models data download")
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ImageError(path, "is not a regular file")
     return Path(path).read_bytes()

@@ -62,9 +62,9 @@ class Stats:
             lines.append(f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
         lines.append("")
         for name, count in self.unique.items():
-            lines.append(f"different {name}: {count:,} ({count / max(self.rows, 1):.2%})")
+            lines.append(f"distinct {name}: {count:,} ({count / max(self.rows, 1):.2%})")
         if self.sampled is not None and self.unique:
-            lines.append("Of a sample, more are different than of the whole table: doubles lie far apart.")
+            lines.append("In a sample the distinct share is higher than in the whole table: duplicates lie far apart.")
         if self.findings:
             lines += ["", f"Differs from what is published of {published(self.columns | self.unique).name}:"]
             lines += [f"  {finding}" for finding in self.findings]

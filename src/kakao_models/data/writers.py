@@ -54,7 +54,7 @@ class TarWriter:
 
 
 class TFRecordWriter:
-    """Examples with `jpg` and `txt`, as the original program reads them; labels are `label`."""
+    """Examples with `jpg` and `txt`, as the original code reads them; labels are `label`."""
 
     suffix = ".tfrecord"
 

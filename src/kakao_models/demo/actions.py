@@ -43,7 +43,7 @@ def check_length(text: str | None, what: str) -> str:
     """
     text = text or ""
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{what}: {len(text):,} characters are more than the {MAX_CHARACTERS:,} that this page takes")
+        raise ValueError(f"{what}: {len(text):,} characters are more than this page accepts ({MAX_CHARACTERS:,})")
     return text
 
 
@@ -125,7 +125,7 @@ def search(
     query = compose_query(index.embedder, plus=plus, minus=minus, weights=weights)
     hits = index.search(query, int(count))
     if not hits:
-        raise ValueError(f"{catalogue.name}: nothing is in it")
+        raise ValueError(f"{catalogue.name}: the index is empty")
     shown = [catalogue.thumbnail(hit.path) for hit in hits]
     fits, said = _relevances(index, hits, least, by_image=bool(image and image_weight))
     shares = [f"  fits {share:.0%}" for share in fits] or [""] * len(hits)
@@ -164,7 +164,7 @@ def _relevances(index: SearchIndex, hits: list[Hit], least: float, by_image: boo
 def found_picture(catalogue: Catalogue, paths: list[str], number: int) -> Image.Image:
     """The picture of a hit, to search with."""
     if not 0 <= number < len(paths or ()):
-        raise ValueError("That photograph is not among those found any more: search again")
+        raise ValueError("That image is no longer among the results: search again")
     return catalogue.picture(paths[number], _SIDE)
 
 
@@ -206,5 +206,5 @@ def _as_seen(photo: Path, processor) -> Image.Image:
 
 def _chosen(photo: str | None) -> Path:
     if not photo:
-        raise ValueError("Choose a photograph first: drop one, or take one of the examples")
+        raise ValueError("Choose an image first: drop one, or take one of the examples")
     return Path(photo)  # a path, whatever it looks like: load_image would fetch a URL

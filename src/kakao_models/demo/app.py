@@ -223,7 +223,7 @@ def _photo(label: str, height: int = 300, value: str | None = None) -> gr.Image:
 
     async def keep_files(path: str | None):  # gradio would fetch an address that a request names, however large
         if path and "://" in path:
-            raise gr.Error("Send the photograph itself, not its address")
+            raise gr.Error("Send the image itself, not its URL")
         return await keep(path)
 
     photo.async_move_resource_to_block_cache = keep_files

@@ -99,7 +99,7 @@ class Catalogue:
         """The index, with its model.
 
         Raises:
-            OSError: its model can't be had.
+            OSError: its model is not available.
             ValueError: a model of its name is there, but is another one.
         """
         if self._index is None:

@@ -1,4 +1,4 @@
-"""The photographs inside the package, and pictures for the page."""
+"""The photographs inside the package, and images for the page."""
 
 import base64
 import io

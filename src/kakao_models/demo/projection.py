@@ -40,7 +40,7 @@ def _pca(rows: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _tsne(rows: np.ndarray) -> tuple[np.ndarray, str]:
     if len(rows) < _FEWEST:
-        raise ValueError(f"t-SNE wants at least {_FEWEST} photographs, got {len(rows)}: choose PCA")
+        raise ValueError(f"t-SNE needs at least {_FEWEST} images, got {len(rows)}: choose PCA")
     try:
         from sklearn.manifold import TSNE
     except ModuleNotFoundError as error:

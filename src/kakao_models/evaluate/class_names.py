@@ -108,15 +108,13 @@ def class_places(path: Path, keys: Sequence[str]) -> list[int]:
     index = read_class_index(path)
     index = {str(number): number for number in index.values()} | index
     if missing := [key for key in keys if key not in index]:
-        raise ValueError(
-            f"--class-index names none of the model's classes for {len(missing)} folders, such as {missing[0]}"
-        )
+        raise ValueError(f"--class-index has no class of the model for {len(missing)} folders, such as {missing[0]}")
     return [index[key] for key in keys]
 
 
 def _read_names(path: Path, keys: set[str]) -> list[str] | dict[str, str]:
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file of class names")
+        raise ValueError(f"{path}: no such file of class names")
     if path.suffix == ".json":
         value = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(value, dict):

@@ -78,7 +78,7 @@ def classification_scores(
             are not looked at, and labels are places among `columns`.
 
     Raises:
-        ValueError: wrong shapes, a logit that is not finite, a label that is no class, or no labels at all.
+        ValueError: wrong shapes, a logit that is not finite, a label that is not a class, or no labels at all.
     """
     check_at(at)
     logits = _check_logits(logits)
@@ -128,7 +128,7 @@ def multilabel_scores(logits: np.ndarray, labels: np.ndarray | Sequence[Sequence
         labels: (N, C), true where an image has a class, or a list of classes per image.
 
     Raises:
-        ValueError: wrong shapes, a logit that is not finite, a label that is no class, or no labels at all.
+        ValueError: wrong shapes, a logit that is not finite, a label that is not a class, or no labels at all.
     """
     logits = _check_logits(logits)
     truth = _multi_hot(labels, logits.shape)

@@ -471,7 +471,7 @@ def similarity(
     files = {kind: ratings / f"{kind}_{split}.csv" for kind in ("sts", "sis", "sits")}
     rated = {kind: read_ratings(path) for kind, path in files.items() if path.is_file()}
     if not rated:
-        raise ValueError(f"{ratings}: found none of {', '.join(path.name for path in files.values())}")
+        raise ValueError(f"{ratings}: expected at least one of {', '.join(path.name for path in files.values())}")
     captioned = options.rename(read_captioned(data, split=split, images=images))
     options.show(tasks.similarity(run, captioned, rated, positive=positive))
 

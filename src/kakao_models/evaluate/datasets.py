@@ -175,7 +175,7 @@ def read_captioned(
     columns = Columns(image=image_column, caption=caption_column)
     dataset = _open(source, split, columns, "caption", images=images, keep=("marks",))
     if images is None and source.endswith(".json") and "marks" in next(dataset.scan()).record:  # COCO's or Karpathy's
-        raise ValueError(f"{source}: say where its images are (--images)")
+        raise ValueError(f"{source}: name the folder of its images with --images")
     captions: dict[Any, list[str]] = {}  # image id → all its captions
     first: dict[Any, tuple[int, Any]] = {}  # image id → its first row, and the ids of captions there
     for row, sample in enumerate(dataset.scan()):
@@ -214,6 +214,6 @@ def _check_folders(dataset: ImageFolder) -> None:
 
 
 def name_of(source: str | os.PathLike) -> str:
-    """What a data set is called in results, by the name of its file or folder."""
+    """Name of a data set in results, from the name of its file or folder."""
     path = Path(source)
     return f"{path.parent.name}/{path.stem}" if path.suffix and path.parent.name else path.stem

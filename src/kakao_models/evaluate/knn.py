@@ -36,7 +36,7 @@ class KnnResult:
 def nearest(
     queries: np.ndarray, rows: np.ndarray, k: int, *, max_memory: int = MAX_MEMORY
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar rows of each query, the most similar first; how equal ones are ordered is said in `tiles`.
+    """The k most similar rows of each query, the most similar first; `tiles` explains the order of ties.
 
     Args:
         queries: (Q, D).

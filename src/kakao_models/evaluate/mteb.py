@@ -127,7 +127,7 @@ def task_names(tasks: str) -> list[str]:
 
 
 def run_tasks(embedder: Embedder, tasks: Sequence["str | AbsTask"], *, batch_size: int = 32) -> Result:
-    """The main score of each task, as mteb computes it, in the metrics of one `Result`. Scores that are no number are left out.
+    """The main score of each task, as mteb computes it, in the metrics of one `Result`. Scores that are not numbers are left out.
 
     Args:
         tasks: names, or tasks of mteb.

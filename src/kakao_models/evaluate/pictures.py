@@ -1,4 +1,4 @@
-"""Pictures of results: a confusion matrix, a reliability diagram."""
+"""Charts of results: a confusion matrix, a reliability diagram."""
 
 from collections.abc import Sequence
 

@@ -52,12 +52,12 @@ class Result:
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON file ({error})") from error
+            raise ValueError(f"{path} is not a JSON file ({error})") from error
         expected = {"task", "model", "dataset", "metrics"}
         fields = set(cls.__dataclass_fields__)
         if not isinstance(value, dict) or not expected <= set(value) <= fields or value["task"] not in TASKS:
             raise ValueError(
-                f"{path} is no result of kakao-models evaluate: expected the fields {', '.join(sorted(expected))}"
+                f"{path} is not a result of kakao-models evaluate: expected the fields {', '.join(sorted(expected))}"
             )
         for names, kind, described in ((_TEXTS, str, "text"), (_OBJECTS, dict, "JSON object")):
             for name in names:

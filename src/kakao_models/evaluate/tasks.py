@@ -290,7 +290,7 @@ def audit(
     known = labelled.labels >= 0
     if not (known.any() or len(queries) or len(harmful)):
         raise ValueError(
-            f"{labelled.name}: there is nothing to compare: expected a label column, --queries, or --harmful with --classes"
+            f"{labelled.name}: nothing to compare: expected a label column, --queries, or --harmful with --classes"
         )
     if len(harmful) and not len(names):
         raise ValueError(
@@ -449,7 +449,7 @@ def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray,
         if unclear:
             logger.warning(
                 f"{data.name}: the model has several classes called {unclear[0][0]!r} ({', '.join(map(str, unclear[0][1]))}); "
-                f"images of that name count as the first. --class-index says which is which"
+                f"images of that name count as the first. Set --class-index to choose"
             )
         numbers = [place[key] for key in data.keys]
     elif len(data.keys) == len(names) and all(names[i] == key for i, key in enumerate(data.keys) if key in place):
@@ -458,14 +458,14 @@ def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray,
             first = next(number for number in numbers if names[number] != data.keys[number])
             logger.warning(
                 f"{data.name}: the names of its classes are not the model's, so they are matched by their order: "
-                f"{data.keys[first]!r} counts as {names[first]!r}, and so on. --class-index says which is which"
+                f"{data.keys[first]!r} counts as {names[first]!r}, and so on. Set --class-index to choose"
             )
     elif all(key.isdigit() and int(key) < len(names) for key in data.keys):
         numbers = [int(key) for key in data.keys]
     else:
         raise ValueError(
             f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), the model {len(names)} ({names[0]!r}, ...), "
-            "and their names differ: say which are which (--class-index)"
+            "and their names differ: map them with --class-index"
         )
     return np.where(data.labels < 0, -1, np.array(numbers)[data.labels]), names
 

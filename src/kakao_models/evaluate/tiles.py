@@ -30,12 +30,12 @@ def check_rows(name: str, rows: np.ndarray, width: int | None = None) -> np.ndar
     """
     rows = rows if isinstance(rows, np.ndarray) else np.asarray(rows)
     if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(f"{name}: got shape {rows.shape}, expected (rows, width) with at least one of each")
+        raise ValueError(f"{name}: got shape {rows.shape}, expected (rows, dimension) with at least one of each")
     if rows.dtype.kind not in "fiu":
         raise ValueError(f"{name}: got {rows.dtype}, expected numbers")
     if width is not None and rows.shape[1] != width:
         raise ValueError(
-            f"{name}: rows are {rows.shape[1]} wide, but those they are compared with {width}. Are they of one model?"
+            f"{name}: rows have dimension {rows.shape[1]}, but the rows they are compared with have {width}. Are both from the same model?"
         )
     return rows
 

@@ -84,7 +84,7 @@ def zero_shot_scores(
         temperature: the model's temperature; gives `confidences`, softmax(similarity / temperature) at the predicted class.
 
     Raises:
-        ValueError: wrong shapes, a row that is not finite, a label that is no class, or no labels at all.
+        ValueError: wrong shapes, a row that is not finite, a label that is not a class, or no labels at all.
     """
     check_at(at)
     images = check_rows("image_embeds", image_embeds)

@@ -169,7 +169,7 @@ def _pixels(embedder: Embedder, kind: str) -> ImageInput:
     return replace(plain, resized=full, box=center_box(*full, height, width))
 
 
-AS_IT_IS = {"do_resize": False, "do_center_crop": False}  # of a processor: for pictures that have the model's size
+AS_IT_IS = {"do_resize": False, "do_center_crop": False}  # processor options for images that have the model's size
 
 
 def _image_inputs(pixels: ImageInput) -> tuple[Tensor, ...]:

@@ -84,7 +84,7 @@ def export(
         The content of export.json; `check` of a function is the result of `compare`.
 
     Raises:
-        OSError: no such checkpoint, `output` is there already, or the disk is full.
+        OSError: no such checkpoint, `output` already exists, or the disk is full.
         ValueError: an option the model or the format does not have, or an export that differs from its source.
         ImportError: what the format needs is not installed; the message says what installs it.
     """

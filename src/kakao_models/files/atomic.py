@@ -72,7 +72,7 @@ def unfinished(output: Path) -> Iterator[Path]:
     named, output = output, output.resolve()
     with workplace(output, named) as folder:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FileExistsError(f"{named} is there already. Choose another name, or remove it first.")
+            raise FileExistsError(f"{named} already exists. Choose another name, or remove it first.")
         if output == Path.cwd() or os.path.ismount(output):
             raise FileExistsError(f"{named} can't be replaced by the finished folder. Name a folder in it instead.")
         yield folder

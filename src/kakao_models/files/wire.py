@@ -83,7 +83,9 @@ def decode(
             size, start = read_varint(message, position) if wire == BYTES else (_FIXED[wire], position)
             position = start + size
             if position > end:
-                raise CheckpointError(f"field {number} is said to have {size} bytes, {end - start} are left")
+                raise CheckpointError(
+                    f"field {number} has {size} bytes according to its header, but {end - start} are left"
+                )
             value = message[start:position] if wire == BYTES else int.from_bytes(message[start:position], "little")
         else:
             raise CheckpointError(f"field {number} has wire type {wire}, which isn't known")
@@ -100,7 +102,7 @@ def decode(
 def single(values: Mapping[str, list], name: str, default: Any):
     """The value of a field that may be there once."""
     if len(values[name]) > 1:
-        raise CheckpointError(f"field {name} is there {len(values[name])} times, expected once")
+        raise CheckpointError(f"field {name} occurs {len(values[name])} times, expected once")
     return values[name][0] if values[name] else default
 
 

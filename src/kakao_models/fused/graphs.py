@@ -42,7 +42,7 @@ def exported(
         shapes = ({0: batch, 1: length},) * 2
     else:
         if image_size is None:
-            raise ValueError(f"exported(what={what!r}): give the image_size, (height, width)")
+            raise ValueError(f"exported(what={what!r}): image_size is required, (height, width)")
         first = next(tower.parameters())
         channels = getattr(tower, "tower", tower).channels
         dtype = torch.uint8 if uint8 else first.dtype

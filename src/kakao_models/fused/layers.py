@@ -47,7 +47,7 @@ class Weights:
             raise ValueError(f"missing {key}")
         tensor = self._tensors[key]
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{key}: the file has {tuple(tensor.shape)}, the model wants {shape}")
+            raise ValueError(f"{key}: the file has {tuple(tensor.shape)}, the model expects {shape}")
         self._used.add(key)
         return tensor if self._dtype is None else tensor.to(self._dtype)
 

@@ -1,4 +1,4 @@
-"""The models as they run fastest in PyTorch at inference: the same numbers, of fewer and larger operations.
+"""Optimised models for inference in PyTorch: the same outputs, with fewer and larger operations.
 
 Built from the tensors of `model.safetensors` alone (`tensors_of` gives those of a model object), without transformers'
 model classes, and made of plain operations, so that `torch.export`, OpenVINO and ONNX take them as they are:

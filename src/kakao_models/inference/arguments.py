@@ -45,7 +45,7 @@ def translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `Embedder`, from those of it and of `transformers.pipeline`.
 
     Raises:
-        ValueError: an argument that can't be taken, or one that is there twice.
+        ValueError: an unsupported argument, or a duplicate one.
     """
     arguments = _with_model_kwargs(dict(arguments))
     for name in _WITHOUT_EFFECT:

@@ -116,7 +116,7 @@ class Embedder:
         fused = kind.__name__ == "TorchEngine" and (engine is not None or not loaded)
         if engine is not None and not fused:
             raise ValueError(
-                f"engine={engine!r} is of PyTorch models; {kind.__name__} runs by itself. Leave engine out, or pass "
+                f"engine={engine!r} is for PyTorch models only; {kind.__name__} has no engines. Leave engine out, or pass "
                 "framework='torch' and the name of a checkpoint"
             )
         if fused:
@@ -515,7 +515,7 @@ def _check_unicode(index: int, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"texts[{index}]: {text!r:.80} is no valid Unicode ({error.reason}). Was it read in the wrong encoding?"
+            f"texts[{index}]: {text!r:.80} is not valid Unicode ({error.reason}). Was it read in the wrong encoding?"
         ) from error
 
 

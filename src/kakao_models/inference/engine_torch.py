@@ -1,4 +1,4 @@
-"""Runs a PyTorch model as it is for the `Embedder`: arrays in, float32 arrays out.
+"""Runs an unmodified PyTorch model for the `Embedder`: arrays in, float32 arrays out.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """

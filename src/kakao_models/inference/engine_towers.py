@@ -119,7 +119,7 @@ class TowerEngine(Engine):
         """A tower's features (B, D), by any choice.
 
         Raises:
-            EngineError: it can't be had here.
+            EngineError: the engine is not available here.
         """
         like = arrays[0]
         # PyTorch takes every size and both kinds of pixels; the others are made for one of each.

@@ -45,7 +45,7 @@ def engine_class(framework: str | None, model: Any) -> "type[Engine]":
     of_model = _framework_of(model)
     if framework and of_model and framework != of_model:
         raise ValueError(
-            f"framework={framework!r}, but the model is a {type(model).__name__}, of {of_model!r}: leave framework out, or pass "
+            f"framework={framework!r}, but the model is a {type(model).__name__} ({of_model!r}): leave framework out, or pass "
             "the name of a checkpoint"
         )
     chosen = framework or of_model or next((name for name in _ENGINES if is_installed(_ENGINES[name][2])), "torch")

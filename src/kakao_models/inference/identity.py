@@ -12,7 +12,7 @@ from kakao_models.inference.embedder import Embedder
 
 
 def described(embedder: Embedder) -> dict[str, Any]:
-    """All that decides about an embedding: weights and vocabulary by their SHA-256, the rest as it is."""
+    """Everything that determines an embedding: the SHA-256 of weights and vocabulary, and all settings."""
     processor, tokenizer = embedder.image_processor, embedder.tokenizer
     return {
         "package": kakao_models.__version__,

@@ -131,9 +131,8 @@ def repeated_labels(labels: Iterable[str]) -> list[str]:
 
 
 def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:
-    """What a model can't tell about distinct labels: those of which its tokenizer knows no word, such as Korean or emoji in an
-    English vocabulary, and those that are the same to it, such as "Cat" and "cat" where it has no capital letters. A sentence
-    each, which names the labels.
+    """Problems that a model has with distinct labels, one sentence for each, which names the labels: its tokenizer knows no
+    word of them (Korean or emoji in an English vocabulary), or they are the same to it ("Cat" and "cat" without capitals).
     """
     unknown = embedder.inputs.unk_token_id
     rows = embedder.inputs.token_ids(list(labels), embedder.max_tokens)
@@ -167,7 +166,7 @@ def check_templates(templates: str | Iterable[str], name: str = "hypothesis_temp
     """The templates.
 
     Raises:
-        ValueError: there are none, or one does not say where the label goes.
+        ValueError: no templates, or one without exactly one placeholder for the label.
     """
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     if not templates:

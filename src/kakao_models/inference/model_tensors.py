@@ -55,7 +55,7 @@ _LISTS = (
 
 
 class ModelTensors:
-    """A checkpoint, or a model object as it is when this is made.
+    """The tensors of a checkpoint, or of a model object at the time of the call.
 
     Attributes:
         fields: the configuration, or an object with its fields.

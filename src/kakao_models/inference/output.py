@@ -61,7 +61,7 @@ def check_format(path: str | os.PathLike) -> None:
     if path.suffix not in EMBEDDING_FORMATS:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(EMBEDDING_FORMATS)}")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
+        raise ValueError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path}: {'is a folder' if path.is_dir() else f'{path.parent} is not writable'}")
     if path.suffix == ".parquet":

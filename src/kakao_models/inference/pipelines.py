@@ -56,7 +56,7 @@ class ImagePipeline(ABC):
         return self.embedder.dtype
 
     def __call__(self, inputs: Any = None, *, images: Any = None, **arguments: Any) -> Any:
-        """Results for `inputs` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
+        """Results for `inputs` (also named `images`), with the other arguments of `run`; `None` leaves an argument unchanged."""
         inputs = images if inputs is None else inputs
         if inputs is None:
             raise TypeError(f"pipeline {self.task!r}: no images given")
@@ -122,7 +122,7 @@ class ZeroShotImageClassification(ImagePipeline):
     def __call__(
         self, image: Any = None, candidate_labels: Iterable[str] | None = None, *, images: Any = None, **arguments: Any
     ) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
-        """Results for `image` (also named `images`), by the other arguments of `run`; `None` leaves one as it is."""
+        """Results for `image` (also named `images`), with the other arguments of `run`; `None` leaves an argument unchanged."""
         return super().__call__(image, images=images, candidate_labels=candidate_labels, **arguments)
 
     def run(
@@ -142,7 +142,7 @@ class ZeroShotImageClassification(ImagePipeline):
 
         Args:
             images: whatever `Embedder.images` takes.
-            candidate_labels: strings; the scores are a softmax over them. One that is there twice counts once; labels that
+            candidate_labels: strings; the scores are a softmax over them. Duplicates count once; labels that
                 the model can't read or tell apart are named in a warning.
             hypothesis_template: the sentence made of a label; of several, the embeddings are averaged.
             top_k: only that many labels.

@@ -30,7 +30,7 @@ _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscr
 
 
 class EngineError(ValueError):
-    """An engine that can't be used here, or whose numbers are not the model's."""
+    """Raised for an engine that is not available here, or whose outputs differ from the model's."""
 
 
 def missing_package(engine: str) -> str | None:
@@ -78,7 +78,7 @@ def make_runner(
     except Exception:  # noqa: BLE001  each runtime has its own
         if folder is None:
             raise
-        return make(tower, what, size, uint8, dtype, folder)  # what was kept and can't be read is gone now
+        return make(tower, what, size, uint8, dtype, folder)  # the unreadable copy in the cache was removed
 
 
 class TorchRunner:
@@ -186,7 +186,7 @@ class OpenVINORunner:
         if dtype in ("bfloat16", "mixed") and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError(f"dtype={dtype!r}: OpenVINO does not compute in bfloat16 on this CPU")
         if dtype == "float16":
-            raise EngineError("dtype='float16': of OpenVINO on a CPU use 'bfloat16' or 'float32'")
+            raise EngineError("dtype='float16' is not supported by OpenVINO on a CPU: use 'bfloat16' or 'float32'")
 
         def write(place: Path) -> None:
             from kakao_models.fused.openvino import to_openvino
@@ -222,7 +222,7 @@ def _halves(model: Any) -> tuple[Any, Any]:
 
     strided = [node for node in model.get_ordered_ops() if _strides(node)]
     if len(strided) < 4:
-        raise EngineError("dtype='mixed' is of ALIGN's image towers alone")
+        raise EngineError("dtype='mixed' is for ALIGN's image towers only")
     node = strided[3].input_value(0).get_node()  # of the depthwise convolution that makes maps of a sixteenth
     while node.get_type_name() != "Convolution":
         node = node.input_value(0).get_node()
@@ -248,7 +248,7 @@ class OnnxRunner:
         import onnxruntime
 
         if dtype != "float32":
-            raise EngineError(f"dtype={dtype!r}: ONNX Runtime has float32 alone on a CPU; use engine='openvino'")
+            raise EngineError(f"dtype={dtype!r}: ONNX Runtime runs in float32 only on a CPU; use engine='openvino'")
 
         def write(place: Path) -> None:
             from kakao_models.fused.onnx import to_onnx

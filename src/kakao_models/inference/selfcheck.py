@@ -53,7 +53,7 @@ def choose(
             bfloat16, or, of ALIGN's images in OpenVINO, the early blocks in the one and the late ones in the other.
 
     Raises:
-        EngineError: what was asked for can't be had here, or its numbers are not the model's.
+        EngineError: the requested engine is not available here, or its outputs differ from the model's.
     """
     reference: dict[str, np.ndarray] = {}
     engine.checks = []
@@ -124,7 +124,7 @@ def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
     if len(entries) == 1 and "error" in entries[0]:
         raise EngineError(entries[0]["error"])
     raise EngineError(
-        f"no engine gives this model's numbers here (expected cosine >= {MIN_COSINE} to the plain model in float32): "
+        f"no engine reproduces this model's outputs here (expected cosine >= {MIN_COSINE} to the plain model in float32): "
         f"{reasons}. engine='torch' with dtype='float32' always does"
     )
 

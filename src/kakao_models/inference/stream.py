@@ -67,7 +67,7 @@ def each_source(sources: Any) -> Iterable[Any]:
     images.
 
     Raises:
-        ValueError: there are no images, or it is none of these.
+        ValueError: there are no images, or `sources` is something else.
     """
     if is_single(sources):
         return [sources]
@@ -76,14 +76,14 @@ def each_source(sources: Any) -> Iterable[Any]:
         paths = list_images(sources) if folder else matches(sources)
         if not paths:
             raise ValueError(
-                f"{os.fspath(sources)}: there are no images in this folder"
+                f"{os.fspath(sources)}: this folder has no images"
                 if folder
                 else f"{os.fspath(sources)}: no file matches this pattern"
             )
         return paths
     if not (hasattr(sources, "__iter__") or hasattr(sources, "__getitem__")):
         raise ValueError(
-            f"images are given as a path, URL, folder, PIL image, array, bytes, file object or an iterable of these, "
+            f"expected images as a path, URL, folder, PIL image, array, bytes, file object or an iterable of these, "
             f"got {type(sources).__name__}"
         )
     return sources

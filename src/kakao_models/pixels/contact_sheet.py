@@ -1,4 +1,4 @@
-"""An HTML page with pictures and their metadata; it loads nothing from elsewhere."""
+"""An HTML page with images and their metadata, without external resources."""
 
 import base64
 import html

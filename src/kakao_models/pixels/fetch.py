@@ -45,7 +45,7 @@ def fetch_url(
         timeout: seconds for everything together: name look-up, connections, redirects and body.
         max_bytes: a longer body is refused, from its announced length or while it streams.
         allow_private_addresses: also connect to loopback, private, link-local and reserved addresses.
-        stop: when it is done, the download is given up.
+        stop: when it is done, the download is cancelled.
 
     Raises:
         FetchError: for any failure. At most 5 redirects are followed, and each is checked like the first address.
@@ -65,12 +65,12 @@ def fetch_url(
     try:
         done, _ = wait([future, stop] if stop else [future], timeout, FIRST_COMPLETED)
         if done and future not in done:
-            raise FetchError("was given up")
+            raise FetchError("the download was cancelled")
         return future.result(0)
     except FetchError:
         raise
     except TimeoutError as error:
-        raise FetchError(f"no complete answer within {timeout:g} s") from error
+        raise FetchError(f"no complete response within {timeout:g} s") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise FetchError(f"download failed: {error or type(error).__name__}") from error
     finally:
@@ -185,12 +185,12 @@ class _Download:
     def body(self, response: http.client.HTTPResponse) -> bytes:
         announced = response.length  # None when chunked or until the connection closes
         if announced is not None and announced > self.max_bytes:
-            raise FetchError(f"{announced} bytes are more than max_bytes = {self.max_bytes}")
+            raise FetchError(f"response too large: {announced} bytes (max_bytes = {self.max_bytes})")
         data = bytearray()
         while chunk := response.read(65536):
             data += chunk
             if len(data) > self.max_bytes:
-                raise FetchError(f"the answer is longer than max_bytes = {self.max_bytes}")
+                raise FetchError(f"response too large (max_bytes = {self.max_bytes})")
         if announced is not None and len(data) < announced:
             raise FetchError(f"the connection closed after {len(data)} of {announced} bytes")
         return bytes(data)

@@ -1,4 +1,4 @@
-"""Pictures from anywhere - path, bytes, array, PIL, URL - as upright 8-bit RGB, or one clear error."""
+"""Reads images from paths, bytes, arrays, PIL images and URLs as upright 8-bit RGB."""
 
 import base64
 import binascii
@@ -75,7 +75,7 @@ _UPRIGHT = {  # EXIF orientation -> transposition that makes the picture upright
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read: `source` names it, `reason` says why."""
+    """Raised for an image that cannot be read: `source` names it, `reason` says why."""
 
     def __init__(self, source: str, reason: str):
         super().__init__(source, reason)
@@ -95,7 +95,7 @@ def load_image(
     allow_private_addresses: bool = False,
     srgb: bool = False,
 ) -> Image.Image:
-    """Reads one picture as upright 8-bit RGB.
+    """Reads one image as upright 8-bit RGB.
 
     EXIF orientation is applied. Transparency is laid over white. 16-bit grey is scaled to 8 bits (of 16-bit colour
     PIL gives the upper byte), floating point must lie in 0..1. Of an animation, the first frame is taken.
@@ -183,7 +183,7 @@ def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addr
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of a picture's file as it is looked at, by its header.
+    """(width, height) of an image file after EXIF rotation, from its header.
 
     Raises:
         ImageError: it is no picture, or has more than `max_pixels`.
@@ -196,12 +196,12 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 def _checked_size(picture: Image.Image, name: str, max_pixels: int) -> tuple[int, int]:
     width, height = picture.size
     if width * height > max_pixels:
-        raise ImageError(name, f"{width} x {height} pixels are more than max_pixels = {max_pixels}")
+        raise ImageError(name, f"image too large: {width} x {height} pixels (max_pixels = {max_pixels})")
     return width, height
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All pictures under a folder, sorted: by suffix, or without one by their first bytes.
+    """All images under a folder, sorted; recognised by suffix, or without one by their first bytes.
 
     Hidden files and folders are left out. Images of formats that can't be read are counted and named in a warning.
     """
@@ -299,7 +299,7 @@ def read_file_object(source: Any, max_bytes: int = 64 * 2**20) -> bytes:
     if not isinstance(data, (bytes, bytearray)):
         raise ImageError(name, f"its read() gave {type(data).__name__}, expected bytes: open the file in mode 'rb'")
     if len(data) > max_bytes:
-        raise ImageError(name, f"has more than max_bytes = {max_bytes} bytes")
+        raise ImageError(name, f"file too large: more than max_bytes = {max_bytes} bytes")
     return bytes(data)
 
 
@@ -366,7 +366,7 @@ def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: boo
                 ) from error
             raise
         if stat.S_ISDIR(kind):
-            raise ImageError(name, "is a folder; list_images(folder) gives the pictures in it")
+            raise ImageError(name, "is a folder; list_images(folder) gives the images in it")
         if not stat.S_ISREG(kind):  # reading a pipe or a device might never end
             raise ImageError(name, "is not a regular file")
         with open(source, "rb") as file:
@@ -430,7 +430,7 @@ def _from_base64(text: str) -> bytes | None:
 def _decoded_base64(text: str) -> bytes:
     text = "".join(text.split())
     if not _ENCODED.fullmatch(text):
-        raise binascii.Error("it has other characters than base64")
+        raise binascii.Error("it has characters that base64 does not have")
     text = text.rstrip("=").replace("-", "+").replace("_", "/")
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
@@ -463,7 +463,7 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     file.seek(0)
     if starts_as_pointer(file.read(64)):
         raise ImageError(name, IS_POINTER)
-    raise ImageError(name, f"not an image of a kind that is read ({', '.join(IMAGE_FORMATS)})")
+    raise ImageError(name, f"not an image, or an unsupported image format (supported: {', '.join(IMAGE_FORMATS)})")
 
 
 def _format_of(prefix: bytes) -> str | None:

@@ -1,4 +1,4 @@
-"""Turns a picture into the input of an image model, with numpy and PIL only.
+"""Turns an image into the input of an image model, with numpy and PIL only.
 
 The image processors that users name (`AlignImageProcessor`, `ViTImageProcessor`) add transformers' interface. Code that
 only runs a model does without transformers, whose import takes longer than everything else.
@@ -215,7 +215,7 @@ class Preprocessing:
         return self._values(self._like_hf(picture), scale)
 
     def pixel_values(self, picture: Image.Image, fractions: bool = False) -> np.ndarray:
-        """The model's input for a picture, float32 (3, height, width).
+        """The model's input for an image, float32 (3, height, width).
 
         Args:
             fractions: whether the picture came as numbers in 0..1; see `has_fractions` and `takes_bytes`.
@@ -223,7 +223,7 @@ class Preprocessing:
         return self._changed({})._prepared(picture, fractions)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
-        """A picture resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
+        """An image resized and cropped, as bytes (height, width, 3), which `byte_values` explains. Only with
         `preprocessing="hf"`: the originals' resizing does not round."""
         return np.ascontiguousarray(self._changed({})._like_hf(picture))
 
@@ -371,7 +371,7 @@ def _checked_size(size: dict[str, int], height: int, width: int) -> tuple[int, i
     resized = _resized(size, height, width, truncated=True)
     if resized[0] * resized[1] > MAX_PIXELS:  # a line of pixels, whose shorter side becomes hundreds
         raise ValueError(
-            f"a picture of {width} x {height} becomes {resized[1]} x {resized[0]} at size {size}, more than {MAX_PIXELS} "
-            "pixels: give size as height and width, or leave this picture out"
+            f"an image of {width} x {height} becomes {resized[1]} x {resized[0]} at size {size}, more than {MAX_PIXELS} "
+            "pixels: give size as height and width, or leave this image out"
         )
     return resized

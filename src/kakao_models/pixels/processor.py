@@ -1,4 +1,4 @@
-"""The base of the image processors of ALIGN and ViT: one picture from anywhere in, one float32 array out."""
+"""The base of the image processors of ALIGN and ViT: one image from any source in, one float32 array out."""
 
 import os
 from contextlib import suppress
@@ -29,7 +29,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     `preprocessing` chooses how:
 
     - "hf": what transformers does, to the same pixel: PIL's antialiased filters, rounded to integers.
-    - "tf": what the original programs do: `tf.image.resize` without antialiasing and without rounding. `resample` is
+    - "tf": as in the original code: `tf.image.resize` without antialiasing and without rounding. `resample` is
       PIL's BILINEAR (2) for bilinear, or BOX (4) for the area method.
 
     A file without the field is "hf". transformers loads a model's folder with "tf" too, with its own class, which knows only
@@ -57,7 +57,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         BaseImageProcessor.__init__(self, **kwargs)
 
     def preprocess(self, images: Any, *, return_tensors: str | None = None, **changes: Any) -> BatchFeature:
-        """Prepares one picture, or several: in a list, another iterable, or a 4-dimensional array.
+        """Prepares one image, or several: in a list, another iterable, or a 4-dimensional array.
 
         Args:
             images: whatever `load_image` reads, in any mixture and of any sizes. Whatever the type of their pixels,
@@ -77,7 +77,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         shapes = {picture.shape for picture in pictures}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
-                f"pictures of different sizes (channels, height, width) do not stack: {sorted(shapes)}. "
+                f"images of different sizes (channels, height, width) cannot be stacked:  {sorted(shapes)}. "
                 "Leave do_resize on, crop, or leave return_tensors out"
             )
         return as_tensors({"pixel_values": pictures}, return_tensors)

@@ -1,4 +1,4 @@
-"""The two ways the original programs resize, in numpy: bilinear without antialiasing, and area averages.
+"""The two resizing methods of the original code, in numpy: bilinear without antialiasing, and area averages.
 
 Both are those of `tf.image.resize`, whose pixel centres lie at one half; neither rounds, so the result is float32 in
 the range of the input. PIL's filters of the same names are other functions: its bilinear widens with the reduction
@@ -39,7 +39,7 @@ def resize_area(image: np.ndarray, height: int, width: int, box: Box | None = No
 def shorter_side_to(size: int, height: int, width: int) -> tuple[int, int]:
     """The (height, width) whose shorter side is `size`, at the same aspect ratio.
 
-    The longer side is computed in float32 and rounded half to even, as in the original program of the pretraining.
+    The longer side is computed in float32 and rounded half to even, as in the original pretraining code.
     """
     ratio = np.float32(size) / np.float32(min(height, width))
     return int(np.round(np.float32(height) * ratio)), int(np.round(np.float32(width) * ratio))
@@ -58,7 +58,7 @@ def center_box(height: int, width: int, crop_height: int, crop_width: int) -> Bo
 def _resize(image: np.ndarray, height: int, width: int, box: Box | None, taps: Callable) -> np.ndarray:
     """Weighted sums of rows, then of columns: (H, W, C) -> (h, w, C)."""
     if image.ndim != 3 or 0 in image.shape:
-        raise ValueError(f"a picture must be (height, width, channels) and not empty, got shape {image.shape}")
+        raise ValueError(f"an image must be (height, width, channels) and not empty, got shape {image.shape}")
     top, left, h, w = box = box or (0, 0, height, width)
     if min(h, w) < 1 or min(top, left) < 0 or top + h > height or left + w > width:
         raise ValueError(f"box {box} (top, left, height, width) does not lie in the {height} x {width} result")

@@ -39,12 +39,12 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     """Raises:
-    ValueError: it is no JSON object.
+    ValueError: it is not a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: is no JSON ({error})") from error
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -63,7 +63,7 @@ def begin(output: Path, plan: dict) -> None:
         if not path.exists():
             if others := sorted(name.name for name in output.iterdir() if name.name[0] != "."):
                 raise FileExistsError(
-                    f"{output} has files and no {PLAN} ({others[0]}): it is of something else; name a new folder"
+                    f"{output} has files and no {PLAN} ({others[0]}): it was not made by this command; name a new folder"
                 )
             write_json(path, plan)
             return
@@ -71,7 +71,7 @@ def begin(output: Path, plan: dict) -> None:
     if other := [name for name in plan if there.get(name) != plan[name]]:
         changes = ", ".join(f"{name} was {there.get(name)!r}, is {plan[name]!r}" for name in other)
         raise ValueError(
-            f"{output} was begun otherwise ({changes}). Name a new folder, or give what it was begun with."
+            f"{output} was started with other settings ({changes}). Name a new folder, or use the same settings."
         )
 
 
@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> dict:
     except FileNotFoundError:
         raise ValueError(f"{folder}: has no {NAME}. Was the run that writes it finished?") from None
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no manifest ({error!r})") from error
+        raise ValueError(f"{path}: not a manifest ({error!r})") from error
     return manifest
 
 

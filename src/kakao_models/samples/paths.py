@@ -18,7 +18,7 @@ _OURS = ("manifest.json", "plan.json")  # files that `shard`, `download` and `em
 
 
 class NoSuchSource(FileNotFoundError, ValueError):
-    """There is no such file, folder or pattern."""
+    """Raised if a file or folder does not exist, or a pattern matches nothing."""
 
 
 def in_utf8(name: str) -> str:
@@ -61,7 +61,7 @@ def matches(source: str | os.PathLike) -> list[str]:
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     parts = [name[: braces.start()] + number + name[braces.end() :] for number in numbers]
     if absent := next((part for part in parts if not matches(part)), None):
-        raise NoSuchSource(f"{source}: there is no such file: {absent}")
+        raise NoSuchSource(f"{source}: no such file: {absent}")
     return [path for part in parts for path in matches(part)]
 
 
@@ -72,13 +72,13 @@ def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES
     .tar with .parquet and _stats.json of the same name, as img2dataset writes it, is one of tars.
 
     Raises:
-        ValueError: there are none, they are of several kinds, or one is a Git LFS pointer.
+        ValueError: no files, files of several formats, or a Git LFS pointer.
     """
     paths = matches(source)
     if len(paths) == 1 and os.path.isdir(paths[0]):
         paths = files_in(paths[0], suffixes)
     if not paths and not os.path.isdir(source):
-        raise NoSuchSource(f"{source}: there is no such file or folder")
+        raise NoSuchSource(f"{source}: no such file or folder")
     if not paths:
         raise ValueError(f"{source}: this folder has no files of {', '.join(suffixes)}")
     one_suffix(paths, source, suffixes)

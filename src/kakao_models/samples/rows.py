@@ -120,5 +120,5 @@ def vectors_of(column: "pa.ChunkedArray | pa.Array", name: str | os.PathLike) ->
     ):
         raise ValueError(f"{name}: the column of embeddings is of {column.type}, expected lists of numbers")
     if len(widths := pc.call_function("list_value_length", [column]).unique()) > 1:
-        raise ValueError(f"{name}: holds embeddings of widths {widths[0]} and {widths[1]}")
+        raise ValueError(f"{name}: holds embeddings of dimensions {widths[0]} and {widths[1]}")
     return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)

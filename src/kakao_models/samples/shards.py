@@ -315,7 +315,7 @@ def _object(text: bytes) -> dict[str, Any]:
     """The JSON object in a sample's .json; an empty one for other JSON, such as a list.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         record = json.loads(text.decode("utf-8-sig"))

@@ -216,7 +216,7 @@ class Joined(Source):
         if self._names is None:
             return self.sources[0].classes
         if unnamed := [source.name for source, names in zip(self.sources, self._names) if names is None]:
-            raise ValueError(f"{unnamed[0]}: its classes have no names, those of other sources beside it have")
+            raise ValueError(f"{unnamed[0]}: its classes have no names, but those of other sources do")
         return class_names(name for names in self._names for name in names or ())
 
     def row_number(self, shard: int, row: int) -> int:
@@ -321,7 +321,7 @@ def _open(name: str, columns: Columns, needs: Sequence[str], *, split, default_s
             if not paths:
                 if columns.chosen:
                     option = getattr(columns, columns.chosen[0])
-                    raise ValueError(f"{name}: is a folder of images, and has no column {option!r}")
+                    raise ValueError(f"{name}: is a folder of images, which has no column {option!r}")
                 _refuse(name, split or images)
                 return folder_of_images
     elif len(paths) > 1 and all(map(os.path.isdir, paths)):

@@ -139,7 +139,7 @@ def new_folder(output: Path | None, connection: ibis.BaseBackend, spill: Path | 
     output = output.absolute()
     with workplace(output, output) as folder:
         if output.exists():
-            raise FileExistsError(f"{output} is there already. Choose another name, or remove it first.")
+            raise FileExistsError(f"{output} already exists. Choose another name, or remove it first.")
         yield _spilling(connection, folder, spill)
         if (folder / "done").exists():
             for path in (folder / "done").iterdir():
@@ -172,13 +172,13 @@ def join_columns(table: ir.Table, other: ir.Table) -> ir.Table:
     """The table with the columns that only `other` has, by id; null where it has no such id.
 
     Raises:
-        ValueError: one has no id, or an id of `other` is there twice.
+        ValueError: a table without ids, or a duplicate id in `other`.
     """
     require(table, ("id",), "join")
     require(other, ("id",), "join")
     counts = other.filter(other.id.notnull()).group_by("id").agg(rows=ibis._.count())
     if counts.filter(ibis._.rows > 1).count().execute():
-        raise ValueError("join: there are ids that the joined table has twice")
+        raise ValueError("join: the joined table has duplicate ids")
     added = [name for name in other.columns if name not in table.columns]
     return table.left_join(other.select("id", *added), "id").select(*table.columns, *added)
 

@@ -144,7 +144,7 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
     @app.get("/docs", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
-        """What is served, and how to ask for it."""
+        """Documentation page: the model that is served, and its endpoints."""
         return HTMLResponse(documentation(app.openapi(), _about(), str(request.base_url).rstrip("/")))
 
     @app.get("/health")

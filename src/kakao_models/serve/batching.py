@@ -115,9 +115,7 @@ class Batcher:
             if self._closed:
                 raise Busy("the service is shutting down", 1, draining=True)
             if self._items and (self._items + len(values) > self.max_items or self._bytes + size > self.max_bytes):
-                raise Busy(
-                    f"{self._items} inputs are waiting, {self.max_items} are the most", self._seconds(len(values))
-                )
+                raise Busy(f"{self._items} inputs are waiting (at most {self.max_items})", self._seconds(len(values)))
             self._requests[kind] += 1
             if self._requests[kind] > 1:
                 self._company.add(kind)

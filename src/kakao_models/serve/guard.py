@@ -69,7 +69,7 @@ class Guard:
         self.running += 1
         try:
             if self.running > self.max_requests and scope["path"] not in OPEN:
-                raise Busy(f"{self.max_requests} requests are being answered, which are the most", 1)
+                raise Busy(f"{self.max_requests} requests are being answered, which is the limit", 1)
             return await self._handle(scope, receive, answer)
         except _Gone:
             if not answer.status:
@@ -120,7 +120,7 @@ class Guard:
                 return work.result()
             if left in done:
                 raise _Gone
-            raise Refused(504, f"no answer within {self.timeout:g} s", code="timeout", retry=1)
+            raise Refused(504, f"no result within {self.timeout:g} s", code="timeout", retry=1)
         finally:
             for task in (left, work):
                 task.cancel()
@@ -152,7 +152,7 @@ class Guard:
                         if packed is not None:
                             piece = packed.decompress(piece, self.max_body + 1)
                         if self.held + _COPIES * len(piece) > self.max_held:
-                            raise Busy("the bodies of other requests fill the memory that is set aside for them", 1)
+                            raise Busy("the memory for request bodies is full with those of other requests", 1)
                         self.held += _COPIES * len(piece)
                         body += piece
                         if too_long := len(body) > self.max_body:
@@ -167,7 +167,7 @@ class Guard:
                         return bytes(body)
         except zlib.error as error:
             self.held -= _COPIES * len(body)
-            raise Refused(400, f"the body is no gzip ({error})") from None
+            raise Refused(400, f"the body is not valid gzip ({error})") from None
         except BaseException as error:
             self.held -= _COPIES * len(body)
             if isinstance(error, TimeoutError) and too_long:

@@ -107,7 +107,7 @@ class EmbeddingsRequest(_Strict):
         return _one_of(self, "normalize", "normalized") is not False
 
     def parts(self) -> "str | ContentPart | list[Input]":
-        """What is to be embedded, whatever field it came in.
+        """Returns the input to embed, from the one field that has it.
 
         Raises:
             Refused: it came in two of them, or in none; or a message has more than one text or image.
@@ -258,7 +258,7 @@ def _only_part(messages: list[Message]) -> str | ContentPart:
     if len(content) != 1:
         raise Refused(
             400,
-            f"messages[0].content: expected one text or one image, got {len(content)} parts; the model embeds each alone",
+            f"messages[0].content: expected one text or one image, got {len(content)} parts; the model embeds one at a time",
             param="messages",
         )
     return content[0]

@@ -138,5 +138,7 @@ def _bound(host: str, port: int) -> socket.socket:
         bound.bind(address)
         bound.listen(1)  # or another service could bind it too, until one of them listens
     except OSError as error:
-        raise OSError(f"{host}:{port} can't be listened on: {error.strerror or error}. Take another --port") from error
+        raise OSError(
+            f"{host}:{port} cannot listen on this address: {error.strerror or error}. Choose another --port"
+        ) from error
     return bound

@@ -92,7 +92,9 @@ class Service:
         """Embeddings (N, D) and the number of text tokens."""
         self._check_model(request.model)
         if request.dimensions not in (None, self.embedder.dim):
-            raise Refused(400, f"dimensions: this model gives {self.embedder.dim} and no other", param="dimensions")
+            raise Refused(
+                400, f"dimensions: got another number; this model has {self.embedder.dim} only", param="dimensions"
+            )
         parts = self._checked_inputs(request.parts())
         images = await self._image_bytes(parts)
         texts: dict[int, str] = {}
@@ -120,7 +122,9 @@ class Service:
         parts = self._checked_inputs(request.input)
         for index, part in enumerate(parts):
             if image_source(part, f"input[{index}]", self.limits.strings) is None:
-                raise Refused(400, f"input[{index}] is no image: a data: URL, or {{'image': base64}}", param="input")
+                raise Refused(
+                    400, f"input[{index}] is not an image; expected a data: URL, or {{'image': base64}}", param="input"
+                )
         if request.labels is None:
             if not self.classifies:
                 message = "labels: say what to choose from; this model has no classes of its own"
@@ -158,7 +162,7 @@ class Service:
         if isinstance(parts[0], (int, list)):
             raise Refused(
                 400,
-                "input: token ids are not taken, they would be of another tokenizer; send strings (LangChain: "
+                "input: token ids are not accepted, because they depend on the tokenizer; send strings (LangChain: "
                 "check_embedding_ctx_length=False)",
                 param="input",
             )

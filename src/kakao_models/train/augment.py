@@ -25,7 +25,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """ALIGN's augmentation: resized to a square whatever its shape, a random part of that, flipped half of the time.
+    """ALIGN's augmentation: resizes to a square whatever the shape, crops a random part, and flips half of the images.
 
     antialias: False resizes as the original, True as PIL, which is what a model with `preprocessing="hf"` will see.
     """

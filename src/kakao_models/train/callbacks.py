@@ -1,4 +1,4 @@
-"""Progress of a run: a progress bar, a line of JSON for each log, a picture of the curves."""
+"""Progress of a run: a progress bar, a line of JSON for each log, a chart of the curves."""
 
 import json
 import sys

@@ -102,7 +102,7 @@ def read_embeddings(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """The vectors of a folder of `kakao-models data embed`, or of any .parquet with `id` and `embedding`, by id.
 
     Raises:
-        ValueError: there is no such file, it lacks a column, or an id is in it twice.
+        ValueError: no such file, a missing column, or a duplicate id.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -117,7 +117,7 @@ def read_embeddings(source: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{place}: expected columns id and embedding ({error})") from error
     vectors = dict(zip(map(str, table["id"].to_pylist()), vectors_of(table["embedding"].combine_chunks(), source)))
     if len(vectors) < len(table):
-        raise ValueError(f"{place}: {len(table) - len(vectors)} ids are there more than once")
+        raise ValueError(f"{place}: {len(table) - len(vectors)} ids are duplicates")
     return vectors
 
 
@@ -183,7 +183,7 @@ class DistillTrainer(AlignTrainer):
                 continue
             if "ids" not in inputs:
                 raise ValueError(
-                    f"distill: {name}: a batch has no ids, by which targets are looked up. Pass images and captions as "
+                    f"distill: {name}: targets are looked up by id, but the batch has no ids. Pass images and captions as "
                     "train_dataset, not the model's inputs; or a function of the batch as targets"
                 )
             rows, present = term.rows(inputs["ids"])

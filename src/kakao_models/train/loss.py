@@ -86,7 +86,7 @@ def _tiled(name: str, function, embeds: tuple, scalars: tuple, tile_size: int | 
     images, texts = embeds
     if images.ndim != 2 or images.shape != texts.shape or not len(images):
         raise ValueError(
-            f"{name}: expected images and texts in pairs, two (samples, width) of one shape, got {tuple(images.shape)} and "
+            f"{name}: expected images and texts in pairs, two (samples, dimension) of one shape, got {tuple(images.shape)} and "
             f"{tuple(texts.shape)}"
         )
     dtype = torch.promote_types(torch.promote_types(images.dtype, texts.dtype), torch.float32)

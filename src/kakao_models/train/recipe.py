@@ -212,7 +212,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: no YAML ({error})") from error
+        raise ValueError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path}: expected a mapping of settings by their names, got {reprlib.repr(values)}")
     for change in changes:
@@ -228,7 +228,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
         try:
             inner[last] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"{change}: the value is no YAML ({error})") from error
+            raise ValueError(f"{change}: the value is not valid YAML ({error})") from error
     cls = RECIPES[kind]
     hints = typing.get_type_hints(cls)
     check_keys(f"{path}: a recipe for {kind}", values, hints)

@@ -141,7 +141,7 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
     output = Path(recipe.output)
     last = get_last_checkpoint(output) if output.is_dir() else None
     if last and not resume:
-        raise FileExistsError(f"{output} has {Path(last).name}: go on from it, or choose another output")
+        raise FileExistsError(f"{output} has {Path(last).name}: resume from it, or choose another output")
     if (metrics := _finished(recipe)) is not None:
         return metrics
     trainer = build(recipe)
@@ -184,7 +184,9 @@ def _open_data(recipe: Recipe, columns: Columns, needs: Sequence[str]) -> Source
     if is_stream and not hasattr(data, "__len__"):
         raise ValueError("recipe: data is a datasets.IterableDataset, which is read in its order: set streaming: true")
     if isinstance(data, str) and data.startswith("<"):
-        raise ValueError(f"recipe: data: {data} was an object in Python: run this recipe from Python, with it as data")
+        raise ValueError(
+            f"recipe: data: {data} was a Python object: run this recipe from Python and pass the object as data"
+        )
     return open_data(data, columns, needs)
 
 
@@ -203,7 +205,7 @@ def _arguments(recipe: Recipe) -> TrainArguments:
     share, accumulate = recipe.batch_size // world, 1
     if recipe.chunk_size and isinstance(recipe, ViTRecipe):
         if share % recipe.chunk_size:
-            raise ValueError(f"chunk_size {recipe.chunk_size} is no part of the {share} samples of a process")
+            raise ValueError(f"chunk_size {recipe.chunk_size} does not divide the {share} samples of a process")
         share, accumulate = recipe.chunk_size, share // recipe.chunk_size
     length = {"max_steps": recipe.steps} if recipe.steps is not None else {"num_train_epochs": recipe.epochs}
     settings = {
@@ -353,7 +355,7 @@ def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], lab
     augment = _augmentation(recipe, "inception", processor)
     if model.config.num_labels != number:
         raise ValueError(
-            f"recipe: classes is {number}, but {recipe.start} has a head of {model.config.num_labels}: set new_head: true"
+            f"recipe: classes is {number}, but {recipe.start} has {model.config.num_labels}: set new_head: true"
         )
     prepare = transform_class(augment, processor, classes=number, multi_label=recipe.multi_label, names=labels)
     return model, processor, prepare, ViTTrainer
@@ -382,7 +384,7 @@ def _augmentation(recipe: Recipe, kind: str, processor: ImageProcessor) -> Augme
         )
     by = settings.pop("by", None)
     if by is not None and not isinstance(recipe.augment.get(name), list):
-        raise ValueError(f"recipe: augment.by is {by!r}, but there are no several sizes: make {name} a list")
+        raise ValueError(f"recipe: augment.by is {by!r}, but {name} is a single size: make it a list")
     around = settings.get("resize", resize if sides == [side] else round(max(sides) * resize / side))
     crops = []
     for one in sides:
@@ -461,7 +463,7 @@ after {trainer.state.global_step:,} steps{average}.
 
 
 def _metadata(recipe: Recipe) -> dict[str, Any]:
-    """What the Hub reads of a card: the task, the models and data sets of the Hub that it comes from, and the license."""
+    """Metadata of a card for the Hub: the task, the models and data sets of the Hub that it comes from, and the license."""
     align = isinstance(recipe, AlignRecipe)
     task = "zero-shot-image-classification" if align else "image-classification"
     towers = (recipe.image_tower, recipe.text_tower) if align and not recipe.start else ()

@@ -75,7 +75,7 @@ class AtomicCheckpoints(Trainer):
         """transformers calls this while a checkpoint is unfinished; `_save_checkpoint` uploads it when it is complete."""
 
     def _push(self, checkpoint: Path) -> None:
-        """Uploads the model, and the checkpoint where `hub_strategy` wants it, unless the last upload is still running."""
+        """Uploads the model, and the checkpoint if `hub_strategy` asks for it, unless the last upload is still running."""
         running = self.is_world_process_zero() and self.push_in_progress and not self.push_in_progress.is_done()
         if running and not self.args.hub_always_push:
             return
@@ -160,6 +160,6 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
             raise
         raise ValueError(
             f"{checkpoint} cannot be loaded ({type(error).__name__}: {str(error)[:200]}). Checkpoints get their name once "
-            "they are complete, so something has changed or lost a file since. Delete this folder, and the same command "
-            "goes on from the one before"
+            "they are complete, so a file was changed or lost since. Delete this folder and rerun the command: it "
+            "resumes from the checkpoint before"
         ) from error

@@ -1,4 +1,4 @@
-"""Losses with targets of one's own: texts that belong to several pictures, or to none, or a little; and a teacher's
+"""Losses with custom targets: texts that belong to several images, to none, or to a degree; and a teacher's
 embeddings or class probabilities (Hinton et al. 2015).
 
 Axes: R pictures, or whatever the rows are  C texts, or classes  D width of an embedding  K width of a teacher's
@@ -16,7 +16,7 @@ def targeted_contrastive_loss(
     ignored: torch.Tensor | None = None,
     label_smoothing: float = 0.1,
 ) -> torch.Tensor:
-    """Cross entropy from pictures to texts plus that from texts to pictures, of this process's batch, where any picture
+    """Cross entropy from images to texts plus that from texts to images, for the batch of this process, where any image
     may belong to any text. With the unit matrix as targets it is `align.modeling_torch.contrastive_loss`.
 
     The matrix of logits is held: this is for batches of some thousands.
@@ -31,7 +31,7 @@ def targeted_contrastive_loss(
     """
     if targets.shape != (len(image_embeds), len(text_embeds)):
         raise ValueError(
-            f"targeted_contrastive_loss: expected targets of {len(image_embeds)} pictures and {len(text_embeds)} texts, got "
+            f"targeted_contrastive_loss: expected targets of {len(image_embeds)} images and {len(text_embeds)} texts, got "
             f"{tuple(targets.shape)}"
         )
     dtype = torch.promote_types(image_embeds.dtype, torch.float32)
@@ -109,7 +109,7 @@ def cosine_loss(embeds: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """One minus the cosine of each embedding and the teacher's, (R, D) both; mean over samples."""
     if embeds.shape != teacher.shape:
         raise ValueError(
-            f"distill: loss 'cosine' needs a teacher of the model's width {embeds.shape[1]}, got {teacher.shape[1]}. "
+            f"distill: loss 'cosine' needs a teacher of the model's dimension {embeds.shape[1]}, got {teacher.shape[1]}. "
             "'relations' takes any"
         )
     return (1 - F.cosine_similarity(embeds, teacher.to(embeds.dtype))).mean()

@@ -81,7 +81,7 @@ class AlignTrainer(BaseTrainer):
         if len(self.chunks) > 1 and self.ghost is None and _trains_batch_norm(model):
             raise ValueError(
                 "chunk_size or gradient_accumulation_steps: the image tower normalises over its whole batch "
-                "(virtual_batch_size is None), which chunks would change. Set it (of a recipe: "
+                "(virtual_batch_size is None), which chunks would change. Set it (in a recipe: "
                 "model.vision_config.virtual_batch_size=16), or train without chunks"
             )
 
@@ -157,7 +157,7 @@ class AlignTrainer(BaseTrainer):
         inputs, rest = self._split(inputs)
         order = torch.cat(self.chunks).argsort()
         if len(self.chunks) > 1 and (sizes := {name: len(x) for name, x in inputs.items() if len(x) != len(order)}):
-            raise ValueError(f"chunk_size: chunks need a text for each of {len(order)} pictures, got {sizes}")
+            raise ValueError(f"chunk_size: chunks need a text for each of {len(order)} images, got {sizes}")
 
         def embed(part: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             output = model(**part, return_dict=True)

@@ -20,7 +20,7 @@ class DataError(ValueError):
 
 @dataclass
 class SampleTransform:
-    """Prepares a sample for a batch. Pictures are normalised as by the model's image processor.
+    """Prepares a sample for a batch. Images are normalised like in the model's image processor.
 
     Args:
         augment: crops and resizes an image, to one of several sizes with `Resolutions`; None prepares it as `image_processor` does, for evaluation.

@@ -32,7 +32,7 @@ def attention_rollout(attentions: Sequence[np.ndarray], token: int = 0) -> np.nd
     """
     if not len(attentions):
         raise ValueError(
-            "attentions: there is no layer. If they were recorded, an engine ran instead of the model's own modules: "
+            "attentions: got no layers. If they were recorded, an engine ran instead of the model's own modules: "
             "give pipeline(...) or Embedder(...) the model object"
         )
     layers = [np.asarray(layer, np.float64) for layer in attentions]

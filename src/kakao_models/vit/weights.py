@@ -8,7 +8,7 @@ from dataclasses import replace
 from kakao_models.checkpoint.weightmap import Row, Slot, framework_slots, tpu_slots
 from kakao_models.vit.config import ViTConfig
 
-# The original program wrote its checkpoints in three ways, which differ in what stands before the keys:
+# The original code wrote its checkpoints in three ways, which differ in the prefix of the keys:
 # way -> (prefix of the backbone's keys, key of the head)
 TPU_KEY_LAYOUTS = {
     "manager": ("backbone/", "model/layer_with_weights-1"),  # tf.train.CheckpointManager: during training
@@ -42,7 +42,7 @@ HEAD = "classifier"
 
 
 def vit_tpu_slots(config: ViTConfig, key_layout: str = "manager") -> list[Slot]:
-    """Every tensor of a ViT, in model.safetensors and in a checkpoint of the original program.
+    """Every tensor of a ViT, in model.safetensors and in a checkpoint of the original code.
 
     Args:
         key_layout: how the checkpoint was written, a key of `TPU_KEY_LAYOUTS`: "manager" and "model" hold a classifier,
