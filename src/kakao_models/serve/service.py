@@ -15,7 +15,11 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.labels import (
-    average_sentences, check_templates, label_problems, label_sentences, repeated_labels,
+    average_sentences,
+    check_templates,
+    label_problems,
+    label_sentences,
+    repeated_labels,
 )  # fmt: skip
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
