@@ -49,8 +49,8 @@ class Pairs:
     def halves(self, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Places of the words and of the photographs of two halves, which share none; the same of a seed each time."""
         draw = np.random.default_rng(seed)
-        orders = [draw.permutation(count) for count in self.fits.shape]
-        return [tuple(np.sort(order[number::2]) for order in orders) for number in (0, 1)]
+        words, photographs = (draw.permutation(count) for count in self.fits.shape)
+        return [(np.sort(words[number::2]), np.sort(photographs[number::2])) for number in (0, 1)]
 
 
 def captioned_pairs(captions: Sequence[Sequence[str]], words: Sequence[str] | None = None) -> Pairs:

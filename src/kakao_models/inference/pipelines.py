@@ -157,8 +157,10 @@ class ZeroShotImageClassification(ImagePipeline):
         labels = distinct_labels(candidate_labels)
         _check_top_k(top_k)
         check_least("min_relevance", min_relevance)
-        relevance = min_relevance is not None and needed(self.embedder.relevance, "min_relevance", self.embedder.name)
-        alone = self._label_embeddings(labels, "{}", batch_size) if relevance else None
+        relevance = alone = None
+        if min_relevance is not None:
+            relevance = needed(self.embedder.relevance, "min_relevance", self.embedder.name)
+            alone = self._label_embeddings(labels, "{}", batch_size)
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
         if labels != self._checked:
             self._problems, self._checked = label_problems(self.embedder, labels), labels
@@ -168,7 +170,7 @@ class ZeroShotImageClassification(ImagePipeline):
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:
             logits = self.embedder.logits(image_embeds, label_embeds)
             best = [ranked(scores, labels, None if relevance else top_k) for scores in softmax(logits)]
-            if not relevance:
+            if relevance is None or alone is None or min_relevance is None:
                 return best
             fits = relevance(self.embedder.similarity(image_embeds, alone)).tolist()
             for entries, row in zip(best, fits):

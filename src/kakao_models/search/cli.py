@@ -54,7 +54,7 @@ IndexParams = Annotated[str | None, _database(metavar="JSON", help='Parameters o
 Metric = Annotated[str, _database(help="Metric: IP, COSINE or L2; the order is the same, as vectors have length 1.")]
 Consistency = Annotated[str, _database(help="Consistency level of a server: Strong, Bounded, Session or Eventually.")]
 Shards = Annotated[int, _database(min=1, help="Number of shards of a server's new collection.")]
-IndexKind = Annotated[str, typer.Option("--what", help="What to index: images or texts.")]
+IndexKind = Annotated[str, typer.Option("--what", help="Kind of rows to index: images or texts.")]
 DEFAULT_URI, DEFAULT_COLLECTION = "./kakao.db", "images"
 _SEARCH_MODEL = "Model; by default the one the index was built with."
 _SOURCES = (

@@ -189,7 +189,7 @@ class LocalRows:
                 path.unlink(missing_ok=True)
 
     def _flushed(self, manifest: Any, after: int) -> tuple[list[Source], dict[str, int], int]:
-        """What files hold of later operations: rows, {id: number of its last deletion}, and a number. Milvus Lite forgets
+        """The later operations in files: rows, {id: number of its last deletion}, and a number. Milvus Lite forgets
         deletions of rows that no file has any more: a row with a smaller number than this is one of these."""
         import pyarrow.parquet as pq
         from milvus_lite.storage.data_file import parse_seq_range

@@ -49,7 +49,7 @@ class StoredEmbeddings:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What `SearchIndex.metadata` says of an index; the model is None where it is not known.
+        """The metadata of an index, as `SearchIndex.metadata`; the model is None where it is not known.
 
         Raises:
             ValueError: there are no embeddings.
