@@ -158,8 +158,8 @@ class ZeroShotImageClassification(ImagePipeline):
         _check_top_k(top_k)
         check_least("min_relevance", min_relevance)
         relevance = min_relevance is not None and needed(self.embedder.relevance, "min_relevance", self.embedder.name)
-        alone = self._label_embeddings(labels, "{}", batch_size) if relevance else None
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
+        alone = self._label_embeddings(labels, "{}", batch_size) if relevance else label_embeds
         if labels != self._checked:
             self._problems, self._checked = label_problems(self.embedder, labels), labels
         for problem in self._problems:
@@ -175,7 +175,7 @@ class ZeroShotImageClassification(ImagePipeline):
                 known = dict(zip(labels, row))
                 for entry in entries:
                     entry["relevance"] = known[entry["label"]]
-            return [fitting(entries, min_relevance)[:top_k] for entries in best]
+            return [fitting(entries, min_relevance or 0)[:top_k] for entries in best]
 
         options: dict[str, Any] = dict(
             timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress
