@@ -80,17 +80,16 @@ def captioned_pairs(captions: Sequence[Sequence[str]], words: Sequence[str] | No
 
 def _nouns(captions: Sequence[Sequence[str]]) -> list[str]:
     """The nouns of tokenized captions by the words around them, in the order of the alphabet; no plural of another one."""
-    places, counts = Counter(), Counter()
-    for caption in captions:
-        counts.update(caption)
-        places.update(
-            word
-            for before, word, after in zip(caption, caption[1:], [*caption[2:], "."])
-            if before in _BEFORE and after in _AFTER
-        )
+    counts = Counter(word for caption in captions for word in caption)
+    plurals = {f"{word}{ending}": word for word in counts for ending in ("es", "s")}
+    places = Counter(
+        plurals.get(word, word)
+        for caption in captions
+        for before, word, after in zip(caption, caption[1:], [*caption[2:], "."])
+        if before in _BEFORE and after in _AFTER
+    )
     nouns = {word for word, count in places.items() if len(word) > 2 and count > max(1, _NOUN_SHARE * counts[word])}
-    plurals = {f"{word}{ending}" for word in counts for ending in ("s", "es")}
-    return sorted(nouns - plurals - _UNSEEN - _BEFORE - _AFTER)
+    return sorted(nouns - plurals.keys() - _UNSEEN - _BEFORE - _AFTER)
 
 
 def labelled_pairs(labels: np.ndarray, names: Sequence[str]) -> Pairs:

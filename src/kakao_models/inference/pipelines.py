@@ -157,11 +157,9 @@ class ZeroShotImageClassification(ImagePipeline):
         labels = distinct_labels(candidate_labels)
         _check_top_k(top_k)
         check_least("min_relevance", min_relevance)
-        relevance = alone = None
-        if min_relevance is not None:
-            relevance = needed(self.embedder.relevance, "min_relevance", self.embedder.name)
-            alone = self._label_embeddings(labels, "{}", batch_size)
+        relevance = min_relevance is not None and needed(self.embedder.relevance, "min_relevance", self.embedder.name)
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
+        alone = self._label_embeddings(labels, "{}", batch_size) if relevance else label_embeds
         if labels != self._checked:
             self._problems, self._checked = label_problems(self.embedder, labels), labels
         for problem in self._problems:
@@ -170,14 +168,14 @@ class ZeroShotImageClassification(ImagePipeline):
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:
             logits = self.embedder.logits(image_embeds, label_embeds)
             best = [ranked(scores, labels, None if relevance else top_k) for scores in softmax(logits)]
-            if relevance is None or alone is None or min_relevance is None:
+            if not relevance:
                 return best
             fits = relevance(self.embedder.similarity(image_embeds, alone)).tolist()
             for entries, row in zip(best, fits):
                 known = dict(zip(labels, row))
                 for entry in entries:
                     entry["relevance"] = known[entry["label"]]
-            return [fitting(entries, min_relevance)[:top_k] for entries in best]
+            return [fitting(entries, min_relevance or 0)[:top_k] for entries in best]
 
         options: dict[str, Any] = dict(
             timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress

@@ -28,7 +28,7 @@ def likeness(stored: str, embedder: "Embedder") -> float:
     Raises:
         ValueError: `stored` is no base64.
     """
-    numbers = np.frombuffer(base64.b64decode(stored), "<f2").astype(np.float32)
+    numbers = np.frombuffer(base64.b64decode(stored, validate=True), "<f2").astype(np.float32)
     now = _embedded(embedder)
     if numbers.size != now.size:
         return 0.0
