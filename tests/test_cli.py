@@ -190,7 +190,7 @@ def test_too_little_memory_is_one_message(command, align, monkeypatch):
         (["classify", "a.jpg", "--labels", "a,b", "-m", "no/such/model/here"], "no such folder"),
         (["embed", "a.jpg", "-o", "out.csv", "-m", "{align}"], ".npy or .parquet"),
         (["embed", "a.jpg", "-o", "absent/out.npy", "-m", "{align}"], "the folder absent does not exist"),
-        (["embed", "a.jpg", "--text", "cat", "-o", "out.npy"], "not both"),
+        (["embed", "a.jpg", "--text", "cat", "-o", "out.npy"], "cannot hold both"),
         (["embed", "-o", "out.npy"], "give images or texts"),
         (["frobnicate"], "frobnicate"),
     ],

@@ -102,8 +102,8 @@ def test_moving_averages(weights, recorded, tmp_path):
     [
         ("vit_nano_ckpt", dict(weights="average"), "holds no moving averages"),
         ("vit_nano_ckpt", dict(family="align"), "holds a model of family 'vit', expected 'align'"),
-        ("vit_nano_ckpt", dict(image_size=224), "image_size: you say 224, the tensors say 64"),
-        ("align_nano", dict(projection_dim=640), "projection_dim: you say 640, the tensors say 48"),
+        ("vit_nano_ckpt", dict(image_size=224), "image_size: got 224, but the tensors say 64"),
+        ("align_nano", dict(projection_dim=640), "projection_dim: got 640, but the tensors say 48"),
         ("vit_nano_ckpt", dict(labels=["one", "two"]), "got 2 names, expected 10"),
         ("vit_nano_ckpt", dict(labels=[]), "got 0 names, expected 10"),
     ],
@@ -218,7 +218,7 @@ def test_back_from_a_lying_config_is_refused(tmp_path):
 
 
 def test_back_is_for_models_the_original_has(tmp_path):
-    with pytest.raises(ValueError, match="the image tower is not an EfficientNet"):
+    with pytest.raises(ValueError, match="hidden_act is 'relu6', but the original"):
         convert_back("align-small", tmp_path / "weights")
     assert list(tmp_path.iterdir()) == []
 
@@ -230,7 +230,7 @@ def test_verify_sees_every_change(tmp_path):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert any("not the tensor" in line for line in verify_report(folder))
-    with pytest.raises(ValueError, match="not what was verified, nothing is uploaded: model.safetensors"):
+    with pytest.raises(ValueError, match="differs from what was verified, so nothing is uploaded: model.safetensors"):
         push(folder, "me/vit", dry_run=True)
     save_file(load_file(folder / "model.safetensors") | {"more": np.zeros(3, np.float32)}, folder / "model.safetensors")
     assert "more: a tensor the report does not know" in verify_report(folder)
@@ -437,7 +437,7 @@ def test_what_the_disk_changed_is_seen(tmp_path, monkeypatch):
         return written
 
     monkeypatch.setattr(converting, "write_shards", faulty)
-    with pytest.raises(ValueError, match="vit.pooler.dense.weight: what is on disk is not what was written"):
+    with pytest.raises(ValueError, match="vit.pooler.dense.weight: the file read back differs from what was written"):
         converted("vit_nano_ckpt", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -527,7 +527,7 @@ def test_back_from_a_folder_of_two_minds_is_refused(tmp_path):
         convert_back(tmp_path / "out", tmp_path / "tpu", family="align")
     stored = (tmp_path / "out" / "config.json").read_text()
     (tmp_path / "out" / "config.json").write_text(stored.replace("architectures", "_architectures"))
-    with pytest.raises(ValueError, match="config.json names none: its architectures say ViTModel"):
+    with pytest.raises(ValueError, match="config.json does not name one: its architectures say ViTModel"):
         convert_back(tmp_path / "out", tmp_path / "tpu")
     (tmp_path / "out" / "config.json").write_text(stored)
     shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "out" / "other.safetensors")
@@ -545,7 +545,7 @@ def test_figures_of_an_evaluation_go_into_the_card(tmp_path):
     assert entry["name"] == "out" and entry["results"][0]["metrics"][0]["value"] == 25.0
     assert front["tags"] == ["vit"] and verify_report(tmp_path / "out") == []
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="results.json is no result of kakao-models evaluate"):
+    with pytest.raises(ValueError, match="results.json is not a result of kakao-models evaluate"):
         convert(CHECKPOINTS / "vit_nano_ckpt", tmp_path / "other", evaluation=[tmp_path / "results.json"], **HEADS)
     assert not (tmp_path / "other").exists()
 
@@ -665,7 +665,7 @@ def test_what_the_original_computes_otherwise_does_not_go_back(name, part, field
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     (config[part] if part else config)[field] = value
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"{field} is '?{value}'?, the original program computes with"):
+    with pytest.raises(ValueError, match=f"{field} is '?{value}'?, but the original implementation always uses"):
         convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
     assert not (tmp_path / "tpu").exists()
 
@@ -686,7 +686,7 @@ def test_numbers_that_the_verification_does_not_visit_are_finite(tmp_path):
     tensors[key] = tensors[key].copy()
     tensors[key][-1, 3] = np.nan
     write_checkpoint(tmp_path / "diverged", tensors)
-    with pytest.raises(ValueError, match="bert/embeddings/weight has numbers that are not finite"):
+    with pytest.raises(ValueError, match="bert/embeddings/weight has values that are not finite"):
         convert(tmp_path / "diverged", tmp_path / "out", **HEADS)
     assert not (tmp_path / "out").exists()
 
@@ -837,7 +837,7 @@ def test_a_reference_of_texts_and_image_files_goes_through_the_folder(tmp_path):
         file.unlink()
     (folder / "vocab.txt").unlink()
     with pytest.raises(
-        ValueError, match="reference.json has texts, and the model has no tokenizer: name one by --tokenizer"
+        ValueError, match="reference.json has texts, but the model has no tokenizer: name one with --tokenizer"
     ):
         run("bad")
     assert not (tmp_path / "bad").exists()

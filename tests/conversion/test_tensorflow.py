@@ -220,7 +220,7 @@ def test_the_state_file_names_checkpoints_of_its_folder_only(name, found, tmp_pa
 def test_a_state_file_that_names_nothing(text, tmp_path):
     small(tmp_path)
     (tmp_path / "checkpoint").write_text(text)
-    with pytest.raises(CheckpointError, match="model_checkpoint_path is there . times"):
+    with pytest.raises(CheckpointError, match="model_checkpoint_path occurs . times"):
         open_checkpoint(tmp_path)
 
 
@@ -456,7 +456,7 @@ def put(key: bytes, value: bytes):
     "change, message",
     [
         (lambda table: table.pop(b""), "no header"),
-        (put(b"", b"\x08\x01\x10\x01"), "header: its numbers are big-endian"),
+        (put(b"", b"\x08\x01\x10\x01"), "header: its values are big-endian"),
         (put(b"", b"\x08\x01\x1a\x02\x10\x02"), "header: version of the format after 1"),
         (put(b"", b""), "header: no data files"),
         (put(b"", wire.number_field(1, 2**64 - 1)), "can't be read"),
@@ -467,7 +467,7 @@ def put(key: bytes, value: bytes):
         (put(A.encode(), b"\x3a\x00"), f"tensor {A}: part of a partitioned variable"),
         (put(b"\0" + A.encode() + b"\0\1", b""), "part of a partitioned variable"),
         (put(A.encode(), wire.number_field(1, 8)), "dtype number 8, expected one of float32"),
-        (put(A.encode(), b"\x08\x01\x08\x01"), "field dtype is there 2 times"),
+        (put(A.encode(), b"\x08\x01\x08\x01"), "field dtype occurs 2 times"),
         (put(A.encode(), b"\x50\x01"), "field 10 isn't known"),
         (put(A.encode(), b"\x08\x01" + b"\x12\x00" * 5000), "absurdly many fields"),
         (put(b"\xff", b""), "isn't UTF-8"),

@@ -318,7 +318,7 @@ HOSTILE = {
     "misspelt": (b'{"input": "a", "normalise": true}', "normalise"),
     "float for bool": (b'{"input": "a", "normalize": 1}', "normalize"),
     "format": (b'{"input": "a", "encoding_format": "hex"}', "encoding_format"),
-    "dimensions": (b'{"input": "a", "dimensions": 8}', "gives 16 and no other"),
+    "dimensions": (b'{"input": "a", "dimensions": 8}', "got 8, but this model has 16 only"),
     "surrogate": (b'{"input": "\\ud800"}', "body"),
     "invalid UTF-8": (b'{"input": "\xff"}', "body"),
     "many values": (b'{"input": [' + b"1," * 100_000 + b"1]}", "more than 100,000 values"),
