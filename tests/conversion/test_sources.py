@@ -529,7 +529,7 @@ def test_pytorch_tower(layout, tmp_path):
         ({"normalization/variance": None}, {}, "no layer `normalization`"),
         ({}, dict(image_size=41), "expected an even size"),
         ({}, dict(family="align"), "family 'efficientnet', expected 'align'"),
-        ({}, dict(num_attention_heads=3), "num_attention_heads: you say 3"),
+        ({}, dict(num_attention_heads=3), "num_attention_heads: got 3"),
     ],
 )
 def test_keras_towers_that_are_refused(changes, options, message, tmp_path):

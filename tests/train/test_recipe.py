@@ -433,7 +433,7 @@ def test_a_run_takes_data_of_ones_own_and_describes_them(kind, vit, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert json.dumps(described) in card and ViTForImageClassification.from_pretrained(tmp_path / "out")
     if kind == "object":
-        with pytest.raises(ValueError, match="<Own of 8 samples> was an object in Python"):
+        with pytest.raises(ValueError, match="<Own of 8 samples> was a Python object"):
             run(read_recipe("vit", str(tmp_path / "out" / "recipe.yaml"), [f"output={tmp_path / 'other'}"]))
 
 
@@ -523,7 +523,7 @@ def test_a_run_of_several_resolutions_steps_through_them(vit, align, tmp_path):
     for augment, message in (
         ({"crop": []}, r"augment.crop: expected pixels, or a list of them, got \[\]"),
         ({"crop": ["large", 32]}, "augment.crop: expected pixels, or a list of them"),
-        ({"crop": 32, "by": "step"}, "augment.by is 'step', but there are no several sizes: make crop a list"),
+        ({"crop": 32, "by": "step"}, "augment.by is 'step', but crop is a single size: make it a list"),
         ({"crop": [16, 32], "by": "epoch"}, "by: stage or by: step; got 2 sizes and by='epoch'"),
         ({"crop": [16, 24]}, r"augment.crop is \[16, 24\], but .* takes images of 32 x 32"),
     ):
