@@ -293,7 +293,7 @@ def test_the_loss_of_the_documentation_trains_saves_and_loads_its_parameter(tmp_
     """docs/train.md, in chunks and without; the parameter is that of the whole batch, and goes on from a checkpoint."""
     page = Path(__file__).parents[2].joinpath("docs/train.md").read_text(encoding="utf-8")
     (block,) = re.findall(
-        r"```python\n(.*?)```", page.split("### A loss with a parameter of its own")[1].split("\n## ")[0], re.S
+        r"```python\n(.*?)```", page.split("### A loss with its own parameter")[1].split("\n## ")[0], re.S
     )
     monkeypatch.chdir(tmp_path)
     for path in tiny.picture_folder(Path("photos"), 8):
