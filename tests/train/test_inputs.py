@@ -130,11 +130,11 @@ NO_IMAGE = "train_dataset: row: no column of images; there are (caption|label): 
         (
             AlignTrainer,
             [{"image": r["image"], "label": 0} for r in ROWS],
-            "none of 8 samples can be used. row 0: no capt",
+            "all 8 samples are unusable. row 0: no capt",
         ),
         (AlignTrainer, [{"caption": "a cat"}] * 8, NO_IMAGE),
         (ViTTrainer, [{"label": 0}] * 8, NO_IMAGE),
-        (ViTTrainer, [{"image": r["image"]} for r in ROWS], "can be used. row 0: expected one label, got 0"),
+        (ViTTrainer, [{"image": r["image"]} for r in ROWS], "are unusable. row 0: expected one label, got 0"),
         (ViTTrainer, [r | {"label": r["label"] + 1} for r in ROWS], "row 6: label 7 is out of range, .* classes 0..6"),
         (
             ViTTrainer,
