@@ -99,7 +99,7 @@ def test_pictures_of_an_evaluation_set_that_could_not_be_read(duckdb, tmp_path):
     item = parse_flag(f"eval-embeddings:file={tmp_path / 'eval.npy'},embeddings={tmp_path / 'e.parquet'}")
     curate(duckdb, table, [item], tmp_path / "out")
     assert pq.read_table(tmp_path / "out")["id"].to_pylist() == [2]
-    for array, message in ((np.full((2, 2), np.nan), "there are no embeddings"), (np.zeros(3), "of shape")):
+    for array, message in ((np.full((2, 2), np.nan), "the file has no embeddings"), (np.zeros(3), "of shape")):
         np.save(tmp_path / "bad.npy", array)
         with pytest.raises(ValueError, match=message):
             make = parse_flag(f"eval-embeddings:file={tmp_path / 'bad.npy'},embeddings={tmp_path / 'e.parquet'}")
@@ -195,7 +195,7 @@ def test_addresses_and_ids_of_odd_kinds(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     path = write(tmp_path / "00000.parquet", url=["x"], text=["y"])
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match="of something else"):
+    with pytest.raises(FileExistsError, match="it was not made by this command"):
         download(path, tmp_path, QUICK)
     assert path.read_bytes() == before and [name.name for name in tmp_path.glob("[!.]*")] == ["00000.parquet"]
 
@@ -214,7 +214,7 @@ def test_a_file_that_embed_did_not_write(tmp_path):
     with pytest.raises(ValueError, match="data embed did not write this file"):
         embed_table(Stub(), path, tmp_path / "out", Settings("texts", 2))
     (tmp_path / "out/plan.json").write_text("{")
-    with pytest.raises(ValueError, match=r"plan\.json: is no JSON"):
+    with pytest.raises(ValueError, match=r"plan\.json: not valid JSON"):
         embed_table(Stub(), path, tmp_path / "out", Settings("texts", 2))
 
 
@@ -297,7 +297,7 @@ def test_manifests_that_are_none(tmp_path):
     sound = {"kind": "shards", "shards": [{"file": "x.tar", "rows": 1, "bytes": 1, "sha256": "0"}]}
     for change in ({"kind": 1}, {"shards": [{}]}, {"shards": 5}, {"shards": [sound["shards"][0] | {"rows": "1"}]}):
         (tmp_path / "manifest.json").write_text(json.dumps(sound | change))
-        with pytest.raises(ValueError, match="is no manifest"):
+        with pytest.raises(ValueError, match="not a manifest"):
             read_manifest(tmp_path)
     for text in ("[]", "{", "\xff"):
         (tmp_path / "manifest.json").write_text(text, encoding="latin-1")

@@ -166,7 +166,7 @@ def _check_targets(samples: list[Callable], transform: SampleTransform) -> None:
         except UNUSABLE as error:
             reasons.append(f"{key}: {error}")
     if samples and len(reasons) == len(samples):
-        raise DataError(f"all {len(samples)} samples are unusable. {reasons[0].lstrip()}")
+        raise DataError(f"all {len(samples)} samples are unusable. {reasons[0]}")
 
 
 def _check_classes(dataset: Any, transform: SampleTransform) -> None:
