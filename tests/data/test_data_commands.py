@@ -123,7 +123,7 @@ def test_shard_and_verify(command, tmp_path):
     assert code == 1 and len(json.loads(out)) == 1
     (tmp_path / "in/broken.jpg").write_bytes(b"x")
     code, out, err = command("shard", tmp_path / "in", "-o", tmp_path / "again", "--format", "tfrecord")
-    assert code == 1 and "failed: in 3" in err and (tmp_path / "again/00000.tfrecord").exists()
+    assert code == 1 and "failed: broken.jpg" in err and (tmp_path / "again/00000.tfrecord").exists()
 
 
 def test_only_addresses_are_downloaded(command, tmp_path):
