@@ -197,7 +197,7 @@ def test_recipes(tmp_path):
     "flag, message",
     [
         ("sise", "unknown filter; expected one of aesthetic"),
-        ("size:max=3", "no parameter 'max'; it has min, strict"),
+        ("size:max=3", "unknown parameter 'max'; expected min, strict"),
         ("size:min=big", "got 'big', expected a number"),
         ("size:strict=1", "got 1, expected true or false"),
         ("words:min=9,max=3", "no row would pass"),

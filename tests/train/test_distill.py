@@ -200,7 +200,7 @@ def test_batches_without_ids_are_refused(tmp_path):
     terms = {"mine": Distillation(targets=teacher_of())}
     trainer = DistillTrainer(plain.model, plain.args, train_dataset=rows, distill=terms)
     with pytest.raises(
-        ValueError, match="distill: mine: a batch has no ids, by which targets are looked up. Pass images"
+        ValueError, match="distill: mine: targets are looked up by id, but the batch has no ids. Pass images"
     ):
         trainer.train()
 
@@ -230,7 +230,7 @@ def test_settings_of_a_recipe(tmp_path):
 
 def test_a_teacher_of_another_width_or_number_of_classes_is_refused(tmp_path):
     term = Distillation(targets=teacher_of(), loss="cosine")
-    with pytest.raises(ValueError, match="a teacher of the model's width 16, got 9. 'relations' takes any"):
+    with pytest.raises(ValueError, match="a teacher of the model's dimension 16, got 9. 'relations' takes any"):
         trainer_of(tmp_path, {"mine": term}).train()
     term = Distillation(targets=teacher_of(), loss="classes", classes=["cat", "dog"])
     with pytest.raises(ValueError, match=r"probabilities, not below 0, of 2 classes, got \(16, 9\)"):
