@@ -314,7 +314,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
         ("vit", "config.json", {"num_attention_heads": 5}, "5 num_attention_heads do not divide hidden_size 32"),
         ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, expected 1 to"),
         ("vit", "config.json", {"intermediate_size": 10**7}, "intermediate_size is 10000000 in the"),
-        ("vit", "config.json", {"intermediate_size": 10**9}, "intermediate_size is 1000000000, expected 1 to"),
+        ("vit", "config.json", {"intermediate_size": 10**10}, "intermediate_size is 10000000000, expected 1 to"),
         ("vit", "config.json", {"patch_size": 0}, "patch_size is 0, expected 1 to"),
         ("vit", "config.json", {"id2label": ["cat", "dog"]}, "config.json describes no model"),
         ("vit", "config.json", {"id2label": {"0": "cat"}}, "classifier.bias: the file has (7,)"),

@@ -163,7 +163,7 @@ def test_preview(tmp_path, capsys):
     print_table(rows)
     out = capsys.readouterr().out
     assert "\x1b" not in out and "watermark" not in out and "[bold]" in out and "aesthetic_" in out
-    with pytest.raises(ValueError, match="there is no nothing"):
+    with pytest.raises(ValueError, match="columns: no column nothing"):
         print_table(rows, ["nothing"])
 
 

@@ -126,7 +126,7 @@ async def serve():
     service = Service(Embedder({align!r}), "tiny", Limits())
     await service.warm_up()
     rows, tokens = await service.embed(EmbeddingsRequest(input=["a cat", "a cat", image]))
-    scores = await service.classify(ClassifyRequest(input=image, labels=["cat", "dog"]))
+    scores, _ = await service.classify(ClassifyRequest(input=image, labels=["cat", "dog"]))
     print(rows.shape, tokens, len(scores[0]), "transformers" in sys.modules)
 
 asyncio.run(serve())

@@ -29,7 +29,7 @@ _KNOWN_TO_TRANSFORMERS = frozenset(
 _SIZES = frozenset(
     "hidden_size num_attention_heads intermediate_size patch_size image_size vocab_size projection_dim".split()
 )
-_LARGEST = 2**24  # of these sizes
+_LARGEST, _MOST_PIXELS = 2**31, 2**16  # of these sizes; sides in pixels are squared
 
 
 @functools.cache
@@ -76,8 +76,9 @@ class StrictConfig(PreTrainedConfig):
         for name in _SIZES & self._field_names():
             value = getattr(self, name)
             for size in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(size, int) and not 1 <= size <= _LARGEST:
-                    raise ValueError(f"{type(self).__name__}: {name} is {value!r}, expected 1 to {_LARGEST}")
+                most = _MOST_PIXELS if name in ("image_size", "patch_size") else _LARGEST
+                if isinstance(size, int) and not 1 <= size <= most:
+                    raise ValueError(f"{type(self).__name__}: {name} is {value!r}, expected 1 to {most}")
         dtype = getattr(self, "dtype", None)
         if not (dtype is None or isinstance(dtype, str) or type(dtype).__name__ == "dtype"):  # "float32", torch.float32
             raise ValueError(f"{type(self).__name__}: dtype is {dtype!r}, expected a name such as 'float32'")

@@ -39,7 +39,7 @@ _SMALL = (
     "align-small is a small model inside the package, to try things with. For real use {take} kakaobrain/align-base, which "
     "is downloaded once (0.7 GB)."
 )
-QUERIES = ("snow on a mountain", "a dog looking out of a window", "black and white photo")
+QUERIES = ("snow on a mountain", "a dog looking out of a window", "a man with a camera")
 
 # A click on a photograph of a strip, told to Python with its number.
 _CHOOSE = """element.addEventListener("click", event => {
