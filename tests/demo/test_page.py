@@ -208,7 +208,7 @@ def test_a_query_of_ten_thousand_words(opened):
         panel.get_by_text("is longer than 64 tokens").wait_for()
         panel.get_by_label("Text", exact=True).fill("snow " * 30_000)
         panel.get_by_role("button", name="Search", exact=True).click()
-        panel.get_by_role("alert").filter(has_text="are more than the 100,000").wait_for()
+        panel.get_by_role("alert").filter(has_text="are more than this page accepts (100,000)").wait_for()
 
 
 @pytest.mark.parametrize("method", ["PCA", "t-SNE"])
