@@ -97,7 +97,9 @@ class Service:
         self._check_model(request.model)
         if request.dimensions not in (None, self.embedder.dim):
             raise Refused(
-                400, f"dimensions: got {request.dimensions}, but this model has {self.embedder.dim} only", param="dimensions"
+                400,
+                f"dimensions: got {request.dimensions}, but this model has {self.embedder.dim} only",
+                param="dimensions",
             )
         parts = self._checked_inputs(request.parts())
         images = await self._image_bytes(parts)
