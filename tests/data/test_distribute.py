@@ -50,7 +50,7 @@ def test_all_ranks_are_run_and_accounted_for(tmp_path, monkeypatch):
     assert all_ranks(run, 2, "multiprocessing", advance=done.append, **where) == ["0 of 2", "1 of 2"]
     assert done == [5 + 7, 6]
     (tmp_path / "00001.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match="00001.parquet is not here, nor 0 others"):
+    with pytest.raises(FileNotFoundError, match="00001.parquet and 0 others are missing"):
         all_ranks(lambda rank, world_size: None, 2, "multiprocessing", advance=done.append, **where)
 
     def wrong(rank, world_size):
