@@ -249,6 +249,14 @@ def say_written(path: Path) -> None:
     print(f"wrote {printable(str(path))}", file=sys.stderr)
 
 
+def write_picture(figure: Any, path: Path) -> None:
+    """Saves a figure of matplotlib, and says on stderr where it is."""
+    from kakao_models.inference.picture import save_picture
+
+    save_picture(figure, path)
+    say_written(path)
+
+
 def check_sources(*sources: str) -> None:
     """Checks that data sources exist, before a model is loaded. They are not opened.
 

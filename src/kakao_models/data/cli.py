@@ -28,8 +28,8 @@ from kakao_models.verbs import (
     group,
     model_options,
     not_standard,
-    say_written,
     tell,
+    write_picture,
 )
 
 
@@ -158,15 +158,13 @@ def stats(
     check_file("--output", output, standard=True)
     to_stdout = str(output) == STANDARD
     from kakao_models.data.stats import draw, summarize
-    from kakao_models.inference.picture import save_picture
     from kakao_models.samples.manifest import write_json
     from kakao_models.samples.tables import connect, open_table
 
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
     summary = summarize(open_table(connection, source), sample=sample, seed=seed, unique=unique, advance=_say)
     if picture:
-        save_picture(draw(summary), picture)
-        say_written(picture)
+        write_picture(draw(summary), picture)
     if output and not to_stdout:
         write_json(output, summary.as_dict())
     tell(summary.as_dict(), summary, as_json or to_stdout)
@@ -394,7 +392,6 @@ def download(
     check_file("--dead", dead)
     from kakao_models.data.deadlinks import dead_links, draw_success
     from kakao_models.data.download import Download, download as run, table_of_addresses
-    from kakao_models.inference.picture import save_picture
     from kakao_models.inference.progress import Progress
     from kakao_models.samples.columns import Columns
 
@@ -417,8 +414,7 @@ def download(
     if dead:
         dead_links(output, dead)
     if picture:
-        save_picture(draw_success(output), picture)
-        say_written(picture)
+        write_picture(draw_success(output), picture)
     tell(asdict(outcome), outcome, as_json)
 
 

@@ -27,6 +27,7 @@ from kakao_models.verbs import (
     model_options,
     say_written,
     tell,
+    write_picture,
 )
 
 if TYPE_CHECKING:
@@ -148,11 +149,8 @@ def zero_shot(
     )
     if picture:
         from kakao_models.evaluate.pictures import draw_confusion
-        from kakao_models.inference.picture import save_picture
 
-        save_picture(draw_confusion(scores.confusion(), names), picture)
-
-        say_written(picture)
+        write_picture(draw_confusion(scores.confusion(), names), picture)
     options.show(result)
 
 
@@ -181,11 +179,8 @@ def calibration(
     )
     if picture:
         from kakao_models.evaluate.pictures import draw_reliability
-        from kakao_models.inference.picture import save_picture
 
-        save_picture(draw_reliability(scores), picture)
-
-        say_written(picture)
+        write_picture(draw_reliability(scores), picture)
     options.show(result)
 
 
@@ -312,11 +307,8 @@ def classify(
     if picture:
         names = labelled.keys if columns else None  # else classes are the model's, in its order
         from kakao_models.evaluate.pictures import draw_confusion
-        from kakao_models.inference.picture import save_picture
 
-        save_picture(draw_confusion(scores.confusion(), names), picture)
-
-        say_written(picture)
+        write_picture(draw_confusion(scores.confusion(), names), picture)
     options.show(result)
 
 

@@ -157,6 +157,20 @@ def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:
     return problems
 
 
+class LabelProblems:
+    """`label_problems` of one model, kept for the next call with the same labels. Several threads may call it."""
+
+    def __init__(self, embedder: Embedder):
+        self._embedder = embedder
+        self._last: tuple[tuple[str, ...], list[str]] = (), []
+
+    def __call__(self, labels: Sequence[str]) -> list[str]:
+        labels, last = tuple(labels), self._last
+        if labels != last[0]:
+            self._last = last = labels, label_problems(self._embedder, labels)
+        return last[1]
+
+
 def _quoted(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
     return ", ".join(f"{label[:40]!r}" for label in labels[:_NAMED]) + more

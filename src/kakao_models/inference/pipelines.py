@@ -11,7 +11,7 @@ import numpy as np
 
 from kakao_models.inference.arguments import TRANSFORMERS_ARGUMENTS
 from kakao_models.inference.embedder import Embedder
-from kakao_models.inference.labels import LabelEmbeddings, distinct_labels, label_problems
+from kakao_models.inference.labels import LabelEmbeddings, LabelProblems, distinct_labels
 from kakao_models.inference.relevance import check_least, fitting, needed
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.inference.stream import ImageBatch, is_single
@@ -116,8 +116,7 @@ class ZeroShotImageClassification(ImagePipeline):
             )
         super().__init__(embedder, **defaults)
         self._label_embeddings = LabelEmbeddings(embedder)
-        self._checked: tuple[str, ...] = ()  # the labels of the last call
-        self._problems: list[str] = []
+        self._label_problems = LabelProblems(self.embedder)
 
     def __call__(
         self, image: Any = None, candidate_labels: Iterable[str] | None = None, *, images: Any = None, **arguments: Any
@@ -160,9 +159,7 @@ class ZeroShotImageClassification(ImagePipeline):
         relevance = min_relevance is not None and needed(self.embedder.relevance, "min_relevance", self.embedder.name)
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
         alone = self._label_embeddings(labels, "{}", batch_size) if relevance else label_embeds
-        if labels != self._checked:
-            self._problems, self._checked = label_problems(self.embedder, labels), labels
-        for problem in self._problems:
+        for problem in self._label_problems(labels):
             warn(problem)
 
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:

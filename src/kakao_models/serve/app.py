@@ -72,7 +72,7 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
         """Embeddings of texts and images, as OpenAI's endpoint of this name answers."""
         asked = await _parsed(EmbeddingsRequest, request)
         rows, tokens = await embedded(asked)
-        encode = _in_base64 if asked.in_base64 else np.ndarray.tolist
+        encode = _ENCODERS[asked.encoding]
         return await _answer(lambda: {
             "object": "list",
             "data": [
@@ -99,11 +99,10 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
         """Embeddings, as Cohere's endpoint of this name answers."""
         asked = await _parsed(CohereRequest, request)
         rows, tokens = await embedded(asked.as_embeddings())
-        encoders = {"float": np.ndarray.tolist, "base64": _in_base64}
         return await _answer(lambda: {
             "id": uuid.uuid4().hex,
             "embeddings": {
-                kind: [encoders[kind](row) for row in rows] for kind in asked.embedding_types or ["float"]
+                kind: [_ENCODERS[kind](row) for row in rows] for kind in asked.embedding_types or ["float"]
             },
             "texts": asked.texts or [],
             "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}},
@@ -193,6 +192,9 @@ async def _answer(make, numbers: int) -> Response:
 
 def _in_base64(row: np.ndarray) -> str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode()
+
+
+_ENCODERS: dict[str, Callable[[np.ndarray], Any]] = {"float": np.ndarray.tolist, "base64": _in_base64}
 
 
 def _body(kind: type[BaseModel]) -> dict[str, Any]:

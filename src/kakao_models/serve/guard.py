@@ -50,7 +50,7 @@ class Guard:
         self.key = None if api_key is None else api_key.encode()
         self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
         self.running, self.max_requests = 0, max_requests
-        self.held, self.max_held = 0, max_held or max(2**30, 4 * _COPIES * max_body)
+        self.held, self.max_held = 0, (max_held or max(2**30, 4 * _COPIES * max_body)) // _COPIES  # bytes of bodies
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -98,7 +98,7 @@ class Guard:
         if scope["method"] != "POST":
             return await self._run(scope, receive, answer, b"")
         body = await self._body(headers, receive)
-        answer.held = _COPIES * len(body)
+        answer.held = len(body)
         try:
             if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
                 raise Refused(415, "the body must be JSON, with Content-Type: application/json")
@@ -151,12 +151,12 @@ class Guard:
                     else:
                         if packed is not None:
                             piece = packed.decompress(piece, self.max_body + 1)
-                        if self.held + _COPIES * len(piece) > self.max_held:
+                        if self.held + len(piece) > self.max_held:
                             raise Busy("the memory for request bodies is full with those of other requests", 1)
-                        self.held += _COPIES * len(piece)
+                        self.held += len(piece)
                         body += piece
                         if too_long := len(body) > self.max_body:
-                            self.held -= _COPIES * len(body)
+                            self.held -= len(body)
                             body.clear()
                     if too_long:  # read to its end: a client that still sends would not read the answer
                         if rest > _MOST_REST or not more:
@@ -166,10 +166,10 @@ class Guard:
                             raise zlib.error("it ends too early")
                         return bytes(body)
         except zlib.error as error:
-            self.held -= _COPIES * len(body)
+            self.held -= len(body)
             raise Refused(400, f"the body is not valid gzip ({error})") from None
         except BaseException as error:
-            self.held -= _COPIES * len(body)
+            self.held -= len(body)
             if isinstance(error, TimeoutError) and too_long:
                 raise self._too_long() from None
             if isinstance(error, TimeoutError):

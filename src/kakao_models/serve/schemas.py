@@ -99,8 +99,8 @@ class EmbeddingsRequest(_Strict):
     continue_final_message: Literal[False] | None = None
 
     @property
-    def in_base64(self) -> bool:
-        return "base64" in as_list(_one_of(self, "encoding_format", "embedding_type"))
+    def encoding(self) -> Formats:
+        return as_list(_one_of(self, "encoding_format", "embedding_type") or "float")[0]
 
     @property
     def unit_length(self) -> bool:

@@ -15,9 +15,9 @@ import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
 from kakao_models.inference.labels import (
+    LabelProblems,
     average_sentences,
     check_templates,
-    label_problems,
     label_sentences,
     repeated_labels,
 )  # fmt: skip
@@ -82,6 +82,7 @@ class Service:
         self.classifies = embedder.engine.classifies
         self.batcher = Batcher(self._run, **batching)
         self._sentences: OrderedDict[str, np.ndarray] = OrderedDict()  # → embedding of length 1
+        self._label_problems = LabelProblems(embedder)
         # Threads of their own: a hundred slow hosts keep nobody waiting who fetches nothing.
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="kakao-models-fetches")
 
@@ -149,7 +150,7 @@ class Service:
             templates = as_list(HYPOTHESIS_TEMPLATE if request.templates is None else request.templates)
             sentences = self._sentences_of(labels, templates)
             problems = repeated_labels(request.labels)
-            problems += await asyncio.to_thread(label_problems, self.embedder, labels)
+            problems += await asyncio.to_thread(self._label_problems, labels)
             of_images, of_sentences = await asyncio.gather(
                 self._images("image", await self._image_bytes(parts)), self._sentence_rows(sentences)
             )
