@@ -1,6 +1,9 @@
 """Small training runs for tests: a tiny ALIGN or ViT, twelve pictures with captions, a trainer."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
@@ -74,6 +77,19 @@ def vit_trainer(output: Path, **options) -> ViTTrainer:
 
 def weights(trainer) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in trainer.model.state_dict().items()}
+
+
+def check_resume(make: Callable[[], Any], checkpoint: Path) -> Any:
+    """Trains to the end, and again from the checkpoint before the last, `checkpoint`: the weights are the same to the bit. Returns
+    the second trainer."""
+    straight = make()
+    straight.train()
+    expected = weights(straight)
+    shutil.rmtree(checkpoint)
+    again = make()
+    again.train(resume_from_checkpoint=True)
+    assert all(torch.equal(x, expected[name]) for name, x in weights(again).items())
+    return again
 
 
 def arguments(output: Path, **options) -> TrainArguments:
