@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from align_small_data import NAMES, bytes_of, fill, pass_features
-from align_small_start import as_rows, embed_texts, set_matrix
+from align_small_start import Descent, as_rows, embed_texts, set_matrix
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -98,17 +98,14 @@ def train(
     rate = 3e-4 * max(1.0, matrix.detach().std().item() / 0.02)
     groups = [{"params": [one], "lr": lr, "weight_decay": decay}
               for one, lr, decay in zip(trained, (rate, rate, 0.3 * rate), (0.05, 0, 0))]  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=0.1
-    )
+    descent = Descent("ends", groups, steps, betas=(0.9, 0.98))
     counts = [len(source["captions"]) * source["weight"] for source in data]
     shares = np.array(counts) / sum(counts)
 
     def texts(rows: torch.Tensor) -> torch.Tensor:
         return F.normalize(rows @ turn.t(), dim=-1)
 
-    for step in range(steps):
+    for _ in range(steps):
         images, captions, sentences, loss, classified, probabilities = [], [], [], 0.0, [], []
         for source, count in zip(data, random.multinomial(batch, shares)):
             rows = random.integers(0, len(source["captions"]), count)
@@ -129,13 +126,7 @@ def train(
             torch.cat(images), texts(torch.stack(captions)), torch.cat(sentences), TEMPERATURE, TEMPERATURE
         )
         name = texts(names[int(random.integers(len(names)))])
-        loss = loss + class_loss(torch.cat(classified), name, torch.cat(probabilities), 1.0, TEMPERATURE)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 50 == 0:
-            print(f"step {step + 1}/{steps}  loss {loss.item():.3f}", flush=True)
+        descent.step(loss + class_loss(torch.cat(classified), name, torch.cat(probabilities), 1.0, TEMPERATURE))
     return tuple(one.detach() for one in trained)
 
 

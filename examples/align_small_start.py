@@ -41,14 +41,36 @@ def features_of_texts(model: AlignModel, tokenizer, texts: list[str]) -> torch.T
     return F.normalize(output.pooler_output, dim=-1)
 
 
+class Descent:
+    """AdamW whose rate rises for a tenth of the steps and then falls (Smith 2018). Prints the loss every 50 steps.
+
+    Args:
+        groups: parameters, or groups of them with a rate `lr` each.
+        options: further arguments of AdamW.
+    """
+
+    def __init__(self, title: str, groups: list, steps: int, **options):
+        self.title, self.steps, self.done = title, steps, 0
+        self.optimizer = torch.optim.AdamW(groups, **options)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rates, total_steps=steps, pct_start=0.1)
+
+    def step(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.done += 1
+        if self.done % 50 == 0:
+            print(f"{self.title}: step {self.done}/{self.steps}  loss {loss.item():.4f}", flush=True)
+
+
 def teach_texts(model: AlignModel, tokenizer, teacher: dict[str, np.ndarray], epochs: int, batch: int = 128) -> None:
     """Trains the text tower to give the teacher's embedding of each text, with a cosine loss."""
     texts, random = sorted(teacher), np.random.default_rng(0)
     parameters = [*model.text_model.parameters(), *model.text_projection.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-4, betas=(0.9, 0.98), weight_decay=0.01)
     steps = epochs * -(-len(texts) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, total_steps=steps, pct_start=0.1)
-    step = 0
+    descent = Descent("texts", parameters, steps, lr=5e-4, betas=(0.9, 0.98), weight_decay=0.01)
     for _ in range(epochs):
         order = random.permutation(len(texts))
         parts = [order[start : start + 32 * batch] for start in range(0, len(order), 32 * batch)]
@@ -59,19 +81,8 @@ def teach_texts(model: AlignModel, tokenizer, teacher: dict[str, np.ndarray], ep
         random.shuffle(batches)
         for rows in batches:
             some = [texts[row] for row in rows]
-            loss = (
-                1
-                - (features_of_texts(model, tokenizer, some) * torch.tensor(np.stack([teacher[t] for t in some]))).sum(
-                    1
-                )
-            ).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if step % 50 == 0:
-                print(f"texts: step {step}/{steps}  1 - cosine {loss.item():.4f}", flush=True)
+            expected = torch.tensor(np.stack([teacher[text] for text in some]))
+            descent.step((1 - (features_of_texts(model, tokenizer, some) * expected).sum(1)).mean())  # 1 - cosine
 
 
 @torch.no_grad()
@@ -98,8 +109,7 @@ def teach_matrix(
     random = np.random.default_rng(0)
     matrix = torch.zeros(DIMENSION, prototypes.shape[1]).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     matrix.requires_grad_()
-    optimizer = torch.optim.AdamW([matrix], lr=1e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    descent = Descent("images", [matrix], steps, lr=1e-3, weight_decay=0.1)
     places = np.array(
         [
             (s, row)
@@ -109,7 +119,7 @@ def teach_matrix(
         ]
     )
     classes = torch.arange(len(prototypes))
-    for step in range(steps):
+    for _ in range(steps):
         chosen = [data[s] | {"row": row} for s, row in places[random.integers(0, len(places), batch)]]
         features = torch.stack([one["features"][one["row"]] for one in chosen])
         features = features * torch.empty_like(features).bernoulli_(0.8) / 0.8
@@ -123,13 +133,7 @@ def teach_matrix(
         name = names[int(random.integers(len(names)))]
         loss = loss + class_loss(images[labelled], name, probabilities, 1.0, TEMPERATURE)
         ideal = F.normalize(prototypes @ matrix.t(), dim=-1)
-        loss = loss + F.cross_entropy(ideal @ name.t() / TEMPERATURE, classes)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 50 == 0:
-            print(f"images: step {step + 1}/{steps}  loss {loss.item():.3f}", flush=True)
+        descent.step(loss + F.cross_entropy(ideal @ name.t() / TEMPERATURE, classes))
     return matrix.detach()
 
 
