@@ -93,7 +93,7 @@ def read_recipe(source: str | Path) -> list[Filter]:
                 )
             filters.append(make_filter(name, parameters))
         else:
-            raise ValueError(f"{path}: entry {number} is not a filter:  {reprlib.repr(entry)}")
+            raise ValueError(f"{path}: entry {number} is not a filter: {reprlib.repr(entry)}")
     return filters
 
 

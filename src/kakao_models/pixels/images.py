@@ -169,7 +169,7 @@ def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addr
     """A picture whose header has passed, not decoded yet; whatever is wrong with it becomes an `ImageError`."""
     name = describe(source)
     try:
-        with _opened(source, timeout, max_bytes, allow_private_addresses) as picture:
+        with _opened(source, name, timeout, max_bytes, allow_private_addresses) as picture:
             _checked_size(picture, name, max_pixels)
             if size_hint and picture is not source and picture.format in ("JPEG", "MPO"):
                 sideways = _orientation(picture) >= 5
@@ -188,8 +188,9 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     Raises:
         ImageError: it is no picture, or has more than `max_pixels`.
     """
-    with _opened(data, 0, 0, False) as picture:
-        width, height = _checked_size(picture, describe(data), max_pixels)
+    name = describe(data)
+    with _opened(data, name, 0, 0, False) as picture:
+        width, height = _checked_size(picture, name, max_pixels)
         return (height, width) if _orientation(picture, data) >= 5 else (width, height)
 
 
@@ -342,8 +343,10 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: bool) -> Iterator[Image.Image]:
-    name = describe(source)
+def _opened(
+    source: Any, name: str, timeout: float, max_bytes: int, allow_private_addresses: bool
+) -> Iterator[Image.Image]:
+    """Opens an image for its header; `name` is its name in errors."""
     if isinstance(source, Image.Image):
         yield source
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -376,7 +379,8 @@ def _opened(source, timeout: float, max_bytes: int, allow_private_addresses: boo
     elif hasattr(source, "__array__"):
         yield _from_array(np.asarray(source), name, whole=True)
     elif isinstance(source, Mapping):
-        with _opened(_image_of(source, name), timeout, max_bytes, allow_private_addresses) as picture:
+        image = _image_of(source, name)
+        with _opened(image, describe(image), timeout, max_bytes, allow_private_addresses) as picture:
             yield picture
     elif is_file_object(source):
         yield _from_file(io.BytesIO(read_file_object(source, max_bytes)), name)

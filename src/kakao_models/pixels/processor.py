@@ -77,7 +77,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         shapes = {picture.shape for picture in pictures}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
-                f"images of different sizes (channels, height, width) cannot be stacked:  {sorted(shapes)}. "
+                f"images of different sizes (channels, height, width) cannot be stacked: {sorted(shapes)}. "
                 "Leave do_resize on, crop, or leave return_tensors out"
             )
         return as_tensors({"pixel_values": pictures}, return_tensors)
