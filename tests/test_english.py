@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-FRAGMENT = re.compile(r"(Of|As|What|Those|By|Than) ")  # such as "Of the sample."
+FRAGMENT = re.compile(r"(Of|As|What|Which|Those|By|Than|None:) ")  # such as "Of the sample."
 # phrase -> what to write
 BANNED = {
     "is none of": "is not",

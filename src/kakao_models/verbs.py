@@ -133,7 +133,7 @@ class ModelOptions:
         return {name: getattr(self, name) for name in names} | self.where
 
     def open(self, **further: Any):
-        """An `Embedder`, with `further` arguments; one line on stderr for each part of the model that was measured to choose an engine."""
+        """An `Embedder`, with `further` arguments. A line on stderr says which engine was chosen for each part of the model."""
         from kakao_models import Embedder
         from kakao_models.inference.output import say_engine
 

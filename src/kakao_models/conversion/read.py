@@ -74,7 +74,8 @@ def _refuse_links(path: Path) -> None:
             if link.is_symlink() and not any(link.resolve().is_relative_to(place) for place in inside):
                 shown = path / link.relative_to(folder)
                 raise ValueError(
-                    f"{shown} is a symbolic link to {link.resolve()}, outside of the folder. Replace it with a copy of that file, or remove it"
+                    f"{shown} is a symbolic link to {link.resolve()}, outside of the folder. Replace it with a copy of that "
+                    "file, or remove it"
                 )
 
 

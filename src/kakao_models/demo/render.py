@@ -58,7 +58,8 @@ def strip(
     """
     captions, faded = captions or [""] * len(names), faded or [False] * len(names)
     buttons = "".join(
-        f'<li{" class=km-faded" if grey else ""}><button type="button" data-number="{number}" aria-label="{escape(name)}" title="{escape(name)}">'
+        f'<li{" class=km-faded" if grey else ""}><button type="button" data-number="{number}" '
+        f'aria-label="{escape(name)}" title="{escape(name)}">'
         f'<img src="{escape(picture)}" alt="">{f"<span>{escape(caption)}</span>" if caption else ""}</button></li>'
         for number, (name, picture, caption, grey) in enumerate(zip(names, pictures, captions, faded))
     )

@@ -72,7 +72,8 @@ def _launch(page, host: str, port: int | None) -> str:
             )[1]
         except OSError as error:
             raise OSError(
-                f"{host}, port {port or '7860 to 7959'}: the port is taken, or this computer does not have that address. Choose another --port or --host"
+                f"{host}, port {port or '7860 to 7959'}: the port is taken, or this computer does not have that address. "
+                "Choose another --port or --host"
             ) from error
         except ValueError as error:
             # gradio asks itself for the page, not for long, and would have a public link instead

@@ -38,7 +38,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Both directions."""
+    """Scores of retrieval in both directions, captions of images and images of captions."""
 
     image_to_text: Ranking
     text_to_image: Ranking

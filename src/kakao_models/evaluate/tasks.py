@@ -241,7 +241,7 @@ def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) ->
 
 
 def pairs(run: TaskRun, data: Pairs) -> Result:
-    """Which of several captions describes an image, and the reverse: text, image and group score."""
+    """Text, image and group score of choosing the caption of an image among several, and the reverse."""
     texts = [run.embedder.texts(column) for column in data.captions]
     images = [run.embedder.images(column, name=data.name) for column in data.images]
     scores = pair_scores(np.stack(images, 1), np.stack(texts, 1))

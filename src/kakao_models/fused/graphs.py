@@ -54,7 +54,7 @@ def exported(
 
 @contextmanager
 def quiet_converters() -> Iterator[None]:
-    """Without the converters' remarks about their own code."""
+    """Silences the converters' remarks about their own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -108,7 +108,7 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bar for weights that are mapped in a moment."""
+    """Hides transformers' progress bar for weights, which are mapped in a moment."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -146,8 +146,8 @@ class ZeroShotImageClassification(ImagePipeline):
             hypothesis_template: the sentence made of a label; of several, the embeddings are averaged.
             top_k: only that many labels.
             min_relevance: add to each entry its "relevance", the probability in 0..1 that the label fits the image, by the
-                label without a template, whatever the other labels are; leave out labels below this. Where no label fits, the result is one entry with the label
-                "none of these". The model needs a calibration: see `Embedder.relevance`.
+                label without a template, whatever the other labels are; leave out labels below this. Where no label fits, the
+                result is one entry with the label "none of these". The model needs a calibration: see `Embedder.relevance`.
             timeout: seconds for fetching one URL.
             batch_size, num_workers, progress: as of `Embedder`.
             on_error: "raise" stops at an image that can't be read; "report" gives `None` for it, and a warning at the

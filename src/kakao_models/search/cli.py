@@ -313,7 +313,8 @@ def search(
             print(f"{term[:40]}... is longer than {tokens} tokens: the model reads its beginning", file=sys.stderr)
     if best:
         print(
-            f"nothing fits: the best of the index has a relevance of {best[0].relevance:.1%}, and --min-relevance is {min_relevance:.1%}",
+            f"nothing fits: the best of the index has a relevance of {best[0].relevance:.1%}, and --min-relevance is "
+            f"{min_relevance:.1%}",
             file=sys.stderr,
         )
     elif not hits and filter:  # a name that no row has is not an error to Milvus

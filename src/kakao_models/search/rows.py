@@ -113,7 +113,7 @@ class Segment:
                 yield values, table
 
     def matching(self, filter: str, compiled: Any) -> np.ndarray:
-        """Which of the rows that count match a filter, as text and as Milvus Lite compiled it: (N,) bool."""
+        """Marks the rows that count and match a filter, (N,) bool. The filter is text, and what Milvus Lite compiled of it."""
         matches = self._matching.get(filter)
         if matches is None:
             from milvus_lite.search.filter import evaluate_mask

@@ -186,6 +186,6 @@ class Batcher:
                 self._changed.wait(min(starts.values()) - now if starts else None)
 
     def _start(self, kind: str, queue: deque[_Item]) -> float:
-        """When a batch of what waits may start."""
+        """The time at which a batch of the waiting inputs may start."""
         waits = kind in self._company and len(queue) < self.batch_size and not self._closed
         return queue[0].since + (self.max_wait if waits else 0)

@@ -82,7 +82,7 @@ class InceptionCrop:
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
-        """None: a part is cut out, which may be small."""
+        """The size that may be decoded: None, the whole, as the part that is cut out may be small."""
         return None
 
     @property
@@ -127,7 +127,7 @@ class Resolutions:
             )
 
     def number(self, step: int, steps: int) -> int:
-        """Which of `crops` a step takes, the first step being 0, in a run of `steps`."""
+        """The place in `crops` of the crop for a step, counted from 0, of a run of `steps`."""
         if self.by == "step":
             return step % len(self.crops)
         return min(step * len(self.crops) // steps, len(self.crops) - 1)

@@ -40,7 +40,9 @@ class Recipe:
     evaluate: name → data or arguments (`build_evaluations`); run every `evaluate_every` steps and at the end.
     augment: fields of the augmentation; `kind` chooses "random" (ALIGN's `RandomCrop`) or "inception" (ViT's
     `InceptionCrop`). Its size (`crop`, `size`) may be a list of sizes, which `by` "stage" (the default) follow each other in
-    equal parts of the run, and by "step" take turns (`Resolutions`). distort: fields of `Distorted`; without any, nothing is distorted. trainer: further fields of transformers' TrainingArguments.
+    equal parts of the run, and by "step" take turns (`Resolutions`).
+    distort: fields of `Distorted`; without any, nothing is distorted.
+    trainer: further fields of transformers' TrainingArguments.
     license: of the model, as in a card on the Hub ("apache-2.0"); by default that of `start`, if its card names one.
     """
 

@@ -39,9 +39,10 @@ class AlignTrainer(BaseTrainer):
     `evaluate` and `predict` give (image embeddings, text embeddings), (N, P) each, as predictions, and the row of each
     pair, 0..N-1, as label. `eval_loss` is the loss within each batch, so it depends on `per_device_eval_batch_size`.
 
-    The loss is ALIGN's, `tiled_contrastive_loss`, or with `loss="sigmoid"` SigLIP's, `tiled_sigmoid_loss`; then a model without a
-    `logit_bias` gets one, which is saved with it. For a loss of your own override `contrastive_loss`: it receives everything that your `SampleTransform.collate` puts into a
-    batch beside the inputs of the towers. Texts may then be more or fewer than images, as long as there are no chunks.
+    The loss is ALIGN's, `tiled_contrastive_loss`, or with `loss="sigmoid"` SigLIP's, `tiled_sigmoid_loss`; then a model
+    without a `logit_bias` gets one, which is saved with it. For a loss of your own override `contrastive_loss`: it receives
+    everything that your `SampleTransform.collate` puts into a batch beside the inputs of the towers. Texts may then be more
+    or fewer than images, as long as there are no chunks.
     `compute_loss_func` is called with an `AlignOutput` of this process's share, with logits and embeddings.
     """
 

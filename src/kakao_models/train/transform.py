@@ -23,7 +23,8 @@ class SampleTransform:
     """Prepares a sample for a batch. Images are normalised like in the model's image processor.
 
     Args:
-        augment: crops and resizes an image, to one of several sizes with `Resolutions`; None prepares it as `image_processor` does, for evaluation.
+        augment: crops and resizes an image, to one of several sizes with `Resolutions`; None prepares it as
+            `image_processor` does, for evaluation.
         image_processor: gives the range of `pixel_values`.
         tokenizer: the tokenizer of captions; None for an image classifier, whose samples need labels.
         max_tokens: captions are cut there.
