@@ -38,7 +38,7 @@ def serve(files: list[bytes], port) -> None:
 def photographs(side: int) -> list[bytes]:
     import kakao_models
     from kakao_models.data.shard import Options, stored
-    from kakao_models.pixels.images import list_images
+    from kakao_models.pixels.formats import list_images
 
     folder = Path(kakao_models.__file__).parent / "photos"
     return [stored(path.read_bytes(), Options(image_size=side, quality=90))[0] for path in list_images(folder)]

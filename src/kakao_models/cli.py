@@ -405,7 +405,7 @@ def _texts_and_images(inputs: list[str], texts: list[str], file: Path | None) ->
     names = _expanded(name for name in inputs if Path(name) not in files)
     images = read_sources(names)
     for place in [place for place, image in enumerate(images) if image is not names[place]]:
-        from kakao_models.pixels.images import is_image_file
+        from kakao_models.pixels.formats import is_image_file
 
         if not is_image_file(images[place]):  # texts, a line each
             lines += lines_in(images[place], "standard input")

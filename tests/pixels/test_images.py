@@ -21,9 +21,10 @@ import pytest
 from PIL import Image, ImageFile
 from tolerances import TOLERANCE
 
-from kakao_models.pixels import fetch as fetch_module, images
+from kakao_models.pixels import fetch as fetch_module, formats, images
 from kakao_models.pixels.fetch import FetchError, fetch_url, is_public
-from kakao_models.pixels.images import ImageError, image_size, list_images, load_image, load_pixels
+from kakao_models.pixels.formats import list_images
+from kakao_models.pixels.images import ImageError, image_size, load_image, load_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what it skips in broken files
 PHOTOS = Path(__file__).parents[2] / "src" / "kakao_models" / "photos"
@@ -425,8 +426,8 @@ def test_a_folder_names_the_images_that_it_skips(tmp_path, monkeypatch):
         "sub/c.nef": b"",
     }.items():
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(images, "is_installed", lambda name: False)
-    monkeypatch.setattr(images, "SUFFIXES", tuple(name for name in images.SUFFIXES if "hei" not in name))
+    monkeypatch.setattr(formats, "is_installed", lambda name: False)
+    monkeypatch.setattr(formats, "SUFFIXES", tuple(name for name in formats.SUFFIXES if "hei" not in name))
     message = r"3 images .* skipped \(b\.HEIC, hashed, sub/c\.nef\)\. HEIC needs .*kakao-models\[heic\].* convert \.nef"
     with pytest.warns(UserWarning, match=message) as warned:
         assert [path.name for path in list_images(tmp_path)] == ["0123abc", "a.png"]

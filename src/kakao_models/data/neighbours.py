@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from kakao_models.inference.embedder import l2_normalize
-from kakao_models.pixels.images import list_images, load_image
+from kakao_models.pixels.formats import list_images
+from kakao_models.pixels.images import load_image
 from kakao_models.samples.columns import find_column
 from kakao_models.samples.paths import kind_of
 from kakao_models.samples.rows import vectors_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kakao_models.pixels.images import list_images
+from kakao_models.pixels.formats import list_images
 
 BUNDLED = Path(__file__).resolve().parent.parent / "photos"
 _GLOW = (255, 122, 24)  # orange over grey: told apart by brightness too

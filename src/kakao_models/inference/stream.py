@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from kakao_models.pixels.fetch import is_address
+from kakao_models.pixels.formats import list_images
 from kakao_models.pixels.images import (
     ImageError,
     describe,
     is_file_object,
     is_image_text,
     is_one_image,
-    list_images,
     read_file_object,
 )
 from kakao_models.samples.paths import matches

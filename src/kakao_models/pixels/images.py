@@ -8,60 +8,30 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin, WebPImagePlugin  # noqa: F401  importing a plugin registers its decoder
+from PIL import Image, ImageFile
 
 from kakao_models.files.pointers import IS_POINTER, starts_as_pointer
-from kakao_models.lazy import is_installed
 from kakao_models.pixels.fetch import FetchError, fetch_url, is_address
+from kakao_models.pixels.formats import HEIC, IMAGE_FORMATS, ImageError, format_of, reads_heic
+from kakao_models.pixels.jpeg import check_scans
 from kakao_models.pixels.limits import MAX_PIXELS
-from kakao_models.pixels.png import without_large_texts
-from kakao_models.warn import warn
+from kakao_models.pixels.png import has_late_texts, without_large_texts
 
 try:
     import simplejpeg
 except ImportError:  # PIL reads everything; this is faster
     simplejpeg = None
-with contextlib.suppress(ImportError):  # since Pillow 11.3
-    from PIL import AvifImagePlugin  # noqa: F401
 
-Image.preinit()  # registers the decoders of BMP, GIF, JPEG, PNG and PPM
-
-# The formats of web images and photographs. PIL reads some forty more formats, many of them by code that few people
-# use and nobody attacks on purpose until a server decodes the files of strangers with it.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # PPM: also PGM, PBM, PFM; JPEG: also MPO
-HEIC = "HEIC needs pillow-heif: pip install 'kakao-models[heic]'"
-_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"),
-    *(_HEIC_SUFFIXES if is_installed("pillow_heif") else ()),
-)
-# Images of formats that are not read, which a folder's listing names
-_OTHER_SUFFIXES = (
-    *(".jxl", ".jp2", ".svg", ".psd", ".xcf", ".ico", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
-    *(".raf", ".orf", ".rw2"),
-)
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_LISTED = 5  # names in a warning
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")  # base64, and its form for URLs
 _LEAST_ENCODED = 64  # characters; a shorter string is the name of a file
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 if it stays at least this much larger than the size asked for. On photographs
 # resized with antialiasing, a margin of 2 changes pixels by 0.7 of 255 in the mean at worst; a margin of 1 by 3.
 JPEG_MARGIN = 2
-
-# Scans of a JPEG that are decoded at most: 100, as libtiff does, and of a large one fewer, as each may cost the time of the whole
-# picture. A progressive photograph has about ten; twenty thousand fit into 2 MB.
-_MOST_SCANS, _FEW_SCANS = 100, 20
-_MOST_SCANNED = 10**9  # pixels times scans, some ten seconds
-_SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")  # with a length behind it; within scans others follow 0xff
-_PART, _MOST_COUNTED = 2**20, 2**28  # bytes
 
 _UPRIGHT = {  # EXIF orientation -> transposition that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,17 +42,6 @@ _UPRIGHT = {  # EXIF orientation -> transposition that makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(ValueError):
-    """Raised for an image that cannot be read: `source` names it, `reason` says why."""
-
-    def __init__(self, source: str, reason: str):
-        super().__init__(source, reason)
-        self.source, self.reason = source, reason
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.reason}"
 
 
 def load_image(
@@ -199,65 +158,6 @@ def _checked_size(picture: Image.Image, name: str, max_pixels: int) -> tuple[int
     if width * height > max_pixels:
         raise ImageError(name, f"image too large: {width} x {height} pixels (max_pixels = {max_pixels})")
     return width, height
-
-
-def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All images under a folder, sorted; recognised by suffix, or without one by their first bytes.
-
-    Hidden files and folders are left out. Images of formats that can't be read are counted and named in a warning.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(str(folder), "not a folder")
-    paths, skipped = [], []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(root, name) for name in files if not name.startswith(".")):
-            suffix = path.suffix.lower()
-            kind = None if suffix else _kind_of_file(path)
-            if suffix in SUFFIXES or kind and (kind != "HEIF" or is_installed("pillow_heif")):
-                paths.append(path)
-            elif kind or suffix in (*_HEIC_SUFFIXES, *_OTHER_SUFFIXES):
-                skipped.append(path)
-    if skipped:
-        _warn_of_skipped(folder, sorted(skipped))
-    return sorted(paths)
-
-
-def _kind_of_file(path: Path) -> str | None:
-    """The format of a file without a suffix, by its first bytes; None where it is not an image."""
-    try:
-        if not path.is_file():
-            return None
-        with open(path, "rb") as file:
-            prefix = file.read(64)
-            return _format_of(prefix) if is_image_file(prefix) else None
-    except OSError:
-        return None
-
-
-def _warn_of_skipped(folder: Path, paths: list[Path]) -> None:
-    names = ", ".join(str(path.relative_to(folder)) for path in paths[:_LISTED])
-    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
-    others = [path for path in paths if path.suffix.lower() in _OTHER_SUFFIXES]
-    advice = [HEIC] if len(others) < len(paths) else []
-    if others:
-        advice.append(f"convert {', '.join(sorted({path.suffix.lower() for path in others}))} to PNG or JPEG")
-    one = len(paths) == 1
-    warn(
-        f"{folder}: {len(paths)} image{'' if one else 's'} of formats that can't be read {'was' if one else 'were'} skipped "
-        f"({names}{more}). {'; '.join(advice)}"
-    )
-
-
-def is_image_file(data: bytes) -> bool:
-    """Whether the content of a file begins as an image of a format in `IMAGE_FORMATS`, or as HEIC."""
-    if len(data) < 12:
-        return False
-    kind = _format_of(data[:64])
-    if kind == "PPM":  # a text may begin with "Py" or "BM"
-        return data[2:3].isspace()
-    return kind is not None and (kind != "BMP" or data[6:10] == bytes(4))
 
 
 def is_one_image(source: Any) -> bool:
@@ -424,7 +324,7 @@ def _from_base64(text: str) -> bytes | None:
     if len(text) < _LEAST_ENCODED:
         return None
     try:
-        if _format_of(_decoded_base64("".join(text[:200].split())[:64])) is None:
+        if format_of(_decoded_base64("".join(text[:200].split())[:64])) is None:
             return None
         return _decoded_base64(text)
     except ValueError:
@@ -448,8 +348,8 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     prefix = file.read(64)
     if not prefix:
         raise ImageError(name, "is empty (0 bytes)")
-    kind = _format_of(prefix)
-    if kind == "HEIF" and not _reads_heic():
+    kind = format_of(prefix)
+    if kind == "HEIF" and not reads_heic():
         raise ImageError(name, HEIC)
     if kind:
         if kind == "PNG":
@@ -460,65 +360,14 @@ def _from_file(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         except Exception as error:  # SyntaxError, IndexError, struct.error, ...: PIL's ways to say "broken"
             raise ImageError(name, f"broken {kind} header ({error or type(error).__name__})") from error
         if kind == "JPEG":
-            place, pixels = file.tell(), max(1, image.width * image.height)
-            _check_scans(file, name, max(_FEW_SCANS, min(_MOST_SCANS, _MOST_SCANNED // pixels)))
+            place = file.tell()
+            check_scans(file, name, image.width * image.height)
             file.seek(place)
         return image
     file.seek(0)
     if starts_as_pointer(file.read(64)):
         raise ImageError(name, IS_POINTER)
     raise ImageError(name, f"not an image, or an unsupported image format (supported: {', '.join(IMAGE_FORMATS)})")
-
-
-def _format_of(prefix: bytes) -> str | None:
-    """The format of a file by its first bytes, of those in `IMAGE_FORMATS` that this build of PIL reads, or HEIF."""
-    if prefix[4:8] == b"ftyp":
-        brands = {
-            prefix[place : place + 4] for place in range(8, min(len(prefix), int.from_bytes(prefix[:4], "big")), 4)
-        }
-        if brands & _HEIC_BRANDS and not brands & {b"avif", b"avis"}:
-            return "HEIF"
-    for kind in IMAGE_FORMATS:
-        _, accept = Image.OPEN.get(kind, (None, None))
-        if accept is not None and accept(prefix) is True:  # a string: this build of PIL cannot decode the format
-            return kind
-    return None
-
-
-def _reads_heic() -> bool:
-    """Whether pillow-heif is installed, whose decoder is then registered."""
-    if "HEIF" not in Image.OPEN and is_installed("pillow_heif"):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    return "HEIF" in Image.OPEN
-
-
-def _check_scans(file: BinaryIO, name: str, most: int) -> None:
-    """Counts the scans of a JPEG, before it is decoded.
-
-    Raises:
-        ImageError: there are more than `most`.
-    """
-    file.seek(0)
-    alike, last = 0, b""  # markers of scans, and what looks like one within metadata
-    while part := file.read(_PART):  # a part at a time: a file may be of any size
-        alike += (last + part).count(_SCAN)
-        last = part[-1:]
-        if alike > most:
-            break
-    else:
-        return
-    file.seek(0)
-    data, place, scans = file.read(_MOST_COUNTED), 2, 0
-    while marker := _MARKER.search(data, place):
-        kind = data[marker.end() - 1]
-        if kind == 0xD9:  # the end of the picture; of another, such as an MPO's, nothing is decoded
-            return
-        scans += kind == 0xDA
-        if scans > most:
-            raise ImageError(name, f"a JPEG of its size with more than {most} scans: decoding it would take too long")
-        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 
 def _from_array(array: np.ndarray, name: str, whole: bool = False) -> Image.Image:
@@ -556,24 +405,10 @@ def _orientation(picture: Image.Image, data: bytes = b"") -> int:
     if picture.format == "TIFF":
         return 1
     try:
-        exif = Image.Image.getexif(picture) if data and not _has_late_texts(data) else picture.getexif()
+        exif = Image.Image.getexif(picture) if data and not has_late_texts(data) else picture.getexif()
         return int(exif.get(0x0112, 1))
     except Exception:  # noqa: BLE001  broken EXIF, beside a sound picture, fails in as many ways as broken pictures
         return 1
-
-
-def _has_late_texts(data: bytes) -> bool:
-    """Whether a PNG has chunks behind its pixels in which an orientation may be."""
-    if not data.startswith(b"\x89PNG"):
-        return False
-    place, pixels = 8, False
-    while place + 8 <= len(data):
-        kind = data[place + 4 : place + 8]
-        if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-            return True
-        pixels |= kind == b"IDAT"
-        place += 12 + int.from_bytes(data[place : place + 4], "big")
-    return False
 
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:

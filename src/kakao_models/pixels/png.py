@@ -1,4 +1,4 @@
-"""PNG files with large texts and profiles, which PIL refuses as a whole."""
+"""Chunks of PNG files: texts and profiles that PIL refuses as a whole, and those behind the pixels."""
 
 import io
 import struct
@@ -60,3 +60,17 @@ def _unpacked_size(kind: bytes, data: bytes) -> int:
         return max(len(data), len(zlib.decompressobj().decompress(rest, _LARGEST + 1)))
     except zlib.error:
         return len(data)
+
+
+def has_late_texts(data: bytes) -> bool:
+    """Whether a PNG has chunks behind its pixels in which an orientation may be."""
+    if not data.startswith(_SIGNATURE[:4]):
+        return False
+    place, pixels = 8, False
+    while place + 8 <= len(data):
+        kind = data[place + 4 : place + 8]
+        if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            return True
+        pixels |= kind == b"IDAT"
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return False

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.pixels.images import SUFFIXES
+from kakao_models.pixels.formats import SUFFIXES
 
 # Upper and lower case are the same; of several columns that are there, the first of these is taken.
 URLS = ("url", "image_url", "img_url", "uri")

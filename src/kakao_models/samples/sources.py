@@ -16,7 +16,7 @@ from typing import Any
 from kakao_models.checkpoint.hub import pin_data_set
 from kakao_models.files.lines import lines_of
 from kakao_models.files.pointers import refuse_pointers
-from kakao_models.pixels.images import SUFFIXES, list_images
+from kakao_models.pixels.formats import SUFFIXES, list_images
 from kakao_models.samples.columns import BY_NAME, Columns, Sample, as_sample, class_names
 from kakao_models.samples.paths import (
     KINDS,
