@@ -50,9 +50,10 @@ test-without-torch: $(WITHOUT_TORCH)/.test  ## the tests of Flax and TensorFlow 
 		-k $(QUICK)
 
 # make test-python PYTHON_VERSION=3.13: uv finds or downloads that Python. RESOLUTION=lowest-direct takes the oldest release of
-# each dependency that setup.py allows. TensorFlow has no release for Python 3.14.
+# each dependency that setup.py allows; UV_OPTIONS= takes PyTorch from PyPI. TensorFlow has no release for Python 3.14.
 PYTHON_VERSION ?= 3.12
 RESOLUTION ?= highest
+UV_OPTIONS ?= --torch-backend cpu
 OTHER := .venv-$(PYTHON_VERSION)-$(RESOLUTION)
 ifneq ($(PYTHON_VERSION),3.14)
 OTHER_KERAS := $(TENSORFLOW) keras
@@ -61,7 +62,7 @@ endif
 test-python: $(BIN)/python  ## a quick part of the tests on another Python or on the oldest dependencies
 	$(BIN)/python -m pip install --quiet 'uv>=0.9'
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON_VERSION) $(OTHER)
-	$(BIN)/uv pip install --quiet --python $(OTHER) --resolution $(RESOLUTION) --torch-backend cpu \
+	$(BIN)/uv pip install --quiet --python $(OTHER) --resolution $(RESOLUTION) $(UV_OPTIONS) \
 		$(OTHER_KERAS) -e '.[torch,flax,test]'
 	$(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/align/test_config.py \
 		tests/align/test_modeling_torch.py tests/vit/test_modeling_torch.py tests/align/test_modeling_flax.py \

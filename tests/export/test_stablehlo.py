@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -9,6 +10,7 @@ from exports import TEXTS, as_bytes, close, exported, of_bytes, tokens
 from jax import export as jax_export
 
 from kakao_models import Embedder
+from kakao_models.export.exporter import summary
 
 
 def called(file, *inputs):
@@ -19,7 +21,9 @@ def called(file, *inputs):
 
 def test_stablehlo(align_tf, tmp_path):
     embedder = Embedder(align_tf)
-    folder, _ = exported(align_tf, tmp_path / "out", to="stablehlo", input="picture", normalize=True)
+    folder, sheet = exported(align_tf, tmp_path / "out", to="stablehlo", input="picture", normalize=True)
+    assert f"written with jax {jax.__version__}: {sheet['lifetime']}" in summary(sheet, folder)
+    assert "6 months newer" in sheet["lifetime"]
     pictures = [tiny.picture(seed, 131, 77) for seed in range(2)]
     close(called(folder / "image.stablehlo", as_bytes(pictures)), embedder.images(pictures, normalize=True))
     close(called(folder / "text.stablehlo", *tokens(embedder, "int32").values()), embedder.texts(TEXTS, normalize=True))

@@ -37,6 +37,7 @@ class Format(NamedTuple):
     extra: str  # of pip
     runtimes: tuple[str, ...]  # packages whose versions are noted
     signatures: bool = False  # whether functions have names within their file: those of their outputs
+    lifetime: str | None = None  # how long such files can be read, where that is limited
 
 
 EXPORT_FORMATS = {
@@ -44,7 +45,14 @@ EXPORT_FORMATS = {
     "openvino": Format(("float16", "int8"), "int64", "export", ("openvino", "nncf")),
     "saved_model": Format(("float16", "bfloat16"), "int32", "tensorflow", ("tensorflow", "keras"), True),
     "litert": Format(("float16", "int8"), "int32", "tensorflow", ("tensorflow", "keras"), True),
-    "stablehlo": Format(("float16", "bfloat16"), "int32", "flax", ("jax", "flax")),
+    "stablehlo": Format(
+        ("float16", "bfloat16"),
+        "int32",
+        "flax",
+        ("jax", "flax"),
+        # https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees
+        lifetime="JAX promises to read it with releases up to 3 weeks older and up to 6 months newer than the one that wrote it",
+    ),
     "pt2": Format(("float16", "bfloat16"), "int64", "torch", ("torch",)),
 }
 
@@ -151,6 +159,9 @@ def summary(sheet: dict[str, Any], output: str | os.PathLike) -> str:
             f"  beside its source: cosine {check['cosine']:.7f} or more, largest difference {check['difference']:.1e} "
             f"of {check['of']:.3g}{same}",
         ]
+    if sheet["lifetime"]:
+        runtime = EXPORT_FORMATS[sheet["format"]].runtimes[0]
+        lines.append(f"written with {runtime} {sheet['versions'][runtime]}: {sheet['lifetime']}")
     size = sum(file["bytes"] for file in sheet["files"].values()) / 1e6
     return "\n".join([*lines, f"{output}: written, {size:.1f} MB; {SHEET} in it says how to call it"])
 
@@ -200,6 +211,7 @@ def _metadata(
         "source_sha256": _source_hashes(embedder.name, where),
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {"kakao-models": __version__} | {name: _version(name) for name in EXPORT_FORMATS[to].runtimes},
+        "lifetime": EXPORT_FORMATS[to].lifetime,
         "input": kind,
         "quantize": quantize,
         "normalized": normalize,
