@@ -58,7 +58,10 @@ class Transformers(AbsEncoder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    return tiny.align_folder(tmp_path_factory.mktemp("mteb") / "align")
+    # transformers leaves out the first residual of a stage, which the original has where a stage's widths are equal. They are
+    # in no published size, but they are at a quarter of the width.
+    vision = tiny.align_config().vision_config.to_dict() | {"width_coefficient": 0.5, "out_channels": [16, 24, 32]}
+    return tiny.align_folder(tmp_path_factory.mktemp("mteb") / "align", config=tiny.align_config(vision_config=vision))
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +72,9 @@ def expected(folder) -> dict[str, float]:
     return {name: score for name, score in found.items() if np.isfinite(score)}
 
 
-# 13 of 14 scores are equal; that of the pairs of images of noise is 1.0 here and 0.5 there. The cause is not known.
-differs = pytest.mark.xfail(reason="MockPairImageClassificationTask differs in Keras and Flax", strict=False)
-
-
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"engine": "openvino"},
-        pytest.param({"framework": "tf"}, marks=differs),
-        pytest.param({"framework": "flax"}, marks=differs),
-    ],
+    [{}, {"engine": "openvino"}, {"framework": "tf"}, {"framework": "flax"}],
     ids=str,
 )
 def test_mock_tasks_give_mtebs_numbers_to_the_last_digit(options, folder, expected):
