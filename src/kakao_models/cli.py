@@ -115,7 +115,7 @@ def classify(
 
     task = "zero-shot-image-classification" if names else "image-classification"
     if min_relevance is not None and not names:
-        raise typer.BadParameter("--min-relevance is for labels of your own: add --labels or --labels-file")
+        raise typer.BadParameter("--min-relevance needs labels of your own: add --labels or --labels-file")
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
     run = pipeline(task, options.model, calibration=calibration, **options.arguments(), **given(defaults))
     say_engine(run.embedder)
@@ -175,7 +175,7 @@ def embed(
         raise typer.BadParameter("--json and -o - both write to standard output: leave one out")
     sentences, sources, images = _texts_and_images(inputs or [], text or [], texts_file)
     if bool(sentences) == bool(sources):
-        raise typer.BadParameter("give images or texts; one file cannot hold both")
+        raise typer.BadParameter("give images or texts, not both: they need separate files")
     import numpy as np
 
     from kakao_models.inference.output import check_format, write_embeddings
@@ -296,19 +296,21 @@ def convert(
         raise ImportError(f"convert needs {error.name}: pip install 'kakao-models[convert]'") from error
     quiet()
     if to not in ("hub", "tpu"):
-        raise typer.BadParameter(f"--to {to}: expected hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
+        raise typer.BadParameter(
+            f"--to {to}: expected hub or tpu. PyTorch, Keras and Flax all read the format of the Hub"
+        )
     if to == "tpu":
         of_hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
         if any(of_hub) or private or create_pr or dry_run or max_shard_size != "5GB":
-            raise typer.BadParameter("--to tpu takes --key-layout and --family: the other options go with --to hub")
+            raise typer.BadParameter("--to tpu takes only --key-layout and --family; the other options need --to hub")
         stages = conversion.convert_back(source, output, family=family, revision=revision, key_layout=key_layout)
         verified = {"output": str(output), "verification": [vars(stage) for stage in stages]}
         tell(verified, f"{output}: a checkpoint for the original implementation, verified", as_json)
         return
     if key_layout != "model":
-        raise typer.BadParameter("--key-layout goes with --to tpu; that of a SOURCE is recognised")
+        raise typer.BadParameter("--key-layout goes with --to tpu; the layout of a SOURCE is recognised")
     if (private or create_pr or dry_run) and not push_to_hub:
-        raise typer.BadParameter("--private, --create-pr and --dry-run go with --push-to-hub REPO")
+        raise typer.BadParameter("--private, --create-pr and --dry-run need --push-to-hub REPO")
     with steps() as advance:
         report = conversion.convert(
             source,

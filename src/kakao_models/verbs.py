@@ -188,7 +188,7 @@ def check_file(option: str, path: Path | None, *, standard: bool = False) -> Non
     if path and str(path) == STANDARD:
         if not standard:
             raise typer.BadParameter(
-                f"{option} - : this option can't write to the standard output; give the name of a file"
+                f"{option} - : this option can't write to standard output; give the name of a file"
             )
         return
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -223,14 +223,12 @@ def standard_input() -> bytes:
         BadParameter: it is a terminal, is empty or has more than 64 MB.
     """
     if sys.stdin is None or sys.stdin.isatty():
-        raise typer.BadParameter(
-            "- reads the standard input: pipe a file into it, as in: cat photo.jpg | kakao-models ..."
-        )
+        raise typer.BadParameter("- reads standard input: pipe a file into it, as in: cat photo.jpg | kakao-models ...")
     data = sys.stdin.buffer.read(_MOST_INPUT + 1)
     if not data:
-        raise typer.BadParameter("- reads the standard input, which is empty")
+        raise typer.BadParameter("- reads standard input, which is empty")
     if len(data) > _MOST_INPUT:
-        raise typer.BadParameter(f"the standard input has more than {_MOST_INPUT >> 20} MB: give the name of a file")
+        raise typer.BadParameter(f"standard input has more than {_MOST_INPUT >> 20} MB: give the name of a file")
     return data
 
 
@@ -238,7 +236,7 @@ def read_sources(names: Iterable[str]) -> list[Any]:
     """Images by their names, for an `Embedder`; "-" is the content of the standard input."""
     names = list(names)
     if names.count(STANDARD) > 1:
-        raise typer.BadParameter("- is given twice, and the standard input can be read once")
+        raise typer.BadParameter("- is given twice, but standard input can be read only once")
     return [standard_input() if name == STANDARD else name for name in names]
 
 
@@ -273,7 +271,7 @@ def check_sources(*sources: str) -> None:
 def not_standard(path: Path | None) -> Path | None:
     """Refuses - for an option that names a folder."""
     if path and str(path) == STANDARD:
-        raise typer.BadParameter("- is the standard output, and this writes a folder: give its name")
+        raise typer.BadParameter("- means standard output, but this command writes a folder: give its name")
     return path
 
 

@@ -57,7 +57,7 @@ def test_drop_connect_rates_count_all_blocks():
         (lambda: AlignTextConfig(flavour=1), "AlignTextConfig has no field 'flavour'"),
         (lambda: AlignConfig(temperature=0.01), "AlignConfig has no field 'temperature'"),  # known to text generation
         (lambda: AlignTextConfig(position_embedding_type="relative_key"), "is 'relative_key', expected 'absolute'"),
-        (lambda: AlignConfig(projection_dim=64, use_visual_projection=False), "to be the width"),
+        (lambda: AlignConfig(projection_dim=64, use_visual_projection=False), "to equal the dimension"),
     ],
 )
 def test_a_misspelt_field_is_an_error(build, message):

@@ -69,7 +69,7 @@ def test_parquet_of_bytes_structs_integers_and_strings(tmp_path):
     assert both.labels.tolist() == [0, 0, 1, 0, 1, 1] and list(both.images) == images[:3] * 2
     assert list(both.images.take([4, 0, 5])) == [images[1], images[0], images[2]]
     table(tmp_path / "parts" / "2.parquet", image=images[:1], other=[0])
-    with pytest.raises(ValueError, match="2.parquet: no column of labels; there are image, other"):
+    with pytest.raises(ValueError, match="2.parquet: no column of labels; its columns are image, other"):
         read_labelled(tmp_path / "parts")
     table(tmp_path / "c.parquet", image=images[:1], label=[0])
     with pytest.raises(

@@ -116,7 +116,7 @@ def test_bad_input(ratings, likeness, message):
 def test_samples_and_queries_that_give_no_correlation():
     with pytest.raises(ValueError, match="samples: got 0"):
         similarity_scores([1, 2, 3, 4], [1, 2, 3, 4], samples=0)
-    with pytest.raises(ValueError, match="all pairs are of one query"):
+    with pytest.raises(ValueError, match="all pairs have the same query"):
         similarity_scores([1, 2, 3, 4], [1, 2, 3, 4], ["a"] * 4)
 
 

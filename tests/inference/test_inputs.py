@@ -27,7 +27,7 @@ def test_light_parts_run_and_complete_ones_replace_them(align):
     assert np.abs(inputs.preprocessing.pixel_values(tiny.picture(0)) - pixels).max() > 1
     images_only = ModelInputs("vit", "align-small", {}, image_processor=ViTImageProcessor())
     assert images_only.tokenizer is None
-    with pytest.raises(ValueError, match="the model reads no texts, so it has no tokenizer"):
+    with pytest.raises(ValueError, match="the model has no text tower, so it has no tokenizer"):
         images_only.tokenizer = inputs.tokenizer
 
 
@@ -69,15 +69,13 @@ def test_a_part_by_the_name_of_another_checkpoint(align, vit, tmp_path):
     assert Embedder(align, image_processor=alone).image_processor.size["height"] == 38
     with pytest.raises(OSError, match="nowhere"):
         Embedder(align, tokenizer=str(tmp_path / "nowhere"))
-    with pytest.raises(TypeError, match="tokenizer: got 1, expected an object that can be called, or the name"):
+    with pytest.raises(TypeError, match="tokenizer: got 1, expected a callable, or the name"):
         Embedder(align, tokenizer=1)
 
 
 def test_a_model_without_a_checkpoint_needs_its_parts(align):
     model = tiny.fill(AlignModel(tiny.align_config()))
-    with pytest.raises(
-        ValueError, match="not loaded from a checkpoint that has its image_processor: pass image_processor"
-    ):
+    with pytest.raises(ValueError, match="no image_processor: .* that has one. Pass image_processor"):
         Embedder(model)
     with pytest.raises(ValueError, match="its tokenizer: pass tokenizer= or processor="):
         Embedder(model, image_processor=AlignImageProcessor())

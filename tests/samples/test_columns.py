@@ -32,7 +32,7 @@ def test_chosen_and_needed_columns():
     with pytest.raises(ValueError, match=r"t: no column 'x'; there are image, a: name the column with --label-column"):
         Columns(label="x").find(["image", "a"], source="t")
     with pytest.raises(
-        ValueError, match=r"t: no column of captions; there are image: .* \(in a recipe, columns.caption\)"
+        ValueError, match=r"t: no column of captions; its columns are image: .* \(in a recipe, columns.caption\)"
     ):
         Columns().find(["image"], ["caption"], "t")
     with pytest.raises(ValueError, match="columns 'IMAGE' and 'Image' differ only in case"):
@@ -56,7 +56,7 @@ def test_images_are_relative_to_the_table():
     assert image_of({"url": "http://x/y"}, Path("t")) == "http://x/y" and image_of({"image": None}) is None
     assert image_of({"img": {"bytes": None, "path": "c.png"}}, Path("t")) == Path("t/c.png")
     assert image_of({"image": {"bytes": b"x", "path": "c.png"}}) == b"x"
-    with pytest.raises(ValueError, match="the image is int"):
+    with pytest.raises(ValueError, match="the image has type int"):
         as_sample({"image": 3}, "row 0")
 
 

@@ -52,7 +52,7 @@ def test_the_first_layer_is_applied_first():
 
 
 def test_wrong_attentions_are_refused():
-    with pytest.raises(ValueError, match="got no layers.*an engine ran instead"):
+    with pytest.raises(ValueError, match="got no layers.*Did an engine run"):
         attention_rollout([])
     with pytest.raises(ValueError, match="same"):
         attention_rollout([np.eye(3)[None], np.eye(4)[None]])

@@ -136,7 +136,7 @@ def set_image_size(vision: AlignVisionConfig, image_size: int) -> None:
     """Sets the size, and which blocks of stride 2 have an input of odd size there."""
     if image_size % 2:
         raise ValueError(
-            f"image_size: got {image_size}, expected an even size: TensorFlow pads the stem of others otherwise"
+            f"image_size: got {image_size}, expected an even size: TensorFlow pads the first convolution differently for odd sizes"
         )
     vision.image_size, vision.depthwise_padding = image_size, []
     size = image_size // 2

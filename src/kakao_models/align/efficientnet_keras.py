@@ -107,9 +107,7 @@ def _normalization(path: Path, skipped: dict[str, TensorEntry]) -> tuple[list[fl
     more, by constants that no file holds. Files of models that were built without these weights need no such correction.
     """
     if not {"normalization/mean", "normalization/variance"} <= skipped.keys():
-        raise ValueError(
-            f"{path}: no layer `normalization` with mean and variance: what the tower's input is isn't known"
-        )
+        raise ValueError(f"{path}: no layer `normalization` with mean and variance, so the input scaling is unknown")
     mean, variance = (skipped[f"normalization/{leaf}"][1]() for leaf in ("mean", "variance"))
     if mean.shape != (3,) or variance.shape != (3,):
         raise ValueError(f"{path}: normalization has shapes {mean.shape} and {variance.shape}, expected (3,)")

@@ -33,7 +33,7 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
     activation = {"swish": swish, "silu": swish, "relu6": relu6}.get(vision.hidden_act)
     if activation is None:
         raise ValueError(
-            f"vision_config: hidden_act is {vision.hidden_act!r}; the forward pass in numpy knows swish and relu6"
+            f"vision_config: hidden_act is {vision.hidden_act!r}, expected swish or relu6 (the numpy reference has no others)"
         )
     number = iter(range(10_000))
 
@@ -96,7 +96,9 @@ def text_stages(
     text = config.text_config
     activation = {"gelu": gelu, "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu}.get(text.hidden_act)
     if activation is None:
-        raise ValueError(f"text_config: hidden_act is {text.hidden_act!r}; the numpy reference has gelu and gelu_new")
+        raise ValueError(
+            f"text_config: hidden_act is {text.hidden_act!r}, expected gelu or gelu_new (the numpy reference has no others)"
+        )
 
     def get(key: str) -> np.ndarray:
         return original[key].astype(dtype, copy=False)

@@ -84,7 +84,9 @@ class StrictConfig(PreTrainedConfig):
             raise ValueError(f"{type(self).__name__}: dtype is {dtype!r}, expected a name such as 'float32'")
         width, heads = (getattr(self, name, None) for name in ("hidden_size", "num_attention_heads"))
         if isinstance(width, int) and isinstance(heads, int) and width % heads:
-            raise ValueError(f"{type(self).__name__}: {heads} num_attention_heads do not divide hidden_size {width}")
+            raise ValueError(
+                f"{type(self).__name__}: hidden_size {width} is not a multiple of num_attention_heads {heads}"
+            )
         if strange := [label for label in (self.id2label or {}).values() if not isinstance(label, str)]:
             raise ValueError(f"{type(self).__name__}: id2label has the label {strange[0]!r:.80}, expected text")
 

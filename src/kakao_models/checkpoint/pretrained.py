@@ -246,7 +246,7 @@ class PretrainedLoading(TensorPatterns):
         """
         if unknown := upload_options.keys() - {"token", "private", "create_pr", "commit_message"}:
             raise TypeError(
-                f"save_pretrained has no argument {min(unknown)!r}. It writes the values that the model has now"
+                f"save_pretrained has no argument {min(unknown)!r}. It saves the current values of the model"
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

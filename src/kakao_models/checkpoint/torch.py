@@ -85,8 +85,8 @@ class BijectiveLoading(TensorPatterns):
         numbers = sum(self.get_parameter_or_buffer(key).numel() for key in missing_keys)
         if numbers > _MOST_MISSING:
             raise ValueError(
-                f"the file lacks {len(missing_keys)} of this {type(self).__name__}'s tensors, or has them of other sizes: "
-                f"{numbers:,} numbers, {min(missing_keys)} among them. Does config.json belong to another checkpoint?"
+                f"{len(missing_keys)} tensors of this {type(self).__name__}, with {numbers:,} values, are missing in the file or have "
+                f"another shape there, such as {min(missing_keys)}. Does config.json belong to another checkpoint?"
             )
         super()._move_missing_keys_from_meta_to_device(missing_keys, *arguments, **options)
 

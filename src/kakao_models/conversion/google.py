@@ -133,9 +133,11 @@ def _header(file, size: int, name: str) -> tuple[int, ...]:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{name} is not a numpy array ({error})") from error
     if dtype.hasobject:
-        raise ValueError(f"{name} holds pickled Python objects, expected numbers. Nothing of it was run")
+        raise ValueError(f"{name} holds pickled Python objects, expected numbers. None of them was loaded")
     if math.prod(shape) * dtype.itemsize != size - file.tell():
-        raise ValueError(f"{name} claims {dtype} {shape}, which is not the {size - file.tell()} bytes that follow")
+        raise ValueError(
+            f"{name} should hold {dtype} {shape}, but {size - file.tell()} bytes follow, which is another size"
+        )
     return shape
 
 

@@ -52,7 +52,7 @@ def read_source(
     if read is None:
         return _read_tensorflow(path, weights, expected, **overrides)
     if weights == "average":
-        raise ValueError(f"{path} holds no moving averages; its weights are the raw ones")
+        raise ValueError(f"{path} has no moving averages. Use the raw weights (--weights raw)")
     source = read(Path(path), **overrides)
     if expected not in (None, source.family):
         raise ValueError(f"{path} holds a model of family {source.family!r}, expected {expected!r}")
@@ -102,10 +102,14 @@ def _read_tensorflow(path: str | Path, weights: str | None, expected: str | None
         key.removesuffix(SUFFIX).removesuffix(_AVERAGE): key for key in kinds if key.endswith(_AVERAGE + SUFFIX)
     }
     if weights == "average" and not averages:
-        raise ValueError(f"{path} holds no moving averages (keys that end in {_AVERAGE}); its weights are the raw ones")
+        raise ValueError(
+            f"{path} has no moving averages (keys that end in {_AVERAGE}). Use the raw weights (--weights raw)"
+        )
     if averages and averages.keys() != raw.keys():
         differing = sorted(averages.keys() ^ raw.keys())
-        raise ValueError(f"{path}: moving averages are there for some weights only; they differ in {differing[:5]}")
+        raise ValueError(
+            f"{path}: only some weights have moving averages; the keys without a partner are {differing[:5]}"
+        )
     taken = weights or ("average" if averages else "raw")
     stored = averages if taken == "average" else raw
     shapes = {key: checkpoint.entries[name].shape for key, name in stored.items()}

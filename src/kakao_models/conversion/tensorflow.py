@@ -106,9 +106,9 @@ def write_checkpoint(
     prefix = Path(prefix)
     index = _add(prefix, ".index")
     if index.exists():
-        raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
+        raise FileExistsError(f"{index} already exists. Remove that checkpoint, or choose another name")
     if OBJECT_GRAPH in tensors:
-        raise ValueError(f"{OBJECT_GRAPH} is among the tensors. Pass it as graph")
+        raise ValueError(f"tensors must not include {OBJECT_GRAPH}. Pass it as graph")
     graph = object_graph(tensors) if graph is None else graph
     state, data = prefix.with_name("checkpoint"), _add(prefix, ".data-00000-of-00001")
     # All are complete before one gets its name: the last named here first.
@@ -185,7 +185,7 @@ def _check_places(entries: Mapping[str, bundle.BundleEntry], shards: list[Path],
     shard, end, before = 0, 0, ""
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset, item[1].size)):
         if entry.shard >= len(shards):
-            raise CheckpointError(f"tensor {key}: in data file {entry.shard}, of {len(shards)}")
+            raise CheckpointError(f"tensor {key} is in data file {entry.shard}, but there are {len(shards)} data files")
         if entry.shard != shard:
             shard, end = entry.shard, 0
         if entry.offset + entry.size > sizes[shard]:
@@ -194,7 +194,7 @@ def _check_places(entries: Mapping[str, bundle.BundleEntry], shards: list[Path],
                 f"which has {sizes[shard]}. Is the download complete?"
             )
         if entry.offset < end and entry.size:
-            raise CheckpointError(f"tensor {key}: its bytes are those of {before} as well")
+            raise CheckpointError(f"tensor {key}: its bytes overlap those of {before}")
         end, before = max(end, entry.offset + entry.size), key
 
 

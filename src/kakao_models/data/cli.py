@@ -227,7 +227,7 @@ def filter_(
 
     chosen = (read_recipe(recipe) if recipe else []) + parse_flags(filters or [])
     if source is None:
-        raise typer.BadParameter("name the table to filter")
+        raise typer.BadParameter("SOURCE is missing: name the table to filter")
     if not chosen:
         raise typer.BadParameter("give --recipe or --filter; --list shows the filters")
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
@@ -274,7 +274,7 @@ def label_stats_(
       kakao-models data label-stats coyo-labeled/ --thresholds 0.2 --threshold 0.2 -o labels-0.2/
     """
     if (output is None) != (threshold is None):
-        raise typer.BadParameter("--output and --threshold go together")
+        raise typer.BadParameter("--output and --threshold need each other: give both or neither")
     if output and output.exists():
         raise FileExistsError(f"{output} already exists. Choose another name, or remove it first.")
     from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel

@@ -82,7 +82,7 @@ def curate(
     if digest_bits is not None and digest_bits not in DIGEST_BITS:
         raise ValueError(f"digest bits: got {digest_bits}, expected a whole number from 16 to 64")
     if not filters:
-        raise ValueError("no filters are given")
+        raise ValueError("got no filters, expected at least one")
     start, steps = time.monotonic(), []
     for item in filters:  # a missing column is said before anything is computed
         item.kind.apply(table, *([Context(table, digest_bits)] if item.kind.is_global else []), **item.parameters)
@@ -114,7 +114,7 @@ def curate(
             advance("writing")
             written = write_parquet(table, folder / "done")
             if written != rows:
-                raise RuntimeError(f"{written} rows were written, {rows} were counted. Did the table change meanwhile?")
+                raise RuntimeError(f"wrote {written} rows, but counted {rows} before. Did the table change meanwhile?")
     return Account(first, rows, tuple(steps), digest_bits, time.monotonic() - start)
 
 

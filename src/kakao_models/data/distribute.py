@@ -79,7 +79,9 @@ def all_ranks(
         results.append(result)
         advance(sum(part.stop - part.start for part in parts[rank::world_size]))
     if lost := [path for part in parts if not (path := output / f"{part.number:05d}.parquet").exists()]:
-        raise FileNotFoundError(f"{lost[0]} and {len(lost) - 1} others are missing. Do all machines see one {output}?")
+        raise FileNotFoundError(
+            f"{lost[0]} and {len(lost) - 1} others are missing. Do all machines share the folder {output}?"
+        )
     return results
 
 
@@ -104,7 +106,7 @@ def _on_spark(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:
     builder = SparkSession.builder.appName("kakao-models data").config("spark.ui.showConsoleProgress", "true")
     context = (SparkSession.getActiveSession() or builder.getOrCreate()).sparkContext
     if context.getConf().get("spark.speculation", "false") == "true":
-        raise ValueError("spark.speculation starts a rank a second time while the first is at work; turn it off")
+        raise ValueError("spark.speculation may run a rank twice at the same time: set it to false")
     try:
         yield from context.parallelize(range(world_size), world_size).map(attempt).collect()
     except (PySparkException, Py4JJavaError) as error:

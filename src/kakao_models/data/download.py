@@ -152,8 +152,8 @@ def table_of_addresses(source: Any, columns: Columns = BY_NAME) -> Rows:
     if start and not (texts if named else any("://" in text for text in texts)):
         place = "it" if column is None else f"column {column!r}"
         raise ValueError(
-            f"{rows.name}: {place} holds {(texts or ['images'])[0]:.60}, not addresses such as https://...: name a table, and "
-            "its column of addresses with --image-column"
+            f"{rows.name}: {place} holds {(texts or ['images'])[0]:.60}, not URLs such as https://.... Give a table, and "
+            "name its column of URLs with --image-column"
         )
     return rows
 
@@ -249,7 +249,7 @@ def _got(outcome: dict, record: Sample, options: Download, stop: Future) -> tupl
     if min(width, height) < options.min_size:
         raise ImageError(url, f"smaller than {options.min_size} pixels")
     if max(width, height) > options.max_aspect * min(width, height):
-        raise ImageError(url, f"longer than {options.max_aspect:g} times its shorter side")
+        raise ImageError(url, f"its longer side is more than {options.max_aspect:g} times its shorter side")
     digest = hashlib.sha256(kept).hexdigest()
     success = {"status": "success", "final": True, "error": None, "kind": kind, "sha256": digest}
     return outcome | success | {"width": width, "height": height}, kept

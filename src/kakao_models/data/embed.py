@@ -91,7 +91,7 @@ def embed_table(
     begin(output, plan)
     if distributor:
         if not callable(embedder):
-            raise ValueError("embedder: got a model, expected a function that gives one, which each task calls")
+            raise ValueError("embedder: got a model, expected a function that returns one, because each task calls it")
         run = partial(embed_table, embedder, rows.where, output.absolute(), settings, columns=rows.columns, model=model)
         all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance, gpu=True)
     else:
@@ -162,7 +162,7 @@ def _finish(output: Path, parts: list[Part], plan: dict) -> dict | None:
         file = pq.ParquetFile(path)
         listed = (file.schema_arrow.metadata or {}).get(b"failures")
         if listed is None:
-            raise ValueError(f"{path}: data embed did not write this file. Remove it, and run again.")
+            raise ValueError(f"{path}: data embed did not write this file. Remove it, and rerun the command.")
         entries.append(entry(path, file.metadata.num_rows))
         failures += [{"name": name, "reason": reason} for name, reason in json.loads(listed)]
     return write_manifest(output, "embeddings", entries, plan=plan, failures=failures)

@@ -75,6 +75,6 @@ def _lock(file, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise FileExistsError(f"{path}: another process is at work on this shard") from None
+        raise FileExistsError(f"{path}: another process already works on this shard") from None
     except OSError:  # a file system without locks
         pass

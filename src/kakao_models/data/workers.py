@@ -34,7 +34,9 @@ def processes(count: int, start: Callable, *arguments: Any) -> Iterator[ProcessP
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
-            raise ChildProcessError("a worker process was killed; was memory short? Use fewer workers.") from error
+            raise ChildProcessError(
+                "a worker process was killed. Was there too little memory? Use fewer workers."
+            ) from error
         raise
     else:
         pool.shutdown()

@@ -103,9 +103,9 @@ def _zero_shot(page: gr.Blocks, models: Models) -> None:
             photo = _photo("Photograph", value=str(bundled_photos()[0]))
             example = _examples(photo)
         with gr.Column():
-            labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one a line", lines=10, max_lines=12)
+            labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one per line", lines=10, max_lines=12)
             templates = gr.Textbox(
-                HYPOTHESIS_TEMPLATE, label="Templates, one a line; {} is the label", lines=1, max_lines=5
+                HYPOTHESIS_TEMPLATE, label="Templates, one per line; {} is the label", lines=1, max_lines=5
             )
             with gr.Row():
                 first = _model(models, "Model", models.offered[0])

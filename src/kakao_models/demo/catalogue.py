@@ -58,7 +58,7 @@ class Catalogue:
             self._index = SearchIndex.open(uri, token=token, collection=collection)
             if (kind := self._index.metadata["kind"]) != "images":
                 self.close()
-                raise ValueError(f"{uri}: is an index of {kind}; the page shows images")
+                raise ValueError(f"{uri}: is an index of {kind}, but this page needs an index of images")
             if model := self._index.metadata["model"]:
                 models.offer(model)
 

@@ -196,7 +196,9 @@ def relevance(
     words: Annotated[
         Path | None,
         _data(
-            "--words", exists=True, help="File of words to look for in captions, one a line; by default English nouns."
+            "--words",
+            exists=True,
+            help="File of words to look for in captions, one per line; by default English nouns.",
         ),
     ] = None,
     save: Annotated[
@@ -463,7 +465,9 @@ def similarity(
     files = {kind: ratings / f"{kind}_{split}.csv" for kind in ("sts", "sis", "sits")}
     rated = {kind: read_ratings(path) for kind, path in files.items() if path.is_file()}
     if not rated:
-        raise ValueError(f"{ratings}: expected at least one of {', '.join(path.name for path in files.values())}")
+        raise ValueError(
+            f"{ratings}: expected a folder with at least one of {', '.join(path.name for path in files.values())}"
+        )
     captioned = options.rename(read_captioned(data, split=split, images=images))
     options.show(tasks.similarity(run, captioned, rated, positive=positive))
 
@@ -478,11 +482,11 @@ def audit(
     templates: Templates = "small",
     queries: Annotated[
         Path | None,
-        typer.Option(exists=True, help="File of texts that name no group, one a line: measure MaxSkew@k and NDKL."),
+        typer.Option(exists=True, help="File of texts that name no group, one per line; adds MaxSkew@k and NDKL."),
     ] = None,
     harmful: Annotated[
         Path | None,
-        typer.Option(exists=True, help="File of labels that must not be given, one a line: measure their rate."),
+        typer.Option(exists=True, help="File of harmful labels, one per line; adds the rate at which they are given."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of first images that count for MaxSkew@k.")] = 100,
     expected: Annotated[

@@ -76,7 +76,9 @@ def linear_probe_scores(
     if solver not in ("lbfgs", "sgd"):
         raise ValueError(f"solver: got {solver!r}, expected 'lbfgs' or 'sgd'")
     if not seeds or not strengths or min(strengths) <= 0:
-        raise ValueError(f"seeds {seeds}, strengths {strengths}: expected at least one of each, strengths above 0")
+        raise ValueError(
+            f"got seeds {seeds} and strengths {strengths}, expected at least one of each, and strengths above 0"
+        )
     x, test_x = _scaled(x, test_x, scale)
     per_seed, chosen, tried, per_class = [], [], [], []
     for seed in seeds:

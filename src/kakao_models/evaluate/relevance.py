@@ -72,8 +72,8 @@ def captioned_pairs(captions: Sequence[Sequence[str]], words: Sequence[str] | No
     kept = [word for word, row in fits.items() if _PHOTOGRAPHS <= row.sum() <= max(_SHARE * len(row), _PHOTOGRAPHS)]
     if len(kept) < 2:
         raise ValueError(
-            f"{len(captions):,} photographs share {len(kept)} words that the captions of {_PHOTOGRAPHS} or more, and of at most "
-            f"{_SHARE:.0%}, have: give more photographs, or --words where captions are not English"
+            f"{len(captions):,} photographs have {len(kept)} words that occur in the captions of at least {_PHOTOGRAPHS} and of at most "
+            f"{_SHARE:.0%} of them, expected at least 2: give more photographs, or --words if captions are not in English"
         )
     return Pairs(kept, np.array([fits[word] for word in kept]))
 
@@ -114,7 +114,7 @@ def fit_relevance(cosines: np.ndarray, fits: np.ndarray) -> Relevance:
     total = int(fits.sum())
     if total < LEAST_PAIRS or total == len(fits):
         raise ValueError(
-            f"{total:,} of {len(fits):,} pairs of a word and a photograph fit, expected at least {LEAST_PAIRS}, and some that don't: "
+            f"{total:,} of {len(fits):,} pairs of a word and a photograph fit, expected at least {LEAST_PAIRS}, and some that do not fit: "
             "give more photographs"
         )
     from sklearn.isotonic import IsotonicRegression

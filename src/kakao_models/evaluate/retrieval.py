@@ -81,7 +81,7 @@ def retrieval_scores(
     if (missing := _first_missing(rows, len(images))) is not None:
         raise ValueError(f"image {missing} (id {image_ids[missing]!r}) has no caption: no text has its id")
     if (missing := _first_missing(columns, len(texts))) is not None:
-        raise ValueError(f"text {missing} is of image {text_ids[missing]!r}, which is not among the images")
+        raise ValueError(f"text {missing} belongs to image {text_ids[missing]!r}, which is not among the images")
     image_ranks, text_ranks = _ranks(images, texts, rows, columns, max_memory, both=True)
     return Retrieval(Ranking.of(image_ranks, len(texts), at), Ranking.of(text_ranks, len(images), at))
 

@@ -74,7 +74,7 @@ def unfinished(output: Path) -> Iterator[Path]:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{named} already exists. Choose another name, or remove it first.")
         if output == Path.cwd() or os.path.ismount(output):
-            raise FileExistsError(f"{named} can't be replaced by the finished folder. Name a folder in it instead.")
+            raise FileExistsError(f"{named} can't be replaced. Name a new folder inside it instead.")
         yield folder
         for path in folder.rglob("*"):
             if path.is_file():

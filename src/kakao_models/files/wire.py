@@ -44,7 +44,7 @@ def read_varint(data: bytes, position: int, end: int | None = None) -> tuple[int
                 break
             return value, position
         shift += 7
-    raise CheckpointError(f"no number of at most 64 bits ends at byte {position} of {end}")
+    raise CheckpointError(f"expected a number of at most 64 bits, which ends before byte {position} of {end}")
 
 
 def varint(value: int) -> bytes:
@@ -74,7 +74,7 @@ def decode(
     position, end = 0, len(message)
     while position < end:
         if (most := most - 1) < 0:
-            raise CheckpointError("a message with absurdly many fields")
+            raise CheckpointError("a message has far too many fields")
         tag, position = read_varint(message, position)
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
@@ -88,14 +88,14 @@ def decode(
                 )
             value = message[start:position] if wire == BYTES else int.from_bytes(message[start:position], "little")
         else:
-            raise CheckpointError(f"field {number} has wire type {wire}, which isn't known")
+            raise CheckpointError(f"field {number} has the unknown wire type {wire}")
         if number in schema:
             name, expected = schema[number]
             if wire != expected:
                 raise CheckpointError(f"field {number} ({name}) has wire type {wire}, expected {expected}")
             values[name].append(value)
         elif number == 0 or not skip_unknown:
-            raise CheckpointError(f"field {number} isn't known. Was it written by a newer program?")
+            raise CheckpointError(f"field {number} is unknown. Was the file written by a newer release?")
     return values
 
 

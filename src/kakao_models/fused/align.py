@@ -180,7 +180,7 @@ class AlignTextTower(nn.Module):
         """Without a mask, every token counts."""
         length = input_ids.shape[1]
         if length > self.positions.shape[0]:
-            raise ValueError(f"texts have at most {self.positions.shape[0]} tokens, got {length}")
+            raise ValueError(f"got texts of {length} tokens, expected at most {self.positions.shape[0]}")
         x = self.norm(F.embedding(input_ids, self.words) + self.positions[:length])
         mask = None if attention_mask is None else (attention_mask != 0)[:, None, None]  # (B, 1, 1, L)
         for layer in self.layers[:-1]:

@@ -125,7 +125,7 @@ def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
         raise EngineError(entries[0]["error"])
     raise EngineError(
         f"no engine reproduces this model's outputs here (expected cosine >= {MIN_COSINE} to the plain model in float32): "
-        f"{reasons}. engine='torch' with dtype='float32' always does"
+        f"{reasons}. Use engine='torch' with dtype='float32'"
     )
 
 

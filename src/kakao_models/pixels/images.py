@@ -198,7 +198,7 @@ def read_file_object(source: Any, max_bytes: int = 64 * 2**20) -> bytes:
     except Exception as error:  # a file object may be of any library
         raise ImageError(name, f"cannot be read ({error or type(error).__name__})") from error
     if not isinstance(data, (bytes, bytearray)):
-        raise ImageError(name, f"its read() gave {type(data).__name__}, expected bytes: open the file in mode 'rb'")
+        raise ImageError(name, f"its read() returned {type(data).__name__}, expected bytes: open the file in mode 'rb'")
     if len(data) > max_bytes:
         raise ImageError(name, f"file too large: more than max_bytes = {max_bytes} bytes")
     return bytes(data)
@@ -265,7 +265,7 @@ def _opened(
                 return
             if isinstance(error, FileNotFoundError) and any(letter in os.fspath(source) for letter in "*?"):
                 raise ImageError(
-                    name, "no such file; a pattern of names goes to Embedder.images, or glob.glob"
+                    name, "no such file; for a pattern of names use Embedder.images or glob.glob"
                 ) from error
             raise
         if stat.S_ISDIR(kind):
@@ -298,7 +298,7 @@ def _image_of(record: Mapping, name: str) -> Any:
         if record.get(key) is not None:
             return record[key]
     if "bytes" in record or "path" in record:
-        raise ImageError(name, "its bytes and its path are None")
+        raise ImageError(name, "both its bytes and its path are None, expected one of them")
     keys = ", ".join(map(str, list(record)[:8]))
     raise ImageError(
         name,
@@ -334,7 +334,7 @@ def _from_base64(text: str) -> bytes | None:
 def _decoded_base64(text: str) -> bytes:
     text = "".join(text.split())
     if not _ENCODED.fullmatch(text):
-        raise binascii.Error("it has characters that base64 does not have")
+        raise binascii.Error("it has characters outside the base64 alphabet")
     text = text.rstrip("=").replace("-", "+").replace("_", "/")
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 

@@ -61,7 +61,7 @@ def _resize(image: np.ndarray, height: int, width: int, box: Box | None, taps: C
         raise ValueError(f"an image must be (height, width, channels) and not empty, got shape {image.shape}")
     top, left, h, w = box = box or (0, 0, height, width)
     if min(h, w) < 1 or min(top, left) < 0 or top + h > height or left + w > width:
-        raise ValueError(f"box {box} (top, left, height, width) does not lie in the {height} x {width} result")
+        raise ValueError(f"box {box} (top, left, height, width) must lie inside the {height} x {width} result")
     index, weight = taps(image.shape[1], width, left, w)
     first = index.min()
     image = image[:, first : index.max() + 1]  # only the columns that are needed go through the first pass

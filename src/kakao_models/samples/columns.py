@@ -89,7 +89,7 @@ def _find(columns: Columns, names: tuple[str, ...], needs: tuple[str, ...], sour
         words = (*(word for word in columns.prefer if word in words), *words)
         fields[kind] = find_column(names, option, words, kind, source)
         if fields[kind] is None and kind in needs:
-            raise ValueError(f"{source}: no column of {kind}s; there are {_listed(names)}: {_naming(kind)}")
+            raise ValueError(f"{source}: no column of {kind}s; its columns are {_listed(names)}: {_naming(kind)}")
     class_name = find_column(names, None, CLASS_NAMES)
     others = {"key": KEYS, "file": FILES, "id": IDS}
     return Fields(
@@ -120,7 +120,7 @@ def find_column(
         if alike:
             return alike[0]
     if option is not None:
-        raise ValueError(f"{source}: no column {option!r}; there are {_listed(names)}: {_naming(kind)}")
+        raise ValueError(f"{source}: no column {option!r}; its columns are {_listed(names)}: {_naming(kind)}")
     return None
 
 
@@ -225,7 +225,7 @@ def _image(value: Any, folder: Path | None) -> Any:
     if isinstance(value, list) and len(value) == 1:  # `datasets` stores lists of images too
         return _image(value[0], folder)
     if isinstance(value, (bool, int, float, list, tuple)):
-        raise ValueError(f"the image is {type(value).__name__} ({value!r:.40}), expected bytes, a path or an address")
+        raise ValueError(f"the image has type {type(value).__name__} ({value!r:.40}), expected bytes, a path or a URL")
     if isinstance(value, str):
         return None if not value else value if "://" in value else Path(folder or "", value)
     return value
@@ -279,7 +279,7 @@ def labels_of(value: Any) -> tuple[int | str, ...]:
     if value is None or isinstance(value, float) and math.isnan(value):
         return ()
     if not isinstance(value, (bool, int, float, decimal.Decimal)):
-        raise ValueError(f"a label is {type(value).__name__} ({value!r:.40}), expected a class number or a name")
+        raise ValueError(f"a label has type {type(value).__name__} ({value!r:.40}), expected a class number or a name")
     if not math.isfinite(value) or value != int(value) or not -(2**63) <= value < 2**63:
         raise ValueError(f"label {value:.3g} is not a class number")
     return (int(value),) if value >= 0 else ()

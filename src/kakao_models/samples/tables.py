@@ -81,7 +81,7 @@ def read_files(connection: ibis.BaseBackend, paths: Sequence[str | os.PathLike])
     kind = TABLES[suffix_of(paths[0])]
     separator = separator_of(paths[0]) if kind == "csv" else ","
     if kind == "csv" and (other := next((path for path in paths if separator_of(path) != separator), None)):
-        raise ValueError(f"{other}: its separator is {separator_of(other)!r}, that of {paths[0]} is {separator!r}")
+        raise ValueError(f"{other}: its separator is {separator_of(other)!r}, but {paths[0]} has {separator!r}")
     if connection.name == "duckdb":
         import duckdb
 
@@ -206,7 +206,7 @@ def _typed(table: ir.Table) -> ir.Table:
 def _hub_table(connection, name: str) -> ir.Table:
     if connection.name != "duckdb":
         raise ValueError(
-            f"hf://{name}: Spark reads local or mounted files; first: hf download --repo-type dataset {name}"
+            f"hf://{name}: Spark reads only local or mounted files. Download first: hf download --repo-type dataset {name}"
         )
     from huggingface_hub import HfFileSystem
 

@@ -300,7 +300,7 @@ def search(
         ):
             raise typer.BadParameter(
                 f"--min-relevance is the probability that a text fits an image: an index of {index.metadata['kind']} needs a query "
-                f"of {'texts' if index.metadata['kind'] == 'images' else 'images'} alone"
+                f"of only {'texts' if index.metadata['kind'] == 'images' else 'images'}"
             )
         options.prepare()
         embedder = index.use(options.open(calibration=calibration))
@@ -310,10 +310,10 @@ def search(
         best = index.search(query, 1, filter=filter, min_relevance=0) if min_relevance and not hits else []
     for term in (text, *plus, *minus):
         if term and (tokens := tokens_read(embedder, term)):
-            print(f"{term[:40]}... is longer than {tokens} tokens: the model reads its beginning", file=sys.stderr)
+            print(f"{term[:40]}... is longer than {tokens} tokens: only its beginning is used", file=sys.stderr)
     if best:
         print(
-            f"nothing fits: the best of the index has a relevance of {best[0].relevance:.1%}, and --min-relevance is "
+            f"nothing fits: the best match has a relevance of {best[0].relevance:.1%}, and --min-relevance is "
             f"{min_relevance:.1%}",
             file=sys.stderr,
         )
@@ -344,9 +344,9 @@ def _params(option: str, text: str | None) -> dict:
     try:
         params = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"{option} {text}: is no JSON ({error})") from error
+        raise typer.BadParameter(f"{option} {text}: not valid JSON ({error})") from error
     if not isinstance(params, dict):
-        raise typer.BadParameter(f'{option} {text}: expected an object, such as {{"ef": 128}}')
+        raise typer.BadParameter(f'{option} {text}: expected a JSON object, such as {{"ef": 128}}')
     return params
 
 

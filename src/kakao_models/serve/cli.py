@@ -95,7 +95,10 @@ def serve(
             print(json.dumps({"url": url}), flush=True)
 
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"kakao-models: listening on {host} without a key: set {_KEY}", file=sys.stderr)
+        print(
+            f"kakao-models: listening on {host} without an API key, so everyone there can use the service: set {_KEY}",
+            file=sys.stderr,
+        )
     if strings not in STRINGS:
         raise typer.BadParameter(f"--strings {strings}: expected one of {', '.join(STRINGS)}")
     limits = Limits(

@@ -78,7 +78,9 @@ class InceptionCrop:
 
     def __post_init__(self):
         if not (0 < self.area[0] <= self.area[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
-            raise ValueError(f"InceptionCrop: no such part of a picture: area={self.area}, ratio={self.ratio}")
+            raise ValueError(
+                f"InceptionCrop: expected 0 < area <= 1 and ratio > 0, smallest first, got area={self.area}, ratio={self.ratio}"
+            )
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
@@ -123,7 +125,7 @@ class Resolutions:
     def __post_init__(self):
         if not self.crops or self.by not in ("stage", "step"):
             raise ValueError(
-                f"augment: expected sizes, and by: stage or by: step; got {len(self.crops)} sizes and by={self.by!r}"
+                f"augment: expected at least one size, and by='stage' or 'step'; got {len(self.crops)} sizes and by={self.by!r}"
             )
 
     def number(self, step: int, steps: int) -> int:

@@ -121,16 +121,16 @@ class BaseTrainer(AtomicCheckpoints):
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs are visible to one process: start one process for each with torchrun "
-                "--nproc-per-node, or show it one with CUDA_VISIBLE_DEVICES"
+                "--nproc-per-node, or choose one GPU with CUDA_VISIBLE_DEVICES"
             )
         if args.deepspeed or args.parallelism_config:
             name = "deepspeed" if args.deepspeed else "parallelism_config"
             raise ValueError(f"{name} is not supported: start a process for each GPU with torchrun instead")
         if args.fsdp:
-            raise ValueError("fsdp: set shard=True of TrainArguments (shard: true in a recipe) to share out parameters")
+            raise ValueError("fsdp: set shard=True of TrainArguments (shard: true in a recipe) to shard parameters")
         if options.shard and (options.ema_decay or args.fp16 or args.torch_compile):
             other = "ema_decay" if options.ema_decay else "fp16" if args.fp16 else "torch_compile"
-            raise ValueError(f"shard and {other} do not go together: leave out one of the two")
+            raise ValueError(f"shard and {other} exclude each other: leave out one of the two")
 
     def _check_model(self, model: nn.Module) -> None:
         """

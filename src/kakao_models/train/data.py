@@ -61,7 +61,7 @@ class TrainData(Dataset):
             except UNUSABLE as error:
                 failures.append(named(error, key))
             position = int(random.integers(len(self)))
-        raise DataError(f"{_ATTEMPTS} samples drawn one after another cannot be used:\n  {_listed(failures)}; ...")
+        raise DataError(f"{_ATTEMPTS} samples in a row cannot be used:\n  {_listed(failures)}; ...")
 
 
 class StreamData(IterableDataset):
@@ -118,7 +118,7 @@ class StreamData(IterableDataset):
                     yield self.prepare.collate(items)
                     items, failures, batch = [], [], batch + workers
             if not usable and number == 0:
-                raise DataError(f"a whole epoch of the stream without a usable sample. {_listed(failures)}")
+                raise DataError(f"the stream had no usable sample in a whole epoch. {_listed(failures)}")
             if not usable:  # fewer shards than workers
                 return
             epoch += 1

@@ -45,7 +45,9 @@ class Lamb(keras.optimizers.Lamb):
     def spare_batch_norms(self, model: keras.Model) -> "Lamb":
         """Neither decays nor adapts the batch norms of `model`; call it before `compile`. Returns the optimizer."""
         if self.built:
-            raise ValueError("Lamb.spare_batch_norms: the optimizer has its variables already, call it before compile")
+            raise ValueError(
+                "Lamb.spare_batch_norms: the optimizer already has its variables. Call this before compile"
+            )
         norms = [layer for layer in model._flatten_layers() if isinstance(layer, TFAlignBatchNorm)]
         self.not_adapted |= {self._var_key(variable) for layer in norms for variable in layer.trainable_variables}
         self.spared = self._places(model.trainable_variables)

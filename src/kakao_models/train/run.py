@@ -141,7 +141,7 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
     output = Path(recipe.output)
     last = get_last_checkpoint(output) if output.is_dir() else None
     if last and not resume:
-        raise FileExistsError(f"{output} has {Path(last).name}: resume from it, or choose another output")
+        raise FileExistsError(f"{output} already has {Path(last).name}: resume from it, or choose another output")
     if (metrics := _finished(recipe)) is not None:
         return metrics
     trainer = build(recipe)
@@ -307,7 +307,9 @@ def _cut_vocabulary(
     texts = settings.pop("texts", None)
     if texts is None:
         if (source := opened()) is None:
-            raise ValueError("recipe: vocabulary: a stream is not read twice: give texts, files with a text a line")
+            raise ValueError(
+                "recipe: vocabulary: a stream can be read only once: set texts to files with one text per line"
+            )
         return cut_vocabulary(model, tokenizer, _captions(source), **settings)
     columns = Columns(caption=recipe.columns.get("caption"))
     return cut_vocabulary(model, tokenizer, _texts(texts if isinstance(texts, list) else [texts], columns), **settings)

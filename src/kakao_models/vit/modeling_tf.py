@@ -110,7 +110,9 @@ class TFViTEmbeddings(Layer):
         positions = ops.convert_to_tensor(self.position_embeddings)
         if interpolate_pos_encoding:
             if height is None or width is None:
-                raise ValueError("interpolate_pos_encoding needs images of a size that is known when a graph is made")
+                raise ValueError(
+                    "interpolate_pos_encoding needs a static height and width of pixel_values in a TensorFlow graph"
+                )
             positions = resize_position_embeddings(positions, self.grid(*self.image_size), self.grid(height, width))
         elif (height or self.image_size[0], width or self.image_size[1]) != self.image_size:
             raise ValueError(

@@ -84,7 +84,7 @@ def eager_attention(
     """Attention that also returns its weights; the softmax runs in at least float32 (transformers': in float32)."""
     if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
         raise ValueError(
-            "ViT: flex attention does not know its weights, and its block mask means nothing to eager attention. For "
+            "ViT: flex attention has no attention weights, and eager attention cannot use its block mask. For "
             "output_attentions call model.set_attn_implementation('eager') first."
         )
     scores = query @ key.transpose(2, 3) * scaling  # (B, N, L, L)
