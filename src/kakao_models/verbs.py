@@ -47,7 +47,7 @@ _DTYPES = (
     "Type in which the model computes: float32, bfloat16 or float16; auto: the fastest that keeps a cosine of 0.9999. "
     "By default float32."
 )
-_FAST = "Read images faster and less exactly; docs/speed.md has the gain and the cost."
+_FAST = "Decode images faster but less exactly; see docs/speed.md."
 _SRGB = "Convert images to sRGB by the colour profile in their files, such as Display P3 of a phone or Adobe RGB."
 _FRAMEWORKS = "Framework that runs the model: torch, tf or flax; by default the first that is installed."
 ModelOption = Annotated[str, _model("--model", "-m", help=_PLACES, show_default=True)]
@@ -61,30 +61,38 @@ EngineOption = Annotated[str | None, _model(help=_ENGINES)]
 DtypeOption = Annotated[str | None, _model(help=_DTYPES)]
 FastImagesOption = Annotated[bool, _model("--fast-images", help=_FAST)]
 SrgbOption = Annotated[bool, _model("--srgb/--no-srgb", help=_SRGB, show_default=True)]
-BatchSizeOption = Annotated[int, _model(min=1, help="Inputs at a time.", show_default=True)]
+BatchSizeOption = Annotated[int, _model(min=1, help="Number of inputs per batch.", show_default=True)]
 DATA_PANEL = "Data"
 _column = functools.partial(
     typer.Option,
-    help="Name of this column in the table; by default, usual names are recognised.",
     show_default=False,
     rich_help_panel=DATA_PANEL,
 )
-ImageColumnOption = Annotated[str | None, _column("--image-column")]
-CaptionColumnOption = Annotated[str | None, _column("--caption-column")]
-LabelColumnOption = Annotated[str | None, _column("--label-column")]
+ImageColumnOption = Annotated[
+    str | None, _column("--image-column", help="Column of images; by default, usual names are recognised.")
+]
+CaptionColumnOption = Annotated[
+    str | None, _column("--caption-column", help="Column of captions; by default, usual names are recognised.")
+]
+LabelColumnOption = Annotated[
+    str | None, _column("--label-column", help="Column of labels; by default, usual names are recognised.")
+]
 RelevanceOption = Annotated[
     float | None,
     typer.Option(
         "--min-relevance",
         min=0,
         max=1,
-        help="Show the probability that a text fits an image, and only what has at least this; 0 shows all.",
+        help="Show the probability that a text fits an image, and leave out results below this; 0 keeps all.",
     ),
 ]
 CalibrationOption = Annotated[
     Path | None,
     _model(
-        "--calibration", exists=True, dir_okay=False, help="Calibration for --min-relevance, if not the model's own."
+        "--calibration",
+        exists=True,
+        dir_okay=False,
+        help="Calibration file for --min-relevance; by default the model's own.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

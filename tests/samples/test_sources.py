@@ -284,7 +284,9 @@ def test_a_damaged_tar_is_refused_whole(tmp_path, what):
     else:
         del data[third + {"cut in a header": 100, "cut in a file": 520, "cut between files": 0}[what] :]
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a.tar: damaged after \d samples, in or after [12] .*Download the file again"):
+    with pytest.raises(
+        ValueError, match=r"a.tar: damaged after \d samples, in or after [12] .*Download the file again"
+    ):
         open_source(path)
 
 
