@@ -1,4 +1,4 @@
-"""The command `kakao-models`: one short function per verb, no logic of its own. What verbs share is in verbs.py."""
+"""The command `kakao-models`: one short function per verb, without logic. What verbs share is in verbs.py."""
 
 import csv
 import functools

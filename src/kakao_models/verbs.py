@@ -207,7 +207,7 @@ def check_images(images: list[str], *, all_needed: bool = False) -> None:
     """Looks for images before a model is loaded, which takes seconds.
 
     Raises:
-        FileNotFoundError: none of them is there, or with `all_needed` one is not.
+        FileNotFoundError: all of them are missing, or with `all_needed` one of them.
     """
     from kakao_models.inference.stream import is_single
     from kakao_models.pixels.fetch import is_address

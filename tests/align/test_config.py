@@ -39,7 +39,7 @@ def test_named_constructors():
     assert (changed.vision_config.virtual_batch_size, changed.vision_config.depth_coefficient) == (None, 1.4)
     assert (changed.text_config.vocab_size, changed.text_config.hidden_size) == (99, 256)
     assert AlignConfig.base(vision_config=AlignVisionConfig.efficientnet("b0")).vision_config.depth_coefficient == 1.0
-    with pytest.raises(ValueError, match="no size 'b8'; there are b0"):
+    with pytest.raises(ValueError, match="no size 'b8', expected one of b0"):
         AlignVisionConfig.efficientnet("b8")
 
 

@@ -505,7 +505,7 @@ def test_back_appears_when_it_is_verified(tmp_path, monkeypatch):
     convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
     assert [*map(str, visible())] == ["checkpoint", "weights.data-00000-of-00001", "weights.index"]
     assert "weights" in (tmp_path / "tpu" / "checkpoint").read_text()
-    with pytest.raises(FileExistsError, match="weights.index exists"):
+    with pytest.raises(FileExistsError, match="weights.index already exists"):
         convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
 
 

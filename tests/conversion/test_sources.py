@@ -184,7 +184,7 @@ def test_a_damaged_npz_is_refused(tmp_path):
     text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }\n"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("cls.npy", header + len(text).to_bytes(2, "little") + text + b"1234")
-    with pytest.raises(ValueError, match="cls claims float32"):
+    with pytest.raises(ValueError, match="cls should hold float32"):
         convert(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -389,7 +389,7 @@ def test_flax_arrays_that_lie_are_refused(tmp_path):
     (tmp_path / "vit" / "flax_model.msgpack").unlink()
     array = msgpack.packb([[1 << 40], "float32", b"1234"])
     for leaf, message in (
-        (msgpack.ExtType(1, array), "claims b'float32'"),
+        (msgpack.ExtType(1, array), "an array of b'float32'"),
         (msgpack.ExtType(2, array), "extension type 2"),
         (3, "cls is not an array, but int"),
     ):

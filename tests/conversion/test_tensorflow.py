@@ -324,7 +324,7 @@ def test_an_unfinished_checkpoint_is_none(tmp_path, monkeypatch):
 def test_what_is_not_written(tmp_path):
     prefix = small(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(FileExistsError, match="x.index exists"):
+    with pytest.raises(FileExistsError, match="x.index already exists"):
         write_checkpoint(prefix, {A: 1.0})
     for tensors, message in (
         ({A: 1j}, f"{A}: dtype complex128, expected one of float32"),

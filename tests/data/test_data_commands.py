@@ -155,7 +155,7 @@ def test_preview_of_a_chosen_column(command, tmp_path):
     code, _, err = command("preview", place, "--html", tmp_path / "page.html", "--image-column", "pic")
     assert code == 0 and "1 images, 2 could not be read" in err
     code, _, err = command("preview", place, "--image-column", "nope")
-    assert code == 2 and "no column 'nope'; there are pic, n" in err
+    assert code == 2 and "no column 'nope'; its columns are pic, n" in err
 
 
 def test_stats_says_what_is_wrong_with_a_csv(command, tmp_path):

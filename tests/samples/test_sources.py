@@ -151,11 +151,11 @@ def test_a_column_that_is_not_there(verb, align, command, tmp_path):
         if expected in ("foto", "Image"):
             assert "--image-column" in said
         if expected == "foto":
-            assert "there are foto, words" in said
+            assert "its columns are foto, words" in said
     if verb != "train":
         options = [part.format(place=places["foto"], tmp=tmp_path, align=align) for part in COMMANDS[verb]]
         code, _, err = command(*options, "--image-column", "bild")
-        assert code == 2 and "no column 'bild'; there are foto, words" in " ".join(err.split())
+        assert code == 2 and "no column 'bild'; its columns are foto, words" in " ".join(err.split())
 
 
 def test_a_column_by_its_name(align, command, tmp_path):

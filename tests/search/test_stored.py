@@ -89,7 +89,7 @@ def test_what_does_not_fit(embedder, tmp_path):
     write_embeddings(tmp_path / "b.npy", ["x"], np.ones((1, 8), np.float32))
     refused(tmp_path / "b.npy", "of dimension 8.*gives 16")
     pq.write_table(pa.table({"id": [1]}), tmp_path / "c.parquet")
-    refused(tmp_path / "c.parquet", "expected columns embedding")
+    refused(tmp_path / "c.parquet", "expected the columns embedding")
     (tmp_path / "d").mkdir()
     refused(tmp_path / "d", "no .parquet files")
     shutil.copy(tmp_path / "c.parquet", tmp_path / "e.db")
@@ -106,7 +106,7 @@ def test_rows_of_several_widths_are_not_shared_out(embedder, tmp_path):
     with pytest.raises(ValueError, match="r.parquet: holds embeddings of dimensions 8 and 24"):
         load(tmp_path / "r.parquet", embedder, tmp_path / "x.db")
     pq.write_table(pa.table({"id": ["a"], "embedding": ["x"]}), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="is of string, expected lists of numbers"):
+    with pytest.raises(ValueError, match="has type string, expected lists of numbers"):
         load(tmp_path / "t.parquet", embedder, tmp_path / "x.db")
     lost = pa.array([None] * 600 + [[1.0] * 16], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": list(map(str, range(601))), "embedding": lost}), tmp_path / "l.parquet")

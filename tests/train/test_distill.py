@@ -217,7 +217,7 @@ def test_settings_of_a_recipe(tmp_path):
     assert build_distillations({"a": {"targets": [None, file]}}, two)["a"].expected(1)
     for changes, source, message in (
         ({"temprature": 1}, None, "distill: a has no key 'temprature'; did you mean 'temperature'"),
-        ({"loss": "kl"}, None, "distill: loss has no key 'kl'; there are relations"),
+        ({"loss": "kl"}, None, "distill: loss has no key 'kl', expected one of relations"),
         ({"loss": "pairs"}, None, "only the loss 'classes' takes the names of classes"),
         ({"temperature": 0}, None, "temperature must be above 0, got 0"),
         ({"weight": "much"}, None, "weight must be a number, got 'much'"),

@@ -65,7 +65,7 @@ def test_recipes_have_the_originals_numbers(name, settings):
     "change, message",
     [
         ("chunksize=4", "a recipe for align has no key 'chunksize'; did you mean 'chunk_size'?"),
-        ("learn_rate=4", "a recipe for align has no key 'learn_rate'; there are about, output, data, "),
+        ("learn_rate=4", "a recipe for align has no key 'learn_rate', expected one of about, output, data, "),
         ("batch_size=many", "batch_size must be int, got 'many'"),
         ("epochs=3", "give either steps or epochs"),
         ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),

@@ -737,7 +737,7 @@ def test_optimizers_may_be_passed(tmp_path):
         ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type: got 'cosine', .*or set optimizer=None"),
         ({"optimizer": None, "schedule": "cosine"}, "schedule needs an optimizer of this package"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: a smaller batch has fewer negatives.*chunk_size"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: .* is model.config.label_smoothing"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: .*Set model.config.label_smoothing"),
     ],
 )
 def test_what_align_cannot_do_is_one_sentence(options, message, tmp_path):

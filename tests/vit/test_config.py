@@ -126,7 +126,7 @@ def test_mistakes_are_named(tmp_path, caplog):
         "'representation_sise' of this configuration, which changes nothing; did you mean 'representation_size'?"
         in caplog.text
     )
-    with pytest.raises(ValueError, match="no size 'xl'; there are ti, s, b, l"):
+    with pytest.raises(ValueError, match="no size 'xl', expected one of ti, s, b, l"):
         ViTConfig.vit("xl")
     with pytest.raises(StrictDataclassFieldValidationError, match="'hidden_size' expected int, got str"):
         ViTConfig(hidden_size="768")

@@ -144,7 +144,7 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
 
     @classmethod
     def mini(cls, **kwargs: Any) -> "AlignConfig":
-        """EfficientNet-B3 and BERT-mini: the original's CC3M model."""
+        """EfficientNet-B3 and BERT-mini: the CC3M model of the original code."""
         return cls._sized("b3", "mini", **kwargs)
 
     @classmethod

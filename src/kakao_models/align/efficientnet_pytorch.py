@@ -175,7 +175,7 @@ def _head_stage(
     ratio = -(-channels // narrow)
     lists = {name: [*getattr(vision, name), x] for name, x in zip(_STAGES, (narrow, width, 3, 1, ratio, 1))}
     vision = AlignVisionConfig.from_dict(vision.to_dict() | lists | {"hidden_dim": width})
-    wide = ratio * narrow  # a multiple of the stage's input: what the head has not stays 0
+    wide = ratio * narrow  # a multiple of the stage's input; channels that the head does not have stay 0
     arrays = {}
     for key, (shape, read) in expansion.items():
         arrays[key] = np.pad(read(), [(0, wide - channels)] + [(0, 0)] * (len(shape) - 1))

@@ -20,7 +20,7 @@ Stages = Iterator[tuple[str, np.ndarray]]  # name of a stage, its output
 
 
 def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> Stages:
-    """Outputs of the stem, of every block, and the image features, each as it is computed: no more than one is held.
+    """Outputs of the stem, of every block, and the image features, each as soon as it is computed: only one is held in memory.
 
     Args:
         original: key (without the suffix of TensorFlow) → array.
@@ -46,7 +46,7 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
         gamma, beta, mean, variance = (
             get(leaf).reshape(-1) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
         )
-        x -= mean  # in place: the maps are large, and every one is made for this alone
+        x -= mean  # in place: the maps are large, and nothing else uses them
         x *= gamma / np.sqrt(variance + vision.batch_norm_eps)
         x += beta
         return x
@@ -87,7 +87,7 @@ def text_stages(
     """Outputs of the embeddings, of every layer, and the text features, each as it is computed.
 
     Args:
-        input_ids, attention_mask: (B, L); token types are all zero, as in the original's pipeline.
+        input_ids, attention_mask: (B, L); token types are all zero, as in the original pipeline.
 
     Yields:
         "embeddings", "keys 0", "layer 0", "keys 1", ... (B, L, D), "pooler" (B, D), and "text features" (B, P), not normalised; with their

@@ -28,7 +28,7 @@ def cut_vocabulary(
 
     Args:
         model: changed in place: its table of word vectors, and `vocab_size` and `pad_token_id` of its configuration.
-        tokenizer: of WordPiece, as BERT's; left as it is.
+        tokenizer: a WordPiece tokenizer, such as BERT's; it is not changed.
         at_least: how often a piece must occur in `texts`.
 
     Raises:

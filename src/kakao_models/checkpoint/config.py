@@ -96,7 +96,7 @@ class StrictConfig(PreTrainedConfig):
 
         Raises:
             ValueError: the file describes another model.
-            OSError: it is not there, or damaged.
+            OSError: it is missing or damaged.
         """
         name = source = pretrained_model_name_or_path
         if os.path.isfile(name):  # a file of another name

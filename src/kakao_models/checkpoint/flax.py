@@ -322,7 +322,7 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
         """Places the variables on a mesh: split by `partition_specs` where the mesh has that axis, else on every device.
 
         Raises:
-            ValueError: an axis of the mesh is not of the type Auto, the only one whose collectives JAX chooses by itself.
+            ValueError: an axis of the mesh is not of the type Auto, the only type for which JAX chooses the collectives.
         """
         if any(kind != AxisType.Auto for kind in mesh.axis_types):
             raise ValueError(

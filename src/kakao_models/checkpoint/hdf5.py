@@ -22,7 +22,7 @@ def read_datasets(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         Path of every dataset → its shape and how to read it; path of a group → its attribute `name`, where it has one.
 
     Raises:
-        ValueError: a damaged file, or a dataset whose numbers are not in it.
+        ValueError: the file is damaged, or does not hold the values of a dataset.
     """
     entries, names = {}, {}
 

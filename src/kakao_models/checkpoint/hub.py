@@ -44,13 +44,13 @@ def resolve(name_or_path: str | os.PathLike) -> str:
 
 
 def called(name_or_path: str | os.PathLike) -> str:
-    """The name of a checkpoint to show to others: that of a folder is the last part of its path."""
+    """The name of a checkpoint for display: of a folder, the last part of its path."""
     name = os.fspath(name_or_path)
     return Path(name).resolve().name if os.path.isdir(name) else name
 
 
 class HubError(OSError):
-    """The Hub refuses, fails, or does not answer. A file is not there for another reason: see `MissingFile`."""
+    """The Hub refuses, fails, or does not answer. If only a file is missing: see `MissingFile`."""
 
 
 class HubUnreachable(HubError):

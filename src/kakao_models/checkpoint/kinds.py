@@ -14,7 +14,7 @@ class ModelKind(NamedTuple):
     processor: str  # what makes a model's inputs
     folder: str  # in this package
     preprocessing: str  # its images' part without transformers; not public, in preprocessing.py of that folder
-    # Prefix of the backbone's keys in a checkpoint of the whole; a checkpoint of the backbone alone lacks it
+    # Prefix of the backbone's keys in a checkpoint of the whole model; a checkpoint of only the backbone lacks it
     backbone: str = ""
     reads_texts: bool = False
 

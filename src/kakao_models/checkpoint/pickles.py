@@ -155,7 +155,7 @@ def _view(data: bytes, tensor: PickledTensor) -> np.ndarray:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Everything that a pickle may name is made here, anew for each file: it can change no object of the program."""
+    """Everything that a pickle may refer to is made here, anew for each file, so it cannot change other objects."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
@@ -181,5 +181,5 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(stream: BinaryIO, name: str) -> Any:
     try:
         return _Unpickler(stream).load()
-    except Exception as error:  # whatever a pickle that somebody else made leads to
+    except Exception as error:  # an untrusted pickle may raise anything
         raise ValueError(f"{name} is damaged, or it is not a state dict of tensors ({error})") from error

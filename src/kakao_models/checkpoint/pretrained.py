@@ -183,7 +183,7 @@ class PretrainedLoading(TensorPatterns):
         """The configuration, and those of `overrides` that are not fields of it."""
         if config is not None:
             config = cls.config_class.from_config(config)
-            config = cls.config_class.from_dict(config.to_dict())  # the caller's own is left as it is
+            config = cls.config_class.from_dict(config.to_dict())  # the caller's object is not changed
             for name in [name for name in overrides if hasattr(config, name)]:
                 setattr(config, name, overrides.pop(name))
             return config, overrides

@@ -95,7 +95,7 @@ def _check_sizes(config: Any, source: str | os.PathLike, format: str, files: lis
     try:
         stored = read_weights(source, format, files)
     except ValueError as error:
-        if format == _FILES[0]:  # transformers reads it too, and says so
+        if format == _FILES[0]:  # transformers reads it too, and logs a message
             return
         raise OSError(str(error)) from error  # before a hostile pickle is opened
     if isinstance(config, PreTrainedConfig):

@@ -33,7 +33,7 @@ from kakao_models.files.atomic import sha256_of, unfinished, workplace
 from kakao_models.vit.weights import vit_tpu_slots
 
 # Rows beyond the words of a tokenizer, by which a table is rounded up. BERT's cased vocabulary has 1,526 words fewer than
-# the uncased one: what a tokenizer has too few shows another one's just as well as what it has too many.
+# the uncased one: a tokenizer with too few tokens belongs to another model just as one with too many does.
 _PADDED = 128
 _ALIKE = 1e-3  # largest difference of two inputs' features, by their root mean square; random weights give about 1
 _SAME = {"gelu_new": "gelu_pytorch_tanh", "silu": "swish"}  # names of one function

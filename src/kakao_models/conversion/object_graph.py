@@ -1,4 +1,4 @@
-"""The keys of a TensorFlow 2 checkpoint and their meaning: paths through the objects of the program that wrote it.
+"""The keys of a TensorFlow 2 checkpoint and their meaning: paths through the objects of the process that wrote it.
 
 TensorFlow restores by walking the live objects from the root, child by child, along the names in the checkpoint's object
 graph (message TrackableObjectGraph, tensorflow/core/protobuf/trackable_object_graph.proto); the keys only say where a

@@ -40,7 +40,7 @@ def read_source(
         overrides: sizes that tensors do not show, see `recognize`.
 
     Raises:
-        ValueError: a broken file, a key of unknown kind, tensors of no known model, averages that are not there, or a symbolic
+        ValueError: a broken file, a key of unknown kind, tensors of no known model, missing averages, or a symbolic
             link that leads out of a folder.
         ImportError: a package that reads this format is missing.
     """
@@ -148,5 +148,5 @@ def _original_processor(config: AlignConfig | ViTConfig) -> ImageProcessor:
     size = config.image_size
     if not config.representation_size:
         return ViTImageProcessor(preprocessing="tf", size=size)
-    shorter = {"shortest_edge": round(size * 256 / 224)}  # as the pretraining program evaluates
+    shorter = {"shortest_edge": round(size * 256 / 224)}  # as the pretraining code evaluates
     return ViTImageProcessor(preprocessing="tf", size=shorter, resample=4, do_center_crop=True, crop_size=size)

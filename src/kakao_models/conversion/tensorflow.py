@@ -34,7 +34,7 @@ class TensorFlowCheckpoint:
     files: tuple[Path, ...]  # the index, then the data files
 
     def read(self, key: str) -> np.ndarray:
-        """The tensor of `key`, in memory of its own. bfloat16 is widened to float32; strings are bytes objects.
+        """The tensor of `key`, in its own memory. bfloat16 is widened to float32; strings are bytes objects.
 
         Raises:
             CheckpointError: no such key, or its bytes aren't those that were written.
@@ -91,12 +91,12 @@ def write_checkpoint(
 ) -> TensorFlowCheckpoint:
     """Writes a checkpoint that TensorFlow 2 restores: one data file, an index, and the folder's file `checkpoint`.
 
-    The index appears after the complete data file: whatever stops the program before leaves no checkpoint.
+    The index is written after the complete data file: a process that stops before leaves no checkpoint.
 
     Args:
         prefix: path without suffix; its folder exists, the checkpoint doesn't.
         tensors: by key (path + SUFFIX) arrays or strings, or functions that give them, which are called one by one:
-            no more than one tensor is held. Their order is the order in the data file.
+            only one tensor is held in memory. Their order is the order in the data file.
         graph: the message of the object graph, by default of the smallest for these keys.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command `kakao-models data`: one short function per verb, no logic of its own."""
+"""The command `kakao-models data`: one short function per verb, without logic."""
 
 import functools
 import os
@@ -46,7 +46,7 @@ class _Group(TyperGroup):
                 raise KeyboardInterrupt from error
             if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
                 raise
-            # What follows is our own query, or options of DuckDB that this command has not.
+            # The rest of the message is the query, or options of DuckDB that this command does not have.
             reason = re.split(r"\n\nLINE |\n\nJVM stacktrace|\n\s*Possible (?:fixes|Solution)", str(error))[0].strip()
             file = re.search(r"^  file = (.+)$", str(error), re.MULTILINE)
             raise ValueError(f"{file[1]}: {reason}" if file else f"{type(error).__name__}: {reason}") from error

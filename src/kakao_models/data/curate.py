@@ -67,15 +67,15 @@ def curate(
     kept in a folder beside `output` until the end; the rows themselves are written once, at the end.
 
     Args:
-        output: the folder; it appears when all is done. None writes nothing, and gives the account alone.
-        digest_bits: count digests of so many bits (16 to 64) rather than texts, in one pass: counts are then too high
+        output: the folder; it appears when everything is done. None writes nothing, and only returns the report.
+        digest_bits: count digests of this many bits (16 to 64) rather than texts, in one pass: counts are then too high
             where texts share a digest, which drops rows wrongly and keeps none wrongly.
         copy: read the table once, into Parquet; worth it where reading is slow, as from text files or the Hub.
         spill: where `connection` moves what doesn't fit in memory; None: beside `output`.
         advance: is told each step before it starts.
 
     Raises:
-        FileExistsError: `output` is there, or another process works on it.
+        FileExistsError: `output` already exists, or another process works on it.
         ValueError: the table lacks a column that a filter needs.
         RuntimeError: the table changed while it was read.
     """
@@ -84,7 +84,7 @@ def curate(
     if not filters:
         raise ValueError("got no filters, expected at least one")
     start, steps = time.monotonic(), []
-    for item in filters:  # a missing column is said before anything is computed
+    for item in filters:  # a missing column is an error before anything is computed
         item.kind.apply(table, *([Context(table, digest_bits)] if item.kind.is_global else []), **item.parameters)
     with new_folder(output, connection, spill) as folder:
         numbers = itertools.count()

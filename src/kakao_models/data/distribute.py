@@ -1,6 +1,6 @@
 """The ranks of a job as processes of this machine, or as tasks of a Spark or Ray cluster.
 
-A rank is what `--rank` of `--world-size` does by hand: it takes each world-size-th shard, finds by itself what is done, and
+A rank is what `--rank` of `--world-size` does by hand: it takes each world-size-th shard, detects what is done, and
 writes into the job's folder, which all machines must see. So a repeated rank resumes where it failed.
 """
 
@@ -53,7 +53,7 @@ def all_ranks(
             of the one that Spark's configuration describes; "ray": tasks of the cluster that `ray.init()` finds. A
             cluster repeats a task that fails (`spark.task.maxFailures`; three times in Ray), but for a ValueError.
         output, parts: `run` writes output/00000.parquet, ... for each part; that is checked at the end.
-        advance: is told how many rows are done, rank by rank; by Spark at the end.
+        advance: called with the number of rows that are done, rank by rank; by Spark at the end.
         gpu: a task needs a GPU of its own, if the Ray cluster has any.
 
     Raises:

@@ -49,7 +49,7 @@ class Download:
     timeout: seconds for an attempt, everything together.
     max_bytes, max_pixels: larger files are refused, before they are read as a whole.
     min_size, max_aspect: smaller or longer pictures are refused; 0 and infinity: none.
-    image_size: pictures whose shorter side is larger are made so small; None keeps the server's bytes.
+    image_size: images are downscaled so that the shorter side is at most this; None keeps the server's bytes.
     """
 
     per_shard: int = 10_000
@@ -109,11 +109,11 @@ def download(
         workers: processes, a shard each.
         rank, world_size: every machine of several takes each `world_size`-th shard.
         distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does.
-        advance: is told how many rows are done.
+        advance: called with the number of rows that are done.
 
     Raises:
         ValueError: no column of addresses, or `output` is of another table.
-        FileExistsError: another process is at work with this rank.
+        FileExistsError: another process already works with this rank.
         FileNotFoundError: tasks of a cluster wrote where this machine sees nothing.
     """
     check_rank(rank, world_size, distributor)

@@ -1,7 +1,7 @@
 """A table of images or texts → embeddings in sharded Parquet, resumable at any point.
 
 A shard is written under a temporary name and renamed when it is on the disk; what a killed run leaves are whole shards,
-and the next run makes the others. Each shard is computed by itself, so that its rows don't depend on what came before.
+and the next run makes the others. Each shard is computed independently, so that its rows don't depend on what came before.
 """
 
 import json
@@ -77,11 +77,11 @@ def embed_table(
             pickled, so it must be a function that gives one.
 
     Returns:
-        the manifest when all shards are there, None while other ranks still work.
+        the manifest when all shards exist, None while other ranks still work.
 
     Raises:
         ValueError: `output` was begun with other settings, another model or source.
-        FileExistsError: it is a folder of something else, or another process is at work with this rank.
+        FileExistsError: the folder is not an output of this function, or another process already works with this rank.
     """
     check_rank(rank, world_size, distributor)
     rows = source if isinstance(source, Rows) else Rows(source, columns, NEEDS[settings.what])

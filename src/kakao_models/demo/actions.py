@@ -207,4 +207,4 @@ def _as_seen(photo: Path, processor) -> Image.Image:
 def _chosen(photo: str | None) -> Path:
     if not photo:
         raise ValueError("Choose an image first: drop one, or take one of the examples")
-    return Path(photo)  # a path, whatever it looks like: load_image would fetch a URL
+    return Path(photo)  # a path, regardless of how it looks: load_image would fetch a URL

@@ -59,7 +59,7 @@ _THEME = gr.themes.Default(
     block_info_text_color_dark="*neutral_400",
 )
 
-# Arguments of `launch`: of this computer alone, no public link, no file served but those of the page itself.
+# Arguments of `launch`: only this computer, no public link, no files except those of the page itself.
 LAUNCH = {
     "theme": _THEME,
     "css_paths": Path(__file__).parent / "style.css",
@@ -270,6 +270,6 @@ def _reporting(run: Callable, further: int = 0) -> Callable:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ImageError):  # where an upload lies is nobody's business
+    if isinstance(error, ImageError):  # the path of an upload stays private
         return f"{Path(error.source).name}: {error.reason}"
     return str(error) or type(error).__name__

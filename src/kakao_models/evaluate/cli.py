@@ -1,4 +1,4 @@
-"""The command `kakao-models evaluate`: one short function per task, no logic of its own."""
+"""The command `kakao-models evaluate`: one short function per task, without logic."""
 
 import functools
 import json
@@ -77,7 +77,7 @@ class TaskOptions(ModelOptions):
     max_memory: Memory = 512
 
     def start(self, *data: str, picture: Path | None = None):
-        """The `TaskRun` of these options. Refused first: data that are not there, and outputs that could not be written."""
+        """The `TaskRun` of these options. Missing data and outputs that could not be written are refused first."""
         check_picture(picture)
         if picture and not is_installed("matplotlib"):
             raise ImportError("--picture needs matplotlib: pip install 'kakao-models[evaluate]'")

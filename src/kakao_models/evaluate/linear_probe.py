@@ -133,7 +133,7 @@ def vtab_scores(
 def _result(
     per_seed: list[float], per_class: list[float], chosen: list[float], tried: list[dict], train: int, test: int
 ) -> LinearProbe:
-    """The mean over seeds, of which each has an entry in every list."""
+    """The mean over seeds; every list has one entry per seed."""
     mean, std = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else 0.0
     interval = _interval(mean, std, len(per_seed), test)
     return LinearProbe(mean, std, interval, float(np.mean(per_class)), per_seed, chosen, tried, train, test)

@@ -19,7 +19,10 @@ from .calibration import calibration_scores
 KNOTS = 32
 LEAST_PAIRS = 200  # that fit; with fewer, probabilities near 1 are of a handful
 HALVINGS = 10  # random halves of words and photographs to measure on
-_PHOTOGRAPHS, _SHARE = 5, 0.5  # a word has to be in the captions of so many photographs, and of no larger share of them
+_PHOTOGRAPHS, _SHARE = (
+    5,
+    0.5,
+)  # a word must be in the captions of at least this many photographs, and at most of this share of them
 _TOKEN = re.compile(r"[^\W\d_]+|[.,;]")
 # In English a noun stands between one of the first and one of the second, or at the end
 _BEFORE = frozenset("a an the his her their its two three four some many several".split())
@@ -32,7 +35,7 @@ _UNSEEN = frozenset(
 )
 _NOUN_SHARE = 0.15  # of a word's places, those between such words
 _LEVELS = (0.5, 0.7)
-_DRAWS, _CHOICE = 50, 10  # sets of labels from which "none of these" is told, and labels in each
+_DRAWS, _CHOICE = 50, 10  # label sets for measuring "none of these", and labels in each
 _NONSENSE = 100
 
 

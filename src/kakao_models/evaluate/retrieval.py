@@ -1,7 +1,7 @@
 """Image-text retrieval: recall at 1, 5, 10 and ranks, both ways.
 
 A rank is the place, counted from 1, of the first right answer among all answers, the most similar first; how equal
-similarities are ordered is said in `tiles`. Recall at k is the share of queries with a rank of at most k. This is
+similarities are ordered is described in `tiles`. Recall at k is the share of queries with a rank of at most k. This is
 `retrieval_score` of coyo-align (evaluate/eval_retrieval.py), which ranks by `tf.math.top_k`.
 
 Axes: I images  C captions  Q queries  T targets  D width

@@ -33,7 +33,7 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's correlation, in -1..1: over bootstrap samples, and of all pairs at once."""
+    """Spearman's correlation, in -1..1: over bootstrap samples, and of all pairs."""
 
     mean: float
     std: float

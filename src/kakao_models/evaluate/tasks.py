@@ -84,7 +84,7 @@ def zero_shot(
 
 
 def _list_settings(kind: str, texts: Sequence[str], lists: Mapping[str, str | None], whole: bool = True) -> dict:
-    """A list of texts in the settings of a result: itself, what it is called, and the SHA-256 of its lines."""
+    """A list of texts in the settings of a result: the texts, their name, and the SHA-256 of the lines."""
     digest = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     name = lists.get(kind)
     called = {f"{kind}_from": Path(name).name if Path(name).is_file() else name} if name else {}

@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
 
 
 def mask(crc: int) -> int:
-    """A checksum as it is stored: one of data that holds checksums itself would be weak."""
+    """A checksum in the masked form that is stored: a plain CRC of data that contains CRCs would be weak."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -64,7 +64,7 @@ def decode(
 
     Args:
         schema: number of a field → name, wire type.
-        skip_unknown: pass over fields that `schema` doesn't have, as newer programs may add; otherwise they are an error.
+        skip_unknown: pass over fields that `schema` doesn't have, which newer releases may add; otherwise they are an error.
         most: this many fields at most.
 
     Raises:

@@ -75,7 +75,7 @@ class AlignImageTower(nn.Module):
     Args:
         config: `AlignVisionConfig`.
         weights: keys begin with "vision_model.", as in a whole ALIGN.
-        projection: width of the projection behind it; None where there is none.
+        projection: width of the projection behind it; None if there is none.
         pixels: what `uint8` input stands for; without it only floating-point input, as the processor gives it, is taken.
     """
 

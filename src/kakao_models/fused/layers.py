@@ -33,7 +33,7 @@ class Weights:
     """Tensors by their keys in model.safetensors: each is checked for its shape, and which ones were used is known.
 
     Args:
-        dtype: what they become; by default they stay what they are.
+        dtype: the dtype to convert them to; by default they keep theirs.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None):

@@ -1,4 +1,4 @@
-"""Downloading one file from an address that a stranger may have written.
+"""Downloads one file from an untrusted URL.
 
 Standard library only. Proxies of the environment are not used: behind one, the address that is finally connected to
 could not be checked.
@@ -102,7 +102,7 @@ class _Download:
         self.sockets: list[socket.socket] = []
 
     def abandon(self) -> None:
-        """Wakes and closes whatever is still open."""
+        """Closes all open connections, and wakes those that wait."""
         self.deadline = 0.0
         for sock in self.sockets:
             with contextlib.suppress(OSError):

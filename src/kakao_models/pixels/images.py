@@ -73,7 +73,7 @@ def load_image(
             they are, as transformers and the original implementations do.
 
     Raises:
-        ImageError: whatever is wrong with the source.
+        ImageError: the source is not a readable image.
     """
     with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
         picture.load()
@@ -93,7 +93,7 @@ def load_pixels(
     """The pixels of `load_image`, uint8 (H, W, 3), read by simplejpeg where that is installed and the file is a sound JPEG.
 
     PIL reads the header first and decides what is refused; it also decodes every file that simplejpeg complains about. Both
-    use libjpeg-turbo, so the pixels are the same as long as both ship releases of it that decode alike.
+    use libjpeg-turbo, so the pixels are the same if both ship releases of it that decode alike.
     """
     with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
         orientation = _orientation(picture)
@@ -125,7 +125,7 @@ def _by_simplejpeg(picture: Image.Image, max_bytes: int) -> np.ndarray | None:
 
 @contextlib.contextmanager
 def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) -> Iterator[Image.Image]:
-    """A picture whose header has passed, not decoded yet; whatever is wrong with it becomes an `ImageError`."""
+    """An image with a valid header that is not decoded yet; every problem with it becomes an `ImageError`."""
     name = describe(source)
     try:
         with _opened(source, name, timeout, max_bytes, allow_private_addresses) as picture:
@@ -320,7 +320,7 @@ def _from_data_url(text: str, name: str) -> bytes:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The content of an image in base64; None of any other string."""
+    """The content of an image in base64, or None for any other string."""
     if len(text) < _LEAST_ENCODED:
         return None
     try:
@@ -438,7 +438,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         return _from_array(array.astype(array.dtype.newbyteorder("=")), describe(picture)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         if picture.format in ("BMP", "DIB") and picture.mode == "RGBA" and picture.getextrema()[3] == (0, 0):
-            return picture.convert("RGB")  # a program that writes the fourth byte and means nothing by it
+            return picture.convert("RGB")  # some software writes a fourth byte without a meaning
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")

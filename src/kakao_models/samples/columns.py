@@ -16,7 +16,7 @@ import numpy as np
 
 from kakao_models.pixels.formats import SUFFIXES
 
-# Upper and lower case are the same; of several columns that are there, the first of these is taken.
+# Upper and lower case are the same; if a table has several of them, the first one here is used.
 URLS = ("url", "image_url", "img_url", "uri")
 IMAGES = (
     *("image", "images", "img", *(suffix[1:] for suffix in SUFFIXES)),
@@ -33,7 +33,7 @@ NAMES = {"image": IMAGES, "caption": CAPTIONS, "label": LABELS}  # the kinds tha
 
 @dataclass(frozen=True)
 class Fields:
-    """The name of each column in one table or record; None where there is none."""
+    """The name of each column in one table or record; None if there is none."""
 
     image: str | None = None
     caption: str | None = None
@@ -67,7 +67,7 @@ class Columns:
             optional: chosen columns may be missing, as in a sample that lacks what others have.
 
         Raises:
-            ValueError: a chosen or needed column is not there; the message lists those that are.
+            ValueError: a chosen or required column is missing; the message lists the columns.
         """
         return _find(self, tuple(names), tuple(needs), str(source), optional)
 
@@ -102,10 +102,10 @@ def _find(columns: Columns, names: tuple[str, ...], needs: tuple[str, ...], sour
 def find_column(
     names: Sequence[str], option: str | None, words: Sequence[str], kind: str = "image", source: str = ""
 ) -> str | None:
-    """The name of a column: the chosen one, or the first of `words` that is there; None if none is.
+    """The name of a column: the chosen one, or the first of `words` that exists, or None.
 
     Raises:
-        ValueError: the chosen one is not there, or two differ from it only in case.
+        ValueError: the chosen one is missing, or two differ from it only in case.
     """
     if option is None and not any(name.lower() in words for name in names):
         return None

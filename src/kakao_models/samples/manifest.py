@@ -105,7 +105,7 @@ def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **metadata: 
 
 def read_manifest(folder: Path) -> dict:
     """Raises:
-    ValueError: there is none, or it is no manifest.
+    ValueError: it is missing, or not a manifest.
     """
     path = folder / NAME
     try:

@@ -72,7 +72,7 @@ class Source(ABC):
 
     def identify(self, sample: Sample, shard: int, row: int) -> tuple[int, str | None]:
         """The number of the sample's source in a list of sources, and the id that `kakao-models data embed` writes for it: its
-        own, or else the number of its row; None where others have one and this has not."""
+        own, or else the number of its row; None if others have one and this one does not."""
         own = self.row_number(shard, row) if sample.id is None and not self.own_ids else sample.id
         return 0, None if own is None else str(own)
 

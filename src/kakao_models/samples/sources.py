@@ -383,7 +383,7 @@ def _datasets():
 
 
 def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> list[dict] | None:
-    """Records of COCO's captions, of Karpathy's splits, or of a list of objects; None of JSON lines."""
+    """Records of COCO's captions, of Karpathy's splits, or of a list of objects; None for JSON lines."""
     path = Path(paths[0])
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -54,12 +54,12 @@ def connect(
 
 
 def is_parquet(source: str) -> bool:
-    """Whether a source is local Parquet, of which single columns can be read again and again."""
+    """Whether a source is local Parquet, so that single columns can be read repeatedly."""
     return not is_hub(source) and suffix_of(files_of(source)[0]) == ".parquet"
 
 
 def open_table(connection: ibis.BaseBackend, source: str | os.PathLike) -> ir.Table:
-    """A table by its name; columns of COYO have the published types, whatever the file says.
+    """A table by its name; columns of COYO have the published types, regardless of the file.
 
     Other columns of a CSV file are text. A value that is not of its column's type becomes null.
 
@@ -130,7 +130,7 @@ def new_folder(output: Path | None, connection: ibis.BaseBackend, spill: Path | 
     in `spill` or where temporary files are.
 
     Raises:
-        FileExistsError: `output` is there, or another process works on it.
+        FileExistsError: `output` already exists, or another process works on it.
     """
     if output is None:
         with tempfile.TemporaryDirectory(prefix="kakao-models-", dir=spill) as folder:

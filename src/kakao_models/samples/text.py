@@ -21,7 +21,7 @@ from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.paths import kind_of, suffix_of
 from kakao_models.samples.shards import Source
 
-SLICE = 1 << 17  # rows of a shard of a source that has none of its own
+SLICE = 1 << 17  # rows per shard of a source without shards
 _SEPARATORS = (",", ";", "\t", "|")
 _WHOLE = re.compile(r"-?\d+(\.0+)?")  # a class number; with zeros, as pandas writes columns with gaps
 _CASTS = {"int64": int, "float64": float}

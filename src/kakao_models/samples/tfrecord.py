@@ -63,7 +63,7 @@ def parse_example(data: bytes) -> dict[str, list]:
     """A serialised tf.train.Example: name of a feature → its values (bytes, int or float).
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a TFRecord file.
     """
     (features,) = wire.decode(data, {1: ("features", BYTES)}, skip_unknown=True)["features"] or (b"",)
     example = {}

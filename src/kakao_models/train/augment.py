@@ -25,7 +25,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """ALIGN's augmentation: resizes to a square whatever the shape, crops a random part, and flips half of the images.
+    """ALIGN's augmentation: resizes to a square regardless of the shape, crops a random part, and flips half of the images.
 
     antialias: False resizes as the original, True as PIL, which is what a model with `preprocessing="hf"` will see.
     """
@@ -141,7 +141,7 @@ class Distorted:
 
     crop: the other one.
     thumbnail: share of the pictures that are reduced and enlarged again before it, to a side of `thumbnail_sizes` pixels.
-    sharpen: share whose fine detail is made up to three times as strong.
+    sharpen: probability of sharpening fine detail up to three times.
     grey: share without colour. saturation, contrast: largest change of the factor, brightness: of what is added, as a
     share of half the range; all even on both sides.
     """

@@ -168,7 +168,7 @@ class BaseTrainer(AtomicCheckpoints):
         return model
 
     def _hp_search_setup(self, trial) -> None:
-        """transformers calls this in `train`, once the model and `args` of the run are there."""
+        """transformers calls this in `train`, once the model and `args` of the run exist."""
         super()._hp_search_setup(trial)
         self._set_up()
 
@@ -204,7 +204,7 @@ class BaseTrainer(AtomicCheckpoints):
         return opened_here or not self._collates and not is_prepared(dataset)
 
     def _training_data(self, dataset: Any) -> Any:
-        """`TrainData` or `StreamData` of images with captions or labels; a dataset of the model's inputs as it is."""
+        """`TrainData` or `StreamData` of images with captions or labels; a dataset of the model's inputs is returned unchanged."""
         args, seed = self.args, self.args.seed if self.args.data_seed is None else self.args.data_seed
         with _named("train_dataset"):
             if dataset is None or not self._raw(dataset):
@@ -216,7 +216,7 @@ class BaseTrainer(AtomicCheckpoints):
             return train_data(dataset, self._transform, seed, self.options.shuffle_window, *shares)
 
     def _evaluation_data(self, dataset: Any, name: str, predict: bool = False) -> Any:
-        """`EvalData` of images with captions or labels; a dataset of the model's inputs as it is."""
+        """`EvalData` of images with captions or labels; a dataset of the model's inputs is returned unchanged."""
         with _named(name):
             if dataset is None or isinstance(dataset, EvalData) or not self._raw(dataset):
                 return dataset
@@ -431,7 +431,7 @@ class BaseTrainer(AtomicCheckpoints):
 
 
 class _Bookkeeping(TrainerCallback):
-    """Moves the average after each step, and gives each process random numbers of its own."""
+    """Moves the average after each step, and gives each process its own random numbers."""
 
     def __init__(self, trainer: BaseTrainer):
         self.trainer = trainer

@@ -128,7 +128,7 @@ class GlobalBatches(Sampler):
     """Places of this process's share of each batch. The samples of an epoch that fill no batch are left out of it.
 
     Processes share a batch by whole ghost batches, so that together they do what one process would (`ghost_chunks`);
-    where a share is no multiple of `ghost`, by consecutive samples. `size_of` gives the number of a batch's resolution.
+    if a share is not a multiple of `ghost`, in consecutive samples. `size_of` gives the number of a batch's resolution.
 
     Raises:
         DataError: there are fewer samples than a batch has. ValueError: processes cannot share a batch evenly.

@@ -124,7 +124,7 @@ def read_embeddings(source: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def build_distillations(settings: Mapping[str, Mapping], source: Source | None) -> dict[str, Distillation]:
-    """Teachers of a recipe: name -> fields of `Distillation`. `source` are its data, None of a stream.
+    """Teachers of a recipe: name -> fields of `Distillation`. `source` is its data, None for a stream.
 
     `targets` is a file or folder for `read_embeddings`, or a list with one (or null) for each source of the data; `classes` a file
     with a name per line; `templates` a list of sentences, or a name that `evaluate zero-shot` knows.

@@ -19,7 +19,7 @@ class Lamb(keras.optimizers.Lamb):
     `keras.optimizers.Lamb` takes the decay outside of the adapted step, and adapts batch norms too.
 
     Args:
-        learning_rate: a number or a schedule; the original's is `WarmupLinearDecay`.
+        learning_rate: a number or a schedule; the original code uses `WarmupLinearDecay`.
         weight_decay: added to each step before it is scaled to the length of the weights.
         spared: places of the variables that are neither decayed nor adapted, among those that the optimizer is built with:
             the result of `spare_batch_norms`, in the form that a saved model keeps.
@@ -95,7 +95,7 @@ class Lamb(keras.optimizers.Lamb):
 
 
 def _dense(gradient):
-    """TensorFlow's gradient of a table as a tensor: in its IndexedSlices a row that was used twice is there twice."""
+    """TensorFlow's gradient of a table as a tensor: its IndexedSlices hold a row twice if it was used twice."""
     if keras.backend.backend() != "tensorflow":
         return gradient
     import tensorflow as tf
@@ -105,7 +105,7 @@ def _dense(gradient):
 
 @keras.saving.register_keras_serializable("kakao_models")
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """The original's learning rate: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
+    """The learning rate of the original code: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
 
     def __init__(self, peak: float, warmup_steps: int, steps: int):
         self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps

@@ -35,7 +35,7 @@ def tiled_contrastive_loss(
 
     Args:
         image_embeds, text_embeds: (n, D), L2-normalised, row i of one belonging to row i of the other. Computed in at
-            least float32, whatever their type, and outside autocast.
+            least float32, regardless of their type, and outside autocast.
         temperature: scalar by which similarities are divided.
         label_smoothing: share of the target that is spread over all N samples.
         tile_size: rows and columns of a tile; memory beyond (n, D) is two or three tiles.

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class LAMB(torch.optim.Optimizer):
-    """LAMB (You et al. 2019) as `tfa.optimizers.LAMB`, the original's: Adam's bias-corrected step plus `weight_decay`
+    """LAMB (You et al. 2019) as in `tfa.optimizers.LAMB`, which the original code uses: Adam's bias-corrected step plus `weight_decay`
     times the weights, scaled for each tensor to the length of its weights ("layer adaptation").
 
     A tensor whose weights or step have length 0 takes the step as it is. Nothing is clipped.
@@ -90,7 +90,7 @@ def parameter_groups(
             `{"vision_model": 0.1}` trains the image tower ten times more slowly.
 
     Returns:
-        Groups for any optimizer; `adapt` matters to LAMB alone. `name` says what a group is.
+        Groups for any optimizer; `adapt` matters only to LAMB. `name` describes a group.
 
     Raises:
         ValueError: a beginning that no parameter has, or nothing to train.

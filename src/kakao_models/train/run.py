@@ -126,7 +126,7 @@ def build_trainer(
 def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) -> dict[str, float]:
     """Trains, from the last checkpoint in `recipe.output` if there is one, evaluates, and writes the model.
 
-    A run that has ended stays as it is: the same recipe again only returns its metrics. With `push_to_hub` among the fields of
+    A finished run is not repeated: the same recipe only returns its metrics. With `push_to_hub` among the fields of
     `trainer`, the folder is uploaded in the end.
 
     Args:

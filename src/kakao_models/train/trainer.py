@@ -89,7 +89,7 @@ class AlignTrainer(BaseTrainer):
     def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
         with _replaced(
             self.args, per_device_train_batch_size=self._train_batch_size, gradient_accumulation_steps=1
-        ):  # the share of a process is one batch, whatever the chunks
+        ):  # the share of a process is one batch, regardless of chunks
             return super()._inner_training_loop(*args, **kwargs)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -113,7 +113,7 @@ class AlignTrainer(BaseTrainer):
         of `tiled_contrastive_loss`.
 
         Args:
-            image_embeds, text_embeds: embeddings of the whole share, whatever the chunks.
+            image_embeds, text_embeds: embeddings of the whole share, regardless of chunks.
             batch: everything that was collated beside the inputs of the towers.
         """
         if self.compute_loss_func is not None:

@@ -1,4 +1,4 @@
-"""ViT in Flax NNX (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original program: the same as
+"""ViT in Flax NNX (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original code: the same as
 modeling_torch.py.
 
 `pixel_values` are (B, C, height, width), as in PyTorch; inside, channels come last.
@@ -212,7 +212,7 @@ class FlaxViTPreTrainedModel(ViTLoading, FlaxLoading):
 
 
 class FlaxViTModel(FlaxViTPreTrainedModel):
-    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None where there is none.
+    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None if there is none.
 
     Args:
         add_pooling_layer: whether there is a pooler, the Dense layer of the pre-logits. By default one exists if
@@ -290,7 +290,7 @@ class FlaxViTForImageClassification(FlaxImageClassifier, FlaxViTPreTrainedModel)
         self.num_labels = config.num_labels
         self.vit = FlaxViTModel(config, rngs=rngs)
         width = config.representation_size or config.hidden_size
-        # The original's head starts at zero: every class has probability 1/2, or 1/classes.
+        # In the original code, the head starts at zero: every class has probability 1/2, or 1/classes.
         head = partial(nnx.Linear, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.classifier = head(config.num_labels) if config.num_labels > 0 else None
 

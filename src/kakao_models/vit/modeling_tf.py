@@ -1,4 +1,4 @@
-"""ViT in Keras 3 (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original program: the same as
+"""ViT in Keras 3 (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original code: the same as
 modeling_torch.py.
 
 Axes: B batch  L tokens  D width  N heads  K width per head  R width of the pre-logits  H, W rows, columns of patches
@@ -223,7 +223,7 @@ class TFViTPreTrainedModel(ViTLoading, TFPreTrainedModel):
 
 
 class TFViTModel(TFViTPreTrainedModel):
-    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None where there is none.
+    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None if there is none.
 
     Args:
         add_pooling_layer: whether there is a pooler, the Dense layer of the pre-logits. By default one exists if
@@ -299,7 +299,7 @@ class TFViTForImageClassification(TFImageClassifier, TFViTPreTrainedModel):
         self.num_labels = config.num_labels
         self.vit = TFViTModel(config)
         width = config.representation_size or config.hidden_size
-        # the original's head starts at zero: every class has probability 1/2, or 1/classes
+        # in the original code, the head starts at zero: every class has probability 1/2, or 1/classes
         self.classifier = dense(width, config.num_labels, std=0.0) if config.num_labels > 0 else None
 
     def call(
