@@ -233,7 +233,7 @@ def test_verify_sees_every_change(tmp_path):
     with pytest.raises(ValueError, match="differs from what was verified, so nothing is uploaded: model.safetensors"):
         push(folder, "me/vit", dry_run=True)
     save_file(load_file(folder / "model.safetensors") | {"more": np.zeros(3, np.float32)}, folder / "model.safetensors")
-    assert "more: a tensor the report does not know" in verify_report(folder)
+    assert "more: a tensor that the report does not list" in verify_report(folder)
     (folder / "model.safetensors").write_bytes(weights[:-100])
     assert any("can't be read" in line for line in verify_report(folder))
     (folder / "model.safetensors").unlink()

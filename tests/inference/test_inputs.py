@@ -77,7 +77,7 @@ def test_a_model_without_a_checkpoint_needs_its_parts(align):
     model = tiny.fill(AlignModel(tiny.align_config()))
     with pytest.raises(ValueError, match="no image_processor: .* that has one. Pass image_processor"):
         Embedder(model)
-    with pytest.raises(ValueError, match="its tokenizer: pass tokenizer= or processor="):
+    with pytest.raises(ValueError, match="no tokenizer: .*Pass tokenizer= or processor="):
         Embedder(model, image_processor=AlignImageProcessor())
     assert Embedder(model, processor=align).texts(TEXTS).shape == (2, 16)
 

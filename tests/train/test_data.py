@@ -207,7 +207,7 @@ def test_features_of_all_kinds_are_read():
     [
         ("none.tar", "no such file"),
         ("empty", "has no samples. Images end in"),
-        ("a.zip", "got .zip files, expected files of one kind"),
+        ("a.zip", "got files of .zip, expected files of one kind"),
     ],
 )
 def test_what_is_no_source_is_said(name, message, tmp_path):

@@ -123,7 +123,7 @@ def test_mistakes_are_named(tmp_path, caplog):
         ViTConfig(hiden_size=3)
     ViTConfig.from_pretrained(write(tmp_path, TRANSFORMERS_4 | {"representation_sise": 1024}))
     assert (
-        "'representation_sise' of this configuration, which changes nothing; did you mean 'representation_size'?"
+        "'representation_sise' of this configuration; did you mean 'representation_size'?"
         in caplog.text
     )
     with pytest.raises(ValueError, match="no size 'xl', expected one of ti, s, b, l"):

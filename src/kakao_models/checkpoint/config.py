@@ -161,7 +161,7 @@ class StrictConfig(PreTrainedConfig):
                 continue
             hint = self._close_to(name)
             _warn_once(
-                f"{type(self).__name__} does not know the field {name!r} of this configuration, which changes nothing"
+                f"{type(self).__name__} ignores the unknown field {name!r} of this configuration"
                 + (f"; did you mean {hint!r}?" if hint else "")
             )
             setattr(self, name, value)

@@ -51,7 +51,7 @@ def kind_of(model_type: Any, name: Any) -> ModelKind:
     """
     if model_type not in MODEL_KINDS:
         known = ", ".join(map(repr, MODEL_KINDS))
-        hint = ". AlignTextModel.from_pretrained loads a text tower alone" if model_type == _TEXT_TOWER else ""
+        hint = ". AlignTextModel.from_pretrained loads only a text tower" if model_type == _TEXT_TOWER else ""
         raise ValueError(f"{name}: model_type is {model_type!r}, expected one of {known}{hint}")
     return MODEL_KINDS[model_type]
 

@@ -57,7 +57,7 @@ def verify_report(
     try:
         for place, (key, array) in enumerate(read_tensors(folder), 1):
             if key not in tensors:
-                wrong.append(f"{key}: a tensor the report does not know")
+                wrong.append(f"{key}: a tensor that the report does not list")
             elif digest_of(array) != tensors.pop(key)["sha256"]:
                 wrong.append(f"{key}: not the tensor that was written")
             advance("tensors", place, known)

@@ -199,7 +199,7 @@ def read_grouped(source: str, attribute_column: str, **options: str | None) -> G
 
 
 CAUTION = (
-    "These figures hold for these images and groups only. A small gap here is no proof that the model treats groups alike; see "
+    "These figures hold for these images and groups only. A small gap here does not prove that the model treats groups alike; see "
     "docs/audit.md."
 )
 

@@ -139,7 +139,7 @@ def _measured(
     except (RuntimeError, ValueError, OSError, ImportError, NotImplementedError) as error:
         return {"error": f"{choice} failed ({str(error).strip().partition(chr(10))[0]:.200})"}
     if rows.shape != reference.shape or not np.isfinite(rows).all():
-        return {"error": f"{choice} gives rows that are no numbers"}
+        return {"error": f"{choice} gives NaN or infinity"}
     seconds = []
     for _ in range(_REPEATS):
         start = time.perf_counter()

@@ -96,7 +96,7 @@ def one_suffix(paths: Collection[str], source: str | os.PathLike, suffixes: Coll
     if others or suffix not in suffixes:
         listed = ", ".join(name or "no ending" for name in (suffix, *others))
         packed = ". Unpack them first" if any(name.endswith(("gz", ".zip")) for name in (suffix, *others)) else ""
-        raise ValueError(f"{source}: got {listed} files, expected files of one kind: {', '.join(suffixes)}{packed}")
+        raise ValueError(f"{source}: got files of {listed}, expected files of one kind: {', '.join(suffixes)}{packed}")
     return suffix
 
 
