@@ -72,10 +72,7 @@ def test_unknown_fields_of_a_file_are_kept_aloud(caplog, tmp_path):
         config = AlignConfig.from_dict(values)
     assert (config.projection_dim, config.somebody_else, config.vision_config.image_sise) == (640, 1, 3)
     assert config.label_smoothing == 0.1 and config.vision_config.image_size == 289
-    assert (
-        "AlignConfig ignores the unknown field 'somebody_else' of this configuration"
-        in caplog.text
-    )
+    assert "AlignConfig ignores the unknown field 'somebody_else' of this configuration" in caplog.text
     assert "'image_sise' of this configuration; did you mean 'image_size'?" in caplog.text
     assert "did you mean 'label_smoothing'?" in caplog.text
     caplog.clear()

@@ -104,7 +104,7 @@ def test_retrieval_within_one_kind_never_finds_itself():
     "ratings, likeness, message",
     [
         ([1, 2, 3], [1, 2, 3], "at least 4"),
-        ([1, 2, 3, 4], [1, 2, 3], "as many"),
+        ([1, 2, 3, 4], [1, 2, 3], "the same number"),
         ([1, 2, 3, np.nan], [1] * 4, "finite"),
     ],
 )

@@ -86,7 +86,7 @@ def test_an_export_of_another_shape_or_not_finite_is_refused_even_if_forced(vit,
     stand_in.change = lambda rows: rows[:, :3]
     refused(vit, tmp_path, r"gives \(1, 3\)", force=True)
     stand_in.change = lambda rows: rows * np.float32("nan")
-    refused(vit, tmp_path, "not finite", force=True)
+    refused(vit, tmp_path, "NaN or infinity", force=True)
 
 
 def test_what_a_runtime_raises_is_explained(vit, tmp_path, stand_in):

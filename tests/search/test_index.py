@@ -81,7 +81,7 @@ def test_all_rows_with_their_unit_vectors(filled, rows):
 @pytest.mark.parametrize(
     "query, k, said",
     [
-        (np.ones(7, np.float32), 10, "width 7.*has 16"),
+        (np.ones(7, np.float32), 10, "dimension 7.*has 16"),
         (np.full(16, np.nan, np.float32), 10, "finite"),
         (np.zeros(16, np.float32), 10, "all zeros"),
         (np.ones(16, np.int64), 10, "floats"),
@@ -144,7 +144,7 @@ def test_rows_are_replaced_and_deleted(copied, embedder):
         (["a"], np.ones((2, 16)), None, "1 ids, 2 vectors"),
         (["a", "a"], np.ones((2, 16)), None, "twice"),
         (["a" * 65], np.ones((1, 16)), None, "64 characters"),
-        (["a"], np.ones((1, 8)), None, "width 8"),
+        (["a"], np.ones((1, 8)), None, "dimension 8"),
         (["a"], np.full((1, 16), np.inf), None, "finite"),
         (["a"], np.ones((1, 16)), [{"vector": 1}], "column of the index itself"),
     ],
@@ -314,7 +314,7 @@ def test_a_server(embedder, rows, tmp_path, monkeypatch):
         coming.join()
         stop()
         monkeypatch.setattr(backend, "PATIENCE", 0.5)
-        with pytest.raises(ConnectionError, match="counting rows: .* Is the server still there"):
+        with pytest.raises(ConnectionError, match="counting rows: .* Is the server still running"):
             index.count  # noqa: B018
 
 
