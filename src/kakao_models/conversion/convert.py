@@ -267,7 +267,7 @@ def _write_tokenizer(source: SourceCheckpoint, folder: Path, chosen: str | None)
 
 def _name_classes(source: SourceCheckpoint, labels: list[str]) -> None:
     if source.family != "vit" or len(labels) != source.config.num_labels:
-        expected = source.config.num_labels if source.family == "vit" else "none: an ALIGN has no classes"
+        expected = source.config.num_labels if source.family == "vit" else "no names, because an ALIGN has no classes"
         raise ValueError(f"labels: got {len(labels)} names, expected {expected}")
     source.config.id2label = dict(enumerate(labels))
     source.config.label2id = {name: index for index, name in enumerate(labels)}

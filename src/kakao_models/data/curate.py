@@ -43,8 +43,8 @@ class Account:
         lines.append(f"{self.kept:,} of {self.rows:,} rows kept{share} in {self.seconds:.1f} s")
         if self.digest_bits is not None:
             lines.append(
-                f"Frequencies are approximate: texts with one {self.digest_bits}-bit digest were counted together, so "
-                "they may be too high, never too low: some rows may have been dropped wrongly, none kept wrongly."
+                f"Frequencies are approximate: texts with the same {self.digest_bits}-bit digest were counted together. "
+                "Counts may be too high, so some rows may have been dropped wrongly. No row was kept wrongly."
             )
         return "\n".join(lines)
 

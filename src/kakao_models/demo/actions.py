@@ -65,7 +65,7 @@ def zero_shot(
     if len(names) * max(1, len(sentences)) > MAX_SENTENCES:
         raise ValueError(
             f"{len(names):,} labels in {len(sentences):,} templates are more than the {MAX_SENTENCES:,} sentences "
-            "that this page takes: kakao-models classify has no such limit"
+            "that this page accepts. kakao-models classify has no such limit"
         )
     results, problems = [], {}
     for name in dict.fromkeys([first, second] if second else [first]):

@@ -144,7 +144,7 @@ class ImageFolder(Source):
         self.paths = [str(path.relative_to(folder)) for path in list_images(folder)]
         self.counts, self.shard_files = [len(self.paths)] if self.paths else [], [0]
         if "caption" in needs and self.paths and not any(map(self._text, self.paths)):
-            raise ValueError(f"{folder}: no image has a .txt of the same name beside it, with captions{self._tables()}")
+            raise ValueError(f"{folder}: no image has a .txt file of the same name with captions{self._tables()}")
         if "label" in needs and self.paths and not self.classes:
             raise ValueError(
                 f"{folder}: no folders of classes; each class needs a folder of its own with images{self._tables()}"
