@@ -150,7 +150,7 @@ def test_a_vits_own_classes_real_labels_and_a_part_of_its_classes(command, vit, 
     assert json.loads(out)["metrics"]["top1"] == np.mean(logits[:, [6, 2, 4]].argmax(1) == [2, 1, 0])
     (tmp_path / "val" / "cat").rename(tmp_path / "val" / "kitten")
     code, _, err = command(*arguments)
-    assert code == 2 and "val has 3 classes ('bird', ...), the model 7 ('cat', ...)" in err
+    assert code == 2 and "val has 3 classes ('bird', ...), but the model has 7 ('cat', ...)" in err
 
 
 def test_images_without_a_label_of_their_own_count_for_real_alone(command, vit, tmp_path):

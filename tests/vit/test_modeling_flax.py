@@ -249,7 +249,7 @@ def test_labels_of_every_form(folder, pixels):
     assert np.isnan([loss(np.array([0, 1, -1])), loss(np.array([0, 1, 7]))]).all()
     with pytest.raises(ValueError, match=r"got a dict. Arguments go by name: model\(\*\*inputs\)"):
         model({"pixel_values": pixels})
-    with pytest.raises(ValueError, match="needs a mask token, which use_mask_token=True makes"):
+    with pytest.raises(ValueError, match="needs a mask token. Create the model with use_mask_token=True"):
         model.vit(pixels, bool_masked_pos=np.zeros((3, 16)))
 
 

@@ -466,7 +466,7 @@ def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray,
         numbers = [int(key) for key in data.keys]
     else:
         raise ValueError(
-            f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), the model {len(names)} ({names[0]!r}, ...), "
+            f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), but the model has {len(names)} ({names[0]!r}, ...), "
             "and their names differ: map them with --class-index"
         )
     return np.where(data.labels < 0, -1, np.array(numbers)[data.labels]), names

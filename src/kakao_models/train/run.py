@@ -205,7 +205,9 @@ def _arguments(recipe: Recipe) -> TrainArguments:
     share, accumulate = recipe.batch_size // world, 1
     if recipe.chunk_size and isinstance(recipe, ViTRecipe):
         if share % recipe.chunk_size:
-            raise ValueError(f"chunk_size {recipe.chunk_size} does not divide the {share} samples of a process")
+            raise ValueError(
+                f"a process has {share} samples per batch, which is not a multiple of chunk_size {recipe.chunk_size}"
+            )
         share, accumulate = recipe.chunk_size, share // recipe.chunk_size
     length = {"max_steps": recipe.steps} if recipe.steps is not None else {"num_train_epochs": recipe.epochs}
     settings = {

@@ -104,7 +104,9 @@ class FlaxViTEmbeddings(nnx.Module):
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise ValueError("FlaxViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
+                raise ValueError(
+                    "FlaxViTModel: bool_masked_pos needs a mask token. Create the model with use_mask_token=True"
+                )
             x = jnp.where(jnp.asarray(bool_masked_pos, bool)[..., None], self.mask_token[...].astype(x.dtype), x)
         first = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate((first.astype(x.dtype), x), axis=1)  # (B, L, D)

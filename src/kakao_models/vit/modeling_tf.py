@@ -103,7 +103,9 @@ class TFViTEmbeddings(Layer):
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise ValueError("TFViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
+                raise ValueError(
+                    "TFViTModel: bool_masked_pos needs a mask token. Create the model with use_mask_token=True"
+                )
             x = ops.where(ops.cast(bool_masked_pos, "bool")[:, :, None], ops.cast(self.mask_token, x.dtype), x)
         first = ops.broadcast_to(self.cls_token, (ops.shape(x)[0], 1, x.shape[-1]))
         x = ops.concatenate((ops.cast(first, x.dtype), x), axis=1)  # (B, L, D)
