@@ -416,8 +416,8 @@ def test_every_byte_of_the_index_is_checked(tmp_path):
         ({"shape": (2**29,), "size": 2**31}, "bytes 0 to 2147483648 of x.data-00000-of-00001, which has"),
         ({"offset": 2**63}, "which has"),
         ({"offset": 4}, f"its bytes overlap those of {A}"),
-        ({"shard": 1}, "in data file 1, of 1"),
-        ({"shard": 2**64 - 1}, "in data file 18446744073709551615, of 1"),
+        ({"shard": 1}, "is in data file 1 .* only 1"),
+        ({"shard": 2**64 - 1}, "is in data file 18446744073709551615 .* only 1"),
     ],
 )
 def test_lies_about_a_tensor(values, message, tmp_path):
