@@ -1,4 +1,4 @@
-# make help says what there is. Everything happens in .venv; the first target that needs it makes it.
+# make help lists the targets. Everything is installed in .venv, when a target first needs it.
 
 PYTHON ?= python3
 VENV := .venv

@@ -34,6 +34,24 @@ BANNED = {
     "is said to have": "has ... according to its header",
     "the model wants": "the model expects",
     "what is not there": "not supported",
+    "reads no texts": "has no text tower",
+    "is at work (on|with)": "already works on",
+    "another one's": "belongs to another model",
+    "(text|label|class|word|template) a line": "one per line",
+    "as many of each": "the same number of each",
+    "original program": "original code",
+}
+# The same in messages, help texts and other strings that are not docstrings
+BANNED_IN_MESSAGES = {
+    r"(?<!there )\b(is|are) no (?!longer\b|more\b)": "is not a",
+    r"\bthere are \{\}, ": "expected one of",
+    r"\bof widths? \{\}": "of dimension",
+    r"\balone\b": "only",
+    r"\bany more\b": "no longer",
+    r"\bgoes on\b": "resumes",
+    r"\bone a line\b": "one per line",
+    r"\bthe standard (input|output)\b": "standard input",
+    r"\bwhatever\b": "any",
 }
 
 
@@ -45,6 +63,21 @@ def first_lines(file: Path) -> Iterator[tuple[str, str]]:
                 yield f"{file.relative_to(ROOT)}: {getattr(node, 'name', 'module')}", text.splitlines()[0]
         elif isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
             yield f"{file.relative_to(ROOT)}: line {node.value.lineno}", str(node.value.value)
+
+
+def strings(file: Path) -> Iterator[tuple[str, str]]:
+    """Every string but docstrings, with {} for each value in it, and its place."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    skipped = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(node.values)
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skipped:
+            text = node.value
+        else:
+            continue
+        yield f"{file.relative_to(ROOT)}:{node.lineno}", text
 
 
 def test_summaries_and_help_texts_stand_alone():
@@ -62,3 +95,14 @@ def test_plainer_words(phrase):
         if pattern.search(line)
     ]
     assert not hits, f"write {BANNED[phrase]!r}:\n" + "\n".join(hits)
+
+
+def test_plainer_words_in_messages():
+    texts = [each for file in SOURCES for each in strings(file)]
+    hits = [
+        f"{place}: write {plain!r}: {text}"
+        for phrase, plain in BANNED_IN_MESSAGES.items()
+        for place, text in texts
+        if re.search(phrase, text)
+    ]
+    assert not hits, "\n".join(hits)

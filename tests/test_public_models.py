@@ -90,7 +90,7 @@ def test_a_text_tower_alone_is_refused_by_name(name, command, tmp_path):
     framework, _ = split(name)
     folder = text_tower_folder(tmp_path)
     model = getattr(kakao_models, name).from_pretrained(folder)
-    message = "model_type is 'align_text_model', expected one of 'align', .*loads a text tower alone"
+    message = "model_type is 'align_text_model', expected one of 'align', .*loads only a text tower"
     for given in (folder, model):
         with pytest.raises(ValueError, match=message):
             Embedder(given, framework=framework)

@@ -1,4 +1,4 @@
-"""The command `kakao-models`: one short function per verb, no logic of its own. What verbs share is in verbs.py."""
+"""The command `kakao-models`: one short function per verb, without logic. What verbs share is in verbs.py."""
 
 import csv
 import functools
@@ -64,13 +64,15 @@ app.add_typer(train_app, name="train")
 def classify(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE", help="Images, folders of images, patterns, URLs; - for standard input."),
+        typer.Argument(metavar="IMAGE", help="Images: files, folders, patterns or URLs; - for standard input."),
     ],
     labels: Annotated[str | None, typer.Option("--labels", "-l", help="Labels, separated by commas.")] = None,
-    labels_file: Annotated[Path | None, _file(help="A file with a label per line.")] = None,
+    labels_file: Annotated[Path | None, _file(help="File with one label per line.")] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help="The sentence made of a label, {} being the label; give several to average over them."),
+        typer.Option(
+            help="Sentence with {} for the label, such as 'a photo of a {}'; repeat it to average over several."
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of labels to show.")] = 5,
     min_relevance: RelevanceOption = None,
@@ -84,10 +86,10 @@ def classify(
 ) -> None:
     """Classify images, with labels of your own (zero-shot) or a model's own classes.
 
-    Scores add up to 1 over the labels, whether or not one fits. With --min-relevance an image that no label fits is
+    Scores add up to 1 over the labels, whether or not any label fits. With --min-relevance, an image that no label fits gets
     "none of these".
 
-    An ALIGN needs labels. A classifier (a ViT, or the image tower of an ALIGN, with a head) has its own: leave them out.
+    ALIGN models need labels. A classifier (a ViT, or an ALIGN image tower with a head) has its own classes: leave labels out.
 
     [b]Examples[/b]
 
@@ -115,7 +117,7 @@ def classify(
 
     task = "zero-shot-image-classification" if names else "image-classification"
     if min_relevance is not None and not names:
-        raise typer.BadParameter("--min-relevance is for labels of your own: add --labels or --labels-file")
+        raise typer.BadParameter("--min-relevance needs labels of your own: add --labels or --labels-file")
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
     run = pipeline(task, options.model, calibration=calibration, **options.arguments(), **given(defaults))
     say_engine(run.embedder)
@@ -141,23 +143,23 @@ def embed(
         list[str] | None,
         typer.Argument(
             metavar="INPUT",
-            help="Images, folders of images, patterns, URLs; or .txt files, a text per line; - for standard input, an image or "
-            "texts.",
+            help="Images (files, folders, patterns, URLs), or .txt files with one text per line; - for an image or texts from "
+            "standard input.",
         ),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Output file, .npy or .parquet; - writes .npy to standard output.")
     ] = ...,
-    text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be repeated.")] = None,
-    texts_file: Annotated[Path | None, _file(help="A file of any name with a text per line.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text to embed; may be repeated.")] = None,
+    texts_file: Annotated[Path | None, _file(help="File of any name with one text per line.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale each embedding to length 1.")] = False,
     as_json: JsonOption = False,
     *,
     options: ModelOptions,
 ) -> None:
-    """Write embeddings of images or texts, a row each.
+    """Write embeddings of images or texts, one row each.
 
-    NAME.npy has the names of its rows beside it, in NAME.names.json; .parquet has the columns name and embedding.
+    For NAME.npy, the names of the rows are in NAME.names.json; a .parquet has the columns name and embedding.
     Images that can't be read are left out and listed.
 
     [b]Examples[/b]
@@ -175,7 +177,7 @@ def embed(
         raise typer.BadParameter("--json and -o - both write to standard output: leave one out")
     sentences, sources, images = _texts_and_images(inputs or [], text or [], texts_file)
     if bool(sentences) == bool(sources):
-        raise typer.BadParameter("give images or texts; one file cannot hold both")
+        raise typer.BadParameter("give images or texts, not both: they need separate files")
     import numpy as np
 
     from kakao_models.inference.output import check_format, write_embeddings
@@ -233,7 +235,7 @@ def convert(
             "transformers, Google's ViT .npz, or an EfficientNet: Keras' .h5, PyTorch's .pth or timm's folder."
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="The folder to make (with --to tpu: the checkpoint's prefix).")],
+    output: Annotated[Path, typer.Argument(help="Folder to create (with --to tpu: prefix of the checkpoint).")],
     to: Annotated[
         str, typer.Option(help="Format to write: hub, or tpu for the reverse (SOURCE is then a Hub folder).")
     ] = "hub",
@@ -242,26 +244,30 @@ def convert(
     ] = None,
     revision: RevisionOption = None,
     weights: Annotated[
-        str | None, typer.Option(help="raw, or average (moving averages); by default average, if there is one.")
+        str | None,
+        typer.Option(
+            help="Weights to convert: raw, or average (moving averages); by default average, if the source has it."
+        ),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id of an ALIGN's tokenizer.")] = None,
     labels_file: Annotated[Path | None, _file(help="Names of a ViT's classes, one per line.")] = None,
     reference: Annotated[
-        Path | None, _file(help=".npz or .json of inputs and expected logits; see docs/convert.md.")
+        Path | None, _file(help="File of inputs and expected logits (.npz or .json); see docs/convert.md.")
     ] = None,
     evaluation: Annotated[
-        list[Path] | None, _file(help="Results of kakao-models evaluate for this model, for its card.")
+        list[Path] | None, _file(help="Result of kakao-models evaluate, to include in the model card; may be repeated.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Input resolution of an image tower; no tensor shows it.")
+        int | None, typer.Option(min=1, help="Input resolution of an image tower, which the weights do not show.")
     ] = None,
     heads: Annotated[
-        int | None, typer.Option(min=1, help="Attention heads, if the dimension is not a published one.")
+        int | None,
+        typer.Option(min=1, help="Number of attention heads, for a hidden size that no published model has."),
     ] = None,
     key_layout: Annotated[
         str, typer.Option(help="Layout of a ViT's keys with --to tpu: model, manager or backbone.")
     ] = "model",
-    max_shard_size: Annotated[str, typer.Option(help="Size limit of a file of weights, such as 5GB.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Largest size of a weights file, such as 5GB.")] = "5GB",
     push_to_hub: Annotated[str | None, _upload(metavar="REPO", help="Upload the folder once it is verified.")] = None,
     private: Annotated[bool, _upload(help="Make a private repository.")] = False,
     create_pr: Annotated[bool, _upload(help="Upload as a pull request.")] = False,
@@ -270,8 +276,8 @@ def convert(
 ) -> None:
     """Turn a checkpoint of the original code into a folder for the Hub, and verify it.
 
-    The model's family and sizes are recognised. The result is run against an independent forward pass on the source's
-    tensors; nothing is written unless they agree. conversion_report.json says what was done.
+    The model's family and sizes are recognised. The outputs of the result are compared with those of an independent forward
+    pass on the source's tensors, and nothing is written unless they agree. conversion_report.json records the conversion.
 
     [b]Examples[/b]
 
@@ -296,19 +302,21 @@ def convert(
         raise ImportError(f"convert needs {error.name}: pip install 'kakao-models[convert]'") from error
     quiet()
     if to not in ("hub", "tpu"):
-        raise typer.BadParameter(f"--to {to}: expected hub or tpu. PyTorch, Keras and Flax all read the Hub's folder")
+        raise typer.BadParameter(
+            f"--to {to}: expected hub or tpu. PyTorch, Keras and Flax all read the format of the Hub"
+        )
     if to == "tpu":
         of_hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
         if any(of_hub) or private or create_pr or dry_run or max_shard_size != "5GB":
-            raise typer.BadParameter("--to tpu takes --key-layout and --family: the other options go with --to hub")
+            raise typer.BadParameter("--to tpu takes only --key-layout and --family; the other options need --to hub")
         stages = conversion.convert_back(source, output, family=family, revision=revision, key_layout=key_layout)
         verified = {"output": str(output), "verification": [vars(stage) for stage in stages]}
         tell(verified, f"{output}: a checkpoint for the original implementation, verified", as_json)
         return
     if key_layout != "model":
-        raise typer.BadParameter("--key-layout goes with --to tpu; that of a SOURCE is recognised")
+        raise typer.BadParameter("--key-layout goes with --to tpu; the layout of a SOURCE is recognised")
     if (private or create_pr or dry_run) and not push_to_hub:
-        raise typer.BadParameter("--private, --create-pr and --dry-run go with --push-to-hub REPO")
+        raise typer.BadParameter("--private, --create-pr and --dry-run need --push-to-hub REPO")
     with steps() as advance:
         report = conversion.convert(
             source,
@@ -333,8 +341,8 @@ def convert(
 
 @app.command("verify", no_args_is_help=True)
 def verify_report(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder that convert made.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder that convert wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the differences as a JSON list.")] = False,
 ) -> None:
     """Check a converted folder against its report: every file and every tensor, by SHA-256.
 

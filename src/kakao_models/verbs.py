@@ -47,7 +47,7 @@ _DTYPES = (
     "Type in which the model computes: float32, bfloat16 or float16; auto: the fastest that keeps a cosine of 0.9999. "
     "By default float32."
 )
-_FAST = "Read images faster and less exactly; docs/speed.md has the gain and the cost."
+_FAST = "Decode images faster but less exactly; see docs/speed.md."
 _SRGB = "Convert images to sRGB by the colour profile in their files, such as Display P3 of a phone or Adobe RGB."
 _FRAMEWORKS = "Framework that runs the model: torch, tf or flax; by default the first that is installed."
 ModelOption = Annotated[str, _model("--model", "-m", help=_PLACES, show_default=True)]
@@ -61,30 +61,38 @@ EngineOption = Annotated[str | None, _model(help=_ENGINES)]
 DtypeOption = Annotated[str | None, _model(help=_DTYPES)]
 FastImagesOption = Annotated[bool, _model("--fast-images", help=_FAST)]
 SrgbOption = Annotated[bool, _model("--srgb/--no-srgb", help=_SRGB, show_default=True)]
-BatchSizeOption = Annotated[int, _model(min=1, help="Inputs at a time.", show_default=True)]
+BatchSizeOption = Annotated[int, _model(min=1, help="Number of inputs per batch.", show_default=True)]
 DATA_PANEL = "Data"
 _column = functools.partial(
     typer.Option,
-    help="Name of this column in the table; by default, usual names are recognised.",
     show_default=False,
     rich_help_panel=DATA_PANEL,
 )
-ImageColumnOption = Annotated[str | None, _column("--image-column")]
-CaptionColumnOption = Annotated[str | None, _column("--caption-column")]
-LabelColumnOption = Annotated[str | None, _column("--label-column")]
+ImageColumnOption = Annotated[
+    str | None, _column("--image-column", help="Column of images; by default, usual names are recognised.")
+]
+CaptionColumnOption = Annotated[
+    str | None, _column("--caption-column", help="Column of captions; by default, usual names are recognised.")
+]
+LabelColumnOption = Annotated[
+    str | None, _column("--label-column", help="Column of labels; by default, usual names are recognised.")
+]
 RelevanceOption = Annotated[
     float | None,
     typer.Option(
         "--min-relevance",
         min=0,
         max=1,
-        help="Show the probability that a text fits an image, and only what has at least this; 0 shows all.",
+        help="Show the probability that a text fits an image, and leave out results below this; 0 keeps all.",
     ),
 ]
 CalibrationOption = Annotated[
     Path | None,
     _model(
-        "--calibration", exists=True, dir_okay=False, help="Calibration for --min-relevance, if not the model's own."
+        "--calibration",
+        exists=True,
+        dir_okay=False,
+        help="Calibration file for --min-relevance; by default the model's own.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -188,7 +196,7 @@ def check_file(option: str, path: Path | None, *, standard: bool = False) -> Non
     if path and str(path) == STANDARD:
         if not standard:
             raise typer.BadParameter(
-                f"{option} - : this option can't write to the standard output; give the name of a file"
+                f"{option} - : this option can't write to standard output; give the name of a file"
             )
         return
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -199,7 +207,7 @@ def check_images(images: list[str], *, all_needed: bool = False) -> None:
     """Looks for images before a model is loaded, which takes seconds.
 
     Raises:
-        FileNotFoundError: none of them is there, or with `all_needed` one is not.
+        FileNotFoundError: all of them are missing, or with `all_needed` one of them.
     """
     from kakao_models.inference.stream import is_single
     from kakao_models.pixels.fetch import is_address
@@ -223,14 +231,12 @@ def standard_input() -> bytes:
         BadParameter: it is a terminal, is empty or has more than 64 MB.
     """
     if sys.stdin is None or sys.stdin.isatty():
-        raise typer.BadParameter(
-            "- reads the standard input: pipe a file into it, as in: cat photo.jpg | kakao-models ..."
-        )
+        raise typer.BadParameter("- reads standard input: pipe a file into it, as in: cat photo.jpg | kakao-models ...")
     data = sys.stdin.buffer.read(_MOST_INPUT + 1)
     if not data:
-        raise typer.BadParameter("- reads the standard input, which is empty")
+        raise typer.BadParameter("- reads standard input, which is empty")
     if len(data) > _MOST_INPUT:
-        raise typer.BadParameter(f"the standard input has more than {_MOST_INPUT >> 20} MB: give the name of a file")
+        raise typer.BadParameter(f"standard input has more than {_MOST_INPUT >> 20} MB: give the name of a file")
     return data
 
 
@@ -238,7 +244,7 @@ def read_sources(names: Iterable[str]) -> list[Any]:
     """Images by their names, for an `Embedder`; "-" is the content of the standard input."""
     names = list(names)
     if names.count(STANDARD) > 1:
-        raise typer.BadParameter("- is given twice, and the standard input can be read once")
+        raise typer.BadParameter("- is given twice, but standard input can be read only once")
     return [standard_input() if name == STANDARD else name for name in names]
 
 
@@ -273,7 +279,7 @@ def check_sources(*sources: str) -> None:
 def not_standard(path: Path | None) -> Path | None:
     """Refuses - for an option that names a folder."""
     if path and str(path) == STANDARD:
-        raise typer.BadParameter("- is the standard output, and this writes a folder: give its name")
+        raise typer.BadParameter("- means standard output, but this command writes a folder: give its name")
     return path
 
 

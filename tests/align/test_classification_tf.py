@@ -43,7 +43,9 @@ def test_losses_of_every_kind_are_pytorch_s(folder):
     for kind, wanted in classifiers.losses(folder).items():
         model.config.problem_type = kind
         assert float(model._loss(logits, LABELS[kind])) == pytest.approx(wanted, rel=1e-12), kind
-    with pytest.raises(ValueError, match="TFAlignForImageClassification: got labels of 2 images for 4 images"):
+    with pytest.raises(
+        ValueError, match="TFAlignForImageClassification: got labels for 2 images and logits for 4 images"
+    ):
         model._loss(logits, LABELS["single_label_classification"][:2])
 
 

@@ -539,7 +539,7 @@ def test_clear_errors_for_wrong_inputs(small):
         model.get_image_features(np.zeros((1, 64, 64, 3), np.float32))
     with pytest.raises(ValueError, match=r"floating-point numbers in \[-1, 1\].* got uint8"):
         model.get_image_features(np.zeros((1, 3, 64, 64), np.uint8))
-    with pytest.raises(TypeError, match="what follows a mapping of arguments goes by name"):
+    with pytest.raises(TypeError, match="after a mapping of arguments, pass further arguments by name"):
         model({"input_ids": np.ones((1, 4), np.int32)}, np.zeros((1, 3, 32, 32), np.float32))
     with pytest.raises(ValueError, match="got 1 images and 2 texts"):
         pixels, ids = np.zeros((1, 3, 32, 32), np.float32), np.ones((2, 4), np.int32)

@@ -242,7 +242,7 @@ def test_fields_can_be_changed_for_one_call():
         (lambda i: AlignImageProcessor()(i, preprocessing="tf", resample=3), ValueError, "resample 2 .* got 3"),
         (lambda i: AlignImageProcessor(preprocessing="tf", crop_size=400)(i), ValueError, "cannot crop 400 x 400"),
         (lambda i: AlignImageProcessor()(i, return_tensors="xx"), ValueError, "return_tensors must be None or one of"),
-        (lambda i: AlignImageProcessor()([]), ValueError, "got no images, but an empty list"),
+        (lambda i: AlignImageProcessor()([]), ValueError, "expected at least one image, got an empty list"),
         (lambda i: AlignImageProcessor()("a photo of a cat"), ImageError, "a photo of a cat: no such file"),
         (
             lambda i: AlignImageProcessor(do_resize=False, do_center_crop=False)([i, i[1:]], return_tensors="np"),

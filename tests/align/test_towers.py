@@ -49,7 +49,7 @@ def test_both_towers_compute_what_they_did(towers, caplog):
     assert not model.training and model.config.projection_dim == 24 and model.visual_projection is None
     (line,) = [record.getMessage() for record in caplog.records if "from_towers" in record.getMessage()]
     new = ["vision_model.encoder.blocks.16.projection.project_conv.weight", *NEW]
-    assert line == "from_towers: new, and to be trained: " + ", ".join(new)
+    assert line == "from_towers: these parts are randomly initialised and need training: " + ", ".join(new)
     assert model.vision_model.config.virtual_batch_size is None and model.temperature.item() == pytest.approx(0.07)
     assert model.text_model.config.hidden_dropout_prob == 0.2
     batch = inputs()

@@ -78,8 +78,10 @@ def test_added_tokens_stay():
 def test_other_tokenizers_are_refused():
     model, tokenizer = model_and_tokenizer()
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
-    with pytest.raises(ValueError, match=r"expected a tokenizer of WordPiece, as BERT's, got .* \(BPE\)"):
+    with pytest.raises(ValueError, match=r"expected a WordPiece tokenizer, such as BERT's, got .* \(BPE\)"):
         cut_vocabulary(model, other, KEPT)
     tokenizer.add_tokens([f"new{number}" for number in range(9)])
-    with pytest.raises(ValueError, match="the tokenizer has .* tokens, the model .*. Is it another one's?"):
+    with pytest.raises(
+        ValueError, match="the tokenizer has .* tokens, but the model has .*. Does the tokenizer belong to it?"
+    ):
         cut_vocabulary(model, tokenizer, KEPT)

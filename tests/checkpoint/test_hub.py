@@ -155,7 +155,7 @@ def test_the_cache_is_used_where_the_hub_does_not_answer(hub, vit, caplog):
     hub.requests.clear()
     assert np.array_equal(bias(ViTForImageClassification.from_pretrained(REPO)), expected)
     assert len(hub.requests) == 1
-    assert "the Hub answered 503, try again later. Taken from the local cache: commit" in caplog.text
+    assert "the Hub answered 503, try again later. Using commit" in caplog.text
 
 
 # --- offline
@@ -302,21 +302,24 @@ def failure_of(read, name: str, **options) -> str:
     [
         (
             "private",
-            "there is no such folder here, and the Hub shows no such repository (401: Invalid username or password.).",
+            "there is no such folder here, and the Hub has no such repository, or it is private (401: Invalid username or password.).",
         ),
         (
             "private, token",
-            "the Hub shows no such repository (404: Repository not found). Is the name right? The token that",
+            "the Hub has no such repository, or it is private (404: Repository not found). Is the name right? The token that",
         ),
         ("wrong token", "(401: Invalid credentials in Authorization header). "),
         (
             "absent",
-            "there is no such folder here, and the Hub shows no such repository (401: Invalid username or password.).",
+            "there is no such folder here, and the Hub has no such repository, or it is private (401: Invalid username or password.).",
         ),
-        ("gated", "the Hub refuses a gated repository (401: Access to model someone/vit is restricted. You must have"),
+        (
+            "gated",
+            "this repository is gated, and the Hub refused access (401: Access to model someone/vit is restricted. You must have",
+        ),
         (
             "gated, token",
-            "the Hub refuses a gated repository (403: Access to model someone/vit is restricted and you are not",
+            "this repository is gated, and the Hub refused access (403: Access to model someone/vit is restricted and you are not",
         ),
         ("revision", "someone/vit has no revision 'v9' on the Hub (404: Invalid rev id: v9)"),
         ("down", "someone/vit: the Hub answered 503, try again later"),
@@ -357,7 +360,7 @@ def test_a_failure_has_one_cause_and_one_sentence(reader, case, message, hub, vi
     [
         (dict(pattern="/resolve/.*safetensors", status=503), "someone/vit: the Hub answered 503, try again later"),
         (dict(pattern="GET /storage", status=500), "someone/vit: the Hub answered 500, try again later"),
-        (dict(pattern="GET /storage", status=403), "someone/vit: the Hub does not give model.safetensors (403: "),
+        (dict(pattern="GET /storage", status=403), "someone/vit: the Hub refused to send model.safetensors (403: "),
         (
             dict(pattern="GET /storage", cut=0),
             "model.safetensors can't be downloaded, the connection to the Hugging Face Hub",

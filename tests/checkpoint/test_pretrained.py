@@ -100,7 +100,7 @@ def test_sharded_files_and_subfolders(folders, tmp_path):
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil/config.json").write_bytes((tmp_path / "ours/config.json").read_bytes())
     (tmp_path / "evil/model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(OSError, match="names '../elsewhere.safetensors', expected a file beside it"):
+    with pytest.raises(OSError, match="names '../elsewhere.safetensors', expected the name of a .safetensors file"):
         TFAlignModel.from_pretrained(tmp_path / "evil")
 
 

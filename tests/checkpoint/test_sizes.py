@@ -41,6 +41,6 @@ def test_sizes_beyond_the_weights_are_refused(kind, part, name, value, tmp_path)
     file.write_text(json.dumps(config))
     for load in LOADERS[kind]:
         with pytest.raises(
-            ValueError, match=rf"({name}|num_hidden_layers) is \d.* in the configuration, and |use_visual_projection"
+            ValueError, match=rf"({name}|num_hidden_layers) is \d.* in the configuration, but |use_visual_projection"
         ):
             load(folder)

@@ -100,7 +100,7 @@ def test_moving_averages(weights, recorded, tmp_path):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("vit_nano_ckpt", dict(weights="average"), "holds no moving averages"),
+        ("vit_nano_ckpt", dict(weights="average"), "has no moving averages"),
         ("vit_nano_ckpt", dict(family="align"), "holds a model of family 'vit', expected 'align'"),
         ("vit_nano_ckpt", dict(image_size=224), "image_size: got 224, but the tensors say 64"),
         ("align_nano", dict(projection_dim=640), "projection_dim: got 640, but the tensors say 48"),
@@ -233,7 +233,7 @@ def test_verify_sees_every_change(tmp_path):
     with pytest.raises(ValueError, match="differs from what was verified, so nothing is uploaded: model.safetensors"):
         push(folder, "me/vit", dry_run=True)
     save_file(load_file(folder / "model.safetensors") | {"more": np.zeros(3, np.float32)}, folder / "model.safetensors")
-    assert "more: a tensor the report does not know" in verify_report(folder)
+    assert "more: a tensor that the report does not list" in verify_report(folder)
     (folder / "model.safetensors").write_bytes(weights[:-100])
     assert any("can't be read" in line for line in verify_report(folder))
     (folder / "model.safetensors").unlink()
@@ -242,7 +242,7 @@ def test_verify_sees_every_change(tmp_path):
     with pytest.raises(ValueError, match="not the report of a conversion"):
         verify_report(folder)
     (folder / REPORT).unlink()
-    with pytest.raises(OSError, match=f"has no {REPORT}, which `kakao-models convert` leaves"):
+    with pytest.raises(OSError, match=f"has no {REPORT}. Was it made by"):
         verify_report(folder)
 
 
@@ -314,7 +314,7 @@ def test_where_a_finished_folder_could_not_be_put(tmp_path, monkeypatch):
     assert verify_report(tmp_path / "elsewhere") == []
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(FileExistsError, match="Name a folder in it"):
+    with pytest.raises(FileExistsError, match="Name a new folder inside it"):
         convert(CHECKPOINTS / "vit_nano_ckpt", ".", **HEADS)
 
 
@@ -505,13 +505,13 @@ def test_back_appears_when_it_is_verified(tmp_path, monkeypatch):
     convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
     assert [*map(str, visible())] == ["checkpoint", "weights.data-00000-of-00001", "weights.index"]
     assert "weights" in (tmp_path / "tpu" / "checkpoint").read_text()
-    with pytest.raises(FileExistsError, match="weights.index exists"):
+    with pytest.raises(FileExistsError, match="weights.index already exists"):
         convert_back(tmp_path / "out", tmp_path / "tpu" / "weights")
 
 
 def test_a_classifier_on_aligns_tower_has_no_original(tmp_path):
     folder, tower = tiny.align_classifier_folder(tmp_path / "in"), tiny.align_vision_model_folder(tmp_path / "tower")
-    with pytest.raises(ValueError, match="a classifier on ALIGN's image tower, which no original program has"):
+    with pytest.raises(ValueError, match="a classifier on ALIGN's image tower, which the original code cannot have"):
         convert(folder, tmp_path / "out")
     for source in (folder, tower):
         with pytest.raises(
@@ -531,7 +531,7 @@ def test_back_from_a_folder_of_two_minds_is_refused(tmp_path):
         convert_back(tmp_path / "out", tmp_path / "tpu")
     (tmp_path / "out" / "config.json").write_text(stored)
     shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "out" / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other.safetensors: .* is in another file of"):
+    with pytest.raises(ValueError, match=r"other.safetensors: .* is a duplicate: another file of"):
         convert_back(tmp_path / "out", tmp_path / "tpu")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -553,14 +553,14 @@ def test_figures_of_an_evaluation_go_into_the_card(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--dry-run"], "--dry-run go with --push-to-hub"),
+        (["--dry-run"], "--dry-run need --push-to-hub"),
         (["--key-layout", "manager"], "--key-layout goes with --to tpu"),
-        (["--to", "tpu", "--heads", "2"], "--to tpu takes --key-layout and --family"),
-        (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes --key-layout and --family"),
-        (["--to", "tpu", "--max-shard-size", "1GB"], "--to tpu takes --key-layout and --family"),
+        (["--to", "tpu", "--heads", "2"], "--to tpu takes only --key-layout and --family"),
+        (["--to", "tpu", "--push-to-hub", "me/vit", "--dry-run"], "--to tpu takes only --key-layout and --family"),
+        (["--to", "tpu", "--max-shard-size", "1GB"], "--to tpu takes only --key-layout and --family"),
         (
             ["--tokenizer", "align-small", "--heads", "2"],
-            "tokenizer: the model is of family 'vit', which reads no texts",
+            "tokenizer: the model is of family 'vit', which has no text tower",
         ),
     ],
 )
@@ -604,7 +604,7 @@ def test_a_mild_mistake_is_caught_by_the_verification(name, kind, eps, stage, tm
 
 def test_a_bit_that_moving_changed_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(converting, "permute", lambda *args: np.nextafter(permute(*args), np.float32(9)))
-    with pytest.raises(ValueError, match="classifier.bias: turned back, it is not model/"):
+    with pytest.raises(ValueError, match="classifier.bias: converting it back does not give model/"):
         converted("vit_nano_ckpt", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -640,12 +640,12 @@ def test_every_tensor_is_there_and_no_other(lost, found, message, tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"the tokenizer align-small has \d+ tokens, the model \d+"):
+    with pytest.raises(ValueError, match=r"the tokenizer align-small has \d+ tokens, but the model has \d+"):
         converted("align_nano", tmp_path, tokenizer="align-small")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(converting, "_PADDED", 20)  # of one that has fewer, as BERT's cased vocabulary has
     tiny.tokenizer().save_pretrained(tmp_path / "words")
-    with pytest.raises(ValueError, match=r"words has \d+ tokens, the model 128"):
+    with pytest.raises(ValueError, match=r"words has \d+ tokens, but the model has 128"):
         converted("align_nano", tmp_path, tokenizer=str(tmp_path / "words"))
     assert [path.name for path in tmp_path.iterdir()] == ["words"]
 

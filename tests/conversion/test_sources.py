@@ -141,7 +141,7 @@ def test_npz_of_another_model_is_refused(change, message, tmp_path):
     [
         (dict(num_attention_heads=4), "num_attention_heads: got 4, but the tensors say 2"),
         (dict(image_size=32), "image_size: got 32, but the tensors say 64"),
-        (dict(weights="average"), "holds no moving averages"),
+        (dict(weights="average"), "has no moving averages"),
         (dict(family="align"), "holds a model of family 'vit', expected 'align'"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_damaged_npz_is_refused(tmp_path):
     text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }\n"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("cls.npy", header + len(text).to_bytes(2, "little") + text + b"1234")
-    with pytest.raises(ValueError, match="cls claims float32"):
+    with pytest.raises(ValueError, match="cls should hold float32"):
         convert(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -239,7 +239,7 @@ def test_align_of_pickles(tmp_path):
     for name in names - {"config.json"}:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "align" / name).read_bytes(), name
     assert AlignModel.from_pretrained(tmp_path / "out").config.temperature_init_value == 0.01
-    with pytest.raises(ValueError, match="has its own tokenizer"):
+    with pytest.raises(ValueError, match="the source has a tokenizer"):
         convert(tmp_path / "align", tmp_path / "again", tokenizer=str(tmp_path / "align"))
 
 
@@ -269,7 +269,7 @@ def test_a_backbone_with_its_pooler(vit, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["architectures"], config["representation_size"]) == (["ViTModel"], 32)
     (vit / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": "../vit/a.bin"}}))
-    with pytest.raises(OSError, match="'../vit/a.bin', expected a file beside it"):
+    with pytest.raises(OSError, match="'../vit/a.bin', expected the name of a .bin file"):
         convert(vit, tmp_path / "again")
 
 
@@ -278,7 +278,7 @@ def test_an_index_that_names_no_weights(places, vit, tmp_path):
     (vit / "model.safetensors").unlink()
     (vit / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     for read in (lambda: convert(vit, tmp_path / "out"), lambda: ViTForImageClassification.from_pretrained(vit)):
-        with pytest.raises(OSError, match="model.safetensors.index.json (is not an index of weights|names )"):
+        with pytest.raises(OSError, match="model.safetensors.index.json (is not a valid shard index|names )"):
             read()
 
 
@@ -338,7 +338,7 @@ def test_a_config_that_contradicts_the_tensors(field, value, message, vit, tmp_p
     "options, message",
     [
         (dict(num_attention_heads=4), r"num_attention_heads: got 4, but .*config.json says 2"),
-        (dict(weights="average"), "holds no moving averages"),
+        (dict(weights="average"), "has no moving averages"),
     ],
 )
 def test_what_contradicts_a_folder_is_an_error(options, message, vit, tmp_path):
@@ -349,10 +349,10 @@ def test_what_contradicts_a_folder_is_an_error(options, message, vit, tmp_path):
 def test_pickles_are_not_run(vit, tmp_path):
     (vit / "model.safetensors").unlink()
     torch.save({"classifier.bias": Trap(tmp_path / "sprung")}, vit / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="is not a state dict of tensors only"):
+    with pytest.raises(ValueError, match="it is not a state dict of tensors"):
         convert(vit, tmp_path / "out")
     (vit / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(ValueError, match="is not a state dict of tensors only"):
+    with pytest.raises(ValueError, match="it is not a state dict of tensors"):
         convert(vit, tmp_path / "out")
     assert not (tmp_path / "sprung").exists() and not (tmp_path / "out").exists()
 
@@ -389,7 +389,7 @@ def test_flax_arrays_that_lie_are_refused(tmp_path):
     (tmp_path / "vit" / "flax_model.msgpack").unlink()
     array = msgpack.packb([[1 << 40], "float32", b"1234"])
     for leaf, message in (
-        (msgpack.ExtType(1, array), "claims b'float32'"),
+        (msgpack.ExtType(1, array), "an array of b'float32'"),
         (msgpack.ExtType(2, array), "extension type 2"),
         (3, "cls is not an array, but int"),
     ):
@@ -549,7 +549,7 @@ def test_unknown_layers_and_links_out_of_a_file(tmp_path):
         del file["more"], file["stem_bn/stem_bn/gamma:0"]
         secret = [(str(tmp_path / "secret"), 0, 32)]
         file.create_dataset("stem_bn/stem_bn/gamma:0", (8,), "f4", external=secret)
-    with pytest.raises(ValueError, match="does not keep its 32 bytes in this file"):
+    with pytest.raises(ValueError, match="expected 32 bytes inside this file"):
         convert(path, tmp_path / "out")
     with h5py.File(path, "a") as file:
         del file["stem_bn/stem_bn/gamma:0"]

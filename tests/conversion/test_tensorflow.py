@@ -324,13 +324,13 @@ def test_an_unfinished_checkpoint_is_none(tmp_path, monkeypatch):
 def test_what_is_not_written(tmp_path):
     prefix = small(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(FileExistsError, match="x.index exists"):
+    with pytest.raises(FileExistsError, match="x.index already exists"):
         write_checkpoint(prefix, {A: 1.0})
     for tensors, message in (
         ({A: 1j}, f"{A}: dtype complex128, expected one of float32"),
-        ({A: [object()]}, f"{A}: objects that are neither"),
-        ({"a": 1.0}, "a: not the key of a variable"),
-        ({slot_key(A, "m"): 1.0}, f"a slot, but {A} isn't there"),
+        ({A: [object()]}, f"{A}: got Python objects, expected"),
+        ({"a": 1.0}, "a: expected the key of a variable"),
+        ({slot_key(A, "m"): 1.0}, f"a slot variable of {A}, which is missing"),
         ({OBJECT_GRAPH: b""}, "Pass it as graph"),
         ({key_of("n" * 2000): 1.0}, "new bytes"),
     ):
@@ -415,9 +415,9 @@ def test_every_byte_of_the_index_is_checked(tmp_path):
         ({"shape": (1,) * 60}, "60 dimensions"),
         ({"shape": (2**29,), "size": 2**31}, "bytes 0 to 2147483648 of x.data-00000-of-00001, which has"),
         ({"offset": 2**63}, "which has"),
-        ({"offset": 4}, f"its bytes are those of {A} as well"),
-        ({"shard": 1}, "in data file 1, of 1"),
-        ({"shard": 2**64 - 1}, "in data file 18446744073709551615, of 1"),
+        ({"offset": 4}, f"its bytes overlap those of {A}"),
+        ({"shard": 1}, "is in data file 1 .* only 1"),
+        ({"shard": 2**64 - 1}, "is in data file 18446744073709551615 .* only 1"),
     ],
 )
 def test_lies_about_a_tensor(values, message, tmp_path):
@@ -433,7 +433,7 @@ def test_lies_that_only_reading_shows(tmp_path):
     with pytest.raises(CheckpointError, match=f"{A}: checksum .* but 00000001 was written"):
         open_checkpoint(prefix).read(A)
     lie(prefix, dtype="string")
-    with pytest.raises(CheckpointError, match=f"{A}: strings of 0 bytes in all, in 14"):
+    with pytest.raises(CheckpointError, match=f"{A}: its strings need 0 bytes, but the data has 14"):
         open_checkpoint(prefix).read(A)
     write_checkpoint(tmp_path / "bool", {A: np.uint8([0, 1, 2])})
     lie(tmp_path / "bool", dtype="bool")
@@ -457,19 +457,19 @@ def put(key: bytes, value: bytes):
     [
         (lambda table: table.pop(b""), "no header"),
         (put(b"", b"\x08\x01\x10\x01"), "header: its values are big-endian"),
-        (put(b"", b"\x08\x01\x1a\x02\x10\x02"), "header: version of the format after 1"),
+        (put(b"", b"\x08\x01\x1a\x02\x10\x02"), "header: the version of the format is above 1"),
         (put(b"", b""), "header: no data files"),
         (put(b"", wire.number_field(1, 2**64 - 1)), "can't be read"),
         (put(b"", b"\x0a\xff\xff\xff\xff\x07"), "field 1 has 2147483647 bytes according to its header, but 0 are left"),
-        (put(b"", b"\x08" + b"\xff" * 20), "header: no number of at most 64 bits"),
+        (put(b"", b"\x08" + b"\xff" * 20), "header: expected a number of at most 64 bits"),
         (put(b"", b"\x0d\0\0\0\0"), "has wire type 5, expected 0"),
-        (put(b"", b"\x0b"), "wire type 3, which isn't known"),
+        (put(b"", b"\x0b"), "has the unknown wire type 3"),
         (put(A.encode(), b"\x3a\x00"), f"tensor {A}: part of a partitioned variable"),
         (put(b"\0" + A.encode() + b"\0\1", b""), "part of a partitioned variable"),
         (put(A.encode(), wire.number_field(1, 8)), "dtype number 8, expected one of float32"),
         (put(A.encode(), b"\x08\x01\x08\x01"), "field dtype occurs 2 times"),
-        (put(A.encode(), b"\x50\x01"), "field 10 isn't known"),
-        (put(A.encode(), b"\x08\x01" + b"\x12\x00" * 5000), "absurdly many fields"),
+        (put(A.encode(), b"\x50\x01"), "field 10 is unknown"),
+        (put(A.encode(), b"\x08\x01" + b"\x12\x00" * 5000), "far too many fields"),
         (put(b"\xff", b""), "isn't UTF-8"),
         (put(b"\x1b[31m", b""), "control characters"),
     ],

@@ -37,8 +37,12 @@ def test_data_sets_on_the_hub(command, hub, table, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, failing, message",
     [
-        ("hf://someone/absent", {}, "the Hub shows no such repository (401: Invalid username or password.)"),
-        ("someone/absent", {}, "someone/absent: there is no such folder here, and the Hub shows no such repository"),
+        (
+            "hf://someone/absent",
+            {},
+            "the Hub has no such repository, or it is private (401: Invalid username or password.)",
+        ),
+        ("someone/absent", {}, "someone/absent: there is no such folder here, and the Hub has no such repository"),
         ("hf://someone/pairs", dict(status=503), "someone/pairs: the Hub answered 503, try again later"),
         ("absent/", {}, "absent/: no such file or folder"),
         ("./absent/table", {}, "./absent/table: no such file or folder"),
@@ -133,7 +137,7 @@ def test_only_addresses_are_downloaded(command, tmp_path):
     place = tables.write_parquet(tmp_path / "t.parquet", {"pic": tables.encoded(), "caption": tables.CAPTIONS})
     for source, *chosen in (["images"], ["t.parquet", "--image-column", "pic"]):
         code, _, err = command("download", tmp_path / source, "-o", tmp_path / "out", *chosen)
-        assert code == 2 and "holds images, not addresses" in err and "--image-column" in err
+        assert code == 2 and "holds images, not URLs" in err and "--image-column" in err
     assert place.exists() and not (tmp_path / "out").exists()
 
 
@@ -151,7 +155,7 @@ def test_preview_of_a_chosen_column(command, tmp_path):
     code, _, err = command("preview", place, "--html", tmp_path / "page.html", "--image-column", "pic")
     assert code == 0 and "1 images, 2 could not be read" in err
     code, _, err = command("preview", place, "--image-column", "nope")
-    assert code == 2 and "no column 'nope'; there are pic, n" in err
+    assert code == 2 and "no column 'nope'; its columns are pic, n" in err
 
 
 def test_stats_says_what_is_wrong_with_a_csv(command, tmp_path):

@@ -117,6 +117,6 @@ def test_what_cannot_be_distributed(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs ray: pip install ray"):
         run(world_size=2, distributor="ray")
-    with pytest.raises(ValueError, match="expected a function that gives one"):
+    with pytest.raises(ValueError, match="expected a function that returns one"):
         embed_table(object(), tmp_path / "t.parquet", tmp_path / "e", world_size=2, distributor="multiprocessing")
     assert not list(Path(tmp_path / "out").glob("*.parquet"))

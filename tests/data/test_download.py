@@ -59,7 +59,7 @@ CASES = {
     "huge": "max_bytes",
     "endless": "max_bytes",
     "loop": "redirects",
-    "file": "only http and https",
+    "file": "expected an http or https URL",
     "noise": "download failed",
     "hangup": "download failed",
 }

@@ -117,7 +117,7 @@ def test_a_folder_is_not_continued_with_something_else(embedder, table, tmp_path
         embed_table(embedder, table, tmp_path / "out", Settings("texts", 5), model="a")
     with pytest.raises(ValueError, match="computed was None, is 'bfloat16'"):
         embed_table(embedder, table, tmp_path / "out", Settings("texts", 4, computed="bfloat16"), model="a")
-    with pytest.raises(FileExistsError, match="it was not made by this command"):
+    with pytest.raises(FileExistsError, match="so this command did not make it"):
         embed_table(embedder, table, table.parent, Settings("texts", 4))
 
     def never():

@@ -186,7 +186,7 @@ def test_addresses_and_ids_of_odd_kinds(tmp_path):
     assert outcome.successes == 0 and [(row["id"], row["url"]) for row in rows] == [("0.5", "1"), ("1.5", "2")]
     write(tmp_path / "u.parquet", url=["http://127.0.0.1:1/"], labels=[0.5])
     assert list(download(tmp_path / "u.parquet", tmp_path / "two", QUICK).errors) == ["label 0.5 is not a class number"]
-    with pytest.raises(ValueError, match="no column of images; there are id"):
+    with pytest.raises(ValueError, match="no column of images; its columns are id"):
         download(write(tmp_path / "n.parquet", id=[1]), tmp_path / "no", QUICK)
     with pytest.raises(ValueError, match="per_shard: got 0"):
         Download(per_shard=0)
@@ -195,7 +195,7 @@ def test_addresses_and_ids_of_odd_kinds(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     path = write(tmp_path / "00000.parquet", url=["x"], text=["y"])
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match="it was not made by this command"):
+    with pytest.raises(FileExistsError, match="so this command did not make it"):
         download(path, tmp_path, QUICK)
     assert path.read_bytes() == before and [name.name for name in tmp_path.glob("[!.]*")] == ["00000.parquet"]
 
@@ -287,7 +287,7 @@ def test_two_runs_on_one_output(duckdb, tmp_path):
             curate(duckdb, table, [make_filter("text-frequency")], tmp_path / "out")
     curate(duckdb, table, [make_filter("text-frequency")], tmp_path / "out")
     journal = Journal(tmp_path / "j")
-    with pytest.raises(FileExistsError, match="another process is at work on this shard"):
+    with pytest.raises(FileExistsError, match="another process already works on this shard"):
         Journal(tmp_path / "j")
     journal.close()
     Journal(tmp_path / "j").close()

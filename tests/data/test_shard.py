@@ -108,7 +108,7 @@ def test_json_of_coco_and_of_karpathy(photos, tmp_path):
     source = open_source(tmp_path / "flickr.json", images=photos, split="train,restval")
     write_sample_shards(source, tmp_path / "flickr", options=Options("tfrecord"))
     assert [sample.captions for sample in read_all(tmp_path / "flickr")] == [("s0", "t"), ("s8", "t")]
-    with pytest.raises(ValueError, match="no images of split 'dev'; there are restval, test, train"):
+    with pytest.raises(ValueError, match="no images of split 'dev'; its splits: restval, test, train"):
         open_source(tmp_path / "flickr.json", split="dev")
     (tmp_path / "bad.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected a list of objects, or an object"):

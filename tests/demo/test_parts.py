@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_grey_and_counted(catalogue):
     assert f"{kept} of 8 have a relevance of" in found(middle) and f"the other {8 - kept} are grey" in found(middle)
     assert found(1).count("km-faded") == 8 and 'role="alert">Nothing fits' in found(1)
     by_image = found(1, str(BUNDLED / "cat.jpg"))
-    assert "km-faded" not in by_image and "relevance is known of texts alone" in by_image
+    assert "km-faded" not in by_image and "Relevance is known only for texts" in by_image
     with pytest.raises(ValueError, match="expected a probability"):
         found(2)
 
@@ -196,8 +196,8 @@ def test_pictures_outside_of_the_folders_are_not_shown(models, tmp_path):
     reasons = [catalogue.thumbnail(path)[1] for path in paths]
     assert reasons[0] == "" and all(reasons[1:])
     found, hits = actions.search(catalogue, "a dog", 2, None, 1, "", -1, 10, 0.5, quiet)
-    assert f"{len(paths) - 1} pictures can't be shown" in html.unescape(found) and set(hits) == set(paths)
-    with pytest.raises(ValueError, match="lies in none"):
+    assert f"{len(paths) - 1} images can't be shown" in html.unescape(found) and set(hits) == set(paths)
+    with pytest.raises(ValueError, match="outside of the folders"):
         actions.found_picture(catalogue, [str(outside)], 0)
     with pytest.raises(ValueError, match="search again"):
         actions.found_picture(catalogue, hits, 99)

@@ -136,7 +136,7 @@ def test_without_labels_harmful_ones_compete_with_those_of_a_file(command, align
         and "harmful_rate_gap_low" in json.loads(out)["metrics"]
     )
     code, _, err = command(*base, "--harmful", people / "words.txt")
-    assert code == 2 and "(--classes), or a label column" in err
+    assert code == 2 and "with --classes, or a label column" in err
     code, _, err = command(*base)
     assert code == 2 and "nothing to compare" in err
 

@@ -81,7 +81,7 @@ def test_real_labels():
     assert found == {"real_top1": pytest.approx(1 / 3), "real_top5": pytest.approx(2 / 3), "real_images": 3}
     with pytest.raises(ValueError, match="row 1 has the class 10"):
         real_scores(logits, [[0], [10], [], []])
-    with pytest.raises(ValueError, match="no image has any"):
+    with pytest.raises(ValueError, match="no image has a label"):
         real_scores(logits, [[]] * 4)
 
 

@@ -69,11 +69,11 @@ def test_parquet_of_bytes_structs_integers_and_strings(tmp_path):
     assert both.labels.tolist() == [0, 0, 1, 0, 1, 1] and list(both.images) == images[:3] * 2
     assert list(both.images.take([4, 0, 5])) == [images[1], images[0], images[2]]
     table(tmp_path / "parts" / "2.parquet", image=images[:1], other=[0])
-    with pytest.raises(ValueError, match="2.parquet: no column of labels; there are image, other"):
+    with pytest.raises(ValueError, match="2.parquet: no column of labels; its columns are image, other"):
         read_labelled(tmp_path / "parts")
     table(tmp_path / "c.parquet", image=images[:1], label=[0])
     with pytest.raises(
-        ValueError, match="no column 'labl'; there are image, label: name the column with --label-column"
+        ValueError, match="no column 'labl'; its columns are image, label: name the column with --label-column"
     ):
         read_labelled(tmp_path / "c.parquet", label_column="labl")
     bad = table(tmp_path / "d.parquet", image=[None, images[0]], label=[0, 1])
@@ -103,7 +103,7 @@ def test_what_datasets_saves(tmp_path):
     found = read_labelled(tmp_path / "saved", split="test")
     assert found.keys == ["sea", "sky"] and found.labels.tolist() == [1, 0]
     assert np.array_equal(np.asarray(load_image(found.images[1])), np.asarray(tiny.picture(1)))
-    with pytest.raises(ValueError, match="no split 'val'; there are test, train"):
+    with pytest.raises(ValueError, match="no split 'val', expected one of test, train"):
         read_labelled(tmp_path / "saved", split="val")
 
 
@@ -150,7 +150,7 @@ def test_karpathys_files(tmp_path):
     assert (
         found.captions == ["c0", "c2"] and found.caption_ids == [70, 72] and found.image_ids == ["000.png", "002.png"]
     )
-    with pytest.raises(ValueError, match="no images of split 'val'; there are test, train"):
+    with pytest.raises(ValueError, match="no images of split 'val'; its splits: test, train"):
         read_captioned(file, split="val", images=tmp_path)
     with pytest.raises(ValueError, match="name the folder of its images"):
         read_captioned(file)

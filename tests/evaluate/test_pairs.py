@@ -49,8 +49,8 @@ def test_scores_are_those_of_the_definition():
 @pytest.mark.parametrize(
     "images, texts, message",
     [
-        ((3, 2, 4), (3, 3, 4), "got 2 images and 3 captions a set"),
-        ((3, 1, 4), (3, 1, 4), "got 1 images and 1 captions a set"),
+        ((3, 2, 4), (3, 3, 4), "got 2 images and 3 captions per set"),
+        ((3, 1, 4), (3, 1, 4), "got 1 images and 1 captions per set"),
         ((3, 2, 4), (2, 2, 4), "expected \\(sets, images, D\\)"),
         ((3, 4), (3, 4), "expected \\(sets, images, D\\)"),
     ],

@@ -53,10 +53,10 @@ def test_both_measurements_of_the_released_checkpoint_are_told_apart():
     text = markdown_report([coco])
     assert "| image to text, R@1 | 59.3 |" in text and "59.3 |\n" in text and "61.2" in text
     (independent,) = [line for line in text.splitlines() if line.startswith("- *kakaobrain/align-base")]
-    assert "revision e96a37f (2024): independent, with mteb" in independent and "right port" in independent
+    assert "revision e96a37f (2024): independent, with mteb" in independent and "correct port" in independent
     authors = [line for line in text.splitlines() if line.startswith("- *COYO-ALIGN B7")]
     assert "(November 2022): the authors' own evaluation on TPUs" in authors[0] and "three months before" in authors[1]
-    assert not any("right port" in line for line in authors)
+    assert not any("correct port" in line for line in authors)
 
 
 ONE_PROMPT = {"templates": ["a photo of {}."]}

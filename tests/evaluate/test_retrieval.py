@@ -124,7 +124,7 @@ def test_folds_are_consecutive_and_their_captions_alone():
         (lambda i, t, a, b: (i * [[np.nan], [1], [1]], t, a, b), "row 0 is not finite"),
         (lambda i, t, a, b: (i * [[1], [1], [0]], t, a, b), "row 2 is all zeros"),
         (lambda i, t, a, b: (i, t, a, [0, 0, 1]), "image 2 .* has no caption"),
-        (lambda i, t, a, b: (i[:2], t, a[:2], b), "text 2 is of image 2, which is not among"),
+        (lambda i, t, a, b: (i[:2], t, a[:2], b), "text 2 belongs to image 2, which is not among"),
         (lambda i, t, a, b: (i, t, a[:2], b), "image_ids: got 2 for 3 rows"),
         (lambda i, t, a, b: (i[:0], t, a, b), "expected \\(rows, dimension\\)"),
     ],

@@ -24,13 +24,13 @@ def test_options_that_a_format_or_a_model_does_not_have(align, vit, tmp_path):
     refused(align, tmp_path, "--what all: expected one of image, text, both, classifier", what="all")
     refused(align, tmp_path, "--input jpeg: expected one of float, uint8, picture", input="jpeg")
     refused(align, tmp_path, "--quantize int4: pt2 has float16, bfloat16", quantize="int4")
-    refused(align, tmp_path, "has no classifier to export, it has image and text", what="classifier")
-    refused(vit, tmp_path, "has no text to export, it has image and classifier", what="both")
+    refused(align, tmp_path, "has no classifier to export, only image and text", what="classifier")
+    refused(vit, tmp_path, "has no text to export, only image and classifier", what="both")
     refused(vit, tmp_path, "a classifier gives logits", normalize=True)
     refused(
         align,
         tmp_path,
-        "no graph of these formats computes what .* does .*antialiased.* to the same pixel",
+        "a graph cannot reproduce the resizing of .*antialiased.* to the pixel",
         input="picture",
     )
     refused(tmp_path / "nothing", tmp_path, "nothing", OSError)
@@ -86,7 +86,7 @@ def test_an_export_of_another_shape_or_not_finite_is_refused_even_if_forced(vit,
     stand_in.change = lambda rows: rows[:, :3]
     refused(vit, tmp_path, r"gives \(1, 3\)", force=True)
     stand_in.change = lambda rows: rows * np.float32("nan")
-    refused(vit, tmp_path, "not finite", force=True)
+    refused(vit, tmp_path, "NaN or infinity", force=True)
 
 
 def test_what_a_runtime_raises_is_explained(vit, tmp_path, stand_in):
@@ -94,7 +94,7 @@ def test_what_a_runtime_raises_is_explained(vit, tmp_path, stand_in):
         raise RuntimeError("no space left\nat line 3")
 
     stand_in.change = broken
-    refused(vit, tmp_path, r"pt2: running it failed \(no space left\)\. \d+ MB of disk are free")
+    refused(vit, tmp_path, r"pt2: running the model failed \(no space left\)\. The disk has \d+ MB free")
 
 
 def test_one_input_and_several_are_compared(vit, tmp_path, stand_in):

@@ -59,7 +59,7 @@ def test_align_texts(align_model, dtype):
     assert differ(text(ids, mask), wanted) < TOLERANCE[dtype]
     assert differ(text(ids), model.get_text_features(ids).pooler_output) < TOLERANCE[dtype]
     assert differ(text(ids, mask), text(ids)) > 1e-3  # the mask is not ignored
-    with pytest.raises(ValueError, match="at most .* tokens, got 1000"):
+    with pytest.raises(ValueError, match="got texts of 1000 tokens, expected at most"):
         text(torch.zeros(1, 1000, dtype=torch.int64))
 
 

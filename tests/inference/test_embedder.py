@@ -208,7 +208,7 @@ def test_counts_are_the_tokens_that_the_model_reads(embedder):
 def test_texts_must_be_strings(embedder, vit):
     with pytest.raises(ValueError, match=r"texts\[1\].*int"):
         embedder.texts(["cat", 3])
-    with pytest.raises(ValueError, match="reads no texts"):
+    with pytest.raises(ValueError, match="has no text tower"):
         Embedder(vit).texts("a cat")
 
 

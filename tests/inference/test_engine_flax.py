@@ -75,7 +75,7 @@ def test_a_model_is_pickled_with_its_values_and_its_mode(vit):
 
 
 def test_what_can_t_be_used_is_named(vit, tmp_path):
-    with pytest.raises(ValueError, match=r"device 'cuda:7' can't be used .*: on this machine write 'auto', 'cpu:0'"):
+    with pytest.raises(ValueError, match=r"device 'cuda:7' can't be used .*: on this machine use 'auto', 'cpu:0'"):
         FlaxEngine.load(vit, device="cuda:7")
     with pytest.raises(ValueError, match="dtype 'float8'"):
         FlaxEngine.load(vit, dtype="float8")

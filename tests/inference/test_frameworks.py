@@ -80,7 +80,7 @@ def test_settings_of_keras(folders):
     assert half.engine.model.variable_dtype == "bfloat16"
     a, b = half.images(PICTURES, normalize=True), full.images(PICTURES, normalize=True)
     assert a.dtype == np.float32 and (a * b).sum(1).min() > 0.99
-    with pytest.raises(ValueError, match=r"device 'cuda:7' can't be used: TensorFlow sees .*cpu:0.*\. Write one"):
+    with pytest.raises(ValueError, match=r"device 'cuda:7' can't be used: TensorFlow sees .*cpu:0.*\. Use one"):
         Embedder(folders["align"], framework="tf", device="cuda:7")
     with pytest.raises(ValueError, match="dtype 'int8': expected 'float32', 'bfloat16', 'float16'"):
         Embedder(folders["align"], framework="tf", dtype="int8")

@@ -27,7 +27,7 @@ def test_light_parts_run_and_complete_ones_replace_them(align):
     assert np.abs(inputs.preprocessing.pixel_values(tiny.picture(0)) - pixels).max() > 1
     images_only = ModelInputs("vit", "align-small", {}, image_processor=ViTImageProcessor())
     assert images_only.tokenizer is None
-    with pytest.raises(ValueError, match="the model reads no texts, so it has no tokenizer"):
+    with pytest.raises(ValueError, match="the model has no text tower, so it has no tokenizer"):
         images_only.tokenizer = inputs.tokenizer
 
 
@@ -69,17 +69,15 @@ def test_a_part_by_the_name_of_another_checkpoint(align, vit, tmp_path):
     assert Embedder(align, image_processor=alone).image_processor.size["height"] == 38
     with pytest.raises(OSError, match="nowhere"):
         Embedder(align, tokenizer=str(tmp_path / "nowhere"))
-    with pytest.raises(TypeError, match="tokenizer: got 1, expected an object that can be called, or the name"):
+    with pytest.raises(TypeError, match="tokenizer: got 1, expected a callable, or the name"):
         Embedder(align, tokenizer=1)
 
 
 def test_a_model_without_a_checkpoint_needs_its_parts(align):
     model = tiny.fill(AlignModel(tiny.align_config()))
-    with pytest.raises(
-        ValueError, match="not loaded from a checkpoint that has its image_processor: pass image_processor"
-    ):
+    with pytest.raises(ValueError, match="no image_processor: .* that has one. Pass image_processor"):
         Embedder(model)
-    with pytest.raises(ValueError, match="its tokenizer: pass tokenizer= or processor="):
+    with pytest.raises(ValueError, match="no tokenizer: .*Pass tokenizer= or processor="):
         Embedder(model, image_processor=AlignImageProcessor())
     assert Embedder(model, processor=align).texts(TEXTS).shape == (2, 16)
 
@@ -138,7 +136,9 @@ asyncio.run(serve())
 def test_a_tokenizer_of_another_model_is_named(align):
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens([f"new{number}" for number in range(1000)])
-    with pytest.raises(ValueError, match=r"the tokenizer gives 'new999' the id \d+, and .* knows \d+ tokens"):
+    with pytest.raises(
+        ValueError, match=r"the tokenizer gives 'new999' the id \d+, but .* has a vocabulary of \d+: the tokenizer"
+    ):
         Embedder(align, tokenizer=tokenizer).texts(["a cat", "new999"])
 
 

@@ -48,7 +48,7 @@ def test_files_without_results_are_left_out(tmp_path):
     assert (tmp_path / "out.png").stat().st_size > 1000
     draw_files(tmp_path / "none.png", ["absent.png"], ["absent.png"], [None])
     assert not (tmp_path / "none.png").exists()
-    with pytest.raises(ValueError, match="no photographs"):
+    with pytest.raises(ValueError, match="got no images"):
         draw_scores([])
 
 

@@ -240,7 +240,7 @@ def test_wrong_arguments_are_named(zero_shot, align, vit, photos):
         zero_shot(candidate_labels=["cat"])
     with pytest.raises(ValueError, match="expected one of zero-shot-image-classification, .* passed as model="):
         pipeline("image-to-text", align)
-    with pytest.raises(ValueError, match="reads no texts.* the task for this model is image-classification"):
+    with pytest.raises(ValueError, match="has no text tower.* the task for this model is image-classification"):
         pipeline("zero-shot-image-classification", vit)
     with pytest.raises(ValueError, match="no classifier.* the task zero-shot-image-classification"):
         pipeline("image-classification", align)

@@ -48,8 +48,8 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     [
         ("{", "not a JSON file"),
         ("[]", "expected a JSON object"),
-        ('{"cosines": [0, 1]}', "is no calibration of kakao-models"),
-        ('{"cosines": [0, 1], "probabilities": [0, 1], "more": 1}', "is no calibration of kakao-models"),
+        ('{"cosines": [0, 1]}', "is not a calibration of kakao-models"),
+        ('{"cosines": [0, 1], "probabilities": [0, 1], "more": 1}', "is not a calibration of kakao-models"),
         ('{"cosines": [0], "probabilities": [0, 1]}', "expected the same number"),
         ('{"cosines": [], "probabilities": []}', "at least one"),
         ('{"cosines": [1, 0], "probabilities": [0, 1]}', "expected increasing numbers"),
@@ -97,7 +97,7 @@ def test_a_calibration_of_other_weights_is_refused(plain, calibrated, align, tmp
     assert likeness(probe(plain), plain) == pytest.approx(1, abs=1e-3) and likeness("AAA=", plain) == 0
     folder = tiny.align_folder(tmp_path / "other", seed=1)
     shutil.copy(f"{calibrated}/{CALIBRATION}", folder)
-    with pytest.raises(ValueError, match="is the calibration of other weights"):
+    with pytest.raises(ValueError, match="was made for other weights"):
         Embedder(folder).relevance  # noqa: B018
     Relevance((0.0,), (0.5,), "no base64").write(tmp_path / CALIBRATION)
     with pytest.raises(ValueError, match="probe is not readable"):

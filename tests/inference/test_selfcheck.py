@@ -201,7 +201,7 @@ def test_an_engine_whose_numbers_are_others_is_refused(align, monkeypatch):
     ):
         engine(align, "compile")
     monkeypatch.setattr(TowerEngine, "run", lambda *a: np.full_like(run(*a), np.nan))
-    with pytest.raises(EngineError, match="rows that are no numbers"):
+    with pytest.raises(EngineError, match="gives NaN or infinity"):
         engine(align, "compile")
 
 

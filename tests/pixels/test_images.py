@@ -155,12 +155,12 @@ def test_files_in_memory_and_texts_are_one_image(tmp_path):
         (None, "None is not an image"),
         ([RAMP], "a list within a list"),
         ({"image": RAMP, "label": 3}, "this one has image, label. Give its image"),
-        ({"bytes": None, "path": None}, "its bytes and its path are None"),
+        ({"bytes": None, "path": None}, "both its bytes and its path are None"),
         (io.StringIO("text"), r"expected bytes: open the file in mode 'rb'"),
         (io.BytesIO(), "is empty"),
         ("data:image/png;base64", "without a comma"),
         ("data:image/png;base64,(((", "base64 can't be decoded"),
-        ("photos/*.jpg", "a pattern of names goes to Embedder.images"),
+        ("photos/*.jpg", "for a pattern of names use Embedder.images"),
     ],
 )
 def test_what_is_not_an_image_is_refused_by_name(source, reason):
@@ -719,8 +719,8 @@ def test_download(server):
     [
         ("/none.png", {}, "the server answered 404"),
         ("/redirect?5", {}, "more than 5 redirects"),
-        ("/redirect?file:///etc/passwd", {}, "only http and https URLs"),
-        ("/redirect?ftp://127.0.0.1/a.png", {}, "only http and https URLs"),
+        ("/redirect?file:///etc/passwd", {}, "expected an http or https URL"),
+        ("/redirect?ftp://127.0.0.1/a.png", {}, "expected an http or https URL"),
         ("/short", {}, "the connection closed after"),
         ("/large", {}, "response too large: 1000000000000 bytes (max_bytes = 67108864)"),
         ("/endless", {"max_bytes": 10**6}, "response too large (max_bytes = 1000000)"),
@@ -739,7 +739,7 @@ def test_downloads_that_fail(server, path, options, reason):
     "url", ["file:///etc/passwd", "ftp://example.org/a.png", "data://x", "http://", "http:///a.png"]
 )
 def test_only_http(url):
-    with pytest.raises(ImageError, match="only http and https URLs"):
+    with pytest.raises(ImageError, match="expected an http or https URL"):
         load_image(url)
 
 

@@ -134,7 +134,7 @@ def test_half_of_the_longer_side_rounds_to_even():
 
 def test_errors():
     picture = np.zeros((4, 4, 3), np.uint8)
-    with pytest.raises(ValueError, match="box .* does not lie in the 8 x 8 result"):
+    with pytest.raises(ValueError, match="box .* must lie inside the 8 x 8 result"):
         resize_bilinear(picture, 8, 8, (4, 0, 5, 8))
     with pytest.raises(ValueError, match=r"\(4, 4\)"):
         resize_area(picture[:, :, 0], 2, 2)

@@ -29,10 +29,12 @@ def test_the_usual_names(names, image, caption, label):
 def test_chosen_and_needed_columns():
     assert Columns(image="Foto").find(["foto", "image"]).image == "foto"
     assert Columns(prefer=("url",)).find(["image", "URL"]).image == "URL"
-    with pytest.raises(ValueError, match=r"t: no column 'x'; there are image, a: name the column with --label-column"):
+    with pytest.raises(
+        ValueError, match=r"t: no column 'x'; its columns are image, a: name the column with --label-column"
+    ):
         Columns(label="x").find(["image", "a"], source="t")
     with pytest.raises(
-        ValueError, match=r"t: no column of captions; there are image: .* \(in a recipe, columns.caption\)"
+        ValueError, match=r"t: no column of captions; its columns are image: .* \(in a recipe, columns.caption\)"
     ):
         Columns().find(["image"], ["caption"], "t")
     with pytest.raises(ValueError, match="columns 'IMAGE' and 'Image' differ only in case"):
@@ -56,7 +58,7 @@ def test_images_are_relative_to_the_table():
     assert image_of({"url": "http://x/y"}, Path("t")) == "http://x/y" and image_of({"image": None}) is None
     assert image_of({"img": {"bytes": None, "path": "c.png"}}, Path("t")) == Path("t/c.png")
     assert image_of({"image": {"bytes": b"x", "path": "c.png"}}) == b"x"
-    with pytest.raises(ValueError, match="the image is int"):
+    with pytest.raises(ValueError, match="the image has type int"):
         as_sample({"image": 3}, "row 0")
 
 
@@ -64,7 +66,7 @@ def test_kinds_of_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert suffix_of("A.CSV") == suffix_of("a.csv.gz") == ".csv" and suffix_of("a.tar.gz") == ".tar.gz"
     for packed in ("a.tar.gz", "a.tgz", "a.zip"):
-        with pytest.raises(ValueError, match=r"files of \..*Unpack them first"):
+        with pytest.raises(ValueError, match=r"got files of \..*Unpack them first"):
             one_suffix([packed], "source", [".tar"])
     assert suffix_of("train.tfrecord-00001-of-00128") == ".tfrecord"
     assert is_hub("owner/name") and not is_hub("a/b.parquet") and not is_hub("a/*") and not is_hub("gone/")

@@ -151,11 +151,11 @@ def test_a_column_that_is_not_there(verb, align, command, tmp_path):
         if expected in ("foto", "Image"):
             assert "--image-column" in said
         if expected == "foto":
-            assert "there are foto, words" in said
+            assert "its columns are foto, words" in said
     if verb != "train":
         options = [part.format(place=places["foto"], tmp=tmp_path, align=align) for part in COMMANDS[verb]]
         code, _, err = command(*options, "--image-column", "bild")
-        assert code == 2 and "no column 'bild'; there are foto, words" in " ".join(err.split())
+        assert code == 2 and "no column 'bild'; its columns are foto, words" in " ".join(err.split())
 
 
 def test_a_column_by_its_name(align, command, tmp_path):
@@ -183,7 +183,7 @@ def test_a_column_by_its_name(align, command, tmp_path):
 
 def test_no_addresses_to_download(tmp_path):
     place = tables.write_parquet(tmp_path / "t.parquet", {"image_path": tables.files(tmp_path)})
-    with pytest.raises(ValueError, match="column 'image_path' holds pictures/0.png, not addresses .* --image-column"):
+    with pytest.raises(ValueError, match="column 'image_path' holds pictures/0.png, not URLs .* --image-column"):
         download(place, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -266,7 +266,7 @@ def test_tars_that_can_not_be_read_one_way_only(tmp_path):
     with pytest.raises(ValueError, match=r"a.tar: has two files 0.png"):
         open_source(twice)
     no_captions = tables.write_tar(tmp_path / "b.tar", [("0.png", tables.content(0)), ("0.width", b"3")])
-    with pytest.raises(ValueError, match="no column of captions; there are png, width: .*--caption-column"):
+    with pytest.raises(ValueError, match="no column of captions; its columns are png, width: .*--caption-column"):
         open_source(no_captions, needs=("image", "caption"))
     depth = tables.write_tar(tmp_path / "c.tar", [("0.depth.png", tables.content(1)), ("0.jpg", tables.content(0))])
     assert list(open_source(depth, Columns(image="depth.png")))[0].image == tables.content(1)
@@ -284,7 +284,9 @@ def test_a_damaged_tar_is_refused_whole(tmp_path, what):
     else:
         del data[third + {"cut in a header": 100, "cut in a file": 520, "cut between files": 0}[what] :]
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a.tar: damaged after \d samples, in or after [12] .*get the file again"):
+    with pytest.raises(
+        ValueError, match=r"a.tar: damaged after \d samples, in or after [12] .*Download the file again"
+    ):
         open_source(path)
 
 
@@ -302,7 +304,7 @@ def test_what_a_folder_is(tmp_path):
     assert sample.captions == ("a dog",) and sample.image == tmp_path / names[1]
     tables.write_parquet(tmp_path / "a.parquet", {"image": tables.encoded()})
     tables.write_tar(tmp_path / "b.tar", [("0.png", tables.content(0))])
-    with pytest.raises(ValueError, match=r"files of \.parquet, \.tar; expected files of one kind"):
+    with pytest.raises(ValueError, match=r"got files of \.parquet, \.tar, expected files of one kind"):
         open_source(tmp_path)
 
 
@@ -349,7 +351,7 @@ def test_tables_beside_images_are_named(need, tmp_path):
 
 def test_a_sample_that_cannot_be_read_is_named(tmp_path):
     place = tables.write_jsonl(tmp_path / "t.jsonl", {"image": ["a.png", 7], "caption": ["x", "y"]})
-    with pytest.raises(SampleError, match="^t.jsonl 1: the image is int") as caught:
+    with pytest.raises(SampleError, match="^t.jsonl 1: the image has type int") as caught:
         open_source(place).read(0, 1)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert [sample.error for sample in Rows(place).read(Rows(place).parts(2)[0])] == [None, caught.value.reason]
@@ -371,5 +373,5 @@ def test_a_split_and_a_folder_of_images_are_refused_where_they_mean_nothing(opti
     (tmp_path / "table.csv").write_text(f"image,caption\n{next((tmp_path / 'folder').iterdir())},a cat\n")
     for source in (tmp_path / "folder", tmp_path / "table.csv"):
         assert sum(open_source(str(source), Columns(), ("image",)).counts) == 1
-        with pytest.raises(ValueError, match="go with a .json file or a data set of the Hub"):
+        with pytest.raises(ValueError, match="need a .json file or a data set of the Hub"):
             open_source(str(source), Columns(), ("image",), **option)

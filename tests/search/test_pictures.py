@@ -26,23 +26,23 @@ def test_a_file(shown):
 @pytest.mark.parametrize(
     "path, said",
     [
-        ("{shown}/../secret.png", "none of the folders"),
-        ("{shown}/link.png", "none of the folders"),
-        ("{shown}-too/a.png", "none of the folders"),
-        ("/etc/passwd", "none of the folders"),
-        ("/dev/zero", "none of the folders"),
+        ("{shown}/../secret.png", "is outside of the folders that may be shown"),
+        ("{shown}/link.png", "is outside of the folders that may be shown"),
+        ("{shown}-too/a.png", "is outside of the folders that may be shown"),
+        ("/etc/passwd", "is outside of the folders that may be shown"),
+        ("/dev/zero", "is outside of the folders that may be shown"),
         ("a.png", "no absolute path"),
         ("../a.png", "no absolute path"),
         ("", "no absolute path"),
         ("{shown}/a.png\0.jpg", "no absolute path"),
-        ("http://127.0.0.1/x.png", "only files are shown"),
-        ("file:///etc/passwd", "only files are shown"),
+        ("http://127.0.0.1/x.png", "only files can be shown"),
+        ("file:///etc/passwd", "only files can be shown"),
         ("{shown}/missing.png", "no such file"),
         ("{shown}/missing.tar::a", "No such file"),
         ("{shown}/a.png::3", "a.png"),
-        ("{shown}/../secret.tar::a", "none of the folders"),
-        ("{shown}/t.csv::0", "holds no picture"),
-        ("{shown}/t.csv::7", "not in this table any more: it has 1 rows"),
+        ("{shown}/../secret.tar::a", "is outside of the folders that may be shown"),
+        ("{shown}/t.csv::0", "has no image"),
+        ("{shown}/t.csv::7", "no longer in this table, which has 1 rows"),
         ("{shown}/t.csv::" + "9" * 5000, "limit"),
     ],
 )
@@ -69,5 +69,9 @@ def test_a_page_shows_what_it_may_and_says_what_it_may_not(shown):
         Hit("2", 0.5, path=str(shown / "link.png")),
     ]
     page, lost = hits_page(hits, "<red>", roots=[shown])
-    assert lost == 1 and page.count("data:image/jpeg;base64,") == 1 and "lies in none of the folders" in page
+    assert (
+        lost == 1
+        and page.count("data:image/jpeg;base64,") == 1
+        and "is outside of the folders that may be shown" in page
+    )
     assert "<script>" not in page and "<i>" not in page and "<red>" not in page and "0.75" in page

@@ -45,8 +45,8 @@ def test_weighted_sum_of_unit_vectors(embedder, vectors, asked, weights):
     "asked, said",
     [
         ({}, "nothing to search for"),
-        ({"text": "  "}, "is blank"),
-        ({"text": "a dog", "minus": [""]}, "is blank"),
+        ({"text": "  "}, "is empty"),
+        ({"text": "a dog", "minus": [""]}, "is empty"),
         ({"text": "a dog", "minus": ["a dog"]}, "cancel out"),
         ({"text": "a dog", "weights": {"sound": 1}}, "sound"),
         ({"text": "a dog", "weights": {"text": -1}}, "above 0"),

@@ -86,14 +86,14 @@ def test_nothing_is_found_where_nothing_fits(built, embedder, photos, tmp_path, 
     assert (
         code == 0
         and json.loads(out) == []
-        and f"nothing fits: the best of the index has a relevance of {(1 + scores[0]) / 2:.1%}" in err
+        and f"nothing fits: the best match has a relevance of {(1 + scores[0]) / 2:.1%}" in err
     )
     code, out, _ = command(*search[:-1], "--calibration", mine, "--min-relevance", 0)
     assert code == 0 and "fits" in out.splitlines()[0]
     code, out, err = command(*search, "--min-relevance", 0.5)
     assert code == 2 and not out and "has no calibration" in err and "kakao-models evaluate relevance" in err
     code, _, err = command(*search, "--image", photos / "001.png", "--calibration", mine, "--min-relevance", 0.5)
-    assert code == 2 and "needs a query of texts alone" in re.sub(r"[│\s]+", " ", err)
+    assert code == 2 and "needs a query of only texts" in re.sub(r"[│\s]+", " ", err)
 
 
 @pytest.mark.parametrize(
@@ -102,17 +102,17 @@ def test_nothing_is_found_where_nothing_fits(built, embedder, photos, tmp_path, 
         (("search", "-k", "3"), "say what to look for"),
         (("search", "x", "--weight", "sound=2"), "expected text=NUMBER"),
         (("search", "x", "--weight", "text=many"), "expected text=NUMBER"),
-        (("search", "x", "--search-params", "[1]"), "expected an object"),
-        (("search", "x", "--search-params", "{"), "is no JSON"),
+        (("search", "x", "--search-params", "[1]"), "expected a JSON object"),
+        (("search", "x", "--search-params", "{"), "not valid JSON"),
         (("search", "x", "--html", "no/such/folder/x.html"), "a folder that exists"),
         (("search", "x", "--html", "/dev/null/x.html"), "a folder that exists"),
-        (("search", "x", "--index", "missing.db"), "there is no index. Make one: kakao-models index build"),
+        (("search", "x", "--index", "missing.db"), "no such index. Build it: kakao-models index build"),
         (("search", "x", "--index", "missing.index"), "ends in .db"),
         (("index", "delete", "--json"), "give ids, a --filter, or --all"),
         (("index", "info", "--index", LITE_2), "Milvus Lite 2.*index load"),
         (("index", "build", "missing/", "--model", "MODEL"), "no such file or folder"),
         (("index", "build", ".", "--model", "MODEL"), "has no samples"),
-        (("index", "build", ".", "--model", "MODEL", "--index-params", "x"), "is no JSON"),
+        (("index", "build", ".", "--model", "MODEL", "--index-params", "x"), "not valid JSON"),
     ],
 )
 def test_what_a_user_gets_wrong(model, tmp_path, command, monkeypatch, arguments, said):

@@ -87,13 +87,13 @@ def test_what_does_not_fit(embedder, tmp_path):
     (tmp_path / "a.names.json").write_text('["one"]')
     refused(tmp_path / "a.npy", "has 1 names")
     write_embeddings(tmp_path / "b.npy", ["x"], np.ones((1, 8), np.float32))
-    refused(tmp_path / "b.npy", "of width 8.*makes 16")
+    refused(tmp_path / "b.npy", "of dimension 8.*gives 16")
     pq.write_table(pa.table({"id": [1]}), tmp_path / "c.parquet")
-    refused(tmp_path / "c.parquet", "expected columns embedding")
+    refused(tmp_path / "c.parquet", "expected the columns embedding")
     (tmp_path / "d").mkdir()
     refused(tmp_path / "d", "no .parquet files")
     shutil.copy(tmp_path / "c.parquet", tmp_path / "e.db")
-    refused(tmp_path / "e.db", "no database of Milvus Lite 2")
+    refused(tmp_path / "e.db", "not a database of Milvus Lite 2")
     pq.write_table(pa.table({"id": [1], "embedding": [[1.0] * 16]}), tmp_path / "d" / "0.parquet")
     (tmp_path / "d" / "plan.json").write_text('{"model": "kakaobrain/align-base"}')
     refused(tmp_path / "d", "of kakaobrain/align-base, not of")
@@ -106,7 +106,7 @@ def test_rows_of_several_widths_are_not_shared_out(embedder, tmp_path):
     with pytest.raises(ValueError, match="r.parquet: holds embeddings of dimensions 8 and 24"):
         load(tmp_path / "r.parquet", embedder, tmp_path / "x.db")
     pq.write_table(pa.table({"id": ["a"], "embedding": ["x"]}), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="is of string, expected lists of numbers"):
+    with pytest.raises(ValueError, match="has type string, expected lists of numbers"):
         load(tmp_path / "t.parquet", embedder, tmp_path / "x.db")
     lost = pa.array([None] * 600 + [[1.0] * 16], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": list(map(str, range(601))), "embedding": lost}), tmp_path / "l.parquet")
@@ -144,7 +144,7 @@ def test_files_are_searched_as_they_are(embedder, tmp_path):
         (hit,) = files.search(rows["r030"], 1)
         assert (hit.id, hit.path, hit.caption, hit.width, hit.metadata["tag"]) == ("r030", "r030", "a cat", 5, 1)
         assert len(files.search("a dog", 3)) == 3
-        with pytest.raises(ValueError, match="filter 'width >>> 3'.*Milvus says"):
+        with pytest.raises(ValueError, match="filter 'width >>> 3'.*Milvus refused it"):
             files.search(queries[0], filter="width >>> 3")
         for change in (lambda: files.add(["a"], first[:1]), lambda: files.delete(["r000"]), lambda: files.client):
             with pytest.raises(
@@ -162,14 +162,17 @@ def test_files_that_can_not_be_searched(embedder, photos, tmp_path):
     with SearchIndex.open(tmp_path / "e.npy") as files:
         assert files.search(embedder.images(names)[1], 1)[0].path == names[1] and files.metadata["model"] is None
     _parquet(tmp_path / "wide.parquet", embedding=[[1.0] * 8] * 30)
-    with pytest.raises(ValueError, match="of width 8.*makes 16"):
+    with pytest.raises(ValueError, match="of dimension 8.*gives 16"):
         SearchIndex.open(tmp_path / "wide.parquet", embedder)
-    with SearchIndex.open(tmp_path / "wide.parquet") as files, pytest.raises(ValueError, match="of width 8.*makes 16"):
+    with (
+        SearchIndex.open(tmp_path / "wide.parquet") as files,
+        pytest.raises(ValueError, match="of dimension 8.*gives 16"),
+    ):
         files.use(embedder)
     for broken in (np.nan, 0.0):
         _parquet(tmp_path / "broken.parquet", embedding=[[broken] * 16] * 30)
         with SearchIndex.open(tmp_path / "broken.parquet") as files, pytest.raises(ValueError, match="must be finite"):
             files.search(np.ones(16))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there are no .parquet files here"):
+    with pytest.raises(ValueError, match="this folder has no .parquet files"):
         SearchIndex.open(tmp_path / "empty")

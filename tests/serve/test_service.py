@@ -160,7 +160,7 @@ def test_bare_strings_that_look_like_images(embedder):
     with running(embedder, limits=Limits(strings="images")) as (client, _, _):
         row = vectors(client.post("/v1/embeddings", json={"input": plain}))
         np.testing.assert_allclose(row, embedder.images([png(3)], normalize=True), atol=1e-6)
-        check_error(client.post("/v1/embeddings", json={"input": "http://a.b/c.png"}), 400, "fetches no URLs")
+        check_error(client.post("/v1/embeddings", json={"input": "http://a.b/c.png"}), 400, "does not fetch URLs")
     with running(embedder, limits=Limits(strings="texts")) as (client, _, _):
         rows = vectors(client.post("/v1/embeddings", json={"input": [plain, "http://a.b/c.png"]}))
         np.testing.assert_allclose(rows, embedder.texts([plain, "http://a.b/c.png"], normalize=True), atol=1e-6)
@@ -280,7 +280,7 @@ def test_models_health_ready_and_openapi(client):
     model = client.get("/v1/models").json()["data"][0]
     assert model["id"] == "tiny" and model["dimensions"] == 16 and model["max_tokens"] == 64
     assert client.get("/v1/models/tiny").json() == model
-    check_error(client.get("/v1/models/a/b"), 404, "not served here")
+    check_error(client.get("/v1/models/a/b"), 404, "does not serve the model")
     assert client.get("/health").status_code == client.get("/ready").status_code == 200
     schema = client.get("/openapi.json").json()
     assert "input" in json.dumps(schema["paths"]["/v1/embeddings"]["post"]["requestBody"])
@@ -318,16 +318,16 @@ HOSTILE = {
     "misspelt": (b'{"input": "a", "normalise": true}', "normalise"),
     "float for bool": (b'{"input": "a", "normalize": 1}', "normalize"),
     "format": (b'{"input": "a", "encoding_format": "hex"}', "encoding_format"),
-    "dimensions": (b'{"input": "a", "dimensions": 8}', "got 8, but this model has 16 only"),
+    "dimensions": (b'{"input": "a", "dimensions": 8}', "got 8, but the embeddings of this model always have 16"),
     "surrogate": (b'{"input": "\\ud800"}', "body"),
     "invalid UTF-8": (b'{"input": "\xff"}', "body"),
     "many values": (b'{"input": [' + b"1," * 100_000 + b"1]}", "more than 100,000 values"),
     "many keys": (json.dumps(dict.fromkeys(map(str, range(20_000)), 1)).encode(), "input"),
-    "many": (json.dumps({"input": ["a"] * 21}).encode(), "21 inputs, at most 20"),
-    "long": (json.dumps({"input": "a" * 1001}).encode(), "1001 characters, at most 1000"),
+    "many": (json.dumps({"input": ["a"] * 21}).encode(), "got 21 inputs, expected at most 20"),
+    "long": (json.dumps({"input": "a" * 1001}).encode(), "got 1001 characters, expected at most 1000"),
     "two in one": (b'{"input": {"text": "a", "image": "b"}}', "expected one of text"),
     "none": (b'{"input": [{}]}', "expected one of text"),
-    "URL": (b'{"input": {"image": "http://127.0.0.1/"}}', "fetches no URLs"),
+    "URL": (b'{"input": {"image": "http://127.0.0.1/"}}', "does not fetch URLs"),
     "file": (b'{"input": {"image": "file:///etc/passwd"}}', "base64"),
     "path": (b'{"input": {"image": "/etc/passwd"}}', "not an image|base64"),
     "not base64": (b'{"input": "data:image/png;base64,?"}', "base64"),
@@ -411,7 +411,7 @@ def test_labels_and_templates_are_checked(client):
     asked("top_k", labels=["cat"], top_k=0)
     for template in ("a cat", "{} {}", "{0.__class__}", "{:>1000000000}", "{", "}{}", "{}{x}"):
         asked("templates: .* must contain exactly one '{}' placeholder", labels=["cat"], templates=template)
-    asked("has 5015 characters, at most 2000", labels=["c" * 1000], templates="{0}" * 5)
+    asked("has 5015 characters, expected at most 2000", labels=["c" * 1000], templates="{0}" * 5)
     texts = client.post("/v1/classify", json={"input": [image, "a cat"], "labels": ["cat"]})
     check_error(texts, 400, r"input\[1\] is not an image")
 
@@ -434,7 +434,7 @@ def test_bodies_of_all_requests_are_bounded_together(embedder):
         for _ in range(3):  # what was refused is not counted any more
             big = client.post("/v1/embeddings", json={"input": ["a cat"] * 200})
             assert (
-                check_error(big, 429, "request bodies is full")["code"] == "overloaded"
+                check_error(big, 429, "fill the memory for bodies")["code"] == "overloaded"
                 and big.headers["retry-after"] == "1"
             )
             assert client.post("/v1/embeddings", json={"input": ["a cat"] * 80}).status_code == 200

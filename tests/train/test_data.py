@@ -144,7 +144,7 @@ def test_img2datasets_counts_are_believed_and_their_lies_found(tmp_path):
     (tmp_path / "0_stats.json").write_text(json.dumps({"successes": 5}))
     source = open_source(tmp_path)
     assert list(source.counts) == [5]
-    with pytest.raises(ValueError, match="has 3 samples, its _stats.json says more"):
+    with pytest.raises(ValueError, match="has 3 samples, but its _stats.json says more"):
         source.read(0, 4)
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_record_is_found_by_its_crc(tmp_path):
     with pytest.raises(ValueError, match="the record at byte 12 is damaged"):
         source.read(0, 0)
     path.write_bytes(data[:-3])
-    with pytest.raises(ValueError, match="Is it cut short"):
+    with pytest.raises(ValueError, match="Is it truncated"):
         open_source(path)
 
 
@@ -207,7 +207,7 @@ def test_features_of_all_kinds_are_read():
     [
         ("none.tar", "no such file"),
         ("empty", "has no samples. Images end in"),
-        ("a.zip", "files of .zip; expected files of one kind"),
+        ("a.zip", "got files of .zip, expected files of one kind"),
     ],
 )
 def test_what_is_no_source_is_said(name, message, tmp_path):
@@ -354,7 +354,7 @@ def test_a_label_out_of_range_stops_the_run(tmp_path):
     data = TrainData(open_source(rows), SampleTransform(InceptionCrop(32), AlignImageProcessor(), classes=5))
     with pytest.raises(DataError, match="label 7 is out of range, the model has classes 0..4"):
         data[0, 0]
-    with pytest.raises(DataError, match="label 'dog' is not the name of a class; there are cat"):
+    with pytest.raises(DataError, match="label 'dog' is not the name of a class; the classes are cat"):
         labelled(tmp_path, names=("cat",))[0, 0], labelled(tmp_path, names=("cat",))[0, 1]
 
 

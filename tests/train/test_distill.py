@@ -128,7 +128,7 @@ def test_samples_without_a_target_are_left_out_and_told(tmp_path):
     assert (tmp_path / "broken_samples.txt").read_text() == "row 3: distill: mine has no target\n"
     rows, present = trainer.distill["mine"].rows([(0, "3"), (0, "4")])
     assert present.tolist() == [False, True] and rows[0].abs().max() == 0
-    with pytest.raises(ValueError, match="targets for 1 sources, and data of source number 1"):
+    with pytest.raises(ValueError, match="targets for 1 sources, but the data has source number 1"):
         trainer.distill["mine"].rows([(1, "3")])
 
 
@@ -217,8 +217,8 @@ def test_settings_of_a_recipe(tmp_path):
     assert build_distillations({"a": {"targets": [None, file]}}, two)["a"].expected(1)
     for changes, source, message in (
         ({"temprature": 1}, None, "distill: a has no key 'temprature'; did you mean 'temperature'"),
-        ({"loss": "kl"}, None, "distill: loss has no key 'kl'; there are relations"),
-        ({"loss": "pairs"}, None, "classes, their names, belong to the loss 'classes'"),
+        ({"loss": "kl"}, None, "distill: loss has no key 'kl', expected one of relations"),
+        ({"loss": "pairs"}, None, "only the loss 'classes' takes the names of classes"),
         ({"temperature": 0}, None, "temperature must be above 0, got 0"),
         ({"weight": "much"}, None, "weight must be a number, got 'much'"),
         ({}, two, "expected one file for each of the 2 sources of data, or null"),
@@ -233,5 +233,5 @@ def test_a_teacher_of_another_width_or_number_of_classes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a teacher of the model's dimension 16, got 9. 'relations' takes any"):
         trainer_of(tmp_path, {"mine": term}).train()
     term = Distillation(targets=teacher_of(), loss="classes", classes=["cat", "dog"])
-    with pytest.raises(ValueError, match=r"probabilities, not below 0, of 2 classes, got \(16, 9\)"):
+    with pytest.raises(ValueError, match=r"probabilities \(at least 0\) of 2 classes, got shape \(16, 9\)"):
         trainer_of(tmp_path, {"mine": term}).train()

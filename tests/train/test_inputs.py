@@ -121,7 +121,7 @@ def test_labels_may_be_several_or_names(tmp_path):
     assert torch.equal(first["labels"], expected)
 
 
-NO_IMAGE = "train_dataset: row: no column of images; there are (caption|label): name the column"
+NO_IMAGE = "train_dataset: row: no column of images; its columns are (caption|label): name the column"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ NO_IMAGE = "train_dataset: row: no column of images; there are (caption|label): 
         (
             ViTTrainer,
             [r | {"label": "fish"} for r in ROWS],
-            "label 'fish' is not the name of a class; there are cat, dog",
+            "label 'fish' is not the name of a class; the classes are cat, dog",
         ),
         (ViTTrainer, Items([(r["image"], 0) for r in ROWS]), "items are tuple, expected dicts: .*pass a data_collator"),
         (ViTTrainer, {"train": ROWS}, r"train_dataset: got several datasets \(train\): choose one"),

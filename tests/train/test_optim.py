@@ -150,7 +150,7 @@ def test_groups_spare_batch_norms_alone_and_scale_towers():
 
 
 def test_a_scale_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="'vision'. There are .*vision_model"):
+    with pytest.raises(ValueError, match="'vision'. Names begin with .*vision_model"):
         parameter_groups(AlignModel(tiny.align_config()), 1.0, 0.0, {"vision": 0.1})
     with pytest.raises(ValueError, match="every parameter is frozen"):
         parameter_groups(torch.nn.Linear(2, 2).requires_grad_(False), 1.0, 0.0)

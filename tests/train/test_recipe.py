@@ -65,14 +65,14 @@ def test_recipes_have_the_originals_numbers(name, settings):
     "change, message",
     [
         ("chunksize=4", "a recipe for align has no key 'chunksize'; did you mean 'chunk_size'?"),
-        ("learn_rate=4", "a recipe for align has no key 'learn_rate'; there are about, output, data, "),
+        ("learn_rate=4", "a recipe for align has no key 'learn_rate', expected one of about, output, data, "),
         ("batch_size=many", "batch_size must be int, got 'many'"),
-        ("epochs=3", "give steps or epochs, one of them"),
+        ("epochs=3", "give either steps or epochs"),
         ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),
         ("checkpointing=layers", "checkpointing must be activations, blocks or false, got 'layers'"),
         ("lr", "lr: expected key=value"),
         ("steps=[1", "steps=[1: the value is not valid YAML"),
-        ("steps.x=5", "steps.x=5: steps is 100000, and has no entries"),
+        ("steps.x=5", "steps.x=5: steps is 100000, which has no keys"),
     ],
 )
 def test_what_is_no_setting_is_said(change, message):
@@ -83,7 +83,7 @@ def test_what_is_no_setting_is_said(change, message):
 
 def test_all_that_a_recipe_lacks_is_said_at_once(tmp_path):
     (tmp_path / "mine.yaml").write_text("about: mine\nsteps: 3\nbatch_size: 16\n")
-    with pytest.raises(ValueError, match="a recipe for align needs output, data, lr, weight_decay too"):
+    with pytest.raises(ValueError, match="a recipe for align needs output, data, lr, weight_decay, which"):
         read_recipe("align", str(tmp_path / "mine.yaml"), ["optimizer=lamb"])
 
 
@@ -117,7 +117,7 @@ def test_changes_reach_into_mappings_and_numbers_are_numbers():
     recipe = read_recipe("align", "align_b3_mini_cc3m", ["model.projection_dim=64", "lr=5e-3", "evaluate.knn.k=3"])
     assert recipe.model == {"projection_dim": 64, "temperature_init_value": 1.0, "label_smoothing": 0.1}
     assert recipe.lr == 0.005 and recipe.evaluate == {"knn": {"k": 3}}
-    with pytest.raises(ValueError, match="no file nothing, and none of that name in this package .*align_b7_base"):
+    with pytest.raises(ValueError, match="nothing is neither a file nor a recipe of this package .*align_b7_base"):
         read_recipe("align", "nothing")
 
 
@@ -524,7 +524,7 @@ def test_a_run_of_several_resolutions_steps_through_them(vit, align, tmp_path):
         ({"crop": []}, r"augment.crop: expected pixels, or a list of them, got \[\]"),
         ({"crop": ["large", 32]}, "augment.crop: expected pixels, or a list of them"),
         ({"crop": 32, "by": "step"}, "augment.by is 'step', but crop is a single size: make it a list"),
-        ({"crop": [16, 32], "by": "epoch"}, "by: stage or by: step; got 2 sizes and by='epoch'"),
+        ({"crop": [16, 32], "by": "epoch"}, "by='stage' or 'step'; got 2 sizes and by='epoch'"),
         ({"crop": [16, 24]}, r"augment.crop is \[16, 24\], but .* takes images of 32 x 32"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -122,11 +122,8 @@ def test_mistakes_are_named(tmp_path, caplog):
     with pytest.raises(ValueError, match="no field 'hiden_size'.*did you mean 'hidden_size'"):
         ViTConfig(hiden_size=3)
     ViTConfig.from_pretrained(write(tmp_path, TRANSFORMERS_4 | {"representation_sise": 1024}))
-    assert (
-        "'representation_sise' of this configuration, which changes nothing; did you mean 'representation_size'?"
-        in caplog.text
-    )
-    with pytest.raises(ValueError, match="no size 'xl'; there are ti, s, b, l"):
+    assert "'representation_sise' of this configuration; did you mean 'representation_size'?" in caplog.text
+    with pytest.raises(ValueError, match="no size 'xl', expected one of ti, s, b, l"):
         ViTConfig.vit("xl")
     with pytest.raises(StrictDataclassFieldValidationError, match="'hidden_size' expected int, got str"):
         ViTConfig(hidden_size="768")

@@ -244,12 +244,12 @@ def test_labels_of_every_form(folder, pixels):
     with pytest.raises(ValueError, match=r"labels of shape \(3, 5\).*Expected whole numbers \(batch,\)"):
         loss(several[:, :5])
     for wrong in (one[:1], several[:1]):  # which would stand for every image
-        with pytest.raises(ValueError, match="got labels of 1 images for 3 images"):
+        with pytest.raises(ValueError, match="got labels for 1 images and logits for 3 images"):
             loss(wrong)
     assert np.isnan([loss(np.array([0, 1, -1])), loss(np.array([0, 1, 7]))]).all()
     with pytest.raises(ValueError, match=r"got a dict. Arguments go by name: model\(\*\*inputs\)"):
         model({"pixel_values": pixels})
-    with pytest.raises(ValueError, match="needs a mask token, which use_mask_token=True makes"):
+    with pytest.raises(ValueError, match="needs a mask token. Create the model with use_mask_token=True"):
         model.vit(pixels, bool_masked_pos=np.zeros((3, 16)))
 
 

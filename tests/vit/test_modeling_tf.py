@@ -124,7 +124,7 @@ def test_outputs_and_gradients_are_pytorch_s(torch, folder, pixels):
     with pytest.raises(ValueError, match=r"got images of 48\*40, expected 32\*32"):
         ours(tall)
     for wrong in (labels[:1], labels[:3]):  # one would stand for every image
-        with pytest.raises(ValueError, match=f"got labels of {len(wrong)} images for 4 images"):
+        with pytest.raises(ValueError, match=f"got labels for {len(wrong)} images and logits for 4 images"):
             ours(pixels, labels=wrong)
     with pytest.raises(ValueError, match="pixel_values must be .*, got a list"):
         ours([pixels])

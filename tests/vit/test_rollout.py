@@ -52,13 +52,13 @@ def test_the_first_layer_is_applied_first():
 
 
 def test_wrong_attentions_are_refused():
-    with pytest.raises(ValueError, match="got no layers.*an engine ran instead"):
+    with pytest.raises(ValueError, match="got no layers.*Did an engine run"):
         attention_rollout([])
     with pytest.raises(ValueError, match="same"):
         attention_rollout([np.eye(3)[None], np.eye(4)[None]])
-    with pytest.raises(ValueError, match=r"attentions\[1\].*off by 1"):
+    with pytest.raises(ValueError, match=r"attentions\[1\].*differs by 1"):
         attention_rollout([np.eye(3)[None], 2 * np.eye(3)[None]])
-    with pytest.raises(ValueError, match="off by nan"):
+    with pytest.raises(ValueError, match="differs by nan"):
         attention_rollout([np.full((1, 3, 3), np.nan)])
     with pytest.raises(ValueError, match="token: got 3"):
         attention_rollout([np.eye(3)[None]], token=3)

@@ -146,5 +146,5 @@ def test_where_tensors_go():
 
 
 def test_an_unknown_key_layout_is_refused():
-    with pytest.raises(ValueError, match="no key layout 'keras'; there are manager, model, backbone"):
+    with pytest.raises(ValueError, match="key layout: got 'keras', expected one of manager, model, backbone"):
         vit_tpu_slots(nano(), "keras")

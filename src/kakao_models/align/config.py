@@ -138,13 +138,13 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
             self.use_visual_projection = not same_width
         elif not self.use_visual_projection and not same_width:
             raise ValueError(
-                f"AlignConfig: use_visual_projection=False needs projection_dim ({self.projection_dim}) to be the width "
-                f"of the image tower ({self.vision_config.output_channels})"
+                f"AlignConfig: use_visual_projection=False needs projection_dim ({self.projection_dim}) to equal the "
+                f"dimension of the image tower ({self.vision_config.output_channels})"
             )
 
     @classmethod
     def mini(cls, **kwargs: Any) -> "AlignConfig":
-        """EfficientNet-B3 and BERT-mini: the original's CC3M model."""
+        """EfficientNet-B3 and BERT-mini: the CC3M model of the original code."""
         return cls._sized("b3", "mini", **kwargs)
 
     @classmethod
@@ -170,7 +170,7 @@ class AlignConfig(StrictConfig, transformers.AlignConfig):
 
 def _look_up(sizes: dict, size: str, family: str):
     if size not in sizes:
-        raise ValueError(f"{family} has no size {size!r}; there are {', '.join(sizes)}")
+        raise ValueError(f"{family} has no size {size!r}, expected one of {', '.join(sizes)}")
     return sizes[size]
 
 

@@ -32,7 +32,7 @@ class PublishedTower:
     names: key -> its name in the files. The others are constants, or new.
     new: what starts from random numbers and has to be trained.
     skipped: what the files have beside these: layer -> number of tensors.
-    assumed: fields of the configuration that the files do not show and nobody stated.
+    assumed: fields of the configuration that neither the files nor the caller give.
     preprocessing: fields of the `AlignImageProcessor`.
     """
 
@@ -51,7 +51,7 @@ def match_efficientnet(seen: TowerShapes) -> AlignVisionConfig:
     """The published size with this very tower; else the smallest scaling that gives it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it does not exist.
     """
     published = IMAGE_SIZES
     if all(block[2] == 0 for block in seen[1:]):
@@ -78,7 +78,7 @@ def match_efficientnet(seen: TowerShapes) -> AlignVisionConfig:
 
 
 def numbered_layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> TowerShapes:
-    """The tower of layers that are numbered in the order of the network, as in the original's checkpoints: PREFIX0/kernel, ..."""
+    """The tower of layers that are numbered in the order of the network, as in the original checkpoints: PREFIX0/kernel, ..."""
     number, end = 2, 1 + max(int(key[len(prefix) :].split("/")[0]) for key in shapes if key.startswith(prefix))
     seen = [(shape_of(shapes, f"{prefix}0/kernel", 4)[-1],)]
     while number < end:
@@ -136,7 +136,7 @@ def set_image_size(vision: AlignVisionConfig, image_size: int) -> None:
     """Sets the size, and which blocks of stride 2 have an input of odd size there."""
     if image_size % 2:
         raise ValueError(
-            f"image_size: got {image_size}, expected an even size: TensorFlow pads the stem of others otherwise"
+            f"image_size: got {image_size}, expected an even size: TensorFlow pads the first convolution differently for odd sizes"
         )
     vision.image_size, vision.depthwise_padding = image_size, []
     size = image_size // 2

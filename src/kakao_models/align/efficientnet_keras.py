@@ -34,7 +34,7 @@ def read_keras(path: Path, image_size: int | None) -> PublishedTower:
     stored, skipped = _layers(path)
     layers = _in_order({key.split("/")[0] for key in stored})
     check_keys([f"{layer}/{leaf}" for layer, leaves in layers for leaf in leaves], stored, path)
-    # the same layers as in the original's image tower, which numbers them in this order
+    # the same layers, in the same order, as in the original image tower
     prefix = "image_encoder/layer_with_weights-0/layer_with_weights-"
     names = {f"{prefix}{n}/{leaf}": f"{layer}/{leaf}" for n, (layer, leaves) in enumerate(layers) for leaf in leaves}
     vision = match_efficientnet(numbered_layers({key: stored[name][0] for key, name in names.items()}, prefix))
@@ -74,7 +74,9 @@ def _layers(path: Path) -> tuple[dict[str, TensorEntry], dict[str, TensorEntry]]
             leaf = leaves[int(leaf)] if int(leaf) < len(leaves) else leaf
         elif layer.endswith("dwconv") and leaf == "kernel":  # Keras 3's name for it
             leaf = "depthwise_kernel"
-        layer = re.sub(r"^normalization_\d+$", "normalization", layer)  # numbered where a program builds two models
+        layer = re.sub(
+            r"^normalization_\d+$", "normalization", layer
+        )  # Keras adds a number if a process builds two models
         home = skipped if leaf in _SKIPPED.get(layer, ()) else kept
         if f"{layer}/{leaf}" in home:
             raise ValueError(f"{path}: duplicate tensor {layer}/{leaf}. Is there more than one model in the file?")
@@ -107,9 +109,7 @@ def _normalization(path: Path, skipped: dict[str, TensorEntry]) -> tuple[list[fl
     more, by constants that no file holds. Files of models that were built without these weights need no such correction.
     """
     if not {"normalization/mean", "normalization/variance"} <= skipped.keys():
-        raise ValueError(
-            f"{path}: no layer `normalization` with mean and variance: what the tower's input is isn't known"
-        )
+        raise ValueError(f"{path}: no layer `normalization` with mean and variance, so the input scaling is unknown")
     mean, variance = (skipped[f"normalization/{leaf}"][1]() for leaf in ("mean", "variance"))
     if mean.shape != (3,) or variance.shape != (3,):
         raise ValueError(f"{path}: normalization has shapes {mean.shape} and {variance.shape}, expected (3,)")

@@ -47,7 +47,7 @@ def read_pytorch(path: Path, image_size: int | None, head: int | None) -> Publis
     layout = next((name for name, key in _FIRST.items() if key in stored), None)
     if layout is None:
         names = ", ".join(sorted(stored)[:5])
-        raise ValueError(f"{file} holds no EfficientNet: expected {' or '.join(_FIRST.values())}, got {names}, ...")
+        raise ValueError(f"{file} is not an EfficientNet: expected {' or '.join(_FIRST.values())}, got {names}, ...")
     if layout == "timm" and described is None:
         raise ValueError(
             f"{file}: timm's tensors do not show how its convolutions pad. Give the folder as timm saves it for the Hub, whose "
@@ -112,13 +112,13 @@ def _find(path: Path) -> tuple[Path, tuple[int, list[float], list[float]] | None
     architecture = str(config.get("architecture"))
     if not architecture.startswith("tf_efficientnet_"):
         raise ValueError(
-            f"{path / 'config.json'}: architecture is {architecture!r}, expected one that begins with 'tf_efficientnet_'. timm's others "
-            "pad convolutions evenly on both sides, which an AlignVisionModel does not"
+            f"{path / 'config.json'}: architecture is {architecture!r}, expected one that begins with 'tf_efficientnet_'. The other "
+            "EfficientNets of timm pad convolutions evenly on both sides, but an AlignVisionModel does not"
         )
     file = next((path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()), None)
     if file is None:
         raise ValueError(
-            f"{path} has a config.json of timm and no weights: expected model.safetensors or pytorch_model.bin"
+            f"{path} has a config.json of timm, but no weights: expected model.safetensors or pytorch_model.bin"
         )
     trained = config.get("pretrained_cfg")
     try:
@@ -175,7 +175,7 @@ def _head_stage(
     ratio = -(-channels // narrow)
     lists = {name: [*getattr(vision, name), x] for name, x in zip(_STAGES, (narrow, width, 3, 1, ratio, 1))}
     vision = AlignVisionConfig.from_dict(vision.to_dict() | lists | {"hidden_dim": width})
-    wide = ratio * narrow  # a multiple of the stage's input: what the head has not stays 0
+    wide = ratio * narrow  # a multiple of the stage's input; channels that the head does not have stay 0
     arrays = {}
     for key, (shape, read) in expansion.items():
         arrays[key] = np.pad(read(), [(0, wide - channels)] + [(0, 0)] * (len(shape) - 1))

@@ -26,7 +26,7 @@ def ghost_norm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalises samples j, j + groups, j + 2 * groups, ... together, for each j below `groups`; then SiLU, if expected.
 
-    Computed in at least float32, whatever the type of x.
+    Computed in at least float32, regardless of the type of x.
 
     Returns:
         The result (B, C, H, W), and each group's means and biased variances, (G, C), through which no gradient goes.

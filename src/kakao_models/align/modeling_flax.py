@@ -1,4 +1,4 @@
-"""ALIGN in Flax NNX (Jia et al. 2021), with the semantics of Kakao Brain's original program: the same as
+"""ALIGN in Flax NNX (Jia et al. 2021), with the semantics of Kakao Brain's original code: the same as
 modeling_torch.py.
 
 `pixel_values` and all maps that models return are (B, C, H, W), as in PyTorch; inside, channels come last.
@@ -128,7 +128,7 @@ class FlaxAlignBatchNorm(nnx.BatchNorm):
 
 
 def pad_for_stride_2(x: jax.Array, kernel_size: int) -> jax.Array:
-    """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: the original's `correct_pad` of an unknown size."""
+    """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: `correct_pad` of the original code of an unknown size."""
     low, high = kernel_size // 2 - 1, kernel_size // 2
     return jnp.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
 

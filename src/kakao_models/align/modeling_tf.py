@@ -1,4 +1,4 @@
-"""ALIGN in Keras 3 (Jia et al. 2021), with the semantics of Kakao Brain's original program: the same as modeling_torch.py.
+"""ALIGN in Keras 3 (Jia et al. 2021), with the semantics of Kakao Brain's original code: the same as modeling_torch.py.
 
 Inside, maps lie as (B, H, W, C); `pixel_values` and the maps in outputs are (B, C, H, W), as in PyTorch.
 
@@ -142,7 +142,7 @@ def _spread(groups, n, batch):
 
 
 def pad_for_stride_2(x: Tensor, kernel_size: int):
-    """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: the original's `correct_pad` of an unknown size."""
+    """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: `correct_pad` of the original code of an unknown size."""
     low, high = kernel_size // 2 - 1, kernel_size // 2
     return ops.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
 

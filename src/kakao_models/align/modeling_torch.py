@@ -1,4 +1,4 @@
-"""ALIGN in PyTorch (Jia et al. 2021), with the semantics of Kakao Brain's original program.
+"""ALIGN in PyTorch (Jia et al. 2021), with the semantics of Kakao Brain's original code.
 
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head  P projection
 """
@@ -140,7 +140,7 @@ def normalize_and_activate(norm: AlignBatchNorm, activation: nn.Module, x: torch
 
 
 def pad_for_stride_2(x: torch.Tensor, kernel_size: int) -> torch.Tensor:
-    """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: the original's `correct_pad` of an unknown size."""
+    """(k//2 - 1, k//2) on both axes, at even and odd sizes alike: `correct_pad` of the original code of an unknown size."""
     low, high = kernel_size // 2 - 1, kernel_size // 2
     return F.pad(x, (low, high, low, high))
 

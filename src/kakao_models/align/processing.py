@@ -42,7 +42,7 @@ _PLACE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # http:, data:, ...
 
 
 class AlignImageProcessor(AlignPreprocessing, ImageProcessor):
-    """Prepares images for ALIGN: resizes them to 346 x 346 whatever their shape, crops the centre 289 x 289, scales to -1..1.
+    """Prepares images for ALIGN: resizes them to 346 x 346 regardless of their shape, crops the centre 289 x 289, scales to -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `EfficientNetImageProcessor`, with one field more:
     `preprocessing="tf"` for the original code's own resizing (see `ImageProcessor`). Without arguments it is that
@@ -72,14 +72,14 @@ def read_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Reads the tokenizer of a folder, of a name on the Hub or of a checkpoint inside the package. No code of it is run.
 
-    A folder may hold nothing but BERT's `vocab.txt`; then texts are lower-cased unless the vocabulary has capitals.
+    A folder may hold only BERT's `vocab.txt`; then texts are lower-cased unless the vocabulary has capitals.
 
     Args:
         options: further arguments of the tokenizer, such as `bos_token`.
         where: HUB_ARGUMENTS.
 
     Raises:
-        OSError, ValueError: there is none, or its files are damaged.
+        OSError, ValueError: its files are missing or damaged.
     """
     options, pinned = dict(options or {}), pin(name_or_path, **where)
     source, where = fetch_all(name_or_path, TOKENIZER_FILES, **pinned)
@@ -103,7 +103,7 @@ def read_tokenizer(
         raise
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {' '.join(str(error).split())}") from error
-    except Exception as error:  # tokenizers raises Exception itself, transformers whatever a wrong type leads to
+    except Exception as error:  # tokenizers raises plain Exception, and transformers any error that a wrong type causes
         raise ValueError(
             f"{name_or_path}: its tokenizer's files can't be read ({type(error).__name__}: {error}). Is the download complete?"
         ) from error
@@ -211,7 +211,7 @@ class AlignProcessor(ProcessorMixin):
         """Prepares texts, images or both.
 
         Args:
-            images: whatever `load_image` reads, or a list of that.
+            images: anything that `load_image` reads, or a list of such images.
             text: one text or a list of texts.
             return_tensors: "np", "pt", "tf" or "jax"; None for lists.
             common_kwargs, text_kwargs, images_kwargs, kwargs: options of the tokenizer and fields of the image processor,

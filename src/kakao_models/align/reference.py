@@ -20,7 +20,7 @@ Stages = Iterator[tuple[str, np.ndarray]]  # name of a stage, its output
 
 
 def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> Stages:
-    """Outputs of the stem, of every block, and the image features, each as it is computed: no more than one is held.
+    """Outputs of the stem, of every block, and the image features, each as soon as it is computed: only one is held in memory.
 
     Args:
         original: key (without the suffix of TensorFlow) → array.
@@ -33,7 +33,7 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
     activation = {"swish": swish, "silu": swish, "relu6": relu6}.get(vision.hidden_act)
     if activation is None:
         raise ValueError(
-            f"vision_config: hidden_act is {vision.hidden_act!r}; the forward pass in numpy knows swish and relu6"
+            f"vision_config: hidden_act is {vision.hidden_act!r}, expected swish or relu6 (the numpy reference has no others)"
         )
     number = iter(range(10_000))
 
@@ -46,7 +46,7 @@ def image_stages(original: Tensors, config: AlignConfig, pixels: np.ndarray) -> 
         gamma, beta, mean, variance = (
             get(leaf).reshape(-1) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
         )
-        x -= mean  # in place: the maps are large, and every one is made for this alone
+        x -= mean  # in place: the maps are large, and nothing else uses them
         x *= gamma / np.sqrt(variance + vision.batch_norm_eps)
         x += beta
         return x
@@ -87,7 +87,7 @@ def text_stages(
     """Outputs of the embeddings, of every layer, and the text features, each as it is computed.
 
     Args:
-        input_ids, attention_mask: (B, L); token types are all zero, as in the original's pipeline.
+        input_ids, attention_mask: (B, L); token types are all zero, as in the original pipeline.
 
     Yields:
         "embeddings", "keys 0", "layer 0", "keys 1", ... (B, L, D), "pooler" (B, D), and "text features" (B, P), not normalised; with their
@@ -96,7 +96,9 @@ def text_stages(
     text = config.text_config
     activation = {"gelu": gelu, "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu}.get(text.hidden_act)
     if activation is None:
-        raise ValueError(f"text_config: hidden_act is {text.hidden_act!r}; the numpy reference has gelu and gelu_new")
+        raise ValueError(
+            f"text_config: hidden_act is {text.hidden_act!r}, expected gelu or gelu_new (the numpy reference has no others)"
+        )
 
     def get(key: str) -> np.ndarray:
         return original[key].astype(dtype, copy=False)

@@ -110,7 +110,7 @@ def open_towers(
         new += () if config.logit_bias_init_value is None else ("logit_bias",)
         new += tuple(f"{name}_model" for name, source in (("vision", image), ("text", text)) if source is None)
         if image is not None or text is not None:
-            logger.warning("from_towers: new, and to be trained: %s", ", ".join(new))
+            logger.warning("from_towers: these parts are randomly initialised and need training: %s", ", ".join(new))
         yield Towers(config, image, text, new)
 
 

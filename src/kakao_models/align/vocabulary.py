@@ -28,7 +28,7 @@ def cut_vocabulary(
 
     Args:
         model: changed in place: its table of word vectors, and `vocab_size` and `pad_token_id` of its configuration.
-        tokenizer: of WordPiece, as BERT's; left as it is.
+        tokenizer: a WordPiece tokenizer, such as BERT's; it is not changed.
         at_least: how often a piece must occur in `texts`.
 
     Raises:
@@ -38,7 +38,7 @@ def cut_vocabulary(
     table = text.get_input_embeddings()
     if len(tokenizer) > len(table.weight):
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {len(table.weight)}. Is it another one's?"
+            f"the tokenizer has {len(tokenizer)} tokens, but the model has {len(table.weight)}. Does the tokenizer belong to it?"
         )
     description = _describe(tokenizer)
     vocabulary = description["model"]["vocab"]
@@ -73,7 +73,7 @@ def _describe(tokenizer: PreTrainedTokenizerBase) -> dict:
     description = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
     if description["model"].get("type") != "WordPiece":
         raise ValueError(
-            f"cut_vocabulary: expected a tokenizer of WordPiece, as BERT's, got {type(tokenizer).__name__} "
+            f"cut_vocabulary: expected a WordPiece tokenizer, such as BERT's, got {type(tokenizer).__name__} "
             f"({description['model'].get('type')})"
         )
     return description
@@ -99,6 +99,6 @@ def _rebuild(tokenizer: PreTrainedTokenizerBase, description: dict, new: dict[in
     added = {token["content"]: token["id"] for token in description["added_tokens"]}
     if shorter.get_vocab() != description["model"]["vocab"] | added:
         raise ValueError(
-            f"cut_vocabulary: transformers does not read the shorter {type(tokenizer).__name__} back as it was"
+            f"cut_vocabulary: the reduced {type(tokenizer).__name__} changes when transformers reads it back"
         )
     return shorter

@@ -36,7 +36,7 @@ ROWS = (
     Row.same(_BLOCK + ".{b}.projection.project_bn", "batchnorm", _IMAGE + "{b:project_bn}"),
     Row.same("visual_projection", "dense", "image_encoder/layer_with_weights-1"),
     Row.same("text_model.embeddings.word_embeddings", "embedding", _TEXT + "/embeddings/weight"),
-    # The original's position table goes by its second name in the object graph, plain "embeddings".
+    # In the object graph, the original position table has its second name, plain "embeddings".
     Row.same("text_model.embeddings.position_embeddings", "embedding", _TEXT + "/embeddings/embeddings"),
     Row.same("text_model.embeddings.token_type_embeddings", "embedding", _TEXT + "/embeddings/token_type_embeddings"),
     Row.same("text_model.embeddings.LayerNorm", "norm", _TEXT + "/embeddings/LayerNorm"),

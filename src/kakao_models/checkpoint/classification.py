@@ -21,7 +21,7 @@ def problem_type_of(model: Any, labels_shape: tuple, labels_dtype: str, logits_s
         one_class = "int" in labels_dtype and single
         problem_type = "single_label_classification" if one_class else "multi_label_classification"
     if None not in (labels_shape[0], logits_shape[0]) and labels_shape[0] != logits_shape[0]:
-        raise ValueError(f"{name}: got labels of {labels_shape[0]} images for {logits_shape[0]} images")
+        raise ValueError(f"{name}: got labels for {labels_shape[0]} images and logits for {logits_shape[0]} images")
     if problem_type == "single_label_classification":
         fits = single
     else:

@@ -84,7 +84,9 @@ class StrictConfig(PreTrainedConfig):
             raise ValueError(f"{type(self).__name__}: dtype is {dtype!r}, expected a name such as 'float32'")
         width, heads = (getattr(self, name, None) for name in ("hidden_size", "num_attention_heads"))
         if isinstance(width, int) and isinstance(heads, int) and width % heads:
-            raise ValueError(f"{type(self).__name__}: {heads} num_attention_heads do not divide hidden_size {width}")
+            raise ValueError(
+                f"{type(self).__name__}: hidden_size {width} is not a multiple of num_attention_heads {heads}"
+            )
         if strange := [label for label in (self.id2label or {}).values() if not isinstance(label, str)]:
             raise ValueError(f"{type(self).__name__}: id2label has the label {strange[0]!r:.80}, expected text")
 
@@ -94,7 +96,7 @@ class StrictConfig(PreTrainedConfig):
 
         Raises:
             ValueError: the file describes another model.
-            OSError: it is not there, or damaged.
+            OSError: it is missing or damaged.
         """
         name = source = pretrained_model_name_or_path
         if os.path.isfile(name):  # a file of another name
@@ -159,7 +161,7 @@ class StrictConfig(PreTrainedConfig):
                 continue
             hint = self._close_to(name)
             _warn_once(
-                f"{type(self).__name__} does not know the field {name!r} of this configuration, which changes nothing"
+                f"{type(self).__name__} ignores the unknown field {name!r} of this configuration"
                 + (f"; did you mean {hint!r}?" if hint else "")
             )
             setattr(self, name, value)

@@ -165,10 +165,12 @@ class _Config:
 
 def _check_dtype(dtype: str | None) -> None:
     if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError('dtype float64: JAX makes float32 of it without jax.config.update("jax_enable_x64", True)')
+        raise ValueError(
+            'dtype float64: JAX would turn it into float32. Call jax.config.update("jax_enable_x64", True) first'
+        )
     if dtype is not None and dtype.startswith("mixed_"):
         raise ValueError(
-            f"dtype {dtype!r} is a policy of Keras. In Flax mixed precision is "
+            f"dtype {dtype!r} is a Keras policy. For mixed precision in Flax pass "
             f"dtype={dtype.removeprefix('mixed_')!r}, param_dtype='float32'"
         )
 
@@ -320,11 +322,11 @@ class FlaxLoading(PretrainedLoading, nnx.Module):
         """Places the variables on a mesh: split by `partition_specs` where the mesh has that axis, else on every device.
 
         Raises:
-            ValueError: an axis of the mesh is not of the type Auto, the only one whose collectives JAX chooses by itself.
+            ValueError: an axis of the mesh is not of the type Auto, the only type for which JAX chooses the collectives.
         """
         if any(kind != AxisType.Auto for kind in mesh.axis_types):
             raise ValueError(
-                f"{type(self).__name__}.shard: expected a mesh whose axes are Auto, got {mesh.axis_types}. Make it by "
+                f"{type(self).__name__}.shard: expected a mesh whose axes are Auto, got {mesh.axis_types}. Create it with "
                 f"jax.make_mesh({mesh.axis_sizes}, {mesh.axis_names}, "
                 f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)})"
             )

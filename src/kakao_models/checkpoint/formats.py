@@ -72,12 +72,12 @@ def read_msgpack(file: Path) -> dict[str, TensorEntry]:
 
     def array(code: int, data: bytes) -> TensorEntry:
         if code != 1:
-            raise ValueError(f"extension type {code}, expected 1, an array")
+            raise ValueError(f"extension type {code}, expected 1 (an array)")
         shape, dtype, numbers = msgpack.unpackb(data, raw=True)
         width = {b"float32": 4, b"float16": 2, b"bfloat16": 2}.get(dtype)
         sizes = all(isinstance(size, int) and size >= 0 for size in shape)
         if width is None or not sizes or math.prod(shape) * width != len(numbers):
-            raise ValueError(f"an array that claims {dtype} {shape} has {len(numbers)} bytes")
+            raise ValueError(f"got {len(numbers)} bytes for an array of {dtype} {shape}")
         # the numbers come last: only the whole message is kept
         return tuple(shape), partial(_from_bytes, data, len(data) - len(numbers), tuple(shape), dtype)
 
@@ -150,6 +150,6 @@ def read_weights(name_or_path: str | os.PathLike, format: str, files: Sequence[P
     for file in files:
         tensors = WEIGHT_FILES[format](file)
         if twice := tensors.keys() & stored.keys():
-            raise ValueError(f"{file}: {min(twice)} is in another file of {name_or_path} too")
+            raise ValueError(f"{file}: {min(twice)} is a duplicate: another file of {name_or_path} also has it")
         stored |= tensors
     return stored

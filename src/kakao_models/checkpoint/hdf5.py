@@ -22,7 +22,7 @@ def read_datasets(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         Path of every dataset → its shape and how to read it; path of a group → its attribute `name`, where it has one.
 
     Raises:
-        ValueError: a damaged file, or a dataset whose numbers are not in it.
+        ValueError: the file is damaged, or does not hold the values of a dataset.
     """
     entries, names = {}, {}
 
@@ -31,7 +31,7 @@ def read_datasets(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
             raise ValueError(f"{file}: the name {path!r} is not UTF-8. Is the file damaged?")
         if isinstance(item, h5py.Dataset):
             if item.dtype.kind == "f" and (item.external or item.id.get_storage_size() != item.nbytes):
-                raise ValueError(f"{file}: {path} does not keep its {item.nbytes} bytes in this file, uncompressed")
+                raise ValueError(f"{file}: {path}: expected {item.nbytes} bytes inside this file, uncompressed")
             entries[path] = item.shape, partial(_read, file, path)
         elif isinstance(item.attrs.get("name"), str):
             names[path] = item.attrs["name"]

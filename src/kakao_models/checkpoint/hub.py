@@ -44,13 +44,13 @@ def resolve(name_or_path: str | os.PathLike) -> str:
 
 
 def called(name_or_path: str | os.PathLike) -> str:
-    """The name of a checkpoint to show to others: that of a folder is the last part of its path."""
+    """The name of a checkpoint for display: of a folder, the last part of its path."""
     name = os.fspath(name_or_path)
     return Path(name).resolve().name if os.path.isdir(name) else name
 
 
 class HubError(OSError):
-    """The Hub refuses, fails, or does not answer. A file is not there for another reason: see `MissingFile`."""
+    """The Hub refuses, fails, or does not answer. If only a file is missing: see `MissingFile`."""
 
 
 class HubUnreachable(HubError):
@@ -110,7 +110,7 @@ def pin(name_or_path: str | os.PathLike, **where: Any) -> dict[str, Any]:
             if not ref.is_file():
                 raise
             where["local_files_only"] = True
-            logger.warning("%s. Taken from the local cache: commit %s", error, ref.read_text()[:8])
+            logger.warning("%s. Using commit %s of the local cache instead", error, ref.read_text()[:8])
         else:
             _remember(ref, commit)
             return where | {"revision": commit}
@@ -247,13 +247,15 @@ def _translated(error: BaseException, repo: str, where, revision: str, filename:
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         return _translated(error.__cause__, repo, where, revision, filename, kind)
     if isinstance(error, errors.HFValidationError):
-        return FileNotFoundError(f"{nowhere}, and the Hub can have no such name ({error})")
+        return FileNotFoundError(f"{nowhere}, and this is not a valid name on the Hub ({error})")
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return MissingFile(f"{repo} has no {filename} (commit {revision[:8]})")
     if isinstance(error, errors.GatedRepoError):
-        return HubError(f"{repo}: the Hub refuses a gated repository ({_answer(error)}). {_token_hint(where)}")
+        return HubError(
+            f"{repo}: this repository is gated, and the Hub refused access ({_answer(error)}). {_token_hint(where)}"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
-        answer = f"and the Hub shows no such repository ({_answer(error)})"
+        answer = f"and the Hub has no such repository, or it is private ({_answer(error)})"
         return HubError(f"{nowhere}, {answer}. Is the name right? {_token_hint(where)}")
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repo} has no revision {revision!r} on the Hub ({_answer(error)})")
@@ -262,7 +264,7 @@ def _translated(error: BaseException, repo: str, where, revision: str, filename:
         if status in (408, 429) or status >= 500:
             return HubUnreachable(f"{repo}: the Hub answered {status}, try again later")
         hint = f". {_token_hint(where)}" if status in (401, 403) else ""
-        return HubError(f"{repo}: the Hub does not give {filename or 'its list of files'} ({_answer(error)}){hint}")
+        return HubError(f"{repo}: the Hub refused to send {filename or 'the list of files'} ({_answer(error)}){hint}")
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         return OSError(error.errno, f"{repo}: {filename} can't be written: {error.strerror}", error.filename)
     # The HTTP client's own errors, whose module changes with huggingface_hub's version; and those of a download
@@ -382,7 +384,7 @@ def described_by(file: Path) -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, StrictDataclassError, TypeError) as error:
         kind = "" if isinstance(error, StrictDataclassError) else f"{type(error).__name__}: "
-        raise ValueError(f"{file} describes no model: {kind}{' '.join(str(error).split())}") from error
+        raise ValueError(f"{file} is not a valid model configuration: {kind}{' '.join(str(error).split())}") from error
 
 
 def shards_of(index: Path) -> list[str]:
@@ -396,7 +398,7 @@ def shards_of(index: Path) -> list[str]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         wrong = [name for name in names if Path(name).name != name or Path(name).suffix != suffix]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OSError(f"{index} is not an index of weights ({error!r}). Is the download complete?") from error
+        raise OSError(f"{index} is not a valid shard index ({error!r}). Is the download complete?") from error
     if wrong or not names:
-        raise OSError(f"{index} names {(wrong or [''])[0]!r}, expected a file beside it that ends in {suffix}")
+        raise OSError(f"{index} names {(wrong or [''])[0]!r}, expected the name of a {suffix} file in the same folder")
     return names

@@ -131,9 +131,11 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         if not args or not isinstance(args[0], Mapping):
             return args, kwargs
         if len(args) > 1:
-            raise TypeError(f"{type(self).__name__}: what follows a mapping of arguments goes by name")
+            raise TypeError(f"{type(self).__name__}: after a mapping of arguments, pass further arguments by name")
         if twice := args[0].keys() & kwargs.keys():
-            raise TypeError(f"{type(self).__name__}: {sorted(twice)[0]} is in the mapping of arguments and beside it")
+            raise TypeError(
+                f"{type(self).__name__}: {sorted(twice)[0]} is given twice: in the mapping of arguments and by name"
+            )
         return (), {**args[0], **kwargs}
 
     @classmethod
@@ -261,7 +263,7 @@ _ACTIVATIONS = {
 def activation(name: str):
     """The function of an activation's name in config.json."""
     if name not in _ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is unknown here; there are {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"activation: got {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

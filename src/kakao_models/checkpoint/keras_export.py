@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 if keras.backend.backend() != "tensorflow":
-    raise ImportError(f"SavedModel and LiteRT need Keras' backend tensorflow, it is {keras.backend.backend()}")
+    raise ImportError(f"SavedModel and LiteRT need Keras with the backend tensorflow, got {keras.backend.backend()}")
 
 import tensorflow as tf
 

@@ -14,7 +14,7 @@ class ModelKind(NamedTuple):
     processor: str  # what makes a model's inputs
     folder: str  # in this package
     preprocessing: str  # its images' part without transformers; not public, in preprocessing.py of that folder
-    # Prefix of the backbone's keys in a checkpoint of the whole; a checkpoint of the backbone alone lacks it
+    # Prefix of the backbone's keys in a checkpoint of the whole model; a checkpoint of only the backbone lacks it
     backbone: str = ""
     reads_texts: bool = False
 
@@ -51,7 +51,7 @@ def kind_of(model_type: Any, name: Any) -> ModelKind:
     """
     if model_type not in MODEL_KINDS:
         known = ", ".join(map(repr, MODEL_KINDS))
-        hint = ". AlignTextModel.from_pretrained loads a text tower alone" if model_type == _TEXT_TOWER else ""
+        hint = ". AlignTextModel.from_pretrained loads only a text tower" if model_type == _TEXT_TOWER else ""
         raise ValueError(f"{name}: model_type is {model_type!r}, expected one of {known}{hint}")
     return MODEL_KINDS[model_type]
 

@@ -82,7 +82,7 @@ def pickled_tensors(
         if not isinstance(tensor, PickledTensor):
             raise ValueError(f"{name}: {key} is not a dense tensor, but {type(tensor).__name__}")
         if not _plausible(tensor) or tensor.stop * tensor.dtype.itemsize > sizes.get(tensor.storage, -1):
-            raise ValueError(f"{name}: {key} claims {tensor.shape}, more than the file holds of it")
+            raise ValueError(f"{name}: {key} should have shape {tensor.shape}, but the file has fewer values")
     return dict(state), read
 
 
@@ -96,7 +96,7 @@ def _of_zip(stream: BinaryIO, name: str):
         archive = zipfile.ZipFile(stream)
         inside = next((entry for entry in archive.namelist() if entry.endswith("/data.pkl")), None)
         if inside is None:
-            raise ValueError(f"{name} is a zip without a state dict")
+            raise ValueError(f"{name} is a zip file that has no state dict")
         prefix = inside.removesuffix("data.pkl")
         state = _unpickle(archive.open(inside), name)
         if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
@@ -122,7 +122,7 @@ def _of_zip(stream: BinaryIO, name: str):
 
 def _of_pickles(stream: BinaryIO, name: str):
     if (_unpickle(stream, name), _unpickle(stream, name)) != (_MAGIC, _PROTOCOL):
-        raise ValueError(f"{name} is not a state dict of tensors only, or it is damaged. Nothing else is unpickled")
+        raise ValueError(f"{name} is damaged, or it is not a state dict of tensors. Other objects are never unpickled")
     _unpickle(stream, name)  # about the machine
     tensors, keys, types = _unpickle(stream, name), _unpickle(stream, name), {}
     for tensor in tensors.values() if isinstance(tensors, dict) else ():
@@ -155,7 +155,7 @@ def _view(data: bytes, tensor: PickledTensor) -> np.ndarray:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Everything that a pickle may name is made here, anew for each file: it can change no object of the program."""
+    """Everything that a pickle may refer to is made here, anew for each file, so it cannot change other objects."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
@@ -168,7 +168,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda data, *more: data,
         }
         if (module, name) not in makers:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
+            raise pickle.UnpicklingError(f"it needs {module}.{name}")
         return makers[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[str, np.dtype]:
@@ -181,5 +181,5 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(stream: BinaryIO, name: str) -> Any:
     try:
         return _Unpickler(stream).load()
-    except Exception as error:  # whatever a pickle that somebody else made leads to
-        raise ValueError(f"{name} is not a state dict of tensors only, or it is damaged ({error})") from error
+    except Exception as error:  # an untrusted pickle may raise anything
+        raise ValueError(f"{name} is damaged, or it is not a state dict of tensors ({error})") from error

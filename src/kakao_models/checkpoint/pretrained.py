@@ -183,7 +183,7 @@ class PretrainedLoading(TensorPatterns):
         """The configuration, and those of `overrides` that are not fields of it."""
         if config is not None:
             config = cls.config_class.from_config(config)
-            config = cls.config_class.from_dict(config.to_dict())  # the caller's own is left as it is
+            config = cls.config_class.from_dict(config.to_dict())  # the caller's object is not changed
             for name in [name for name in overrides if hasattr(config, name)]:
                 setattr(config, name, overrides.pop(name))
             return config, overrides
@@ -246,7 +246,7 @@ class PretrainedLoading(TensorPatterns):
         """
         if unknown := upload_options.keys() - {"token", "private", "create_pr", "commit_message"}:
             raise TypeError(
-                f"save_pretrained has no argument {min(unknown)!r}. It writes the values that the model has now"
+                f"save_pretrained has no argument {min(unknown)!r}. It saves the current values of the model"
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

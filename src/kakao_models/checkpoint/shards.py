@@ -40,7 +40,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> Written:
-    """Writes canonical arrays to `path`, under another name first: the file is there complete or not at all.
+    """Writes canonical arrays to `path`, under another name first: the file is written completely or not at all.
 
     Args:
         arrays: key → array. `LazyTensors` are read one at a time.

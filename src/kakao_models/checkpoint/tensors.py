@@ -58,7 +58,7 @@ def float32(array: np.ndarray, name: str) -> np.ndarray:
         ValueError: another dtype than float32, float16 and bfloat16.
     """
     if array.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
-        raise ValueError(f"{name} is {array.dtype}, expected float32, or float16 or bfloat16, which it holds exactly")
+        raise ValueError(f"{name} is {array.dtype}, expected float32, float16 or bfloat16")
     return array.astype(np.float32, copy=False)
 
 
@@ -103,7 +103,7 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: Any)
         ValueError: there are more layers than tensors, or a size is larger than every axis of every tensor.
     """
     longest = max((axis for shape in shapes.values() for axis in shape), default=0)
-    no_axis, tensors = f"no axis of the weights is over {longest}", f"the weights have {len(shapes)} tensors"
+    no_axis, tensors = f"the longest axis of the weights is {longest}", f"the weights have {len(shapes)} tensors"
     for part in ("", "text_config", "vision_config"):
         values = getattr(config, part, None) if part else config
         sizes = [(name, getattr(values, name, None), longest, no_axis) for name in _AXES]
@@ -116,7 +116,7 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: Any)
         for name, size, most, there in sizes:
             if isinstance(size, (int, float)) and size > most:
                 raise ValueError(
-                    f"{source}: {part}{'.' if part else ''}{name} is {getattr(values, name)} in the configuration, and {there}. "
+                    f"{source}: {part}{'.' if part else ''}{name} is {getattr(values, name)} in the configuration, but {there}. "
                     "Does config.json belong to other weights?"
                 )
 
@@ -166,7 +166,7 @@ class TensorPatterns:
         shown = "\n  ".join(lines[:20] + [f"... and {len(lines) - 20} more"] * (len(lines) > 20))
         advice = "Is this another model or size, or does config.json belong to another checkpoint?"
         if not _outside(problems, cls.tensors_replaceable):
-            advice = "A head of another size starts anew with ignore_mismatched_sizes=True"
+            advice = "To start with a new head of another size, pass ignore_mismatched_sizes=True"
         raise ValueError(f"{source} does not hold the weights of this {cls.__name__}:\n  {shown}\n{advice}")
 
 

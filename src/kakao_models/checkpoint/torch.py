@@ -85,8 +85,8 @@ class BijectiveLoading(TensorPatterns):
         numbers = sum(self.get_parameter_or_buffer(key).numel() for key in missing_keys)
         if numbers > _MOST_MISSING:
             raise ValueError(
-                f"the file lacks {len(missing_keys)} of this {type(self).__name__}'s tensors, or has them of other sizes: "
-                f"{numbers:,} numbers, {min(missing_keys)} among them. Does config.json belong to another checkpoint?"
+                f"{len(missing_keys)} tensors of this {type(self).__name__}, with {numbers:,} values, are missing in the file or have "
+                f"another shape there, such as {min(missing_keys)}. Does config.json belong to another checkpoint?"
             )
         super()._move_missing_keys_from_meta_to_device(missing_keys, *arguments, **options)
 
@@ -95,7 +95,7 @@ def _check_sizes(config: Any, source: str | os.PathLike, format: str, files: lis
     try:
         stored = read_weights(source, format, files)
     except ValueError as error:
-        if format == _FILES[0]:  # transformers reads it too, and says so
+        if format == _FILES[0]:  # transformers reads it too, and logs a message
             return
         raise OSError(str(error)) from error  # before a hostile pickle is opened
     if isinstance(config, PreTrainedConfig):

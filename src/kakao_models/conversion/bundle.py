@@ -56,7 +56,7 @@ def read_header(message: bytes) -> int:
         raise CheckpointError("its values are big-endian. Write it again on a little-endian machine")
     version = wire.decode(wire.single(header, "version", b""), _VERSION)
     if wire.single(version, "oldest_reader", 0) > 1:
-        raise CheckpointError("version of the format after 1, which TensorFlow 2 hasn't written so far")
+        raise CheckpointError("the version of the format is above 1, expected one that TensorFlow 2 writes")
     if (count := wire.single(header, "shards", 0)) == 0:
         raise CheckpointError("no data files")
     return count
@@ -146,7 +146,7 @@ def _encode_strings(key: str, array: np.ndarray) -> tuple[bytes, int]:
     """Lengths, their checksum, then the strings; and the checksum, which takes each length as 32 bits."""
     strings = [value.encode() if isinstance(value, str) else value for value in array.reshape(-1)]
     if not all(isinstance(value, bytes) for value in strings):
-        raise ValueError(f"{key}: objects that are neither numbers nor strings")
+        raise ValueError(f"{key}: got Python objects, expected numbers or strings")
     lengths = [len(value) for value in strings]
     if sum(lengths) > _MAX_STRING_BYTES // 2 or len(lengths) > _MAX_STRINGS:
         raise ValueError(f"{key}: {len(lengths)} strings of {sum(lengths)} bytes, expected {_MAX_STRING_BYTES // 2}")
@@ -161,7 +161,7 @@ def _decode_strings(data: bytes, entry: BundleEntry) -> np.ndarray:
         length, position = wire.read_varint(data, position)
         lengths.append(length)
     if position + 4 + sum(lengths) != len(data):
-        raise CheckpointError(f"strings of {sum(lengths)} bytes in all, in {len(data) - position - 4}")
+        raise CheckpointError(f"its strings need {sum(lengths)} bytes, but the data has {len(data) - position - 4}")
     check, crc = _lengths_crc(lengths)
     if check != data[position : position + 4]:
         raise CheckpointError("the checksum of the strings' lengths is wrong: the file is damaged")

@@ -142,7 +142,7 @@ def examples(card: Card) -> str:
         result = {
             "align": f"probabilities = {module}.softmax(output.logits_per_image, -1)  # (images, texts)",
             "classifier": f"probabilities = {module}.{scores}  # (images, classes of model.config.id2label)",
-            "backbone": "features = output.last_hidden_state[:, 0]  # (images, width)",
+            "backbone": "features = output.last_hidden_state[:, 0]  # (images, hidden_size)",
         }[card.use]
         inputs = _ALIGN_INPUTS if card.use == "align" else _VIT_INPUTS
         processor = "AlignProcessor" if card.use == "align" else "ViTImageProcessor"
@@ -155,7 +155,7 @@ def examples(card: Card) -> str:
         labels = ', candidate_labels=["cat", "dog"]' if card.use == "align" else ""
         code = _PIPELINE.format(task=_TASKS[card.use], name=card.name, labels=labels)
         blocks.append(
-            f"With transformers only; it resizes with antialiasing, so scores differ slightly:\n\n```python\n{code}```"
+            f"With transformers instead of this package; it resizes with antialiasing, so scores differ slightly:\n\n```python\n{code}```"
         )
     return "\n\n".join(blocks)
 
@@ -167,7 +167,7 @@ def _published_table(figures: Sequence[Published]) -> str:
     ]
     provenances = dict.fromkeys((figure.provenance, figure.reproducible) for figure in figures)
     notes = [
-        f"- {text}." + (" A right port of the released checkpoint reproduces these." if right else "")
+        f"- {text}." + (" A correct port of the released checkpoint reproduces these." if right else "")
         for text, right in provenances
     ]
     return "\n".join(["| task | metric | percent | model |", "|---|---|---|---|", *rows, "", *notes])

@@ -33,7 +33,7 @@ from kakao_models.files.atomic import sha256_of, unfinished, workplace
 from kakao_models.vit.weights import vit_tpu_slots
 
 # Rows beyond the words of a tokenizer, by which a table is rounded up. BERT's cased vocabulary has 1,526 words fewer than
-# the uncased one: what a tokenizer has too few shows another one's just as well as what it has too many.
+# the uncased one: a tokenizer with too few tokens belongs to another model just as one with too many does.
 _PADDED = 128
 _ALIKE = 1e-3  # largest difference of two inputs' features, by their root mean square; random weights give about 1
 _SAME = {"gelu_new": "gelu_pytorch_tanh", "silu": "swish"}  # names of one function
@@ -85,9 +85,9 @@ def convert(
     if labels is not None:
         _name_classes(read, labels)
     if tokenizer is not None and read.family != "align":
-        raise ValueError(f"tokenizer: the model is of family {read.family!r}, which reads no texts. Leave it out")
+        raise ValueError(f"tokenizer: the model is of family {read.family!r}, which has no text tower. Leave it out")
     if tokenizer is not None and read.tokenizer is not None:
-        raise ValueError("the source has its own tokenizer, which is kept: leave --tokenizer out")
+        raise ValueError("the source has a tokenizer, which is kept: leave --tokenizer out")
     if read.family == "align":
         _check_temperature(read)
     expected = None if reference is None else recorded.read_reference(Path(reference), read.family)
@@ -195,7 +195,7 @@ def _write_tensors(source: SourceCheckpoint, folder: Path, max_shard_size: int, 
         array = np.asarray(permute(local, slot.local_axes, slot.axes), order="C")
         back = permute(array, slot.axes, slot.local_axes)
         if not np.array_equal(back.view(np.uint32), local.view(np.uint32)):  # bits: NaN is equal to nothing
-            raise ValueError(f"{slot.key}: turned back, it is not {slot.local_key} of the source")
+            raise ValueError(f"{slot.key}: converting it back does not give {slot.local_key} of the source")
         advance("tensors", next(count), len(source.slots))
         return array
 
@@ -251,7 +251,9 @@ def _write_tokenizer(source: SourceCheckpoint, folder: Path, chosen: str | None)
     name, rows = chosen or source.tokenizer, source.config.text_config.vocab_size
     words = read_tokenizer(name)
     if not 0 <= rows - len(words) < _PADDED:
-        raise ValueError(f"the tokenizer {name} has {len(words)} tokens, the model {rows}. Is it another one's?")
+        raise ValueError(
+            f"the tokenizer {name} has {len(words)} tokens, but the model has {rows}. Does the tokenizer belong to it?"
+        )
     keeps_capitals = words.init_kwargs.get("do_lower_case") is False or words.tokenize("A") != words.tokenize("a")
     if keeps_capitals and is_uncased(words.get_vocab()):
         raise ValueError(
@@ -265,7 +267,7 @@ def _write_tokenizer(source: SourceCheckpoint, folder: Path, chosen: str | None)
 
 def _name_classes(source: SourceCheckpoint, labels: list[str]) -> None:
     if source.family != "vit" or len(labels) != source.config.num_labels:
-        expected = source.config.num_labels if source.family == "vit" else "none: an ALIGN has no classes"
+        expected = source.config.num_labels if source.family == "vit" else "no names, because an ALIGN has no classes"
         raise ValueError(f"labels: got {len(labels)} names, expected {expected}")
     source.config.id2label = dict(enumerate(labels))
     source.config.label2id = {name: index for index, name in enumerate(labels)}
@@ -336,7 +338,7 @@ def convert_back(
         stated["image_size"] = config.vision_config.image_size
     with workplace(prefix, prefix) as place:
         if (index := prefix.with_name(f"{prefix.name}.index")).exists():
-            raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
+            raise FileExistsError(f"{index} already exists. Remove that checkpoint, or choose another name")
         written = write_checkpoint(place / prefix.name, tensors)
         stages = verification.verify(read_source(written.files[0], **stated), model)
         for file in [*reversed(written.files), place / "checkpoint"]:  # without its index it is not a checkpoint

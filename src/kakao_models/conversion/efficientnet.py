@@ -40,5 +40,5 @@ def read_efficientnet(path: Path, *, image_size: int | None = None, **overrides:
         names={slot.local_key: tower.names.get(slot.key, "constant") for slot in slots},
         assumed=tower.assumed,
         image_processor=AlignImageProcessor(**tower.preprocessing),
-        license={"license": "apache-2.0"} if path.suffix == ".h5" else {},  # a state dict may be anybody's
+        license={"license": "apache-2.0"} if path.suffix == ".h5" else {},  # a state dict may come from anyone
     )

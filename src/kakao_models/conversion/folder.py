@@ -87,8 +87,8 @@ def read_folder(folder: Path, **overrides: Any) -> SourceCheckpoint:
         family = "efficientnet"
         if "classifier.bias" in shapes:
             raise ValueError(
-                "the weights have a classifier on ALIGN's image tower, which no original program has to convert from. "
-                "AlignForImageClassification.from_pretrained reads such a folder as it is"
+                "the weights have a classifier on ALIGN's image tower, which the original code cannot have. "
+                "AlignForImageClassification.from_pretrained loads this folder without a conversion"
             )
     parts = [config, *(getattr(config, name) for name in config.sub_configs)]
     check_overrides(overrides, parts, f"{folder / 'config.json'} says")

@@ -1,7 +1,7 @@
-"""Google's published ViT, an .npz of the program vision_transformer (also those of AugReg): read tensor by tensor.
+"""Google's published ViT, an .npz of google-research/vision_transformer (also of AugReg): read tensor by tensor.
 
-Its tensors are presented under the keys of the original TPU program, key_layout "model" or "backbone", so that everything after
-is the same for both. The two programs compute the same function: tanh-approximated GELU, LayerNorm with 1e-6, images in
+Its tensors are presented under the keys of the original TPU code, key_layout "model" or "backbone", so that everything after
+is the same for both. Both implementations compute the same function: tanh-approximated GELU, LayerNorm with 1e-6, images in
 -1..1 that were resized to a square.
 
 Axes: D width  N heads  K width per head  M inner width  O output  H, W, I of a patch
@@ -133,9 +133,11 @@ def _header(file, size: int, name: str) -> tuple[int, ...]:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{name} is not a numpy array ({error})") from error
     if dtype.hasobject:
-        raise ValueError(f"{name} holds pickled Python objects, expected numbers. Nothing of it was run")
+        raise ValueError(f"{name} holds pickled Python objects, expected numbers. None of them was loaded")
     if math.prod(shape) * dtype.itemsize != size - file.tell():
-        raise ValueError(f"{name} claims {dtype} {shape}, which is not the {size - file.tell()} bytes that follow")
+        raise ValueError(
+            f"{name} should hold {dtype} {shape}, but {size - file.tell()} bytes follow, which is another size"
+        )
     return shape
 
 

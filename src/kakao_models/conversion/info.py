@@ -19,7 +19,7 @@ from kakao_models.checkpoint.tensors import BUFFERS
 from kakao_models.files.atomic import sha256_of
 from kakao_models.inference.light_processors import preprocessing_class
 
-_UNKNOWN = "unknown"  # the dtype of a tensor whose file says it nowhere but beside the values
+_UNKNOWN = "unknown"  # the dtype of a tensor that its file gives only beside the values
 
 
 def describe_checkpoint(name_or_path: str | os.PathLike, **where: Any) -> dict:
@@ -27,7 +27,7 @@ def describe_checkpoint(name_or_path: str | os.PathLike, **where: Any) -> dict:
 
     Keys: name, folder (or None: then files were looked at on the Hub), model_type, dim, towers (image, text:
     kind, size, parameters, ...), parameters, preprocessing, files (name, bytes, sha256), tensors (name → dtype, shape).
-    Parameters are None of weights that would have to be downloaded to count them.
+    The number of parameters is None if weights would have to be downloaded to count them.
 
     Args:
         where: arguments of `fetch`.

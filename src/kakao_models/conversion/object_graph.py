@@ -1,4 +1,4 @@
-"""The keys of a TensorFlow 2 checkpoint and their meaning: paths through the objects of the program that wrote it.
+"""The keys of a TensorFlow 2 checkpoint and their meaning: paths through the objects of the process that wrote it.
 
 TensorFlow restores by walking the live objects from the root, child by child, along the names in the checkpoint's object
 graph (message TrackableObjectGraph, tensorflow/core/protobuf/trackable_object_graph.proto); the keys only say where a
@@ -27,9 +27,9 @@ def path_of(key: str) -> str:
     """
     path = key.removesuffix(SUFFIX)
     if path == key or not path or not all(path.replace(_SLOT, "/").split("/")) or path.count(_SLOT) > 1:
-        raise CheckpointError(f"{key}: not the key of a variable, <path>{SUFFIX}")
+        raise CheckpointError(f"{key}: expected the key of a variable, <path>{SUFFIX}")
     if any(name.startswith(".") for name in path.replace(_SLOT, "/").split("/")):
-        raise CheckpointError(f"{key}: it has reserved or escaped names, which the original code does not write")
+        raise CheckpointError(f"{key}: its names are reserved or escaped, which the original code never writes")
     return path
 
 
@@ -91,7 +91,7 @@ def object_graph(keys: Iterable[str]) -> bytes:
             add_variable(number_of(path), path, key)
             continue
         if variable not in numbers or not nodes[numbers[variable]][_ATTRIBUTES]:
-            raise CheckpointError(f"{key}: a slot, but {key_of(variable)} isn't there")
+            raise CheckpointError(f"{key}: it is a slot variable of {key_of(variable)}, which is missing")
         optimizer, _, name = slot.rpartition("/")
         owner, number = number_of(optimizer), add_node()
         reference = number_field(1, numbers[variable]) + bytes_field(2, name) + number_field(3, number)

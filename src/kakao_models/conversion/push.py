@@ -10,7 +10,7 @@ def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = Fa
     """Uploads a folder that `convert` made, if it still is what its report says.
 
     Args:
-        repo: "owner/name"; made if it is not there.
+        repo: "owner/name"; created if it does not exist.
         private: make a private repository.
         create_pr: upload as a pull request.
         dry_run: upload nothing.

@@ -40,7 +40,7 @@ def read_source(
         overrides: sizes that tensors do not show, see `recognize`.
 
     Raises:
-        ValueError: a broken file, a key of unknown kind, tensors of no known model, averages that are not there, or a symbolic
+        ValueError: a broken file, a key of unknown kind, tensors of no known model, missing averages, or a symbolic
             link that leads out of a folder.
         ImportError: a package that reads this format is missing.
     """
@@ -52,7 +52,7 @@ def read_source(
     if read is None:
         return _read_tensorflow(path, weights, expected, **overrides)
     if weights == "average":
-        raise ValueError(f"{path} holds no moving averages; its weights are the raw ones")
+        raise ValueError(f"{path} has no moving averages. Use the raw weights (--weights raw)")
     source = read(Path(path), **overrides)
     if expected not in (None, source.family):
         raise ValueError(f"{path} holds a model of family {source.family!r}, expected {expected!r}")
@@ -102,10 +102,14 @@ def _read_tensorflow(path: str | Path, weights: str | None, expected: str | None
         key.removesuffix(SUFFIX).removesuffix(_AVERAGE): key for key in kinds if key.endswith(_AVERAGE + SUFFIX)
     }
     if weights == "average" and not averages:
-        raise ValueError(f"{path} holds no moving averages (keys that end in {_AVERAGE}); its weights are the raw ones")
+        raise ValueError(
+            f"{path} has no moving averages (keys that end in {_AVERAGE}). Use the raw weights (--weights raw)"
+        )
     if averages and averages.keys() != raw.keys():
         differing = sorted(averages.keys() ^ raw.keys())
-        raise ValueError(f"{path}: moving averages are there for some weights only; they differ in {differing[:5]}")
+        raise ValueError(
+            f"{path}: only some weights have moving averages; the keys without a partner are {differing[:5]}"
+        )
     taken = weights or ("average" if averages else "raw")
     stored = averages if taken == "average" else raw
     shapes = {key: checkpoint.entries[name].shape for key, name in stored.items()}
@@ -144,5 +148,5 @@ def _original_processor(config: AlignConfig | ViTConfig) -> ImageProcessor:
     size = config.image_size
     if not config.representation_size:
         return ViTImageProcessor(preprocessing="tf", size=size)
-    shorter = {"shortest_edge": round(size * 256 / 224)}  # as the pretraining program evaluates
+    shorter = {"shortest_edge": round(size * 256 / 224)}  # as the pretraining code evaluates
     return ViTImageProcessor(preprocessing="tf", size=shorter, resample=4, do_center_crop=True, crop_size=size)

@@ -1,4 +1,4 @@
-"""Recognises the model in a checkpoint of an original program: family, key layout and sizes, from keys and shapes only.
+"""Recognises the model in a checkpoint of the original code: family, key layout and sizes, from keys and shapes only.
 
 What tensors do not show (the number of attention heads of an unpublished width, the resolution of ALIGN) is taken from the
 published models, or given as an override; an override that contradicts the tensors is an error.

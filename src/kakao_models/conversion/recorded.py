@@ -75,7 +75,7 @@ def _read_json(path: Path, family: str) -> Reference:
         shape = tuple(len(names) for names in lists.values())
         fits = expected.shape[: len(shape)] == shape and np.isfinite(expected).all()
         if not (named and fits and tolerance > 0):
-            raise ValueError(f"{output} has shape {expected.shape} for {shape} inputs")
+            raise ValueError(f"{output} has shape {expected.shape}, which does not fit {shape} inputs")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         names = "images, texts" if family == "align" else "images"
         raise ValueError(
@@ -113,7 +113,7 @@ def verify_against(reference: Reference, model: nn.Module, folder: Path) -> list
             raise ValueError(f"{name}: the model has no {output}; it gives {', '.join(outputs)}")
         got = outputs[output].numpy()
     if got.shape != reference.expected.shape:
-        raise ValueError(f"{name}: {output} has shape {reference.expected.shape}, the model gives {got.shape}")
+        raise ValueError(f"{name}: {output} has shape {reference.expected.shape}, but the model gives {got.shape}")
     difference = float(np.abs(got - reference.expected).max())
     scale = root_mean_square(reference.expected)
     limit = reference.tolerance * (1 if output.startswith("logits") else max(1, scale))  # features have any scale

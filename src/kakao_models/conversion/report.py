@@ -38,7 +38,7 @@ def verify_report(
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         files, tensors = dict(report["files"]), dict(report["tensors"])
     except FileNotFoundError as error:
-        raise OSError(f"{folder} has no {REPORT}, which `kakao-models convert` leaves beside what it writes") from error
+        raise OSError(f"{folder} has no {REPORT}. Was it made by `kakao-models convert`?") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / REPORT} is not the report of a conversion ({error!r})") from error
     wrong = []
@@ -57,7 +57,7 @@ def verify_report(
     try:
         for place, (key, array) in enumerate(read_tensors(folder), 1):
             if key not in tensors:
-                wrong.append(f"{key}: a tensor the report does not know")
+                wrong.append(f"{key}: a tensor that the report does not list")
             elif digest_of(array) != tensors.pop(key)["sha256"]:
                 wrong.append(f"{key}: not the tensor that was written")
             advance("tensors", place, known)

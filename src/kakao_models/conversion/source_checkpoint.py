@@ -1,4 +1,4 @@
-"""The input of a conversion, whatever its format: tensors with the keys and layout of the original checkpoints."""
+"""The input of a conversion, in any format: tensors with the keys and layout of the original checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from kakao_models.vit.config import ViTConfig
 
 @dataclass(frozen=True)
 class SourceCheckpoint:
-    """A checkpoint of an original program, or one that is presented with the keys and layout of such a checkpoint."""
+    """A checkpoint of the original code, or one that is presented with the keys and layout of such a checkpoint."""
 
     family: str  # "align", "vit", or "efficientnet" for only ALIGN's image tower
     config: AlignConfig | ViTConfig | AlignVisionConfig

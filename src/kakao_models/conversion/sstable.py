@@ -35,7 +35,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
         meta, position = _read_handle(footer, 0)
         index, position = _read_handle(footer, position)
         if footer[position:].strip(b"\0"):
-            raise CheckpointError("bytes after the two handles")
+            raise CheckpointError("extra bytes after the two handles")
     with within("index of blocks"):
         blocks = list(_entries(_block(data, *index, body)))
     table: dict[bytes, bytes] = {}
@@ -44,11 +44,11 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
         with within(f"block {handle.hex()}"):
             (offset, size), used = _read_handle(handle, 0)
             if used != len(handle) or offset < end:
-                raise CheckpointError("not after the block before it")
+                raise CheckpointError("it must begin after the end of the block before it")
             end = offset + size + _TRAILER
             for key, value in _entries(_block(data, offset, size, body)):
                 if last is not None and key <= last:
-                    raise CheckpointError(f"key {key!r} comes after {last!r}")
+                    raise CheckpointError(f"key {key!r} comes after {last!r}, expected increasing keys")
                 if len(table) == MAX_ENTRIES:
                     raise CheckpointError(f"more than {MAX_ENTRIES} keys")
                 table[key], last = value, key
@@ -57,7 +57,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
             last = bound if bound > last else last
     with within("index of filters"):  # TensorFlow writes none; checked so that no damaged file is taken for a sound one
         if meta[0] < end or list(_entries(_block(data, *meta, body))):
-            raise CheckpointError("not an empty block after the others")
+            raise CheckpointError("expected an empty block after the others")
     return table
 
 
@@ -71,7 +71,7 @@ def _block(data: bytes, offset: int, size: int, body: int) -> bytes:
     """The content of a block; its checksum is verified."""
     end = offset + size
     if end + _TRAILER > body:
-        raise CheckpointError(f"a block from byte {offset} to {end + _TRAILER}, of {body}")
+        raise CheckpointError(f"a block ends at byte {end + _TRAILER} (from {offset}), expected at most {body}")
     stored = int.from_bytes(data[end + 1 : end + _TRAILER], "little")
     if stored != mask(google_crc32c.value(data[offset : end + 1])):
         raise CheckpointError(f"the checksum of bytes {offset} to {end} is wrong: the file is damaged")
@@ -85,7 +85,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 - 4 * restarts
     if len(block) < 8 or end < 0 or not 0 < restarts <= MAX_ENTRIES:
-        raise CheckpointError(f"a block of {len(block)} bytes with {restarts} restarts")
+        raise CheckpointError(f"a block of {len(block)} bytes cannot have {restarts} restarts")
     starts = {0}  # positions at which a key is stored in full
     key, position, count = b"", 0, 0
     while position < end:
@@ -97,7 +97,9 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         added, position = read_varint(block, position, end)
         size, position = read_varint(block, position, end)
         if shared > len(key) or position + added + size > end or shared + added > MAX_KEY:
-            raise CheckpointError(f"after key {key!r}: {shared} shared and {added} new bytes, and {size} of the value")
+            raise CheckpointError(
+                f"the entry after key {key!r} has impossible sizes: {shared} shared bytes, {added} new bytes, {size} bytes of value"
+            )
         if shared == 0:
             starts.add(start)
         key = key[:shared] + block[position : position + added]
@@ -105,7 +107,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield key, block[position - size : position]
     places = struct.unpack_from(f"<{restarts}I", block, end)
     if places[0] != 0 or any(a >= b for a, b in zip(places, places[1:])) or not starts.issuperset(places):
-        raise CheckpointError("restarts at places where no key begins")
+        raise CheckpointError("its restarts point to places where no key begins")
 
 
 def write_table(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -34,7 +34,7 @@ class TensorFlowCheckpoint:
     files: tuple[Path, ...]  # the index, then the data files
 
     def read(self, key: str) -> np.ndarray:
-        """The tensor of `key`, in memory of its own. bfloat16 is widened to float32; strings are bytes objects.
+        """The tensor of `key`, in its own memory. bfloat16 is widened to float32; strings are bytes objects.
 
         Raises:
             CheckpointError: no such key, or its bytes aren't those that were written.
@@ -91,12 +91,12 @@ def write_checkpoint(
 ) -> TensorFlowCheckpoint:
     """Writes a checkpoint that TensorFlow 2 restores: one data file, an index, and the folder's file `checkpoint`.
 
-    The index appears after the complete data file: whatever stops the program before leaves no checkpoint.
+    The index is written after the complete data file: a process that stops before leaves no checkpoint.
 
     Args:
         prefix: path without suffix; its folder exists, the checkpoint doesn't.
         tensors: by key (path + SUFFIX) arrays or strings, or functions that give them, which are called one by one:
-            no more than one tensor is held. Their order is the order in the data file.
+            only one tensor is held in memory. Their order is the order in the data file.
         graph: the message of the object graph, by default of the smallest for these keys.
 
     Raises:
@@ -106,9 +106,9 @@ def write_checkpoint(
     prefix = Path(prefix)
     index = _add(prefix, ".index")
     if index.exists():
-        raise FileExistsError(f"{index} exists. Remove that checkpoint, or choose another name")
+        raise FileExistsError(f"{index} already exists. Remove that checkpoint, or choose another name")
     if OBJECT_GRAPH in tensors:
-        raise ValueError(f"{OBJECT_GRAPH} is among the tensors. Pass it as graph")
+        raise ValueError(f"tensors must not include {OBJECT_GRAPH}. Pass it as graph")
     graph = object_graph(tensors) if graph is None else graph
     state, data = prefix.with_name("checkpoint"), _add(prefix, ".data-00000-of-00001")
     # All are complete before one gets its name: the last named here first.
@@ -185,7 +185,7 @@ def _check_places(entries: Mapping[str, bundle.BundleEntry], shards: list[Path],
     shard, end, before = 0, 0, ""
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset, item[1].size)):
         if entry.shard >= len(shards):
-            raise CheckpointError(f"tensor {key}: in data file {entry.shard}, of {len(shards)}")
+            raise CheckpointError(f"tensor {key} is in data file {entry.shard} (from 0), but there are only {len(shards)}")
         if entry.shard != shard:
             shard, end = entry.shard, 0
         if entry.offset + entry.size > sizes[shard]:
@@ -194,7 +194,7 @@ def _check_places(entries: Mapping[str, bundle.BundleEntry], shards: list[Path],
                 f"which has {sizes[shard]}. Is the download complete?"
             )
         if entry.offset < end and entry.size:
-            raise CheckpointError(f"tensor {key}: its bytes are those of {before} as well")
+            raise CheckpointError(f"tensor {key}: its bytes overlap those of {before}")
         end, before = max(end, entry.offset + entry.size), key
 
 

@@ -196,7 +196,7 @@ def _side_by_side(
         got = got[0] if isinstance(got, tuple) else got
         stage, values = next(expected, ("its end", None))
         if stage != name:
-            raise RuntimeError(f"the converted model is at {name}, the reference at {stage}")
+            raise RuntimeError(f"the converted model is at {name}, but the reference is at {stage}")
         stages.append(compare(name, turned(got.numpy()), values))
 
     hooks = [
@@ -210,7 +210,7 @@ def _side_by_side(
         for hook in hooks:
             hook.remove()
     if rest := [name for name, _ in expected]:
-        raise RuntimeError(f"the converted model is at its end, the reference at {rest[0]}")
+        raise RuntimeError(f"the converted model has ended, but the reference continues with {rest[0]}")
     return stages
 
 

@@ -1,4 +1,4 @@
-"""The command `kakao-models data`: one short function per verb, no logic of its own."""
+"""The command `kakao-models data`: one short function per verb, without logic."""
 
 import functools
 import os
@@ -46,15 +46,13 @@ class _Group(TyperGroup):
                 raise KeyboardInterrupt from error
             if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
                 raise
-            # What follows is our own query, or options of DuckDB that this command has not.
+            # The rest of the message is the query, or options of DuckDB that this command does not have.
             reason = re.split(r"\n\nLINE |\n\nJVM stacktrace|\n\s*Possible (?:fixes|Solution)", str(error))[0].strip()
             file = re.search(r"^  file = (.+)$", str(error), re.MULTILINE)
             raise ValueError(f"{file[1]}: {reason}" if file else f"{type(error).__name__}: {reason}") from error
 
 
-app = group(
-    "Look at image-text data such as COYO, filter it, download it, and turn it into training shards.", cls=_Group
-)
+app = group("Inspect, filter and download image-text data such as COYO, and turn it into training shards.", cls=_Group)
 
 
 @app.callback()
@@ -67,9 +65,9 @@ def _check_extra() -> None:
 _run = functools.partial(typer.Option, rich_help_panel="Run")
 _SOURCE = "A .parquet, .csv or .jsonl file, a pattern or folder of such, or hf://owner/name."
 SourceArgument = Annotated[str, typer.Argument(help=_SOURCE)]
-Backend = Annotated[str, _run(help="Engine of tables: duckdb or pyspark.")]
+Backend = Annotated[str, _run(help="Engine that processes tables: duckdb or pyspark.")]
 MemoryLimit = Annotated[str | None, _run(help="Memory limit of DuckDB, such as 8GB.")]
-Threads = Annotated[int | None, _run(min=1, help="Number of DuckDB's threads.")]
+Threads = Annotated[int | None, _run(min=1, help="Number of DuckDB threads.")]
 Spill = Annotated[Path | None, _run(help="Folder for temporary data that do not fit in memory.", file_okay=False)]
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder to create.", show_default=False, callback=not_standard)
@@ -93,13 +91,13 @@ def preview(
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     image_column: ImageColumnOption = None,
-    split: Annotated[str, typer.Option(help="Split of a data set of the Hub.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of a data set on the Hub.")] = "train",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an image.")] = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Show the first rows, and what differs from COYO's published columns.
 
-    Of a data set of the Hub only these rows are downloaded.
+    For a data set on the Hub, only these rows are downloaded.
 
     [b]Examples[/b]
 
@@ -186,14 +184,16 @@ def filter_(
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe: coyo, align, or a YAML file.")] = None,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", "-f", help="A filter, as NAME or NAME:parameter=value,...; may be repeated."),
+        typer.Option("--filter", "-f", help="Filter, as NAME or NAME:parameter=value,...; may be repeated."),
     ] = None,
     join: Annotated[
-        str | None, typer.Option(help="A table with further columns by id, such as the align_score of data embed.")
+        str | None, typer.Option(help="Table whose columns are added by id, such as the align_score of data embed.")
     ] = None,
     approximate: Annotated[
         int | None,
-        typer.Option(metavar="BITS", help="Count digests of so many bits, in one pass: faster, not exact."),
+        typer.Option(
+            metavar="BITS", help="Count duplicates in one pass, by digests of this many bits: faster, but not exact."
+        ),
     ] = None,
     list_filters: Annotated[bool, typer.Option("--list", help="List the filters.")] = False,
     as_json: JsonOption = False,
@@ -202,9 +202,9 @@ def filter_(
     threads: Threads = None,
     spill: Spill = None,
 ) -> None:
-    """Keep the rows that pass all filters; say for each how many it kept and dropped.
+    """Keep the rows that pass all filters, and report how many rows each filter kept and dropped.
 
-    Filters are applied in their order, those of --recipe first. --list names them all.
+    Filters are applied in the given order, those of --recipe first. --list shows all filters.
 
     [b]Examples[/b]
 
@@ -227,7 +227,7 @@ def filter_(
 
     chosen = (read_recipe(recipe) if recipe else []) + parse_flags(filters or [])
     if source is None:
-        raise typer.BadParameter("name the table to filter")
+        raise typer.BadParameter("SOURCE is missing: name the table to filter")
     if not chosen:
         raise typer.BadParameter("give --recipe or --filter; --list shows the filters")
     connection = connect(backend, memory_limit=memory_limit, threads=threads, spill=spill)
@@ -263,9 +263,9 @@ def label_stats_(
     threads: Threads = None,
     spill: Spill = None,
 ) -> None:
-    """Labels per image, different labels and images left for thresholds on COYO-Labeled-300M's probabilities.
+    """Count labels per image, distinct labels and remaining images for thresholds on COYO-Labeled-300M's probabilities.
 
-    With --output and --threshold also write lists of labels, as training of a ViT reads them.
+    With --output and --threshold, also write lists of labels for training a ViT.
 
     [b]Examples[/b]
 
@@ -274,7 +274,7 @@ def label_stats_(
       kakao-models data label-stats coyo-labeled/ --thresholds 0.2 --threshold 0.2 -o labels-0.2/
     """
     if (output is None) != (threshold is None):
-        raise typer.BadParameter("--output and --threshold go together")
+        raise typer.BadParameter("--output and --threshold need each other: give both or neither")
     if output and output.exists():
         raise FileExistsError(f"{output} already exists. Choose another name, or remove it first.")
     from kakao_models.data.labels import THRESHOLDS, label_stats, to_multilabel
@@ -313,13 +313,13 @@ def shard(
     image_column: ImageColumnOption = None,
     caption_column: CaptionColumnOption = None,
     label_column: LabelColumnOption = None,
-    seed: Annotated[int | None, typer.Option(help="Shuffle with this seed; none: keep the order.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for shuffling; by default the order is kept.")] = None,
     per_shard: PerShard = 10_000,
     image_size: ImageSize = None,
     workers: Workers = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn local images and captions into shards that training reads. Broken ones are left out and listed.
+    """Turn local images and captions into shards for training. Unreadable images are left out and listed.
 
     [b]Examples[/b]
 
@@ -350,7 +350,7 @@ def shard(
 @app.command(no_args_is_help=True)
 def download(
     source: Annotated[
-        str, typer.Argument(help="A table with url, and text where there is any: .parquet, .csv, .jsonl.")
+        str, typer.Argument(help="Table with a column url, and text if it has captions: .parquet, .csv, .jsonl.")
     ],
     output: OutputFolder,
     image_column: ImageColumnOption = None,
@@ -365,10 +365,10 @@ def download(
         int, typer.Option(min=1, help="Refuse images of more pixels than this, before they are decoded.")
     ] = MAX_PIXELS,
     timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of an attempt in seconds.")] = 10.0,
-    retries: Annotated[int, typer.Option(min=0, help="Number of retries in a run.")] = 1,
-    attempts: Annotated[int, typer.Option(min=1, help="Number of attempts per address over all runs.")] = 6,
+    retries: Annotated[int, typer.Option(min=0, help="Number of retries per URL in this run.")] = 1,
+    attempts: Annotated[int, typer.Option(min=1, help="Largest number of attempts per URL over all runs.")] = 6,
     per_shard: PerShard = 10_000,
-    dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write failed addresses to this .csv.")] = None,
+    dead: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write failed URLs to this .csv.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw success rates into this .png or .jpg.")] = None,
     threads: Annotated[int, _run(min=1, help="Number of connections per process.")] = 32,
     workers: Workers = 1,
@@ -382,7 +382,7 @@ def download(
 ) -> None:
     """Download the images of a table into tars for training. Rerun the command to resume and to retry failures.
 
-    A second run retries the failures of the first. Failed downloads are not an error; they are listed in the report.
+    Failed downloads are not an error; they are listed in the report.
 
     [b]Example[/b]
 
@@ -426,7 +426,10 @@ def embed(
     ],
     output: OutputFolder,
     what: Annotated[
-        str, typer.Option(help="Embeddings of images or texts, or score: the cosine of each image and its text.")
+        str,
+        typer.Option(
+            help="Result to write: embeddings of images or of texts, or score (the cosine of each image and its text)."
+        ),
     ] = "images",
     image_column: ImageColumnOption = None,
     caption_column: CaptionColumnOption = None,
@@ -474,10 +477,10 @@ def embed(
 @app.command(no_args_is_help=True)
 def verify(
     folder: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="A folder that shard, download or embed made.")
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder that shard, download or embed wrote.")
     ],
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of what is wrong.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the differences as a JSON list.")] = False,
 ) -> None:
     """Check every file against the folder's manifest: rows, bytes, SHA-256. Exit code 1 if anything differs.
 

@@ -1,7 +1,7 @@
 """Counts over a whole table, exact, in memory that does not grow with the length of its texts.
 
 What is rare cannot be frequent: texts are counted by a 64-bit digest first, and only the rows whose digest was seen often
-enough are counted by themselves. Two texts with one digest cost a little time there, and change nothing.
+enough are counted exactly. Two texts with one digest cost a little time there, and change nothing.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Context:
     """Input of a filter of frequencies besides the rows that the filters before it kept.
 
     raw: the table before any filter.
-    digest_bits: count digests of so many bits, in one pass, rather than texts; None is exact.
+    digest_bits: count digests of this many bits, in one pass, rather than texts; None is exact.
     hold: computes a table now and keeps it for as long as the filters run.
     """
 

@@ -43,8 +43,8 @@ class Account:
         lines.append(f"{self.kept:,} of {self.rows:,} rows kept{share} in {self.seconds:.1f} s")
         if self.digest_bits is not None:
             lines.append(
-                f"Frequencies are approximate: texts with one {self.digest_bits}-bit digest were counted together, so "
-                "they may be too high, never too low: some rows may have been dropped wrongly, none kept wrongly."
+                f"Frequencies are approximate: texts with the same {self.digest_bits}-bit digest were counted together. "
+                "Counts may be too high, so some rows may have been dropped wrongly. No row was kept wrongly."
             )
         return "\n".join(lines)
 
@@ -67,24 +67,24 @@ def curate(
     kept in a folder beside `output` until the end; the rows themselves are written once, at the end.
 
     Args:
-        output: the folder; it appears when all is done. None writes nothing, and gives the account alone.
-        digest_bits: count digests of so many bits (16 to 64) rather than texts, in one pass: counts are then too high
+        output: the folder; it appears when everything is done. None writes nothing, and only returns the report.
+        digest_bits: count digests of this many bits (16 to 64) rather than texts, in one pass: counts are then too high
             where texts share a digest, which drops rows wrongly and keeps none wrongly.
         copy: read the table once, into Parquet; worth it where reading is slow, as from text files or the Hub.
         spill: where `connection` moves what doesn't fit in memory; None: beside `output`.
         advance: is told each step before it starts.
 
     Raises:
-        FileExistsError: `output` is there, or another process works on it.
+        FileExistsError: `output` already exists, or another process works on it.
         ValueError: the table lacks a column that a filter needs.
         RuntimeError: the table changed while it was read.
     """
     if digest_bits is not None and digest_bits not in DIGEST_BITS:
         raise ValueError(f"digest bits: got {digest_bits}, expected a whole number from 16 to 64")
     if not filters:
-        raise ValueError("no filters are given")
+        raise ValueError("got no filters, expected at least one")
     start, steps = time.monotonic(), []
-    for item in filters:  # a missing column is said before anything is computed
+    for item in filters:  # a missing column is an error before anything is computed
         item.kind.apply(table, *([Context(table, digest_bits)] if item.kind.is_global else []), **item.parameters)
     with new_folder(output, connection, spill) as folder:
         numbers = itertools.count()
@@ -114,7 +114,7 @@ def curate(
             advance("writing")
             written = write_parquet(table, folder / "done")
             if written != rows:
-                raise RuntimeError(f"{written} rows were written, {rows} were counted. Did the table change meanwhile?")
+                raise RuntimeError(f"wrote {written} rows, but counted {rows} before. Did the table change meanwhile?")
     return Account(first, rows, tuple(steps), digest_bits, time.monotonic() - start)
 
 

@@ -46,7 +46,7 @@ def draw_success(folder: Path, hosts: int = 12):
                 errors[failure_kind(error)] += 1
                 failed[_host(url)] += 1
     if not rates:
-        raise ValueError(f"{folder}: no shard is finished")
+        raise ValueError(f"{folder}: this folder has no finished shard")
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.plot(range(len(rates)), rates, marker="." if len(rates) < 200 else None, color="#3b6ea5")

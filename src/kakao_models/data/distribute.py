@@ -1,6 +1,6 @@
 """The ranks of a job as processes of this machine, or as tasks of a Spark or Ray cluster.
 
-A rank is what `--rank` of `--world-size` does by hand: it takes each world-size-th shard, finds by itself what is done, and
+A rank is what `--rank` of `--world-size` does by hand: it takes each world-size-th shard, detects what is done, and
 writes into the job's folder, which all machines must see. So a repeated rank resumes where it failed.
 """
 
@@ -53,7 +53,7 @@ def all_ranks(
             of the one that Spark's configuration describes; "ray": tasks of the cluster that `ray.init()` finds. A
             cluster repeats a task that fails (`spark.task.maxFailures`; three times in Ray), but for a ValueError.
         output, parts: `run` writes output/00000.parquet, ... for each part; that is checked at the end.
-        advance: is told how many rows are done, rank by rank; by Spark at the end.
+        advance: called with the number of rows that are done, rank by rank; by Spark at the end.
         gpu: a task needs a GPU of its own, if the Ray cluster has any.
 
     Raises:
@@ -79,7 +79,9 @@ def all_ranks(
         results.append(result)
         advance(sum(part.stop - part.start for part in parts[rank::world_size]))
     if lost := [path for part in parts if not (path := output / f"{part.number:05d}.parquet").exists()]:
-        raise FileNotFoundError(f"{lost[0]} and {len(lost) - 1} others are missing. Do all machines see one {output}?")
+        raise FileNotFoundError(
+            f"{lost[0]} and {len(lost) - 1} others are missing. Do all machines share the folder {output}?"
+        )
     return results
 
 
@@ -104,7 +106,7 @@ def _on_spark(attempt: Callable, world_size: int) -> Iterator[tuple[int, Any]]:
     builder = SparkSession.builder.appName("kakao-models data").config("spark.ui.showConsoleProgress", "true")
     context = (SparkSession.getActiveSession() or builder.getOrCreate()).sparkContext
     if context.getConf().get("spark.speculation", "false") == "true":
-        raise ValueError("spark.speculation starts a rank a second time while the first is at work; turn it off")
+        raise ValueError("spark.speculation may run a rank twice at the same time: set it to false")
     try:
         yield from context.parallelize(range(world_size), world_size).map(attempt).collect()
     except (PySparkException, Py4JJavaError) as error:

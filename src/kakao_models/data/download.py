@@ -49,7 +49,7 @@ class Download:
     timeout: seconds for an attempt, everything together.
     max_bytes, max_pixels: larger files are refused, before they are read as a whole.
     min_size, max_aspect: smaller or longer pictures are refused; 0 and infinity: none.
-    image_size: pictures whose shorter side is larger are made so small; None keeps the server's bytes.
+    image_size: images are downscaled so that the shorter side is at most this; None keeps the server's bytes.
     """
 
     per_shard: int = 10_000
@@ -109,11 +109,11 @@ def download(
         workers: processes, a shard each.
         rank, world_size: every machine of several takes each `world_size`-th shard.
         distributor: run all ranks, by "multiprocessing", "pyspark" or "ray", as `distribute.all_ranks` does.
-        advance: is told how many rows are done.
+        advance: called with the number of rows that are done.
 
     Raises:
         ValueError: no column of addresses, or `output` is of another table.
-        FileExistsError: another process is at work with this rank.
+        FileExistsError: another process already works with this rank.
         FileNotFoundError: tasks of a cluster wrote where this machine sees nothing.
     """
     check_rank(rank, world_size, distributor)
@@ -152,8 +152,8 @@ def table_of_addresses(source: Any, columns: Columns = BY_NAME) -> Rows:
     if start and not (texts if named else any("://" in text for text in texts)):
         place = "it" if column is None else f"column {column!r}"
         raise ValueError(
-            f"{rows.name}: {place} holds {(texts or ['images'])[0]:.60}, not addresses such as https://...: name a table, and "
-            "its column of addresses with --image-column"
+            f"{rows.name}: {place} holds {(texts or ['images'])[0]:.60}, not URLs such as https://.... Give a table, and "
+            "name its column of URLs with --image-column"
         )
     return rows
 
@@ -249,7 +249,7 @@ def _got(outcome: dict, record: Sample, options: Download, stop: Future) -> tupl
     if min(width, height) < options.min_size:
         raise ImageError(url, f"smaller than {options.min_size} pixels")
     if max(width, height) > options.max_aspect * min(width, height):
-        raise ImageError(url, f"longer than {options.max_aspect:g} times its shorter side")
+        raise ImageError(url, f"its longer side is more than {options.max_aspect:g} times its shorter side")
     digest = hashlib.sha256(kept).hexdigest()
     success = {"status": "success", "final": True, "error": None, "kind": kind, "sha256": digest}
     return outcome | success | {"width": width, "height": height}, kept

@@ -1,7 +1,7 @@
 """A table of images or texts → embeddings in sharded Parquet, resumable at any point.
 
 A shard is written under a temporary name and renamed when it is on the disk; what a killed run leaves are whole shards,
-and the next run makes the others. Each shard is computed by itself, so that its rows don't depend on what came before.
+and the next run makes the others. Each shard is computed independently, so that its rows don't depend on what came before.
 """
 
 import json
@@ -77,11 +77,11 @@ def embed_table(
             pickled, so it must be a function that gives one.
 
     Returns:
-        the manifest when all shards are there, None while other ranks still work.
+        the manifest when all shards exist, None while other ranks still work.
 
     Raises:
         ValueError: `output` was begun with other settings, another model or source.
-        FileExistsError: it is a folder of something else, or another process is at work with this rank.
+        FileExistsError: the folder is not an output of this function, or another process already works with this rank.
     """
     check_rank(rank, world_size, distributor)
     rows = source if isinstance(source, Rows) else Rows(source, columns, NEEDS[settings.what])
@@ -91,7 +91,7 @@ def embed_table(
     begin(output, plan)
     if distributor:
         if not callable(embedder):
-            raise ValueError("embedder: got a model, expected a function that gives one, which each task calls")
+            raise ValueError("embedder: got a model, expected a function that returns one, because each task calls it")
         run = partial(embed_table, embedder, rows.where, output.absolute(), settings, columns=rows.columns, model=model)
         all_ranks(run, world_size, distributor, output=output, parts=parts, advance=advance, gpu=True)
     else:
@@ -162,7 +162,7 @@ def _finish(output: Path, parts: list[Part], plan: dict) -> dict | None:
         file = pq.ParquetFile(path)
         listed = (file.schema_arrow.metadata or {}).get(b"failures")
         if listed is None:
-            raise ValueError(f"{path}: data embed did not write this file. Remove it, and run again.")
+            raise ValueError(f"{path}: data embed did not write this file. Remove it, and rerun the command.")
         entries.append(entry(path, file.metadata.num_rows))
         failures += [{"name": name, "reason": reason} for name, reason in json.loads(listed)]
     return write_manifest(output, "embeddings", entries, plan=plan, failures=failures)

@@ -33,7 +33,7 @@ class Journal:
         self._file = open(path, "a+b")  # noqa: SIM115  closed by close()
         _lock(self._file, path)
         end = 0
-        with suppress(ValueError):  # a record that a kill cut short, or whose bytes changed
+        with suppress(ValueError):  # a record that was cut short or changed
             for start, length in scan_records(path):
                 metadata, _ = self._read(start, length)
                 self._places[metadata["row"]] = (start, length)  # a later record of a row replaces an earlier one
@@ -68,13 +68,13 @@ class Journal:
 
 
 def _lock(file, path: Path) -> None:
-    """Locks the file for this process, as long as it is open."""
+    """Locks the file for this process while it is open."""
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise FileExistsError(f"{path}: another process is at work on this shard") from None
+        raise FileExistsError(f"{path}: another process already works on this shard") from None
     except OSError:  # a file system without locks
         pass

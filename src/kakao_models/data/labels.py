@@ -83,7 +83,7 @@ def to_multilabel(table: ir.Table, threshold: float, *, most: int | None = None,
     """The table with `labels` as training reads them: the classes above a threshold, a list per row, without `label_probs`.
 
     Args:
-        most: keep so many labels of a row, the first ones; the published lists begin with the most likely. 1 makes
+        most: largest number of labels of a row to keep, the first ones; the published lists begin with the most likely. 1 makes
             data for a classifier of one class per image.
         keep_empty: keep rows without labels, of which training learns that they are of no class.
     """

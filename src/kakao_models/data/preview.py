@@ -55,7 +55,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     """Prints rows to the terminal, long values cut.
 
     Args:
-        columns: these alone; by default those of COYO that fit, or all of another table.
+        columns: columns to show; by default those of COYO that the table has, or all.
     """
     from rich.console import Console
     from rich.table import Table

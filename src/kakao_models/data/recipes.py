@@ -80,7 +80,7 @@ def read_recipe(source: str | Path) -> list[Filter]:
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected a list of filters, a line each, such as `- size: {{min: 200}}`")
+        raise ValueError(f"{path}: expected a list of filters, one per line, such as `- size: {{min: 200}}`")
     filters = []
     for number, entry in enumerate(entries, 1):
         if isinstance(entry, str):

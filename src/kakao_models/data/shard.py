@@ -55,13 +55,13 @@ def write_sample_shards(
         seed: shuffle all samples with this seed; None keeps their order.
         workers: processes, a shard each.
         name: what the manifest calls the source.
-        advance: is told how many samples are done.
+        advance: called with the number of samples that are done.
 
     Returns:
         the manifest: rows, format, seed, classes (their names, whose places are the labels), failures, shards.
 
     Raises:
-        FileExistsError: `output` is there.
+        FileExistsError: `output` already exists.
         ValueError: no sample could be read, or an option is wrong.
     """
     if options.format not in WRITERS:

@@ -13,7 +13,7 @@ from kakao_models.samples.coyo import Finding, check_columns, check_ranges, publ
 UNIQUE = ("url", "image_phash", "imagehash", "text")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BINS = 1000  # of columns that are no whole numbers, or of too many
-_WHOLE = 100_000  # so many whole numbers are counted one by one
+_WHOLE = 100_000  # up to this many integers are counted one by one
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _value(table: ir.Table, name: str) -> ir.Value:
 
 
 def _counts(table: ir.Table, name: str, low: float, high: float) -> tuple[tuple, tuple]:
-    """Values and how often they are there, in order."""
+    """Values and how often they occur, in order."""
     column = _value(table, name)
     if high == low or (column.type().is_integer() and high - low <= _WHOLE):
         key, edges = column, None

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextmanager
 def processes(count: int, start: Callable, *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `count` processes, in each of which `start(*arguments)` ran first.
+    """A pool of `count` processes; each runs `start(*arguments)` first.
 
     An executor of the standard library finishes all that was submitted when an exception leaves its block, and its
     processes outlive a SIGKILL of this one, still writing to files that the next run writes too. These do neither.
@@ -34,7 +34,9 @@ def processes(count: int, start: Callable, *arguments: Any) -> Iterator[ProcessP
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
-            raise ChildProcessError("a worker process was killed; was memory short? Use fewer workers.") from error
+            raise ChildProcessError(
+                "a worker process was killed. Was there too little memory? Use fewer workers."
+            ) from error
         raise
     else:
         pool.shutdown()

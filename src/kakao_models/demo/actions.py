@@ -54,18 +54,18 @@ def zero_shot(
 
     Args:
         photo: path of the uploaded file.
-        labels: one a line.
-        templates: sentences with {}, one a line; none: transformers' default.
+        labels: one per line.
+        templates: sentences with {}, one per line; none: transformers' default.
         second: name of the model to compare with, or nothing.
     """
     photo = _chosen(photo)
     names, sentences = read_lines(labels, "Labels"), read_lines(templates, "Templates")
     if not names:
-        raise ValueError("Write the labels to choose from, one a line")
+        raise ValueError("Write the labels to choose from, one per line")
     if len(names) * max(1, len(sentences)) > MAX_SENTENCES:
         raise ValueError(
             f"{len(names):,} labels in {len(sentences):,} templates are more than the {MAX_SENTENCES:,} sentences "
-            "that this page takes: kakao-models classify has no such limit"
+            "that this page accepts. kakao-models classify has no such limit"
         )
     results, problems = [], {}
     for name in dict.fromkeys([first, second] if second else [first]):
@@ -82,7 +82,7 @@ def vit_classes(models: Models, photo: str | None, name: str, loading: Loading) 
     classify = models.get(CLASSES, name, loading)
     model = classify.embedder.engine.model
     if classify.embedder.config.model_type != "vit" or not hasattr(model, "set_attn_implementation"):
-        missing = note("What the model looked at is shown of a ViT in PyTorch.")
+        missing = note("Only a ViT in PyTorch can show which patches it looked at.")
         return bars([(name, classify(photo))]) + missing, None
     plain = pipeline(CLASSES, model, image_processor=classify.embedder.image_processor)  # its own modules have to run
     with recorded_attention(model) as layers:
@@ -135,14 +135,14 @@ def search(
     results = said + strip(names, [uri for uri, _ in shown], captions, [share < least for share in fits])
     for term in terms:
         if isinstance(term, str) and (tokens := tokens_read(index.embedder, term)):
-            results += note(f"“{term[:40]}…” is longer than {tokens} tokens: the model reads its beginning.")
+            results += note(f"“{term[:40]}…” is longer than {tokens} tokens: only its beginning is used.")
     return results + _lost([reason for _, reason in shown]), [hit.path for hit in hits]
 
 
 def _relevances(index: SearchIndex, hits: list[Hit], least: float, by_image: bool) -> tuple[list[float], str]:
     """The relevance of each hit, none where it is not known, and what to say of them."""
     if by_image:
-        return [], note("By an image, the most similar are shown: relevance is known of texts alone.")
+        return [], note("These are the most similar images. Relevance is known only for texts.")
     try:
         relevance = index.relevance
     except (OSError, ValueError) as error:
@@ -184,7 +184,7 @@ def embedding_map(catalogue: Catalogue, method: str, count: int, loading: Loadin
 def _lost(reasons: list[str]) -> str:
     lost = list(filter(None, reasons))
     hint = "; start the page with --root FOLDER to show another folder" if any("folders" in r for r in lost) else ""
-    return note(f"{len(lost):,} pictures can't be shown: {lost[0]}{hint}") if lost else ""
+    return note(f"{len(lost):,} images can't be shown: {lost[0]}{hint}") if lost else ""
 
 
 def _as_seen(photo: Path, processor) -> Image.Image:
@@ -207,4 +207,4 @@ def _as_seen(photo: Path, processor) -> Image.Image:
 def _chosen(photo: str | None) -> Path:
     if not photo:
         raise ValueError("Choose an image first: drop one, or take one of the examples")
-    return Path(photo)  # a path, whatever it looks like: load_image would fetch a URL
+    return Path(photo)  # a path, regardless of how it looks: load_image would fetch a URL

@@ -59,7 +59,7 @@ _THEME = gr.themes.Default(
     block_info_text_color_dark="*neutral_400",
 )
 
-# Arguments of `launch`: of this computer alone, no public link, no file served but those of the page itself.
+# Arguments of `launch`: only this computer, no public link, no files except those of the page itself.
 LAUNCH = {
     "theme": _THEME,
     "css_paths": Path(__file__).parent / "style.css",
@@ -103,9 +103,9 @@ def _zero_shot(page: gr.Blocks, models: Models) -> None:
             photo = _photo("Photograph", value=str(bundled_photos()[0]))
             example = _examples(photo)
         with gr.Column():
-            labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one a line", lines=10, max_lines=12)
+            labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one per line", lines=10, max_lines=12)
             templates = gr.Textbox(
-                HYPOTHESIS_TEMPLATE, label="Templates, one a line; {} is the label", lines=1, max_lines=5
+                HYPOTHESIS_TEMPLATE, label="Templates, one per line; {} is the label", lines=1, max_lines=5
             )
             with gr.Row():
                 first = _model(models, "Model", models.offered[0])
@@ -158,16 +158,16 @@ def _search(catalogue: Catalogue) -> None:
             text = gr.Textbox(label="Text", placeholder=QUERIES[0], max_lines=3, lines=1)
             with gr.Row():
                 queries = [gr.Button(query, size="sm") for query in QUERIES]
-            least = gr.Slider(0, 1, 0.5, step=0.05, label="Relevance: grey below this probability that a text fits")
+            least = gr.Slider(0, 1, 0.5, step=0.05, label="Relevance: results below this probability are grey")
             button = gr.Button("Search", variant="primary")
         with gr.Column(elem_classes="km-found"):
             hint = note(f"Results from {catalogue.name} appear here. Click one to search with it.")
             results = gr.HTML(hint, js_on_load=_CHOOSE)
         with gr.Column(elem_classes="km-more"):
-            count = gr.Slider(1, 48, 12, step=1, label="How many")
+            count = gr.Slider(1, 48, 12, step=1, label="Number of results")
             text_weight = gr.Slider(0, 4, 2, step=0.1, label="Weight of the text")
-            words = gr.Textbox(label="Second text, to add or take away", placeholder="people", max_lines=3, lines=1)
-            words_weight = gr.Slider(-4, 4, -1, step=0.1, label="Its weight; below 0 takes it away")
+            words = gr.Textbox(label="Second text", placeholder="people", max_lines=3, lines=1)
+            words_weight = gr.Slider(-4, 4, -1, step=0.1, label="Weight of the second text (negative: less of it)")
             image = _photo("Image", 220)
             image_weight = gr.Slider(0, 4, 1, step=0.1, label="Weight of the image")
 
@@ -200,7 +200,7 @@ def _search(catalogue: Catalogue) -> None:
 def _map(catalogue: Catalogue) -> None:
     with gr.Row():
         method = gr.Radio(METHODS, value=METHODS[0], label="Projection")
-        count = gr.Slider(10, 500, 200, step=10, label="Photographs at most")
+        count = gr.Slider(10, 500, 200, step=10, label="Largest number of photographs")
     button = gr.Button("Draw", variant="primary")
     drawn = gr.HTML(note(f"A map of {catalogue.name}: similar photographs lie together."))
 
@@ -270,6 +270,6 @@ def _reporting(run: Callable, further: int = 0) -> Callable:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ImageError):  # where an upload lies is nobody's business
+    if isinstance(error, ImageError):  # the path of an upload stays private
         return f"{Path(error.source).name}: {error.reason}"
     return str(error) or type(error).__name__

@@ -30,7 +30,7 @@ class Catalogue:
         folder: where the page's own index is made.
         uri: address of an index. Without one, one of the photographs inside the package is made when it is first asked for,
             with the first model that is offered.
-        roots: pictures are shown from these folders alone, whatever paths an index holds.
+        roots: only images in these folders are shown, regardless of the paths in an index.
         token, collection: passed to `SearchIndex.open`.
 
     Raises:
@@ -54,11 +54,11 @@ class Catalogue:
         self._closed = False
         self.name = "the photographs inside the package" if uri is None else uri.rpartition("@")[2]  # no password
         self.thumbnail = lru_cache(maxsize=2048)(self._thumbnail)
-        if uri is not None:  # what is wrong with it is said before there is a page
+        if uri is not None:  # problems are reported before the page starts
             self._index = SearchIndex.open(uri, token=token, collection=collection)
             if (kind := self._index.metadata["kind"]) != "images":
                 self.close()
-                raise ValueError(f"{uri}: is an index of {kind}; the page shows images")
+                raise ValueError(f"{uri}: is an index of {kind}, but this page needs an index of images")
             if model := self._index.metadata["model"]:
                 models.offer(model)
 
@@ -82,7 +82,7 @@ class Catalogue:
         """The picture at a path of the index, of about that size.
 
         Raises:
-            ImageError: it can't be read, or lies in none of the folders that are shown.
+            ImageError: it can't be read, or is outside of the folders that may be shown.
         """
         picture = hit_picture(path, roots=self._roots, size_hint=(side, side))
         picture.thumbnail((side, side))
@@ -100,7 +100,7 @@ class Catalogue:
 
         Raises:
             OSError: its model is not available.
-            ValueError: a model of its name is there, but is another one.
+            ValueError: the model of this name has other weights.
         """
         if self._index is None:
             name = self._models.offered[0]

@@ -13,30 +13,32 @@ from kakao_models.verbs import BUNDLED_MODEL, MODEL_PANEL, ModelOptions, given, 
 _model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL)
 _database = functools.partial(typer.Option, rich_help_panel=DATABASE)
 _ALIGN = "A Hub id or a folder of an ALIGN; may be repeated. By default align-small."
-_VIT = "A Hub id or a folder of a ViT. By default kakaobrain/vit-large-patch16-384, fetched on first use."
+_VIT = "A Hub id or a folder of a ViT. By default kakaobrain/vit-large-patch16-384, downloaded on first use."
 _INDEX = "Index of kakao-models index build, or output of data embed; by default the photographs inside the package."
-_ROOT = "Show images of the index in this folder only; may be repeated. By default the current one."
+_ROOT = "Folder whose images the page may show; may be repeated. By default the current folder."
 
 
 @model_options("model", "revision", "batch_size", "fast_images")
 def demo(
     model: Annotated[list[str] | None, _model("--model", "-m", help=_ALIGN)] = None,
     vit: Annotated[str | None, _model(help=_VIT)] = None,
-    only: Annotated[bool, _model("--only", help="Visitors can't name further models.")] = False,
+    only: Annotated[bool, _model("--only", help="Do not let visitors load further models.")] = False,
     *,
     options: ModelOptions,
     index: Annotated[str | None, _database(metavar="URI", help=_INDEX)] = None,
     root: Annotated[list[Path] | None, _database(exists=True, file_okay=False, help=_ROOT)] = None,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other computers in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 allows access from other computers.")
+    ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port; by default the first free one from 7860.")
+        int | None, typer.Option(min=1, max=65535, help="Port to listen on; by default the first free one from 7860.")
     ] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
 ) -> None:
-    """Try everything on a web page: zero-shot, a ViT's classes, search, a map of embeddings. Ctrl-C ends it.
+    """Serve a local web page to try zero-shot, a ViT's classes, search and a map of embeddings. Ctrl-C ends it.
 
     [b]Examples[/b]
 

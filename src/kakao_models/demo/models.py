@@ -1,4 +1,4 @@
-"""The page's models: loaded when they are first asked for, and only so many kept."""
+"""The page's models: each is loaded on first use, and only a few stay in memory."""
 
 import threading
 from collections import OrderedDict
@@ -20,7 +20,7 @@ class Models:
         offered: names of ALIGN models to choose from, the first of which is chosen.
         vit: the ViT that is filled in.
         others: whether any other Hub id or folder may be named too.
-        kept: so many stay in memory, those used last.
+        kept: number of models that stay in memory, those used last.
         options: further arguments of `pipeline`, such as `device`.
     """
 

@@ -26,7 +26,7 @@ def bundled_labels() -> list[str]:
 def data_uri(picture: Image.Image, side: int) -> str:
     """The picture, at most `side` pixels wide and high, inside a URI: nothing has to be served.
 
-    It is drawn anew as WebP: what else is in a file, such as where it was taken, stays there.
+    It is encoded again as WebP, without the file's other data, such as where it was taken.
     """
     small = picture.copy()
     small.thumbnail((side, side), Image.Resampling.BICUBIC)
@@ -38,7 +38,7 @@ def data_uri(picture: Image.Image, side: int) -> str:
 def overlay(photo: Image.Image, heat: np.ndarray) -> Image.Image:
     """The photograph in grey with a glow where `heat` (H, W) is high: none at its least value, most at its greatest.
 
-    `heat` lies over the whole picture, whatever its shape, with linear interpolation between the patches' middles.
+    `heat` lies over the whole picture, regardless of its shape, with linear interpolation between the patches' middles.
     """
     low, high = float(heat.min()), float(heat.max())
     scaled = (heat - low) / (high - low) if high > low else np.zeros_like(heat)

@@ -10,7 +10,7 @@ SHOWN = 30  # labels with bars
 
 
 def message(text: str) -> str:
-    """A message that a screen reader says at once."""
+    """A message that a screen reader announces at once."""
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     return f'<p class="km-message" role="alert">{escape(text)}</p>'
 

@@ -183,7 +183,7 @@ def read_grouped(source: str, attribute_column: str, **options: str | None) -> G
     for row, sample in enumerate(dataset.scan()):
         if attribute_column not in sample.record:
             raise ValueError(
-                f"{source}: row {row} has no column {attribute_column!r}; there are {', '.join(sample.record)} and others"
+                f"{source}: row {row} has no column {attribute_column!r}; its columns include {', '.join(sample.record)}"
             )
         value = sample.record[attribute_column]
         groups.append("" if value is None else str(value).strip())
@@ -199,7 +199,7 @@ def read_grouped(source: str, attribute_column: str, **options: str | None) -> G
 
 
 CAUTION = (
-    "These figures hold for these images and groups only. A small gap here is no proof that the model treats groups alike; see "
+    "These figures hold for these images and groups only. A small gap here does not prove that the model treats groups alike; see "
     "docs/audit.md."
 )
 

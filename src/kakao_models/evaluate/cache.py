@@ -1,4 +1,4 @@
-"""Embeddings kept on disk by the content of what they were made of and of what made them."""
+"""Embeddings cached on disk, keyed by the content of their inputs and of the model."""
 
 import hashlib
 import itertools

@@ -42,7 +42,7 @@ def calibration_scores(confidences: np.ndarray, correct: np.ndarray, *, bins: in
     confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct)
     if confidences.ndim != 1 or confidences.shape != correct.shape or not len(confidences):
         raise ValueError(
-            f"confidences {confidences.shape} and correct {correct.shape}: expected the same number of each, at least one"
+            f"got confidences {confidences.shape} and correct {correct.shape}, expected the same number of each, at least one"
         )
     if correct.dtype != np.bool_:
         raise ValueError(f"correct: got {correct.dtype}, expected bool")

@@ -59,7 +59,7 @@ def class_names_of(keys: Sequence[str], classes: str | os.PathLike | None = None
         return read_class_names(classes, keys)
     if all(key.isdigit() or _WORDNET.fullmatch(key) for key in keys):
         raise ValueError(
-            f"{source}: its classes are called {', '.join(keys[:3])}, ...: give their names (--classes; in a recipe, "
+            f"{source}: its classes are named {', '.join(keys[:3])}, ...: give readable names (--classes; in a recipe, "
             "classes)"
         )
     return [key.replace("_", " ") for key in keys]

@@ -89,7 +89,7 @@ def classification_scores(
             raise ValueError("columns: got none, expected at least one class")
         if min(columns) < 0 or max(columns) >= classes or len(set(columns)) < len(columns):
             raise ValueError(
-                f"columns: expected different numbers below {classes}, got {min(columns)} to {max(columns)}"
+                f"columns: expected distinct numbers below {classes}, got {min(columns)} to {max(columns)}"
             )
         classes = len(columns)
     if labels.max() >= classes:
@@ -111,7 +111,7 @@ def real_scores(logits: np.ndarray, labels: Sequence[Sequence[int]], *, at: Sequ
     truth = _multi_hot(labels, logits.shape)
     kept = truth.any(1)
     if not kept.any():
-        raise ValueError("labels: no image has any")
+        raise ValueError("labels: no image has a label")
     right = np.take_along_axis(truth, _best(logits, max(at), None), 1)[kept]
     shares = {f"real_top{k}": float(right[:, :k].any(1).mean()) for k in at}
     return shares | {"real_images": int(kept.sum())}
@@ -134,7 +134,7 @@ def multilabel_scores(logits: np.ndarray, labels: np.ndarray | Sequence[Sequence
     truth = _multi_hot(labels, logits.shape)
     known = np.flatnonzero(truth.any(0))
     if not len(known):
-        raise ValueError("labels: no image has any")
+        raise ValueError("labels: no image has a label")
     per_class = {int(c): average_precision(logits[:, c], truth[:, c]) for c in known}
     counts, entropy = np.zeros((3, logits.shape[1])), 0.0  # true positives, predicted, positive; per class
     top1_prec, first_rank = np.zeros(len(logits), bool), np.zeros(len(logits), np.int64)

@@ -1,4 +1,4 @@
-"""The command `kakao-models evaluate`: one short function per task, no logic of its own."""
+"""The command `kakao-models evaluate`: one short function per task, without logic."""
 
 import functools
 import json
@@ -35,26 +35,31 @@ if TYPE_CHECKING:
     from kakao_models.evaluate.pairs import Pairs
     from kakao_models.evaluate.results import Result
 
-app = group("Measure a model: one command per number that papers and cards report.")
+app = group("Evaluate a model: one command for each kind of result in papers and model cards.")
 
 Dataset = TypeVar("Dataset", bound="Labelled | Captioned | Pairs")
 _model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL)
 _data = functools.partial(typer.Option, rich_help_panel=DATA_PANEL)
-_SOURCES = "A folder of class folders, a table, shards, or a data set of `datasets`."
-Cache = Annotated[Path | None, _model(help="Folder of kept embeddings, by content; default: in the user's cache.")]
-NoCache = Annotated[bool, _model("--no-cache", help="Keep no embeddings.")]
-Memory = Annotated[int, _model(min=1, help="MiB for tiles of similarities.")]
+_SOURCES = "Evaluation data: a folder of class folders, a table, shards, or a data set of `datasets`."
+Cache = Annotated[Path | None, _model(help="Folder that caches embeddings; by default one in the user's cache.")]
+NoCache = Annotated[bool, _model("--no-cache", help="Do not cache embeddings.")]
+Memory = Annotated[int, _model(min=1, help="Memory for tiles of similarities, in MiB.")]
 Data = Annotated[str, _data("--data", "-d", help=_SOURCES)]
-Split = Annotated[str | None, _data(help="Part of a data set that has several.")]
+Split = Annotated[str | None, _data(help="Split of the data set, if it has several.")]
 Name = Annotated[str | None, _data(help="Name of the data in the results, such as imagenet.")]
-Classes = Annotated[str | None, _data(help="A file of class names, or clip for CLIP's of ImageNet.")]
-Templates = Annotated[str, _data(help="small, clip (80), clip-simple (7), a file, or one template: 'a photo of a {}.'")]
+Classes = Annotated[str | None, _data(help="File of class names, or clip for CLIP's names of the ImageNet classes.")]
+Templates = Annotated[
+    str,
+    _data(
+        help="Prompt templates: small, clip (80), clip-simple (7), a file, or one template such as 'a photo of a {}.'"
+    ),
+]
 ResultOutput = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write results.json here; - for standard output.")
 ]
-PictureOutput = Annotated[Path | None, typer.Option(help="Also draw a picture, into this .png or .jpg.")]
-Train = Annotated[str, _data(help="The training data, in any form that --data takes.")]
-TrainSplit = Annotated[str | None, _data(help="Part of --train; by default that of --split.")]
+PictureOutput = Annotated[Path | None, typer.Option(help="Also draw a figure into this .png or .jpg.")]
+Train = Annotated[str, _data(help="Training data, in any form that --data accepts.")]
+TrainSplit = Annotated[str | None, _data(help="Split of --train; by default the value of --split.")]
 
 
 @dataclass
@@ -72,7 +77,7 @@ class TaskOptions(ModelOptions):
     max_memory: Memory = 512
 
     def start(self, *data: str, picture: Path | None = None):
-        """The `TaskRun` of these options. Refused first: data that are not there, and outputs that could not be written."""
+        """The `TaskRun` of these options. Missing data and outputs that could not be written are refused first."""
         check_picture(picture)
         if picture and not is_installed("matplotlib"):
             raise ImportError("--picture needs matplotlib: pip install 'kakao-models[evaluate]'")
@@ -190,25 +195,29 @@ def relevance(
     data: Data,
     options: TaskOptions,
     labelled: Annotated[
-        bool, _data("--labelled", help="Images have a label each, as for zero-shot; by default they have captions.")
+        bool, _data("--labelled", help="Read one label per image, as for zero-shot; by default captions are read.")
     ] = False,
     caption_column: CaptionColumnOption = None,
     words: Annotated[
         Path | None,
         _data(
-            "--words", exists=True, help="File of words to look for in captions, one a line; by default English nouns."
+            "--words",
+            exists=True,
+            help="File of words to look for in captions, one per line; by default English nouns.",
         ),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write the calibration here: it belongs into the model's folder, as calibration.json."),
+        typer.Option(
+            help="Write the calibration to this file. To use it, put it into the model's folder as calibration.json."
+        ),
     ] = None,
 ) -> None:
-    """Calibrate: learn from captions the probability that a text fits an image, and measure it on other words and images.
+    """Calibrate the probability that a text fits an image, and measure its error on held-out words and images.
 
-    A word fits the images in whose captions it is. The error is measured on halves of the words and of the images, after
-    fitting to the other halves. search and classify take --min-relevance with a model that has a calibration. Use images
-    that the model was not trained on: some hundred with several captions each.
+    A word fits an image if a caption of the image has it. The calibration is fitted to half of the words and images, and its
+    error is measured on the other half. A calibrated model supports --min-relevance in search and classify. Use a few hundred
+    images that the model was not trained on, with several captions each.
 
     [b]Example[/b]
 
@@ -243,15 +252,15 @@ def relevance(
 @model_options("fast_images", "srgb", "name", "split")
 def robustness(
     data: Annotated[
-        list[str], typer.Option("--data", "-d", help="A data set as NAME=PATH; repeat it, the unshifted data first.")
+        list[str], typer.Option("--data", "-d", help="Data set as NAME=PATH; may be repeated, the original data first.")
     ],
     options: TaskOptions,
     classes: Classes = None,
     templates: Templates = "small",
 ) -> None:
-    """Zero-shot accuracy and calibration on usual and on shifted data, such as ImageNet, -V2, -R and -A.
+    """Compare zero-shot accuracy and calibration on original and shifted data, such as ImageNet, -V2, -R and -A.
 
-    Each data set has the classes of its own folders; --classes has to name all of them.
+    The classes of a data set are its own folders; --classes has to name all of them.
 
     [b]Example[/b]
 
@@ -283,7 +292,7 @@ def classify(
         Path | None, typer.Option(exists=True, help="real.json of ImageNet-ReaL: also score against its labels.")
     ] = None,
     multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="Images have lists of labels: measure mean average precision.")
+        bool, typer.Option("--multi-label", help="Read a list of labels per image, and measure mean average precision.")
     ] = False,
     picture: PictureOutput = None,
 ) -> None:
@@ -325,7 +334,7 @@ def retrieval(
     captions: Annotated[int | None, typer.Option(min=1, help="Number of captions per image; by default all.")] = None,
     caption_column: CaptionColumnOption = None,
 ) -> None:
-    """Captions of images and images of captions: recall at 1, 5, 10, mean and median rank.
+    """Retrieve captions by image and images by caption: recall at 1, 5, 10, mean and median rank.
 
     [b]Example[/b]
 
@@ -355,7 +364,7 @@ def pairs(
     ] = None,
     caption_columns: Annotated[str | None, _data(help="Columns of its captions, in the same order.")] = None,
     group_column: Annotated[
-        str | None, _data(help="Column with the kind of each set, for scores of each kind.")
+        str | None, _data(help="Column with the category of each set, for scores per category.")
     ] = None,
     images: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the images that a .json names.")
@@ -418,7 +427,7 @@ def linear_probe(
     seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions with other splits.")] = 3,
     train_split: TrainSplit = None,
 ) -> None:
-    """Train a logistic regression on frozen features: its accuracy, with a confidence interval.
+    """Train a logistic regression on frozen features, and report its accuracy with a confidence interval.
 
     [b]Example[/b]
 
@@ -448,10 +457,10 @@ def similarity(
     options: TaskOptions,
     split: Annotated[str, typer.Option(help="Split: val or test.", rich_help_panel=DATA_PANEL)] = "test",
     positive: Annotated[
-        float, typer.Option(help="Pairs with at least this rating are right answers in retrieval.")
+        float, typer.Option(help="Lowest rating of a pair that counts as a right answer in retrieval.")
     ] = 3.0,
 ) -> None:
-    """Crisscrossed Captions: correlation with people's ratings (STS, SIS, SITS) and four retrieval tasks.
+    """Evaluate on Crisscrossed Captions: correlation with human ratings (STS, SIS, SITS), four retrieval tasks.
 
     [b]Example[/b]
 
@@ -463,7 +472,9 @@ def similarity(
     files = {kind: ratings / f"{kind}_{split}.csv" for kind in ("sts", "sis", "sits")}
     rated = {kind: read_ratings(path) for kind, path in files.items() if path.is_file()}
     if not rated:
-        raise ValueError(f"{ratings}: expected at least one of {', '.join(path.name for path in files.values())}")
+        raise ValueError(
+            f"{ratings}: expected a folder with at least one of {', '.join(path.name for path in files.values())}"
+        )
     captioned = options.rename(read_captioned(data, split=split, images=images))
     options.show(tasks.similarity(run, captioned, rated, positive=positive))
 
@@ -478,13 +489,13 @@ def audit(
     templates: Templates = "small",
     queries: Annotated[
         Path | None,
-        typer.Option(exists=True, help="File of texts that name no group, one a line: measure MaxSkew@k and NDKL."),
+        typer.Option(exists=True, help="File of texts that name no group, one per line; adds MaxSkew@k and NDKL."),
     ] = None,
     harmful: Annotated[
         Path | None,
-        typer.Option(exists=True, help="File of labels that must not be given, one a line: measure their rate."),
+        typer.Option(exists=True, help="File of harmful labels, one per line; adds the rate at which they are given."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of first images that count for MaxSkew@k.")] = 100,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of top results that count for MaxSkew@k.")] = 100,
     expected: Annotated[
         str, typer.Option(help="Expected share of a group: data (its share of all images) or uniform.")
     ] = "data",
@@ -493,7 +504,7 @@ def audit(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Model card whose bias section gets the table.")
     ] = None,
 ) -> None:
-    """Compare groups of images: recall, harmful labels, and who is found first (MaxSkew@k, NDKL), with intervals.
+    """Compare groups of images: recall, harmful labels, share of the first results (MaxSkew@k, NDKL), with intervals.
 
     [b]Example[/b]
 
@@ -533,14 +544,14 @@ def mieb(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Names of mteb's tasks, with commas; published: those with a published result of kakaobrain/align-base."
+            help="Names of mteb tasks, separated by commas; published: all with a published result of kakaobrain/align-base."
         ),
     ],
     options: TaskOptions,
 ) -> None:
     """Run tasks of mteb's image benchmark (MIEB), and compare with the published results of kakaobrain/align-base.
 
-    Needs mteb, and gets the data sets from the Hugging Face Hub.
+    This needs mteb, and downloads the data sets from the Hugging Face Hub.
 
     [b]Example[/b]
 
@@ -562,8 +573,8 @@ def report(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="The released checkpoint that the results are of, to judge them by its figures: kakaobrain/align-base. By "
-            "default it is found by the model's name."
+            help="Released checkpoint whose figures the results are compared with, such as kakaobrain/align-base. By "
+            "default it follows from the model's name."
         ),
     ] = None,
     output: Annotated[
@@ -571,7 +582,7 @@ def report(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Several results as one table, beside published figures and their sources.
+    """Show several results in one table, beside published figures and their sources.
 
     Figures of a released checkpoint are marked: reproduced, not reproduced, or other protocol.
 

@@ -115,8 +115,8 @@ def read_labelled(
     for row, (sample, labels) in enumerate(_scan(dataset)):
         if len(labels) > 1:
             raise ValueError(
-                f"{source}: row {row} has the labels {list(sample.labels)!r:.80}, expected one; several labels of an image are "
-                "read with --multi-label, another column with --label-column"
+                f"{source}: row {row} has the labels {list(sample.labels)!r:.80}, expected one. For several labels per image "
+                "use --multi-label, for another column --label-column"
             )
         numbers.append(labels[0] if labels else -1)
         names.append(sample.file)
@@ -125,7 +125,7 @@ def read_labelled(
         least = f"its {len(keys)} class names end before" if keys else f"expected class numbers below {_MOST_CLASSES:,}"
         raise ValueError(f"{source}: the labels reach {count - 1}, {least} (another column: --label-column)")
     if not count:
-        raise ValueError(f"{source}: no image has a label; another column is named with --label-column")
+        raise ValueError(f"{source}: no image has a label. Choose another column with --label-column")
     keys = keys or [str(number) for number in range(count)]
     return Labelled(name_of(source), Images(dataset), np.array(numbers, np.int64), keys, names if all(names) else None)
 

@@ -167,7 +167,7 @@ def vote(labels: np.ndarray, log_weights: np.ndarray | None = None) -> np.ndarra
     """The label (Q,) with the largest sum of weights among neighbours' labels (Q, K), the nearest first.
 
     Weights are exp(log_weights), (Q, K), added in float64 from the nearest on; None is one vote each. Of equal sums
-    that label wins whose first neighbour is nearest.
+    the label with the nearest first neighbour wins.
     """
     if log_weights is None:
         weights = np.ones(labels.shape)

@@ -76,7 +76,9 @@ def linear_probe_scores(
     if solver not in ("lbfgs", "sgd"):
         raise ValueError(f"solver: got {solver!r}, expected 'lbfgs' or 'sgd'")
     if not seeds or not strengths or min(strengths) <= 0:
-        raise ValueError(f"seeds {seeds}, strengths {strengths}: expected at least one of each, strengths above 0")
+        raise ValueError(
+            f"got seeds {seeds} and strengths {strengths}, expected at least one of each, and strengths above 0"
+        )
     x, test_x = _scaled(x, test_x, scale)
     per_seed, chosen, tried, per_class = [], [], [], []
     for seed in seeds:
@@ -131,7 +133,7 @@ def vtab_scores(
 def _result(
     per_seed: list[float], per_class: list[float], chosen: list[float], tried: list[dict], train: int, test: int
 ) -> LinearProbe:
-    """The mean over seeds, of which each has an entry in every list."""
+    """The mean over seeds; every list has one entry per seed."""
     mean, std = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else 0.0
     interval = _interval(mean, std, len(per_seed), test)
     return LinearProbe(mean, std, interval, float(np.mean(per_class)), per_seed, chosen, tried, train, test)

@@ -51,7 +51,7 @@ class MtebEncoder(AbsEncoder):
         options: further arguments of `Embedder`, such as framework="flax" or engine="openvino".
 
     Raises:
-        ValueError: the model reads no texts.
+        ValueError: the model has no text tower.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MtebEncoder(AbsEncoder):
         self.embedder = model_name
         if not self.embedder.engine.reads_texts:
             raise ValueError(
-                f"{self.embedder.name} reads no texts, which mteb compares with images. AlignModel reads both"
+                f"{self.embedder.name} has no text tower, but mteb compares texts with images. Use an AlignModel"
             )
         self.mteb_model_meta = _meta(self.embedder, revision)
 
@@ -81,9 +81,7 @@ class MtebEncoder(AbsEncoder):
             batches = list(inputs)
             has = set().union(*batches)
         if not {"text", "image"} & set(has):
-            raise ValueError(
-                f"mteb gave {', '.join(map(str, has))}, expected text or image: this model reads no others"
-            )
+            raise ValueError(f"mteb gave {', '.join(map(str, has))}, expected text or image")
         texts: list[str] = []
 
         def images() -> Iterator:
@@ -155,7 +153,7 @@ def run_tasks(embedder: Embedder, tasks: Sequence["str | AbsTask"], *, batch_siz
             metrics[name] = score
         else:
             logger.warning(
-                f"{name}: mteb gives {score}, so it is left out; a correlation with a constant is an example"
+                f"{name}: mteb gives {score}, so this task is left out (a correlation with a constant is undefined, for example)"
             )
         settings[f"{name} revision"] = result.dataset_revision
         details[name] = {split: [_numbers(part) for part in parts] for split, parts in result.scores.items()}

@@ -95,7 +95,7 @@ def read_pairs(
     counts = len(image_columns), len(caption_columns)
     if min(counts) > 1 and counts[0] != counts[1] or not all(counts):
         raise ValueError(
-            f"{source}: got {counts[0]} columns of images and {counts[1]} of captions, expected as many of each, or one of one kind"
+            f"{source}: got {counts[0]} columns of images and {counts[1]} of captions, expected the same number of each, or a single one of either"
         )
     keep = (group_column,) if group_column else ()
     pictures, texts, groups = [], [], None
@@ -111,14 +111,16 @@ def read_pairs(
                     f"{source}: row {row} has {len(sample.captions)} captions in the column {column!r}, expected one"
                 )
             if group_column and group_column not in sample.record:
-                raise ValueError(f"{source}: row {row} has no column {group_column!r}; expected one by --group-column")
+                raise ValueError(
+                    f"{source}: row {row} has no column {group_column!r}; choose another one with --group-column"
+                )
             texts[-1].append(sample.captions[0])
             groups.append(str(sample.record[group_column]) if group_column else "")
     if counts == (1, 1):
         if len(texts[0]) % 2:
             raise ValueError(
                 f"{source}: got {len(texts[0])} rows, expected an even number: with one column of images and one of captions, "
-                "two rows one after the other are a set"
+                "each pair of consecutive rows is a set"
             )
         pictures = [pictures[0].take(range(first, len(texts[0]), 2)) for first in (0, 1)]
         texts, groups = [texts[0][0::2], texts[0][1::2]], (groups or [])[0::2]
@@ -140,7 +142,7 @@ def _layout(source: str | os.PathLike, options: dict[str, Any]) -> tuple[Sequenc
         return images, captions
     known = "; ".join(f"{', '.join(images)} with {', '.join(captions)}" for images, captions in LAYOUTS[:3])
     raise ValueError(
-        f"{problem}. Name the columns with --image-columns and --caption-columns. Recognised are {known}, and others"
+        f"{problem}. Name the columns with --image-columns and --caption-columns. Recognised names include {known}"
     )
 
 
@@ -164,7 +166,7 @@ def pair_scores(image_embeds: np.ndarray, text_embeds: np.ndarray) -> PairScores
     (sets, images, width), texts = shapes[0], shapes[1][1]
     if min(images, texts) != 1 and images != texts or images == texts == 1:
         raise ValueError(
-            f"got {images} images and {texts} captions a set, expected as many of each, or one of one kind"
+            f"got {images} images and {texts} captions per set, expected the same number of each, or a single one of either"
         )
     rows = unit_rows("image_embeds", check_rows("image_embeds", image_embeds.reshape(-1, width)))
     columns = unit_rows("text_embeds", check_rows("text_embeds", text_embeds.reshape(-1, width)))

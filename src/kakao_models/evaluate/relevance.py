@@ -19,7 +19,10 @@ from .calibration import calibration_scores
 KNOTS = 32
 LEAST_PAIRS = 200  # that fit; with fewer, probabilities near 1 are of a handful
 HALVINGS = 10  # random halves of words and photographs to measure on
-_PHOTOGRAPHS, _SHARE = 5, 0.5  # a word has to be in the captions of so many photographs, and of no larger share of them
+_PHOTOGRAPHS, _SHARE = (
+    5,
+    0.5,
+)  # a word must be in the captions of at least this many photographs, and at most of this share of them
 _TOKEN = re.compile(r"[^\W\d_]+|[.,;]")
 # In English a noun stands between one of the first and one of the second, or at the end
 _BEFORE = frozenset("a an the his her their its two three four some many several".split())
@@ -32,7 +35,7 @@ _UNSEEN = frozenset(
 )
 _NOUN_SHARE = 0.15  # of a word's places, those between such words
 _LEVELS = (0.5, 0.7)
-_DRAWS, _CHOICE = 50, 10  # sets of labels from which "none of these" is told, and labels in each
+_DRAWS, _CHOICE = 50, 10  # label sets for measuring "none of these", and labels in each
 _NONSENSE = 100
 
 
@@ -72,8 +75,8 @@ def captioned_pairs(captions: Sequence[Sequence[str]], words: Sequence[str] | No
     kept = [word for word, row in fits.items() if _PHOTOGRAPHS <= row.sum() <= max(_SHARE * len(row), _PHOTOGRAPHS)]
     if len(kept) < 2:
         raise ValueError(
-            f"{len(captions):,} photographs share {len(kept)} words that the captions of {_PHOTOGRAPHS} or more, and of at most "
-            f"{_SHARE:.0%}, have: give more photographs, or --words where captions are not English"
+            f"{len(captions):,} photographs have {len(kept)} words that occur in the captions of at least {_PHOTOGRAPHS} and of at most "
+            f"{_SHARE:.0%} of them, expected at least 2: give more photographs, or --words if captions are not in English"
         )
     return Pairs(kept, np.array([fits[word] for word in kept]))
 
@@ -114,7 +117,7 @@ def fit_relevance(cosines: np.ndarray, fits: np.ndarray) -> Relevance:
     total = int(fits.sum())
     if total < LEAST_PAIRS or total == len(fits):
         raise ValueError(
-            f"{total:,} of {len(fits):,} pairs of a word and a photograph fit, expected at least {LEAST_PAIRS}, and some that don't: "
+            f"{total:,} of {len(fits):,} pairs of a word and a photograph fit, expected at least {LEAST_PAIRS}, and some that do not fit: "
             "give more photographs"
         )
     from sklearn.isotonic import IsotonicRegression

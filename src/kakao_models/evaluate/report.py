@@ -58,7 +58,7 @@ def markdown_report(
 
     Args:
         published: add the figures of `PUBLISHED` for the same task, data set and metric; source, protocol and date stand
-            below, and which of them a right port reproduces.
+            below, and which of them a correct port reproduces.
         everything: all metrics, instead of `HEADLINES`.
         checkpoint: the released checkpoint that all results are of, such as "kakaobrain/align-base"; by default the one that a
             result's model is called.
@@ -80,7 +80,7 @@ def markdown_report(
 
 
 def _provenance(figure: Published) -> str:
-    reproducible = ". A right port of the released checkpoint reproduces these" if figure.reproducible else ""
+    reproducible = ". A correct port of the released checkpoint reproduces these" if figure.reproducible else ""
     return figure.provenance + reproducible
 
 

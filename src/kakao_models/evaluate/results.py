@@ -43,7 +43,7 @@ class Result:
         return json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
 
     def write(self, path: str | os.PathLike) -> None:
-        """The file is complete or not there."""
+        """The file is written completely or not at all."""
         write_text(Path(path), self.to_json() + "\n")
 
     @classmethod

@@ -1,7 +1,7 @@
 """Image-text retrieval: recall at 1, 5, 10 and ranks, both ways.
 
 A rank is the place, counted from 1, of the first right answer among all answers, the most similar first; how equal
-similarities are ordered is said in `tiles`. Recall at k is the share of queries with a rank of at most k. This is
+similarities are ordered is described in `tiles`. Recall at k is the share of queries with a rank of at most k. This is
 `retrieval_score` of coyo-align (evaluate/eval_retrieval.py), which ranks by `tf.math.top_k`.
 
 Axes: I images  C captions  Q queries  T targets  D width
@@ -81,7 +81,7 @@ def retrieval_scores(
     if (missing := _first_missing(rows, len(images))) is not None:
         raise ValueError(f"image {missing} (id {image_ids[missing]!r}) has no caption: no text has its id")
     if (missing := _first_missing(columns, len(texts))) is not None:
-        raise ValueError(f"text {missing} is of image {text_ids[missing]!r}, which is not among the images")
+        raise ValueError(f"text {missing} belongs to image {text_ids[missing]!r}, which is not among the images")
     image_ranks, text_ranks = _ranks(images, texts, rows, columns, max_memory, both=True)
     return Retrieval(Ranking.of(image_ranks, len(texts), at), Ranking.of(text_ranks, len(images), at))
 

@@ -33,7 +33,7 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's correlation, in -1..1: over bootstrap samples, and of all pairs at once."""
+    """Spearman's correlation, in -1..1: over bootstrap samples, and of all pairs."""
 
     mean: float
     std: float
@@ -110,7 +110,7 @@ def similarity_scores(
     ratings, similarities = np.asarray(ratings, np.float64), np.asarray(similarities, np.float64)
     if ratings.ndim != 1 or ratings.shape != similarities.shape or len(ratings) < 4:
         raise ValueError(
-            f"ratings {ratings.shape}, similarities {similarities.shape}: expected as many of each, at least 4"
+            f"got ratings {ratings.shape} and similarities {similarities.shape}, expected the same number of each, at least 4"
         )
     if not (np.isfinite(ratings).all() and np.isfinite(similarities).all()):
         raise ValueError("ratings and similarities: expected finite numbers")
@@ -123,7 +123,9 @@ def similarity_scores(
     if samples < 1:
         raise ValueError(f"samples: got {samples}, expected at least 1")
     if place.max() < 1:
-        raise ValueError("queries: all pairs are of one query, and a sample has one pair of each: expected at least 2")
+        raise ValueError(
+            "queries: all pairs have the same query, expected at least 2 queries, because a sample takes one pair of each"
+        )
     order = np.argsort(place, kind="stable")
     counts = np.bincount(place)
     starts = np.cumsum(counts) - counts

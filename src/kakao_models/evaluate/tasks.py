@@ -84,7 +84,7 @@ def zero_shot(
 
 
 def _list_settings(kind: str, texts: Sequence[str], lists: Mapping[str, str | None], whole: bool = True) -> dict:
-    """A list of texts in the settings of a result: itself, what it is called, and the SHA-256 of its lines."""
+    """A list of texts in the settings of a result: the texts, their name, and the SHA-256 of the lines."""
     digest = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     name = lists.get(kind)
     called = {f"{kind}_from": Path(name).name if Path(name).is_file() else name} if name else {}
@@ -170,7 +170,9 @@ def robustness(
     `drop` is the accuracy on the first minus the mean over the others.
     """
     if len(sets) < 2:
-        raise ValueError(f"robustness: got {len(sets)} data sets, expected the usual one and at least one shifted one")
+        raise ValueError(
+            f"robustness: got {len(sets)} data sets, expected the original one and at least one that is shifted"
+        )
     if len({data.name for data, _ in sets}) < len(sets):
         raise ValueError("robustness: two data sets have the same name: " + ", ".join(data.name for data, _ in sets))
     metrics, counts, top1, settings = {}, {}, [], _list_settings("templates", templates, lists)
@@ -223,7 +225,7 @@ def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) ->
         data = data.take(range(count * fold_size))
         if len(data) < available:
             logger.warning(
-                f"{data.name}: {len(data)} of {available} images are measured, {count} x {fold_size}; "
+                f"{data.name}: {len(data)} of {available} images are measured, in {count} folds of {fold_size}; "
                 f"the last {available - len(data)} are left out"
             )
     texts = run.embedder.texts(data.captions)
@@ -293,9 +295,7 @@ def audit(
             f"{labelled.name}: nothing to compare: expected a label column, --queries, or --harmful with --classes"
         )
     if len(harmful) and not len(names):
-        raise ValueError(
-            "harmful labels compete with others: expected the names of these (--classes), or a label column"
-        )
+        raise ValueError("harmful labels compete with other labels: give those with --classes, or a label column")
     if both := sorted(set(harmful) & set(names)):
         raise ValueError(f"harmful labels: {both[0]!r} is among the other labels too, expected each in one list")
     images = run.embedder.images(labelled.images, name=labelled.name)
@@ -339,7 +339,9 @@ def audit(
         ]  # fmt: skip
     counts = {name: int((groups == name).sum()) for name in sorted(set(data.groups))}
     if small := [f"{name} ({count})" for name, count in counts.items() if count < LEAST]:
-        logger.warning(f"{labelled.name}: groups of fewer than {LEAST} images say little: {', '.join(small)}")
+        logger.warning(
+            f"{labelled.name}: these groups have fewer than {LEAST} images, so their figures are uncertain: {', '.join(small)}"
+        )
     details["groups"] = {
         name: {"images": count} | {metric: gap.shares[name] for metric, gap in gaps.items() if name in gap.shares}
         for name, count in counts.items()
@@ -428,7 +430,7 @@ def _embedded(run: TaskRun, train: Labelled, test: Labelled) -> tuple:
     unknown = sorted({test.keys[label] for label in np.unique(test.labels)} - set(train.keys))
     if unknown:
         raise ValueError(
-            f"{test.name} has classes that {train.name} does not have: {', '.join(unknown[:5])}. Are these two of one data set?"
+            f"{test.name} has classes that {train.name} does not have: {', '.join(unknown[:5])}. Are both parts of one data set?"
         )
     place = {key: number for number, key in enumerate(train.keys)}
     test_labels = np.array([place[test.keys[label]] for label in test.labels])
@@ -457,14 +459,14 @@ def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray,
         if names != [f"LABEL_{number}" for number in numbers]:
             first = next(number for number in numbers if names[number] != data.keys[number])
             logger.warning(
-                f"{data.name}: the names of its classes are not the model's, so they are matched by their order: "
+                f"{data.name}: its class names differ from the model's, so classes are matched by their order: "
                 f"{data.keys[first]!r} counts as {names[first]!r}, and so on. Set --class-index to choose"
             )
     elif all(key.isdigit() and int(key) < len(names) for key in data.keys):
         numbers = [int(key) for key in data.keys]
     else:
         raise ValueError(
-            f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), the model {len(names)} ({names[0]!r}, ...), "
+            f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), but the model has {len(names)} ({names[0]!r}, ...), "
             "and their names differ: map them with --class-index"
         )
     return np.where(data.labels < 0, -1, np.array(numbers)[data.labels]), names

@@ -63,7 +63,7 @@ def _open_clip_file() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             "CLIP's templates and class names are read from open_clip, which is not installed: "
-            "pip install --no-deps open_clip_torch (it need not be importable), or give them as a file"
+            "pip install --no-deps open_clip_torch, or give them as a file"
         )
     path = Path(spec.submodule_search_locations[0], "zero_shot_metadata.py")
     if not path.is_file():

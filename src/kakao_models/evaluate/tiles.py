@@ -5,7 +5,7 @@ rounded to float32; their products are added in float64, in one fixed order; the
 computed by a float32 matrix product, whose error is bounded, and wherever that bound leaves an order open the
 similarities are computed again as defined. So results do not depend on tiles, threads or the BLAS library, and equal
 rows are equal to the bit. Of equal similarities the row that comes first wins, as in `tf.math.top_k`, by which the
-original programs rank.
+original implementations rank.
 
 Axes: Q queries  T targets  D width
 """

@@ -57,7 +57,7 @@ def class_embeddings(embedder: TextEmbedder, names: Sequence[str], templates: Se
     return rows[[place[name] for name in names]]
 
 
-@cache  # once, also where a model is evaluated again and again while it is trained
+@cache  # once, even if a model is evaluated repeatedly during training
 def _warn(repeated: str) -> None:
     logger.warning(
         f"some classes have the same name, so they score equally and the first one is predicted: {repeated}. "

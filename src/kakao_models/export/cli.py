@@ -13,15 +13,15 @@ from kakao_models.verbs import ModelArgument, RevisionOption, not_standard, prep
 
 def export(
     model: ModelArgument,
-    to: Annotated[str, typer.Option(help="onnx, openvino, saved_model, litert, stablehlo or pt2.")],
+    to: Annotated[str, typer.Option(help="Format: onnx, openvino, saved_model, litert, stablehlo or pt2.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The folder to make; by default MODEL-FORMAT.", callback=not_standard),
+        typer.Option("--output", "-o", help="Folder to create; by default MODEL-FORMAT.", callback=not_standard),
     ] = None,
     what: Annotated[
         str | None,
         typer.Option(
-            help="image, text, both or classifier; by default both towers of an ALIGN, else the classifier.",
+            help="Part to export: image, text, both or classifier; by default both towers of an ALIGN, else the classifier.",
             show_default=False,
         ),
     ] = None,
@@ -32,23 +32,28 @@ def export(
             "size, normalised in the graph), picture (of any size, resized in the graph too)."
         ),
     ] = "float",
-    normalize: Annotated[bool, typer.Option(help="Give embeddings of length 1.")] = False,
+    normalize: Annotated[bool, typer.Option(help="Scale embeddings to length 1.")] = False,
     quantize: Annotated[
         str | None,
         typer.Option(help="Store weights as float16, bfloat16, int8, or (onnx) int8-dynamic.", show_default=False),
     ] = None,
     min_cosine: Annotated[
         float | None,
-        typer.Option(help="Refuse an export that differs more; 0.9999, 0.999 (16 bits), 0.99 (8).", show_default=False),
+        typer.Option(
+            help="Lowest cosine to the source; by default 0.9999, for 16-bit weights 0.999, for 8-bit weights 0.99.",
+            show_default=False,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write it however much it differs.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the export even if its outputs differ too much.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print export.json.")] = False,
     revision: RevisionOption = None,
 ) -> None:
-    """Write a model for another runtime, and compare it there with its source.
+    """Export a model to another runtime, and compare it with its source there.
 
-    OUTPUT appears once its own runtime gave what the source gives: the model, the tokenizer, and export.json, which
-    says how to call it.
+    OUTPUT is written only if the exported model gives the same outputs as its source. It contains the model, the tokenizer,
+    and export.json, which says how to call the model.
 
     [b]Examples[/b]
 

@@ -113,7 +113,7 @@ def contract(embedder: Embedder, what: str | None, kind: str, ids: str, metadata
     normalize = metadata["normalized"]
     pixels = _pixels(embedder, kind)
     if normalize and names == ("classifier",):
-        raise ValueError("--normalize makes features as long as 1; a classifier gives logits. Leave it out")
+        raise ValueError("--normalize scales embeddings to length 1, but a classifier gives logits. Leave it out")
     unit = ", each row of length 1" if normalize else ", not normalised"
     features = {
         "image": Tensor("image_features", "float32", ["batch", embedder.dim], "embeddings of the images" + unit),
@@ -135,7 +135,7 @@ def _parts(embedder: Embedder, what: str | None) -> tuple[str, ...]:
     expected = ("image", "text") if what == "both" else (what,)
     if absent := [name for name in expected if name not in there]:
         raise ValueError(
-            f"{embedder.name} has no {absent[0]} to export, it has {' and '.join(there)}: --what {there[-1]}"
+            f"{embedder.name} has no {absent[0]} to export, only {' and '.join(there)}. Use --what {there[-1]}"
         )
     return expected
 
@@ -160,11 +160,11 @@ def _pixels(embedder: Embedder, kind: str) -> ImageInput:
         processor.preprocessing == "tf" and processor.do_resize and processor.resample == Image.Resampling.BILINEAR
     ):
         raise ValueError(
-            f"--input picture: no graph of these formats computes what {embedder.name} does ({processor.resizing()}) to the "
-            "same pixel. Take --input uint8 and resize before the call; export.json says how"
+            f"--input picture: a graph cannot reproduce the resizing of {embedder.name} ({processor.resizing()}) to the "
+            "pixel. Use --input uint8 and resize images before the call; export.json says how"
         )
     if "height" not in resized:
-        raise ValueError(f"--input picture: {embedder.name} keeps the aspect ratio ({resized}); take --input uint8")
+        raise ValueError(f"--input picture: {embedder.name} keeps the aspect ratio ({resized}). Use --input uint8")
     full = resized["height"], resized["width"]
     return replace(plain, resized=full, box=center_box(*full, height, width))
 

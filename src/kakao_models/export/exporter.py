@@ -123,8 +123,8 @@ def export(
             if check["cosine"] < least and not force:
                 raise ValueError(
                     f"{to}: the cosine of {name} to its source is {check['cosine']:.6f}, expected {least:g} or more. Nothing "
-                    "is written. " + (f"Take another --quantize than {quantize}, " if quantize else "Report this, ")
-                    + "or --force it (--min-cosine moves the bound)"
+                    "is written. " + (f"Choose another --quantize than {quantize}, " if quantize else "Report this, ")
+                    + "lower --min-cosine, or pass --force"
                 )  # fmt: skip
         sheet["files"] = _files(folder)
         (folder / SHEET).write_text(json.dumps(sheet, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -141,7 +141,7 @@ def _explained(to: str, what: str, folder: Path) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         free = shutil.disk_usage(folder).free / 1e6
-        raise ValueError(f"{to}: {what} it failed ({reason:.300}). {free:.0f} MB of disk are free") from error
+        raise ValueError(f"{to}: {what} the model failed ({reason:.300}). The disk has {free:.0f} MB free") from error
 
 
 def summary(sheet: dict[str, Any], output: str | os.PathLike) -> str:
@@ -178,7 +178,7 @@ def _checked(to: str, what: str | None, input: str, quantize: str | None) -> For
             raise ValueError(f"--{option} {value}: expected one of {', '.join(choices)}")
     form = EXPORT_FORMATS[to]
     if quantize is not None and quantize not in form.quantize:
-        raise ValueError(f"--quantize {quantize}: {to} has {', '.join(form.quantize)}")
+        raise ValueError(f"--quantize {quantize}: {to} supports {', '.join(form.quantize)}")
     return form
 
 

@@ -37,9 +37,11 @@ def compare(embedder: Embedder, contract: Contract, name: str, run: RunFunction)
         got = np.asarray(run(inputs), np.float32)
         shapes = ", ".join(f"{key} {value.shape}" for key, value in inputs.items())
         if got.shape != expected.shape:
-            raise ValueError(f"the exported {name} gives {got.shape} for {shapes}, expected {expected.shape}")
+            raise ValueError(
+                f"the exported {name} gives shape {got.shape} for inputs {shapes}, expected {expected.shape}"
+            )
         if not np.isfinite(got).all():
-            raise ValueError(f"the exported {name} gives numbers that are not finite for {shapes}")
+            raise ValueError(f"the exported {name} gives NaN or infinity for inputs {shapes}")
         outputs.append(got)
         references.append(expected)
     got, expected = np.concatenate(outputs).astype(np.float64), np.concatenate(references).astype(np.float64)

@@ -37,10 +37,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Removes the temporary files of `replacing` whose processes are gone."""
+    """Removes the temporary files of `replacing` of processes that have ended."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
-        with suppress(OSError):  # Windows removes no file that is open, and so tells by itself
+        with suppress(OSError):  # Windows does not remove open files, so it needs no check
             if process.isdecimal() and not (os.name == "posix" and is_alive(int(process))):
                 leftover.unlink()
 
@@ -66,7 +66,7 @@ def unfinished(output: Path) -> Iterator[Path]:
     """A folder beside `output`, which takes its name once the block is through; what is left of a killed run is cleared.
 
     Raises:
-        FileExistsError: `output` is there and not empty, can't be replaced, or is being written by another process.
+        FileExistsError: `output` exists and is not empty, can't be replaced, or is being written by another process.
         OSError: the disk is full, or the like.
     """
     named, output = output, output.resolve()
@@ -74,7 +74,7 @@ def unfinished(output: Path) -> Iterator[Path]:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{named} already exists. Choose another name, or remove it first.")
         if output == Path.cwd() or os.path.ismount(output):
-            raise FileExistsError(f"{named} can't be replaced by the finished folder. Name a folder in it instead.")
+            raise FileExistsError(f"{named} can't be replaced. Name a new folder inside it instead.")
         yield folder
         for path in folder.rglob("*"):
             if path.is_file():

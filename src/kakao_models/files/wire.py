@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
 
 
 def mask(crc: int) -> int:
-    """A checksum as it is stored: one of data that holds checksums itself would be weak."""
+    """A checksum in the masked form that is stored: a plain CRC of data that contains CRCs would be weak."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -44,7 +44,7 @@ def read_varint(data: bytes, position: int, end: int | None = None) -> tuple[int
                 break
             return value, position
         shift += 7
-    raise CheckpointError(f"no number of at most 64 bits ends at byte {position} of {end}")
+    raise CheckpointError(f"expected a number of at most 64 bits, which ends before byte {position} of {end}")
 
 
 def varint(value: int) -> bytes:
@@ -64,7 +64,7 @@ def decode(
 
     Args:
         schema: number of a field → name, wire type.
-        skip_unknown: pass over fields that `schema` doesn't have, as newer programs may add; otherwise they are an error.
+        skip_unknown: pass over fields that `schema` doesn't have, which newer releases may add; otherwise they are an error.
         most: this many fields at most.
 
     Raises:
@@ -74,7 +74,7 @@ def decode(
     position, end = 0, len(message)
     while position < end:
         if (most := most - 1) < 0:
-            raise CheckpointError("a message with absurdly many fields")
+            raise CheckpointError("a message has far too many fields")
         tag, position = read_varint(message, position)
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
@@ -88,14 +88,14 @@ def decode(
                 )
             value = message[start:position] if wire == BYTES else int.from_bytes(message[start:position], "little")
         else:
-            raise CheckpointError(f"field {number} has wire type {wire}, which isn't known")
+            raise CheckpointError(f"field {number} has the unknown wire type {wire}")
         if number in schema:
             name, expected = schema[number]
             if wire != expected:
                 raise CheckpointError(f"field {number} ({name}) has wire type {wire}, expected {expected}")
             values[name].append(value)
         elif number == 0 or not skip_unknown:
-            raise CheckpointError(f"field {number} isn't known. Was it written by a newer program?")
+            raise CheckpointError(f"field {number} is unknown. Was the file written by a newer release?")
     return values
 
 

@@ -75,7 +75,7 @@ class AlignImageTower(nn.Module):
     Args:
         config: `AlignVisionConfig`.
         weights: keys begin with "vision_model.", as in a whole ALIGN.
-        projection: width of the projection behind it; None where there is none.
+        projection: width of the projection behind it; None if there is none.
         pixels: what `uint8` input stands for; without it only floating-point input, as the processor gives it, is taken.
     """
 
@@ -180,7 +180,7 @@ class AlignTextTower(nn.Module):
         """Without a mask, every token counts."""
         length = input_ids.shape[1]
         if length > self.positions.shape[0]:
-            raise ValueError(f"texts have at most {self.positions.shape[0]} tokens, got {length}")
+            raise ValueError(f"got texts of {length} tokens, expected at most {self.positions.shape[0]}")
         x = self.norm(F.embedding(input_ids, self.words) + self.positions[:length])
         mask = None if attention_mask is None else (attention_mask != 0)[:, None, None]  # (B, 1, 1, L)
         for layer in self.layers[:-1]:

@@ -25,7 +25,7 @@ _ACTIVATIONS = {
 
 def activation_of(name: str):
     if name not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act {name!r} has no fused form; there are {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"hidden_act {name!r} has no fused form, expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
@@ -33,7 +33,7 @@ class Weights:
     """Tensors by their keys in model.safetensors: each is checked for its shape, and which ones were used is known.
 
     Args:
-        dtype: what they become; by default they stay what they are.
+        dtype: the dtype to convert them to; by default they keep theirs.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None):
@@ -145,7 +145,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if heads < 1 or width % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {width}")
+            raise ValueError(f"the dimension {width} is not a multiple of the {heads} heads")
         self.project = Linear(weights, *projections, inner=width, outer=width, bias=bias)
         self.output, self.heads = Linear(weights, output, inner=width, outer=width), heads
 

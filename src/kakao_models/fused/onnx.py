@@ -40,7 +40,7 @@ def converted(
         raise ImportError(f"ONNX models need {error.name}: pip install 'kakao-models[onnx]'") from error
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
-    log.setLevel(logging.ERROR)  # it warns that torchvision is not there, which nothing needs
+    log.setLevel(logging.ERROR)  # it warns that torchvision is missing, but nothing needs it
     try:
         with quiet_converters():
             made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)

@@ -88,7 +88,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def _works(kind: type[nn.Module], convolution: Convolution) -> bool:
-    """Whether oneDNN's calls are there, and give what PyTorch's own convolution gives."""
+    """Whether oneDNN's calls exist, and give the same outputs as PyTorch's convolution."""
     if not torch.backends.mkldnn.is_available():
         return False
     weight = convolution.weight

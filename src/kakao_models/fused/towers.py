@@ -1,11 +1,11 @@
 """Optimised models for inference in PyTorch: the same outputs, with fewer and larger operations.
 
 Built from the tensors of `model.safetensors` alone (`tensors_of` gives those of a model object), without transformers'
-model classes, and made of plain operations, so that `torch.export`, OpenVINO and ONNX take them as they are:
+model classes, and made of plain operations, so that `torch.export`, OpenVINO and ONNX can take them unchanged:
 
 - batch normalisation is folded into the convolutions in front of it;
 - query, key and value of an attention are one product; the last layer computes its first token only, the one that is read;
-- segment and position embeddings are one table; the poolers that nothing reads are gone;
+- segment and position embeddings are one table; unused poolers are removed;
 - `uint8` pixels are taken too, if the processor's arithmetic is known: its scale is folded into the first convolution.
 """
 

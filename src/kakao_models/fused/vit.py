@@ -48,7 +48,7 @@ class ViTTower(nn.Module):
 
     Args:
         config: `ViTConfig`.
-        weights: keys begin with "vit."; a pooler is used if it is there.
+        weights: keys begin with "vit."; a pooler is used if it exists.
         pixels: as of `AlignImageTower`.
     """
 

@@ -406,7 +406,7 @@ class Embedder:
         Longer texts are cut to `max_tokens`. Arguments as of `images`.
 
         Raises:
-            ValueError: the model reads no texts, or one of `texts` is no string.
+            ValueError: the model has no text tower, or one of `texts` is no string.
         """
         return self.texts_and_counts(texts, normalize=normalize, batch_size=batch_size, progress=progress)[0]
 
@@ -421,7 +421,7 @@ class Embedder:
         """Embeddings (N, D), and the tokens (N,) that the model read of each text: [CLS] and [SEP] count, what is cut
         does not. Arguments and errors as of `texts`."""
         if not self.engine.reads_texts:
-            raise ValueError(f"{self.name} reads no texts, only images. AlignModel reads both")
+            raise ValueError(f"{self.name} has no text tower, so it cannot embed texts. Use an AlignModel")
         texts = [texts] if isinstance(texts, str) else list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
@@ -463,8 +463,8 @@ class Embedder:
         for text, ids in zip(texts, tokens):
             if ids and max(ids) >= most:
                 raise ValueError(
-                    f"the tokenizer gives {text[:50]!r} the id {max(ids)}, and {self.name} knows {most:,} tokens: the tokenizer "
-                    "belongs to another model"
+                    f"the tokenizer gives {text[:50]!r} the id {max(ids)}, but {self.name} has a vocabulary of {most:,}: the "
+                    "tokenizer belongs to another model"
                 )
 
     def similarity(self, image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:

@@ -145,7 +145,7 @@ def _device(name: str | int) -> jax.Device:
     except (RuntimeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device {name!r} can't be used ({reason}): on this machine write 'auto', {_usable_devices()}"
+            f"device {name!r} can't be used ({reason}): on this machine use 'auto', {_usable_devices()}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from kakao_models.inference.engine import Engine
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
-        f"framework='tf' needs Keras' backend tensorflow, it is {keras.backend.backend()}: unset KERAS_BACKEND"
+        f"framework='tf' needs Keras with the backend tensorflow, got {keras.backend.backend()}: unset KERAS_BACKEND"
     )
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -42,7 +42,7 @@ class KerasEngine(Engine):
         self.check_kind(model)
         if dtype is not None and _dtype(dtype) != model.variable_dtype:
             raise ValueError(
-                f"dtype {dtype!r}: the model is {model.variable_dtype}; load it with from_pretrained(..., dtype={dtype!r})"
+                f"dtype {dtype!r}: the model has {model.variable_dtype}; load it with from_pretrained(..., dtype={dtype!r})"
             )
         self.model = model
         self.config = model.config
@@ -120,7 +120,7 @@ def _device(name: str | int) -> str:
     expected = f"{kind}:{number or 0}"
     if not any(device.name.endswith(expected) for device in devices):
         there = ", ".join(device.name.removeprefix("/device:").lower() for device in tf.config.list_logical_devices())
-        raise ValueError(f"device {name!r} can't be used: TensorFlow sees {there}. Write one of these, or 'auto'")
+        raise ValueError(f"device {name!r} can't be used: TensorFlow sees {there}. Use one of these, or 'auto'")
     return expected
 
 

@@ -118,7 +118,7 @@ class ModelInputs:
 
     @property
     def tokenizer(self) -> Any:
-        """transformers' tokenizer, or the object that was given; None of a model that reads no texts."""
+        """transformers' tokenizer, or the object that was given; None of a model that has no text tower."""
         return None if self._text is None else self._text.complete
 
     @tokenizer.setter
@@ -127,7 +127,7 @@ class ModelInputs:
 
     def _text_part(self) -> _Part:
         if self._text is None:
-            raise ValueError("the model reads no texts, so it has no tokenizer")
+            raise ValueError("the model has no text tower, so it has no tokenizer")
         return self._text
 
     @property
@@ -194,10 +194,10 @@ def _source(part: str, value: Any, processor: Any, name: str | None) -> Any:
     if value is None and part == "image_processor":
         value = processor  # a model of images has no more
     if value is None and name is None:
-        raise ValueError(f"the model was not loaded from a checkpoint that has its {part}: pass {part}= or processor=")
+        raise ValueError(
+            f"no {part}: the model was not loaded from a checkpoint that has one. Pass {part}= or processor="
+        )
     value = name if value is None else value
     if not (callable(value) or isinstance(value, (str, os.PathLike))):
-        raise TypeError(
-            f"{part}: got {value!r:.80}, expected an object that can be called, or the name of a checkpoint"
-        )
+        raise TypeError(f"{part}: got {value!r:.80}, expected a callable, or the name of a checkpoint")
     return value

@@ -55,7 +55,7 @@ def draw_scores(photos: Sequence[tuple[str, Image.Image, Scores]], columns: int 
         columns: cards side by side; by default one for up to two photographs, then two, then three from seven on.
     """
     if not photos:
-        raise ValueError("draw_scores: got no photographs")
+        raise ValueError("draw_scores: got no images, expected at least one")
     photos = photos[:MOST_PHOTOS]
     columns = columns or (1 if len(photos) < 3 else 2 if len(photos) < 7 else 3)
     columns = min(columns, len(photos))

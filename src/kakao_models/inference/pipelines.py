@@ -59,7 +59,7 @@ class ImagePipeline(ABC):
         """Results for `inputs` (also named `images`), with the other arguments of `run`; `None` leaves an argument unchanged."""
         inputs = images if inputs is None else inputs
         if inputs is None:
-            raise TypeError(f"pipeline {self.task!r}: no images given")
+            raise TypeError(f"pipeline {self.task!r}: got no images, expected at least one")
         known = list(inspect.signature(self.run).parameters)[1:]
         for name in arguments:
             if name not in known:
@@ -111,7 +111,7 @@ class ZeroShotImageClassification(ImagePipeline):
     def __init__(self, embedder: Embedder, **defaults: Any):
         if not embedder.engine.reads_texts:
             raise ValueError(
-                f"{embedder.name} reads no texts, so it can't compare images with labels. AlignModel can; the task for this "
+                f"{embedder.name} has no text tower, so it cannot compare images with labels. Use an AlignModel; the task for this "
                 f"model is {_task_of(embedder)}"
             )
         super().__init__(embedder, **defaults)

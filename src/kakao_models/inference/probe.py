@@ -46,6 +46,6 @@ def _embedded(embedder: "Embedder") -> np.ndarray:
     probes = np.concatenate(rows)  # (1 or 2, D)
     if not np.isfinite(probes).all():
         raise ValueError(
-            f"{embedder.name}: its embeddings are not finite. Is the checkpoint whole, the type of numbers wide enough?"
+            f"{embedder.name}: its embeddings have NaN or infinity. Is the checkpoint damaged? With a 16-bit dtype, try float32"
         )
     return probes

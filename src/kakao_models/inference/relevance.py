@@ -25,7 +25,7 @@ CALIBRATION = "calibration.json"
 NONE_OF_THESE = "none of these"
 _MAKE = (
     "Make one from captioned photographs: kakao-models evaluate relevance --model {model} --data PHOTOS.parquet --save "
-    f"{CALIBRATION}, and put it into the model's folder or name it by --calibration"
+    f"{CALIBRATION}, and put it into the model's folder, or pass it with --calibration"
 )
 
 
@@ -53,7 +53,9 @@ class Relevance:
         except (TypeError, ValueError) as error:
             raise ValueError(f"cosines and probabilities: expected two lists of numbers ({error})") from error
         if x.ndim != 1 or x.shape != y.shape or not len(x):
-            raise ValueError(f"cosines {x.shape} and probabilities {y.shape}: expected the same number, at least one")
+            raise ValueError(
+                f"got cosines {x.shape} and probabilities {y.shape}, expected the same number of each, at least one"
+            )
         if not (np.abs(x) <= 1).all() or not (np.diff(x) > 0).all():
             raise ValueError(f"cosines: expected increasing numbers in -1..1, got {x.tolist()!r:.100}")
         if not ((y >= 0) & (y <= 1)).all() or not (np.diff(y) >= 0).all():
@@ -78,7 +80,7 @@ class Relevance:
         names = {"cosines", "probabilities"}
         if not isinstance(value, dict) or not names <= set(value) <= set(cls.__dataclass_fields__):
             raise ValueError(
-                f"{where} is no calibration of kakao-models: expected an object with {', '.join(sorted(names))}"
+                f"{where} is not a calibration of kakao-models: expected an object with {', '.join(sorted(names))}"
             )
         try:
             return cls(**value)
@@ -118,8 +120,8 @@ def checked(relevance: Relevance, where: str, embedder: "Embedder") -> Relevance
         raise ValueError(f"{where}: probe is not readable ({error})") from error
     if not alike >= SAME:  # NaN is no likeness
         raise ValueError(
-            f"{where} is the calibration of other weights than those of {embedder.name}: of one picture and text their cosine "
-            f"is {alike:.4f}. {_MAKE.format(model=embedder.name)}"
+            f"{where} was made for other weights than those of {embedder.name}: their embeddings of the same input have a cosine "
+            f"of {alike:.4f}. {_MAKE.format(model=embedder.name)}"
         )
     return relevance
 
@@ -132,7 +134,7 @@ def needed(relevance: Relevance | None, option: str, model: str) -> Relevance:
     """
     if relevance is None:
         raise ValueError(
-            f"{option}: {model} has no calibration, so its scores are no probabilities. {_MAKE.format(model=model)}"
+            f"{option}: {model} has no calibration, so its scores are not probabilities. {_MAKE.format(model=model)}"
         )
     return relevance
 

@@ -125,7 +125,7 @@ def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
         raise EngineError(entries[0]["error"])
     raise EngineError(
         f"no engine reproduces this model's outputs here (expected cosine >= {MIN_COSINE} to the plain model in float32): "
-        f"{reasons}. engine='torch' with dtype='float32' always does"
+        f"{reasons}. Use engine='torch' with dtype='float32'"
     )
 
 
@@ -139,7 +139,7 @@ def _measured(
     except (RuntimeError, ValueError, OSError, ImportError, NotImplementedError) as error:
         return {"error": f"{choice} failed ({str(error).strip().partition(chr(10))[0]:.200})"}
     if rows.shape != reference.shape or not np.isfinite(rows).all():
-        return {"error": f"{choice} gives rows that are no numbers"}
+        return {"error": f"{choice} gives NaN or infinity"}
     seconds = []
     for _ in range(_REPEATS):
         start = time.perf_counter()

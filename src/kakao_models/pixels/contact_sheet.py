@@ -40,7 +40,7 @@ def picture_page(
     Args:
         rows: columns of each picture; the one named text, caption or captions comes first.
         note: a sentence above the pictures; {lost} in it becomes the number of pictures that are not available.
-        read: the picture of a row, by its place; an `ImageError` says why there is none.
+        read: the picture of a row, by its place; raises `ImageError` if it can't be read.
     """
 
     def picture(place: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Downloading one file from an address that a stranger may have written.
+"""Downloads one file from an untrusted URL.
 
 Standard library only. Proxies of the environment are not used: behind one, the address that is finally connected to
 could not be checked.
@@ -102,7 +102,7 @@ class _Download:
         self.sockets: list[socket.socket] = []
 
     def abandon(self) -> None:
-        """Wakes and closes whatever is still open."""
+        """Closes all open connections, and wakes those that wait."""
         self.deadline = 0.0
         for sock in self.sockets:
             with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ class _Download:
         """Sends the request for `url` over a connection to a checked address."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise FetchError(f"only http and https URLs with a host are read, got {url[:200]!r}")
+            raise FetchError(f"expected an http or https URL with a host, got {url[:200]!r}")
         secure = parts.scheme == "https"
         port = parts.port or (443 if secure else 80)
         sock = self.connect(parts.hostname, port)
@@ -166,7 +166,7 @@ class _Download:
             if not (self.allow_private or is_public(address[0])):
                 failure = failure or FetchError(
                     f"host {host!r} is at {address[0]}, which is not a public address; "
-                    "pass allow_private_addresses=True if that is meant"
+                    "pass allow_private_addresses=True to allow it"
                 )
                 continue
             sock = socket.socket(family, kind, protocol)

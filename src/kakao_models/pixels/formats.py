@@ -15,7 +15,7 @@ with contextlib.suppress(ImportError):  # since Pillow 11.3
 Image.preinit()  # registers the decoders of BMP, GIF, JPEG, PNG and PPM
 
 # The formats of web images and photographs. PIL reads some forty more formats, many of them by code that few people
-# use and nobody attacks on purpose until a server decodes the files of strangers with it.
+# use, and attacks are unlikely until a server decodes untrusted files with it.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # PPM: also PGM, PBM, PFM; JPEG: also MPO
 HEIC = "HEIC needs pillow-heif: pip install 'kakao-models[heic]'"
 _HEIC_SUFFIXES = (".heic", ".heif", ".hif")

@@ -73,7 +73,7 @@ def load_image(
             they are, as transformers and the original implementations do.
 
     Raises:
-        ImageError: whatever is wrong with the source.
+        ImageError: the source is not a readable image.
     """
     with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
         picture.load()
@@ -93,7 +93,7 @@ def load_pixels(
     """The pixels of `load_image`, uint8 (H, W, 3), read by simplejpeg where that is installed and the file is a sound JPEG.
 
     PIL reads the header first and decides what is refused; it also decodes every file that simplejpeg complains about. Both
-    use libjpeg-turbo, so the pixels are the same as long as both ship releases of it that decode alike.
+    use libjpeg-turbo, so the pixels are the same if both ship releases of it that decode alike.
     """
     with _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) as picture:
         orientation = _orientation(picture)
@@ -125,7 +125,7 @@ def _by_simplejpeg(picture: Image.Image, max_bytes: int) -> np.ndarray | None:
 
 @contextlib.contextmanager
 def _sound(source, max_pixels, size_hint, timeout, max_bytes, allow_private_addresses) -> Iterator[Image.Image]:
-    """A picture whose header has passed, not decoded yet; whatever is wrong with it becomes an `ImageError`."""
+    """An image with a valid header that is not decoded yet; every problem with it becomes an `ImageError`."""
     name = describe(source)
     try:
         with _opened(source, name, timeout, max_bytes, allow_private_addresses) as picture:
@@ -198,7 +198,7 @@ def read_file_object(source: Any, max_bytes: int = 64 * 2**20) -> bytes:
     except Exception as error:  # a file object may be of any library
         raise ImageError(name, f"cannot be read ({error or type(error).__name__})") from error
     if not isinstance(data, (bytes, bytearray)):
-        raise ImageError(name, f"its read() gave {type(data).__name__}, expected bytes: open the file in mode 'rb'")
+        raise ImageError(name, f"its read() returned {type(data).__name__}, expected bytes: open the file in mode 'rb'")
     if len(data) > max_bytes:
         raise ImageError(name, f"file too large: more than max_bytes = {max_bytes} bytes")
     return bytes(data)
@@ -265,7 +265,7 @@ def _opened(
                 return
             if isinstance(error, FileNotFoundError) and any(letter in os.fspath(source) for letter in "*?"):
                 raise ImageError(
-                    name, "no such file; a pattern of names goes to Embedder.images, or glob.glob"
+                    name, "no such file; for a pattern of names use Embedder.images or glob.glob"
                 ) from error
             raise
         if stat.S_ISDIR(kind):
@@ -298,7 +298,7 @@ def _image_of(record: Mapping, name: str) -> Any:
         if record.get(key) is not None:
             return record[key]
     if "bytes" in record or "path" in record:
-        raise ImageError(name, "its bytes and its path are None")
+        raise ImageError(name, "both its bytes and its path are None, expected one of them")
     keys = ", ".join(map(str, list(record)[:8]))
     raise ImageError(
         name,
@@ -320,7 +320,7 @@ def _from_data_url(text: str, name: str) -> bytes:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The content of an image in base64; None of any other string."""
+    """The content of an image in base64, or None for any other string."""
     if len(text) < _LEAST_ENCODED:
         return None
     try:
@@ -334,7 +334,7 @@ def _from_base64(text: str) -> bytes | None:
 def _decoded_base64(text: str) -> bytes:
     text = "".join(text.split())
     if not _ENCODED.fullmatch(text):
-        raise binascii.Error("it has characters that base64 does not have")
+        raise binascii.Error("it has characters outside the base64 alphabet")
     text = text.rstrip("=").replace("-", "+").replace("_", "/")
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
@@ -438,7 +438,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         return _from_array(array.astype(array.dtype.newbyteorder("=")), describe(picture)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         if picture.format in ("BMP", "DIB") and picture.mode == "RGBA" and picture.getextrema()[3] == (0, 0):
-            return picture.convert("RGB")  # a program that writes the fourth byte and means nothing by it
+            return picture.convert("RGB")  # some software writes a fourth byte without a meaning
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")

@@ -42,5 +42,7 @@ def check_scans(file: BinaryIO, name: str, pixels: int) -> None:
             return
         scans += kind == 0xDA
         if scans > most:
-            raise ImageError(name, f"a JPEG of its size with more than {most} scans: decoding it would take too long")
+            raise ImageError(
+                name, f"this JPEG has more than {most} scans, too many for its size: decoding it would take too long"
+            )
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")

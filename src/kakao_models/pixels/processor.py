@@ -73,7 +73,7 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
         preprocessing = self._changed(changes)
         pictures = [preprocessing._prepared(load_image(source), has_fractions(source)) for source in _flat(images)]
         if not pictures:
-            raise ValueError(f"{type(self).__name__} got no images, but an empty {type(images).__name__}")
+            raise ValueError(f"{type(self).__name__} expected at least one image, got an empty {type(images).__name__}")
         shapes = {picture.shape for picture in pictures}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
@@ -99,7 +99,9 @@ class ImageProcessor(Preprocessing, BaseImageProcessor):
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs: Any) -> Self:
         if not isinstance(image_processor_dict, dict):
-            raise ValueError(f"{cls.__name__}: the file of its fields holds a {type(image_processor_dict).__name__}")
+            raise ValueError(
+                f"{cls.__name__}: its settings must be a JSON object, got a {type(image_processor_dict).__name__}"
+            )
         cls._refuse(kwargs, near=True)
         known = cls._known(image_processor_dict)
         result = super().from_dict({**cls.transformers_defaults, **known}, **kwargs)

@@ -61,7 +61,7 @@ def _resize(image: np.ndarray, height: int, width: int, box: Box | None, taps: C
         raise ValueError(f"an image must be (height, width, channels) and not empty, got shape {image.shape}")
     top, left, h, w = box = box or (0, 0, height, width)
     if min(h, w) < 1 or min(top, left) < 0 or top + h > height or left + w > width:
-        raise ValueError(f"box {box} (top, left, height, width) does not lie in the {height} x {width} result")
+        raise ValueError(f"box {box} (top, left, height, width) must lie inside the {height} x {width} result")
     index, weight = taps(image.shape[1], width, left, w)
     first = index.min()
     image = image[:, first : index.max() + 1]  # only the columns that are needed go through the first pass
@@ -71,7 +71,7 @@ def _resize(image: np.ndarray, height: int, width: int, box: Box | None, taps: C
 
 def _bilinear_taps(size: int, resized: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices and weights, (2, count) each, of resized pixels start, start + 1, ... along an axis."""
-    # In float32, because the original's positions are: at 4000 pixels they differ from exact ones by 1e-4.
+    # In float32, like the positions in the original code: at 4000 pixels they differ from exact ones by 1e-4.
     half = np.float32(0.5)
     position = (np.arange(start, start + count, dtype=np.float32) + half) * np.float32(size / resized) - half
     below = np.floor(position)

@@ -16,7 +16,7 @@ import numpy as np
 
 from kakao_models.pixels.formats import SUFFIXES
 
-# Upper and lower case are the same; of several columns that are there, the first of these is taken.
+# Upper and lower case are the same; if a table has several of them, the first one here is used.
 URLS = ("url", "image_url", "img_url", "uri")
 IMAGES = (
     *("image", "images", "img", *(suffix[1:] for suffix in SUFFIXES)),
@@ -33,7 +33,7 @@ NAMES = {"image": IMAGES, "caption": CAPTIONS, "label": LABELS}  # the kinds tha
 
 @dataclass(frozen=True)
 class Fields:
-    """The name of each column in one table or record; None where there is none."""
+    """The name of each column in one table or record; None if there is none."""
 
     image: str | None = None
     caption: str | None = None
@@ -67,7 +67,7 @@ class Columns:
             optional: chosen columns may be missing, as in a sample that lacks what others have.
 
         Raises:
-            ValueError: a chosen or needed column is not there; the message lists those that are.
+            ValueError: a chosen or required column is missing; the message lists the columns.
         """
         return _find(self, tuple(names), tuple(needs), str(source), optional)
 
@@ -89,7 +89,7 @@ def _find(columns: Columns, names: tuple[str, ...], needs: tuple[str, ...], sour
         words = (*(word for word in columns.prefer if word in words), *words)
         fields[kind] = find_column(names, option, words, kind, source)
         if fields[kind] is None and kind in needs:
-            raise ValueError(f"{source}: no column of {kind}s; there are {_listed(names)}: {_naming(kind)}")
+            raise ValueError(f"{source}: no column of {kind}s; its columns are {_listed(names)}: {_naming(kind)}")
     class_name = find_column(names, None, CLASS_NAMES)
     others = {"key": KEYS, "file": FILES, "id": IDS}
     return Fields(
@@ -102,10 +102,10 @@ def _find(columns: Columns, names: tuple[str, ...], needs: tuple[str, ...], sour
 def find_column(
     names: Sequence[str], option: str | None, words: Sequence[str], kind: str = "image", source: str = ""
 ) -> str | None:
-    """The name of a column: the chosen one, or the first of `words` that is there; None if none is.
+    """The name of a column: the chosen one, or the first of `words` that exists, or None.
 
     Raises:
-        ValueError: the chosen one is not there, or two differ from it only in case.
+        ValueError: the chosen one is missing, or two differ from it only in case.
     """
     if option is None and not any(name.lower() in words for name in names):
         return None
@@ -120,7 +120,7 @@ def find_column(
         if alike:
             return alike[0]
     if option is not None:
-        raise ValueError(f"{source}: no column {option!r}; there are {_listed(names)}: {_naming(kind)}")
+        raise ValueError(f"{source}: no column {option!r}; its columns are {_listed(names)}: {_naming(kind)}")
     return None
 
 
@@ -225,7 +225,7 @@ def _image(value: Any, folder: Path | None) -> Any:
     if isinstance(value, list) and len(value) == 1:  # `datasets` stores lists of images too
         return _image(value[0], folder)
     if isinstance(value, (bool, int, float, list, tuple)):
-        raise ValueError(f"the image is {type(value).__name__} ({value!r:.40}), expected bytes, a path or an address")
+        raise ValueError(f"the image has type {type(value).__name__} ({value!r:.40}), expected bytes, a path or a URL")
     if isinstance(value, str):
         return None if not value else value if "://" in value else Path(folder or "", value)
     return value
@@ -279,7 +279,7 @@ def labels_of(value: Any) -> tuple[int | str, ...]:
     if value is None or isinstance(value, float) and math.isnan(value):
         return ()
     if not isinstance(value, (bool, int, float, decimal.Decimal)):
-        raise ValueError(f"a label is {type(value).__name__} ({value!r:.40}), expected a class number or a name")
+        raise ValueError(f"a label has type {type(value).__name__} ({value!r:.40}), expected a class number or a name")
     if not math.isfinite(value) or value != int(value) or not -(2**63) <= value < 2**63:
         raise ValueError(f"label {value:.3g} is not a class number")
     return (int(value),) if value >= 0 else ()

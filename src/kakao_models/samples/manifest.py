@@ -26,7 +26,7 @@ def alone(output: Path, rank: int) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise FileExistsError(f"{output}: another process is at work on it as rank {rank}") from None
+        raise FileExistsError(f"{output}: another process already works on it as rank {rank}") from None
     try:
         yield
     finally:
@@ -63,7 +63,7 @@ def begin(output: Path, plan: dict) -> None:
         if not path.exists():
             if others := sorted(name.name for name in output.iterdir() if name.name[0] != "."):
                 raise FileExistsError(
-                    f"{output} has files and no {PLAN} ({others[0]}): it was not made by this command; name a new folder"
+                    f"{output} has files ({others[0]}), but no {PLAN}, so this command did not make it. Name a new folder"
                 )
             write_json(path, plan)
             return
@@ -105,7 +105,7 @@ def write_manifest(folder: Path, kind: str, shards: Sequence[dict], **metadata: 
 
 def read_manifest(folder: Path) -> dict:
     """Raises:
-    ValueError: there is none, or it is no manifest.
+    ValueError: it is missing, or not a manifest.
     """
     path = folder / NAME
     try:
@@ -113,9 +113,9 @@ def read_manifest(folder: Path) -> dict:
         kinds = {"file": str, "rows": int, "bytes": int, "sha256": str}
         sound = all(isinstance(shard[name], kind) for shard in manifest["shards"] for name, kind in kinds.items())
         if not sound or not isinstance(manifest["kind"], str):
-            raise TypeError("an entry is of another kind")
+            raise TypeError("an entry has the wrong type")
     except FileNotFoundError:
-        raise ValueError(f"{folder}: has no {NAME}. Was the run that writes it finished?") from None
+        raise ValueError(f"{folder}: has no {NAME}. Has its run finished?") from None
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a manifest ({error!r})") from error
     return manifest

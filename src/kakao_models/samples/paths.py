@@ -80,7 +80,7 @@ def files_of(source: str | os.PathLike, suffixes: Collection[str] = tuple(TABLES
     if not paths and not os.path.isdir(source):
         raise NoSuchSource(f"{source}: no such file or folder")
     if not paths:
-        raise ValueError(f"{source}: this folder has no files of {', '.join(suffixes)}")
+        raise ValueError(f"{source}: this folder has no {', '.join(suffixes)} files")
     one_suffix(paths, source, suffixes)
     refuse_pointers(paths)
     return paths
@@ -96,7 +96,7 @@ def one_suffix(paths: Collection[str], source: str | os.PathLike, suffixes: Coll
     if others or suffix not in suffixes:
         listed = ", ".join(name or "no ending" for name in (suffix, *others))
         packed = ". Unpack them first" if any(name.endswith(("gz", ".zip")) for name in (suffix, *others)) else ""
-        raise ValueError(f"{source}: files of {listed}; expected files of one kind: {', '.join(suffixes)}{packed}")
+        raise ValueError(f"{source}: got files of {listed}, expected files of one kind: {', '.join(suffixes)}{packed}")
     return suffix
 
 

@@ -118,7 +118,7 @@ def vectors_of(column: "pa.ChunkedArray | pa.Array", name: str | os.PathLike) ->
     if not any(
         is_kind(column.type) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     ):
-        raise ValueError(f"{name}: the column of embeddings is of {column.type}, expected lists of numbers")
+        raise ValueError(f"{name}: the column of embeddings has type {column.type}, expected lists of numbers")
     if len(widths := pc.call_function("list_value_length", [column]).unique()) > 1:
-        raise ValueError(f"{name}: holds embeddings of dimensions {widths[0]} and {widths[1]}")
+        raise ValueError(f"{name}: holds embeddings of dimensions {widths[0]} and {widths[1]}, expected one dimension")
     return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)

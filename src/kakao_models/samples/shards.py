@@ -72,7 +72,7 @@ class Source(ABC):
 
     def identify(self, sample: Sample, shard: int, row: int) -> tuple[int, str | None]:
         """The number of the sample's source in a list of sources, and the id that `kakao-models data embed` writes for it: its
-        own, or else the number of its row; None where others have one and this has not."""
+        own, or else the number of its row; None if others have one and this one does not."""
         own = self.row_number(shard, row) if sample.id is None and not self.own_ids else sample.id
         return 0, None if own is None else str(own)
 
@@ -98,8 +98,8 @@ class Source(ABC):
                 numbered.setdefault(sample.labels[0], sample.class_name)
         if names and numbers:
             raise ValueError(
-                f"{self.name}: labels are names, such as {min(names)!r}, and numbers, such as {min(numbers)}: expected one "
-                "kind. Another column is named with --label-column (in a recipe, columns.label)"
+                f"{self.name}: labels are names, such as {min(names)!r}, and numbers, such as {min(numbers)}, expected one "
+                "kind. Choose another column with --label-column (in a recipe, columns.label)"
             )
         if names:
             return class_names(names)
@@ -248,8 +248,8 @@ class TarShards(_Shards):
             if not samples:
                 raise ValueError(f"{path}: not a tar file ({error})") from error
             raise ValueError(
-                f"{path}: damaged after {len(samples)} samples, in or after {key} ({error}), and what follows is lost: get the "
-                "file again"
+                f"{path}: damaged after {len(samples)} samples, in or after {key} ({error}), and the rest is lost. "
+                "Download the file again"
             ) from error
         return list(samples.items())
 
@@ -278,7 +278,7 @@ class TarShards(_Shards):
     def _entry(self, shard: int, row: int) -> tuple[str, dict[str, tuple[int, int]]]:
         index = self._index(shard)
         if row >= len(index):
-            raise ValueError(f"{self.paths[shard]}: has {len(index)} samples, its _stats.json says more")
+            raise ValueError(f"{self.paths[shard]}: has {len(index)} samples, but its _stats.json says more")
         return index[row]
 
     def _bytes(self, shard: int, place: tuple[int, int]) -> bytes:

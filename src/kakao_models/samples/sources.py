@@ -144,7 +144,7 @@ class ImageFolder(Source):
         self.paths = [str(path.relative_to(folder)) for path in list_images(folder)]
         self.counts, self.shard_files = [len(self.paths)] if self.paths else [], [0]
         if "caption" in needs and self.paths and not any(map(self._text, self.paths)):
-            raise ValueError(f"{folder}: no image has a .txt of the same name beside it, with captions{self._tables()}")
+            raise ValueError(f"{folder}: no image has a .txt file of the same name with captions{self._tables()}")
         if "label" in needs and self.paths and not self.classes:
             raise ValueError(
                 f"{folder}: no folders of classes; each class needs a folder of its own with images{self._tables()}"
@@ -347,7 +347,7 @@ def _open(name: str, columns: Columns, needs: Sequence[str], *, split, default_s
 
 def _refuse(name: str, option: Any) -> None:
     if option:
-        raise ValueError(f"{name}: a split, and a folder of images, go with a .json file or a data set of the Hub")
+        raise ValueError(f"{name}: --split and --images need a .json file or a data set of the Hub")
 
 
 def load_hub_dataset(name: str, streaming: bool = False, split: str | None = None):
@@ -370,7 +370,7 @@ def _load_saved(folder: str, split: str | None, default_split: str | None):
         return data
     chosen = split or (default_split if default_split in data else next(iter(data)) if len(data) == 1 else "train")
     if chosen not in data:
-        raise ValueError(f"{folder}: no split {chosen!r}; there are {', '.join(data)} (--split)")
+        raise ValueError(f"{folder}: no split {chosen!r}, expected one of {', '.join(data)} (--split)")
     return data[chosen]
 
 
@@ -383,7 +383,7 @@ def _datasets():
 
 
 def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> list[dict] | None:
-    """Records of COCO's captions, of Karpathy's splits, or of a list of objects; None of JSON lines."""
+    """Records of COCO's captions, of Karpathy's splits, or of a list of objects; None for JSON lines."""
     path = Path(paths[0])
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -394,7 +394,9 @@ def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> li
             return None
         raise ValueError(f"{path}: not JSON ({error})") from error
     if len(paths) > 1:
-        raise ValueError(f"{path}: one of {len(paths)} .json files; name one, or make them JSON lines (.jsonl)")
+        raise ValueError(
+            f"{path}: got {len(paths)} .json files, expected one. Name one, or convert them to JSON lines (.jsonl)"
+        )
     if isinstance(content, dict) and "images" not in content:  # records by number, as SugarCrepe's files have
         content = list(content.values())
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
@@ -404,7 +406,7 @@ def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> li
             f"{path}: expected a list of objects, or an object with a list `images`, as COCO's and Karpathy's files have"
         )
     if asked and "annotations" in content:
-        raise ValueError(f"{path}: COCO's files have no splits, they are one")
+        raise ValueError(f"{path}: COCO's files have no splits: leave --split out")
     try:
         records = _coco(content) if "annotations" in content else _karpathy(content, split)
     except (KeyError, TypeError, AttributeError) as error:
@@ -414,7 +416,7 @@ def _read_json(paths: Sequence[str], split: str | None, asked: str | None) -> li
         ) from error
     if not records:
         known = sorted({str(image.get("split")) for image in content["images"]})
-        raise ValueError(f"{path}: no images of split {split!r}; there are {', '.join(known) or 'none'}")
+        raise ValueError(f"{path}: no images of split {split!r}; its splits: {', '.join(known) or 'none'}")
     return records
 
 

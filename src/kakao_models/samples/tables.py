@@ -54,12 +54,12 @@ def connect(
 
 
 def is_parquet(source: str) -> bool:
-    """Whether a source is local Parquet, of which single columns can be read again and again."""
+    """Whether a source is local Parquet, so that single columns can be read repeatedly."""
     return not is_hub(source) and suffix_of(files_of(source)[0]) == ".parquet"
 
 
 def open_table(connection: ibis.BaseBackend, source: str | os.PathLike) -> ir.Table:
-    """A table by its name; columns of COYO have the published types, whatever the file says.
+    """A table by its name; columns of COYO have the published types, regardless of the file.
 
     Other columns of a CSV file are text. A value that is not of its column's type becomes null.
 
@@ -81,7 +81,7 @@ def read_files(connection: ibis.BaseBackend, paths: Sequence[str | os.PathLike])
     kind = TABLES[suffix_of(paths[0])]
     separator = separator_of(paths[0]) if kind == "csv" else ","
     if kind == "csv" and (other := next((path for path in paths if separator_of(path) != separator), None)):
-        raise ValueError(f"{other}: its separator is {separator_of(other)!r}, that of {paths[0]} is {separator!r}")
+        raise ValueError(f"{other}: its separator is {separator_of(other)!r}, but {paths[0]} has {separator!r}")
     if connection.name == "duckdb":
         import duckdb
 
@@ -130,7 +130,7 @@ def new_folder(output: Path | None, connection: ibis.BaseBackend, spill: Path | 
     in `spill` or where temporary files are.
 
     Raises:
-        FileExistsError: `output` is there, or another process works on it.
+        FileExistsError: `output` already exists, or another process works on it.
     """
     if output is None:
         with tempfile.TemporaryDirectory(prefix="kakao-models-", dir=spill) as folder:
@@ -206,7 +206,7 @@ def _typed(table: ir.Table) -> ir.Table:
 def _hub_table(connection, name: str) -> ir.Table:
     if connection.name != "duckdb":
         raise ValueError(
-            f"hf://{name}: Spark reads local or mounted files; first: hf download --repo-type dataset {name}"
+            f"hf://{name}: Spark reads only local or mounted files. Download first: hf download --repo-type dataset {name}"
         )
     from huggingface_hub import HfFileSystem
 

@@ -21,7 +21,7 @@ from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.paths import kind_of, suffix_of
 from kakao_models.samples.shards import Source
 
-SLICE = 1 << 17  # rows of a shard of a source that has none of its own
+SLICE = 1 << 17  # rows per shard of a source without shards
 _SEPARATORS = (",", ";", "\t", "|")
 _WHOLE = re.compile(r"-?\d+(\.0+)?")  # a class number; with zeros, as pandas writes columns with gaps
 _CASTS = {"int64": int, "float64": float}
@@ -86,7 +86,9 @@ class TextTable(Source):
         self._head = file.readline()
         head = self._decoded(self._head, 1)
         if "\r" in head.rstrip("\r\n"):
-            raise ValueError(f"{self.path}: its lines end in a carriage return. Save it with line feeds (LF or CRLF)")
+            raise ValueError(
+                f"{self.path}: its lines end in a carriage return (CR). Save it with line feeds (LF or CRLF)"
+            )
         if not head.strip():
             raise ValueError(f"{self.path}: its first line is empty, expected names of columns, such as image,caption")
         self._separator = _separator(head, self.path, columns or Columns())
@@ -134,7 +136,7 @@ class TextTable(Source):
     def _record(self, row: list[str], line: int) -> dict[str, Any]:
         if len(row) > len(self.names) and any(row[len(self.names) :]):
             raise ValueError(
-                f"{self.path}: line {line} has {len(row)} values, its columns are {', '.join(self.names)}. A value with "
+                f"{self.path}: line {line} has {len(row)} values, but the columns are {', '.join(self.names)}. A value with "
                 f"{self._separator!r} in it needs quotes around it"
             )
         return dict(zip(self.names, (*(cell or None for cell in row), *[None] * len(self.names))))
@@ -209,7 +211,7 @@ class TextTable(Source):
             try:
                 shutil.copyfileobj(packed, file)
             except (OSError, EOFError) as error:
-                raise ValueError(f"{self.path}: not a sound .gz file ({error})") from error
+                raise ValueError(f"{self.path}: not a valid .gz file ({error})") from error
         file.seek(0)
         return file
 

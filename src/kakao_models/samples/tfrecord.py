@@ -40,7 +40,7 @@ def scan_records(path: str | os.PathLike) -> Iterator[tuple[int, int]]:
             end = position + _HEADER.size + length + _FOOTER.size
             if end > size or mask(google_crc32c.value(header[:8])) != crc:
                 raise ValueError(
-                    f"{path}: no record at byte {position} of {size}. Is it cut short, compressed, or no TFRecord file?"
+                    f"{path}: no record at byte {position} of {size}. Is it truncated, compressed, or not a TFRecord file?"
                 )
             yield position + _HEADER.size, length
             position = end
@@ -63,7 +63,7 @@ def parse_example(data: bytes) -> dict[str, list]:
     """A serialised tf.train.Example: name of a feature → its values (bytes, int or float).
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a TFRecord file.
     """
     (features,) = wire.decode(data, {1: ("features", BYTES)}, skip_unknown=True)["features"] or (b"",)
     example = {}

@@ -90,9 +90,11 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
-        message = f"{what}: Milvus says: {error.message or error}"
+        message = f"{what}: Milvus reported: {error.message or error}"
         if _is_gone(error):
-            raise ConnectionError(f"{message}. Is the server still there? The same command goes on") from error
+            raise ConnectionError(
+                f"{message}. Is the server still running? Rerun the same command to resume"
+            ) from error
         raise ValueError(message) from error
 
 
@@ -144,7 +146,7 @@ def local_schema(uri: str, collection: str) -> dict[str, Any]:
 
 
 def no_collection(uri: str, collection: str, there: list[str]) -> FileNotFoundError:
-    return FileNotFoundError(f"{uri}: has no collection {collection!r}; there are: {', '.join(there) or 'none'}")
+    return FileNotFoundError(f"{uri}: has no collection {collection!r}; its collections: {', '.join(there) or 'none'}")
 
 
 def check_local(uri: str, create: bool = False) -> Path:
@@ -163,7 +165,7 @@ def check_local(uri: str, create: bool = False) -> Path:
         )
     _check_format(path)
     if not path.exists() and not create:
-        raise FileNotFoundError(f"{uri}: there is no index. Make one: kakao-models index build FOLDER --index {uri}")
+        raise FileNotFoundError(f"{uri}: no such index. Build it: kakao-models index build FOLDER --index {uri}")
     try:
         import milvus_lite  # noqa: F401
     except ModuleNotFoundError as error:
@@ -184,8 +186,8 @@ def _local(path: Path, uri: str):
     except MilvusException as error:
         if _is_locked(path):
             raise BlockingIOError(
-                f"{uri}: {_writer(path)} has this index open to write, and one process may at a time. Wait for it or end "
-                "it; searching is possible meanwhile. For several writers use a Milvus server (--index http://host:19530)"
+                f"{uri}: {_writer(path)} is writing to this index, and only one process can write at a time. Wait for it or "
+                "end it; you can search meanwhile. For several writers use a Milvus server (--index http://host:19530)"
             ) from error
         hint = "May this user write there, and is the disk full?"
         raise OSError(f"{uri} can't be opened ({error.message}). {hint}") from error
@@ -214,12 +216,12 @@ def _check_format(path: Path) -> None:
             old = file.read(len(_SQLITE)) == _SQLITE
         if old:
             raise ValueError(
-                f"{path}: is a database of Milvus Lite 2, and since 3 it has another format. Its embeddings can be "
-                f"taken over as they are: kakao-models index load {path} --index NEW.db --model MODEL"
+                f"{path}: is a database of Milvus Lite 2, and Milvus Lite 3 has another format. Convert it without "
+                f"embedding again: kakao-models index load {path} --index NEW.db --model MODEL"
             )
-        raise ValueError(f"{path}: is a file, and no index: expected the folder that kakao-models index build makes")
+        raise ValueError(f"{path}: is a file, not an index: expected the folder that kakao-models index build makes")
     if path.is_dir() and any(path.iterdir()) and not (path / "collections").is_dir():
-        raise ValueError(f"{path}: is a folder of something else. Name another one")
+        raise ValueError(f"{path}: is a folder, but not an index. Choose another name")
 
 
 def _is_locked(path: Path) -> bool:
@@ -247,10 +249,12 @@ def _remote(uri: str, token: str):
     except MilvusException as error:
         if _is_gone(error):
             raise ConnectionError(
-                f"{uri}: no Milvus server answers, tried again and again for {PATIENCE:g} seconds ({error.message}). "
+                f"{uri}: no Milvus server answered within {PATIENCE:g} seconds ({error.message}). "
                 "Is it running, and is the address right?"
             ) from error
-        raise ValueError(f"{uri}: Milvus refuses: {error.message}. Are address and token right?") from error
+        raise ValueError(
+            f"{uri}: Milvus refused the connection: {error.message}. Are the address and the token right?"
+        ) from error
 
 
 def _is_gone(error) -> bool:

@@ -113,7 +113,7 @@ def build(
         items.close()
     if not seen:
         name, reason = report.failures[0]
-        raise ValueError(f"nothing could be read, {len(report.failures)} failed; the first: {name}: {reason}")
+        raise ValueError(f"all {len(report.failures)} inputs failed; the first: {name}: {reason}")
     if sync:
         kept = {plain(name) for name, _ in report.failures}
         gone = [

@@ -27,7 +27,7 @@ from kakao_models.verbs import (
     tell,
 )
 
-app = group("Make, look at and change an index of images or texts, which kakao-models search searches.")
+app = group("Build, inspect and change an index of images or texts for kakao-models search.")
 
 DATABASE, OUTPUT = "Database", "Output"
 _database = functools.partial(typer.Option, rich_help_panel=DATABASE)
@@ -42,18 +42,22 @@ _TOKEN = "Credentials of a Milvus server: user:password, or an API key."
 Token = Annotated[str | None, _database(envvar="MILVUS_TOKEN", show_envvar=True, help=_TOKEN)]
 Collection = Annotated[str, _database(help="Name of the collection in the database.")]
 Filter = Annotated[
-    str | None, typer.Option("--filter", "-f", help="Only rows for which this is true, such as 'width > 500'.")
+    str | None, typer.Option("--filter", "-f", help="Use only rows for which this is true, such as 'width > 500'.")
 ]
 Roots = Annotated[
     list[Path] | None,
-    typer.Option("--root", exists=True, file_okay=False, help="Read images in this folder too; may be repeated."),
+    typer.Option(
+        "--root", exists=True, file_okay=False, help="Further folder that tables may read images from; may be repeated."
+    ),
 ]
 _TYPES = "FLAT, HNSW, IVF_FLAT, AUTOINDEX, ...; by default FLAT (exact) in a .db, AUTOINDEX on a server."
 IndexType = Annotated[str | None, _database(help=_TYPES)]
 IndexParams = Annotated[str | None, _database(metavar="JSON", help='Parameters of the index type, such as {"M": 32}.')]
-Metric = Annotated[str, _database(help="Metric: IP, COSINE or L2; the order is the same, as vectors have length 1.")]
+Metric = Annotated[
+    str, _database(help="Metric: IP, COSINE or L2. All give the same order, because vectors have length 1.")
+]
 Consistency = Annotated[str, _database(help="Consistency level of a server: Strong, Bounded, Session or Eventually.")]
-Shards = Annotated[int, _database(min=1, help="Number of shards of a server's new collection.")]
+Shards = Annotated[int, _database(min=1, help="Number of shards of a new collection on a server.")]
 IndexKind = Annotated[str, typer.Option("--what", help="Kind of rows to index: images or texts.")]
 DEFAULT_URI, DEFAULT_COLLECTION = "./kakao.db", "images"
 _SEARCH_MODEL = "Model; by default the one the index was built with."
@@ -86,10 +90,10 @@ def build(
     *,
     options: ModelOptions,
 ) -> None:
-    """Embed images or texts into an index; the same command adds what is new, and goes on after an interruption.
+    """Embed images or texts into an index. Rerun the command to add new ones, or to resume.
 
-    A row is known by the SHA-256 of its content: what is in the index is not embedded again, wherever it lies now.
-    Columns of tables, and captions in .txt files beside images, can be shown and filtered by.
+    A row is identified by the SHA-256 of its content, so a file that is in the index is not embedded again, even after a move.
+    Results and filters can use columns of tables, and captions in .txt files beside images.
 
     [b]Examples[/b]
 
@@ -143,9 +147,9 @@ def load(
     *,
     options: ModelOptions,
 ) -> None:
-    """Put embeddings that are on the disk into an index; the model that made them only says which it is.
+    """Load embeddings from disk into an index. The model is only used to identify them.
 
-    Rows keep their ids, and columns beside the embedding become metadata. After an interruption the same command goes on.
+    Rows keep their ids, and columns beside the embedding become metadata. Rerun the command to resume.
 
     [b]Examples[/b]
 
@@ -175,7 +179,7 @@ def info(
     collection: Collection = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an index holds: rows, model, preprocessing, type.
+    """Show what an index holds: rows, model, preprocessing and index type.
 
     [b]Example[/b]
 
@@ -192,7 +196,9 @@ def info(
 
 @app.command(no_args_is_help=True)
 def delete(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="An id of a row; may be repeated.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Id of a row to remove; may be repeated.")
+    ] = None,
     filter: Filter = None,
     everything: Annotated[bool, typer.Option("--all", help="Delete the whole collection.")] = False,
     uri: Uri = DEFAULT_URI,
@@ -200,7 +206,7 @@ def delete(
     collection: Collection = DEFAULT_COLLECTION,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove rows by id or by a filter, or with --all the collection itself.
+    """Remove rows by id or by a filter, or the whole collection with --all.
 
     [b]Example[/b]
 
@@ -222,14 +228,14 @@ def delete(
 
 @model_options("model", "batch_size", "fast_images")
 def search(
-    text: Annotated[str | None, typer.Argument(help="Text to look for.")] = None,
+    text: Annotated[str | None, typer.Argument(help="Text to search for.")] = None,
     image: Annotated[
-        list[str] | None, typer.Option(help="An image to look for, - for standard input; may be repeated.")
+        list[str] | None, typer.Option(help="Image to search for; - for standard input; may be repeated.")
     ] = None,
-    plus: Annotated[list[str] | None, typer.Option(help="A text to add to the query; may be repeated.")] = None,
-    minus: Annotated[list[str] | None, typer.Option(help="A text to subtract from the query; may be repeated.")] = None,
+    plus: Annotated[list[str] | None, typer.Option(help="Text to add to the query; may be repeated.")] = None,
+    minus: Annotated[list[str] | None, typer.Option(help="Text to subtract from the query; may be repeated.")] = None,
     minus_image: Annotated[
-        list[Path] | None, typer.Option(help="An image to subtract from the query; may be repeated.")
+        list[Path] | None, typer.Option(help="Image to subtract from the query; may be repeated.")
     ] = None,
     weight: Annotated[
         list[str] | None,
@@ -259,11 +265,11 @@ def search(
     *,
     options: ModelOptions,
 ) -> None:
-    """Find images (or texts) by a text, by an image, or by both added and subtracted.
+    """Find images (or texts) by a text, by an image, or by a combination of both.
 
-    The nearest images are found, whether or not they fit: --min-relevance 0.5 leaves out what does not, up to all.
+    The nearest images are shown whether or not they fit. --min-relevance 0.5 leaves out those that do not fit.
 
-    Texts and images are embedded, weighted (a text twice an image), added or subtracted, as in ALIGN's paper.
+    Texts and images are embedded, weighted (texts twice as much as images), and added or subtracted, as in ALIGN's paper.
 
     [b]Examples[/b]
 
@@ -300,7 +306,7 @@ def search(
         ):
             raise typer.BadParameter(
                 f"--min-relevance is the probability that a text fits an image: an index of {index.metadata['kind']} needs a query "
-                f"of {'texts' if index.metadata['kind'] == 'images' else 'images'} alone"
+                f"of only {'texts' if index.metadata['kind'] == 'images' else 'images'}"
             )
         options.prepare()
         embedder = index.use(options.open(calibration=calibration))
@@ -310,10 +316,10 @@ def search(
         best = index.search(query, 1, filter=filter, min_relevance=0) if min_relevance and not hits else []
     for term in (text, *plus, *minus):
         if term and (tokens := tokens_read(embedder, term)):
-            print(f"{term[:40]}... is longer than {tokens} tokens: the model reads its beginning", file=sys.stderr)
+            print(f"{term[:40]}... is longer than {tokens} tokens: only its beginning is used", file=sys.stderr)
     if best:
         print(
-            f"nothing fits: the best of the index has a relevance of {best[0].relevance:.1%}, and --min-relevance is "
+            f"nothing fits: the best match has a relevance of {best[0].relevance:.1%}, and --min-relevance is "
             f"{min_relevance:.1%}",
             file=sys.stderr,
         )
@@ -344,9 +350,9 @@ def _params(option: str, text: str | None) -> dict:
     try:
         params = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"{option} {text}: is no JSON ({error})") from error
+        raise typer.BadParameter(f"{option} {text}: not valid JSON ({error})") from error
     if not isinstance(params, dict):
-        raise typer.BadParameter(f'{option} {text}: expected an object, such as {{"ef": 128}}')
+        raise typer.BadParameter(f'{option} {text}: expected a JSON object, such as {{"ef": 128}}')
     return params
 
 

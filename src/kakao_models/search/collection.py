@@ -68,9 +68,7 @@ def read_metadata(described: Mapping[str, Any], uri: str, collection: str) -> di
             metadata = metadata.get(KEY, metadata)
             if isinstance(metadata, dict) and "weights" in metadata:
                 return metadata
-    raise ValueError(
-        f"{uri}: collection {collection!r} was not made by kakao-models, and doesn't say of which model it is"
-    )
+    raise ValueError(f"{uri}: collection {collection!r} was not made by kakao-models, and its model is unknown")
 
 
 def load_collection(client: Any, uri: str, collection: str, metadata: dict[str, Any]) -> None:

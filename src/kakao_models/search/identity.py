@@ -38,20 +38,20 @@ def check_identity(where: str, stored: dict[str, Any], embedder: Embedder) -> No
     other = f"{where} holds embeddings of {stored.get('model')} ({str(stored.get('weights'))[:12]})"
     hint = "Search with the model that built it, or build another index"
     if stored.get("dim") != embedder.dim:
-        raise ValueError(f"{other} of width {stored.get('dim')}, {embedder.name} makes {embedder.dim}. {hint}")
+        raise ValueError(f"{other} of dimension {stored.get('dim')}, but {embedder.name} gives {embedder.dim}. {hint}")
     config = described(embedder)
     ours = f"{embedder.name} ({config['weights'][:12]})"
     if differences := _differences(stored, config):
-        raise ValueError(f"{other}, made with another preprocessing than that of {ours}: {differences}. {hint}")
+        raise ValueError(f"{other}. Its preprocessing differs from that of {ours}: {differences}. {hint}")
     before, now = (bool(options.get("srgb")) for options in (stored, embedder.image_options))
     if before != now:
         raise ValueError(
-            f"{other}, made with srgb={before}, {ours} has srgb={now}. Pass srgb={before} (--{'' if before else 'no-'}srgb)"
+            f"{other}, made with srgb={before}, but {ours} has srgb={now}. Pass srgb={before} (--{'' if before else 'no-'}srgb)"
         )
     if stored["weights"] == config["weights"]:
         return
     if not (alike := likeness(stored["probe"], embedder)) >= SAME:  # NaN is no likeness
-        raise ValueError(f"{other}, not of {ours}: of one picture and text their cosine is {alike:.4f}. {hint}")
+        raise ValueError(f"{other}, not of {ours}: for the same input, their cosine is {alike:.4f}. {hint}")
 
 
 def _differences(stored: dict[str, Any], config: dict[str, Any]) -> str:

@@ -135,7 +135,7 @@ class SearchIndex:
         if index_type and backend.is_local(uri):  # Milvus Lite would take any name, and fail when it builds the index
             _one_of("index_type", index_type, LOCAL_TYPES)
         if create and embedder is None:
-            raise ValueError("create: an index is made for an embedder: give one")
+            raise ValueError("create: expected an embedder, got None")
         params = dict(search_params or {})
         if is_stored(uri):
             if create:
@@ -177,7 +177,7 @@ class SearchIndex:
             if embedder is not None:
                 check_identity(uri, metadata, embedder)
             if create and metadata["kind"] != kind:
-                raise ValueError(f"{uri}: is an index of {metadata['kind']}, not of {kind}. Name another one")
+                raise ValueError(f"{uri}: is an index of {metadata['kind']}, not of {kind}. Choose another index")
         except BaseException:
             backend.disconnect(uri, client)
             raise
@@ -286,7 +286,7 @@ class SearchIndex:
         if not len(ids) == len(vectors) == len(metadata):
             raise ValueError(f"add: got {len(ids)} ids, {len(vectors)} vectors, {len(metadata)} rows of metadata")
         if len(set(ids)) < len(ids):
-            raise ValueError("add: an id is there twice")
+            raise ValueError("add: an id occurs twice")
         rows = [row_of(key, vector, columns) for key, vector, columns in zip(ids, vectors, metadata)]
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
@@ -349,7 +349,7 @@ class SearchIndex:
         if min_relevance is not None:
             if isinstance(query, str) and self._metadata["kind"] == "texts":
                 raise ValueError(
-                    f"min_relevance: {self.uri} is an index of texts, and relevance is that of a text and an image"
+                    f"min_relevance: {self.uri} is an index of texts, but a relevance compares a text with an image"
                 )
             relevance = needed(self.relevance, "min_relevance", self._metadata["model"] or self.uri)
         if isinstance(query, str):
@@ -439,7 +439,7 @@ class SearchIndex:
         try:
             yield
         except FilterRefused as error:
-            raise ValueError(f"{self.uri}: filter {filter!r:.300}: Milvus says: {error}") from error
+            raise ValueError(f"{self.uri}: filter {filter!r:.300}: Milvus refused it: {error}") from error
 
     @property
     def _read(self) -> dict[str, Any]:
@@ -455,7 +455,7 @@ class SearchIndex:
 
     def _needed(self) -> Embedder:
         if self.embedder is None:
-            raise ValueError(f"{self.uri}: was opened without an embedder, which texts and images need")
+            raise ValueError(f"{self.uri}: texts and images need an embedder, but this index was opened without one")
         return self.embedder
 
     def _get(self, ids: Sequence[str], columns: list[str]) -> list[dict]:
@@ -498,8 +498,8 @@ class SearchIndex:
             raise ValueError(f"{name}: got {vectors.dtype} of shape {vectors.shape}, expected floats (N, {self.dim})")
         if vectors.shape[1] != self.dim:
             raise ValueError(
-                f"{name}: got width {vectors.shape[1]}, the index {self.uri} has {self.dim} ({self._metadata['model']}). "
-                "Of another model?"
+                f"{name}: got dimension {vectors.shape[1]}, but the index {self.uri} has {self.dim} ({self._metadata['model']}). "
+                "Are they from another model?"
             )
         lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
         if not np.isfinite(lengths).all() or (lengths < 1e-6).any():

@@ -77,7 +77,7 @@ class Items:
         workers: int = 4,
     ):
         if not sources:
-            raise ValueError("nothing to build an index of: name a folder, a table or tars")
+            raise ValueError("got no sources to index: name a folder, a table or tars")
         self.kind, self.columns, self.fields = kind, None if columns is None else set(columns), fields
         self.roots = [Path(root).resolve() for root in roots]
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kakao-models-read")
@@ -141,7 +141,7 @@ class Items:
         except RuntimeError as error:  # a loop of links
             raise ValueError(str(error)) from error
         if not is_within(place, (folder.resolve(), *self.roots)):
-            raise ValueError(f"leads out of {folder}: allow its folder by --root")
+            raise ValueError(f"is outside of {folder}: allow its folder with --root")
 
     def _path_within(self, file: str, name: str, sample: Sample) -> str:
         """The path of an image inside a tar or table: CONTAINER::KEY or CONTAINER::ROW, with the chosen column."""
@@ -164,7 +164,9 @@ class Items:
                 metadata.setdefault(f"{name}_" if name in OWN or name in ("path", "caption", "bytes") else name, kept)
         extra = {name: value for name, value in metadata.items() if name not in FIELDS}
         if (size := len(json.dumps(extra).encode())) > _MOST:
-            raise ValueError(f"its columns have {size:,} bytes, an index holds {_MOST:,}: choose some by --columns")
+            raise ValueError(
+                f"its columns have {size:,} bytes, expected at most {_MOST:,}: choose fewer with --columns"
+            )
         return metadata
 
 
@@ -187,7 +189,7 @@ class Lines:
         self.files = [os.fspath(path)]
         self._lines = lines_of(path)
         if not self._lines:
-            raise ValueError(f"{path}: there are no lines")
+            raise ValueError(f"{path}: the file has no lines")
         self.counts = [len(self._lines)]
 
     def parts(self, size: int) -> list[Part]:
@@ -245,7 +247,7 @@ def _content(source: str) -> bytes:
         if not stat.S_ISREG(kind.st_mode):  # reading a pipe or a device might never end
             raise ImageError(source, "is not a regular file")
         if kind.st_size > MAX_BYTES:
-            raise ImageError(source, f"has {kind.st_size:,} bytes, more than {MAX_BYTES:,}")
+            raise ImageError(source, f"has {kind.st_size:,} bytes, expected at most {MAX_BYTES:,}")
         return file.read(MAX_BYTES + 1)
 
 
@@ -257,5 +259,5 @@ def _fitting(text: str, name: str, *, cut: bool) -> str:
     """`text` as UTF-8 of at most so many bytes as the column holds."""
     data, most = text.encode("utf-8", "backslashreplace"), _LONGEST[name]
     if len(data) > most and not cut:
-        raise ValueError(f"its {name} has {len(data):,} bytes, an index holds {most:,}")
+        raise ValueError(f"its {name} has {len(data):,} bytes, expected at most {most:,}")
     return data[:most].decode("utf-8", "ignore")

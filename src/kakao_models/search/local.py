@@ -75,7 +75,7 @@ class LocalRows:
                     return self._rows
             if self._rows is not None:
                 return self._rows
-            raise BlockingIOError(f"{self._folder}: is being written all the time. Try again")
+            raise BlockingIOError(f"{self._folder}: is being written without a pause. Try again later")
 
     def _signature(self) -> tuple:
         """Changes whenever an operation is committed."""

@@ -40,7 +40,7 @@ def hit_picture(
     options = {"max_pixels": MAX_SHOWN_PIXELS} | options
     if "://" in path:
         if roots is not None:
-            raise ImageError(path, "is an address, and only files are shown")
+            raise ImageError(path, "is a URL, but only files can be shown")
         return load_image(path, size_hint=size_hint, **options)
     file, _, inside = path.partition(WITHIN)
     place = allowed(on_disk(file), roots)
@@ -65,9 +65,9 @@ def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:
     try:
         real = Path(path).resolve()
     except (OSError, RuntimeError) as error:
-        raise ImageError(path, f"leads nowhere ({error})") from error
+        raise ImageError(path, f"is not a readable path ({error})") from error
     if roots is not None and not is_within(real, [Path(root).resolve() for root in roots]):
-        raise ImageError(path, "lies in none of the folders that may be shown")
+        raise ImageError(path, "is outside of the folders that may be shown")
     return real
 
 
@@ -76,7 +76,7 @@ def _inside(container: str, name: str, path: str) -> bytes:
         if container.endswith(".tar"):
             data = _tar(container, os.stat(container).st_mtime_ns).image_bytes(name, MAX_BYTES)
             if data is None:
-                raise ImageError(path, f"is not in this tar any more, or has more than {MAX_BYTES:,} bytes")
+                raise ImageError(path, f"is no longer in this tar, or has more than {MAX_BYTES:,} bytes")
             return data
         return _cell(container, name, path)
     except (OSError, tarfile.TarError) as error:
@@ -95,7 +95,7 @@ def _cell(container: str, name: str, path: str) -> bytes:
 
     row, _, column = name.partition(":")
     if not row.isdecimal():
-        raise ImageError(path, "names no row of a table")
+        raise ImageError(path, "is not the name of a row of a table")
     try:
         rows, number = _table(container, column, os.stat(container).st_mtime_ns), int(row)
         sample = None
@@ -104,9 +104,9 @@ def _cell(container: str, name: str, path: str) -> bytes:
     except ValueError as error:
         raise ImageError(path, str(error)) from error
     if sample is None:
-        raise ImageError(path, f"is not in this table any more: it has {rows.counts[0]} rows")
+        raise ImageError(path, f"is no longer in this table, which has {rows.counts[0]} rows")
     if not isinstance(sample.image, bytes):
-        raise ImageError(path, "the row holds no picture")
+        raise ImageError(path, "the row has no image")
     return sample.image
 
 

@@ -47,7 +47,7 @@ def compose_query(
     if not texts and not images:
         raise ValueError("nothing to search for: give a text, an image or both")
     if any(not part.strip() for _, part in texts):
-        raise ValueError("a text to search for is blank: its embedding would be that of nothing")
+        raise ValueError("a text to search for is empty, so it has no meaning")
     total = np.zeros(embedder.dim, np.float64)
     if texts:
         rows = embedder.texts([part for _, part in texts], progress=False)
@@ -57,9 +57,9 @@ def compose_query(
         total += weights["image"] * _signed_sum(images, rows)
     length = np.linalg.norm(total)
     if not np.isfinite(length):
-        raise ValueError("the query's embedding is not finite: is the model broken?")
+        raise ValueError("the query's embedding has NaN or infinity. Is the model damaged?")
     if length < 1e-4:  # the terms have length 1: what is left of them is rounding
-        raise ValueError("what is added and what is subtracted cancel out: nothing is left to search for")
+        raise ValueError("the added and the subtracted parts of the query cancel out, so nothing is left to search for")
     return (total / length).astype(np.float32)
 
 
@@ -83,7 +83,7 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 def check_weight(name: str, value: float) -> float:
     if not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
-        raise ValueError(f"weights: {name} is {value!r}, expected a number above 0; minus subtracts")
+        raise ValueError(f"weights: {name} is {value!r}, expected a number above 0. To subtract, use minus")
     return float(value)
 
 

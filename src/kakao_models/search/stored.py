@@ -79,7 +79,9 @@ class StoredEmbeddings:
         tables, total = [], 0
         for ids, vectors, metadata in self._rows():
             if vectors.shape[1] != values.shape[1]:
-                raise ValueError(f"{self.source}: holds embeddings of widths {values.shape[1]} and {vectors.shape[1]}")
+                raise ValueError(
+                    f"{self.source}: holds embeddings of dimensions {values.shape[1]} and {vectors.shape[1]}, expected one dimension"
+                )
             lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
             if not np.isfinite(lengths).all() or (lengths < 1e-6).any():
                 raise ValueError(f"{self.source}: embeddings must be finite and not all zeros")
@@ -136,7 +138,7 @@ class StoredEmbeddings:
             raise ValueError(f"{self.source}: holds embeddings of {self.model}, not of {expected['model']}")
         if (dim := self._dim()) != expected["dim"]:
             raise ValueError(
-                f"{self.source}: holds embeddings of width {dim}, {expected['model']} makes {expected['dim']}"
+                f"{self.source}: holds embeddings of dimension {dim}, but {expected['model']} gives {expected['dim']}"
             )
 
     def _npy(self) -> tuple[int, Callable[[], Iterator[StoredRows]]]:
@@ -149,7 +151,7 @@ class StoredEmbeddings:
                 f"{self.source}: expected an array, and the names of its rows in {beside} ({error})"
             ) from error
         if rows.ndim != 2 or not isinstance(names, list) or len(names) != len(rows):
-            raise ValueError(f"{self.source}: an array of shape {rows.shape}, and {beside} has {len(names)} names")
+            raise ValueError(f"{self.source}: got an array of shape {rows.shape}, but {beside} has {len(names)} names")
 
         def read() -> Iterator[StoredRows]:
             for start in range(0, len(rows), INSERT):
@@ -169,12 +171,12 @@ class StoredEmbeddings:
         else:
             files = [self.source]
         if not files:
-            raise ValueError(f"{self.source}: there are no .parquet files here")
+            raise ValueError(f"{self.source}: this folder has no .parquet files")
         opened = [pq.ParquetFile(path) for path in files]
         for path, file in zip(files, opened):
             names = file.schema_arrow.names
             if "embedding" not in names or not {"id", "name"} & set(names):
-                raise ValueError(f"{path}: expected columns embedding, and id or name; there are {', '.join(names)}")
+                raise ValueError(f"{path}: expected the columns embedding, and id or name; got {', '.join(names)}")
 
         def read() -> Iterator[StoredRows]:
             for file in opened:
@@ -194,11 +196,11 @@ class StoredEmbeddings:
             rows = connection.execute("SELECT DISTINCT collection_name FROM collection_meta").fetchall()
             names = [name.decode() for (name,) in rows]
             if len(names) != 1:
-                raise ValueError(f"{self.source}: expected one collection, there are {', '.join(names) or 'none'}")
+                raise ValueError(f"{self.source}: expected one collection, got {', '.join(names) or 'none'}")
             table = '"' + names[0].replace('"', '""') + '"'
             (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.source}: is no database of Milvus Lite 2 ({error})") from error
+            raise ValueError(f"{self.source}: not a database of Milvus Lite 2 ({error})") from error
 
         def read() -> Iterator[StoredRows]:
             rows = connection.execute(f"SELECT milvus_id, data FROM {table} ORDER BY id")

@@ -128,7 +128,9 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         if name != service.name:
-            raise Refused(404, f"the model {name[:100]!r} is not served here", param="model", code="model_not_found")
+            raise Refused(
+                404, f"this service does not serve the model {name[:100]!r}", param="model", code="model_not_found"
+            )
         return _about()
 
     def _about() -> dict[str, Any]:

@@ -40,25 +40,25 @@ def serve(
             help="API key required on every request. Prefer the environment variable: others can see the command line.",
         ),
     ] = None,
-    allow_urls: Annotated[bool, typer.Option(help="Fetch images from public http(s) URLs that clients name.")] = False,
+    allow_urls: Annotated[bool, typer.Option(help="Fetch images from public http(s) URLs in requests.")] = False,
     strings: Annotated[
         str,
         typer.Option(
-            help="How to treat strings that look like an image, http(s) addresses and base64: refuse, images or texts."
+            help="Treatment of strings that look like images (http(s) URLs, base64): refuse, images or texts."
         ),
     ] = "refuse",
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Largest number of inputs that run together, of any requests.")
+        int, typer.Option(min=1, help="Largest number of inputs per batch, from one or more requests.")
     ] = 32,
     max_wait: Annotated[
-        float, typer.Option(min=0, help="Milliseconds that an input waits for others to run with.")
+        float, typer.Option(min=0, help="Longest time that an input waits for its batch to fill, in milliseconds.")
     ] = 5.0,
     max_queue: Annotated[int, _limit(help="Number of inputs that may wait; further requests get status 429.")] = 1024,
     max_inputs: Annotated[int, _limit(help="Largest number of inputs per request.")] = 256,
     max_labels: Annotated[int, _limit(help="Largest number of labels times templates per request.")] = 1000,
     max_megabytes: Annotated[int, _limit(help="Largest size of a request's body in megabytes.")] = 32,
     max_megapixels: Annotated[float, _limit(min=0.1, help="Largest size of an image in megapixels.")] = _MEGAPIXELS,
-    timeout: Annotated[float, _limit(help="Seconds that an answer may take.")] = 120.0,
+    timeout: Annotated[float, _limit(help="Time limit of a request in seconds.")] = 120.0,
     drain: Annotated[float, _limit(min=0, help="Seconds from SIGTERM until new connections are refused.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,
     *,
@@ -66,9 +66,9 @@ def serve(
 ) -> None:
     """Serve embeddings (as OpenAI's API) and classification over HTTP.
 
-    POST /v1/embeddings, /v1/classify, and what clients of vLLM, Infinity, Jina, Cohere and TEI send; GET / for a page of
-    documentation, /v1/models, /health, /ready, /metrics. SIGTERM or Ctrl-C end it once every
-    accepted request is answered.
+    Endpoints: POST /v1/embeddings, /v1/classify, and those that clients of vLLM, Infinity, Jina, Cohere and TEI use; GET /
+    (documentation), /v1/models, /health, /ready, /metrics. On SIGTERM or Ctrl-C the service answers all accepted requests,
+    then ends.
 
     [b]Examples[/b]
 
@@ -95,7 +95,10 @@ def serve(
             print(json.dumps({"url": url}), flush=True)
 
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"kakao-models: listening on {host} without a key: set {_KEY}", file=sys.stderr)
+        print(
+            f"kakao-models: listening on {host} without an API key, so everyone there can use the service: set {_KEY}",
+            file=sys.stderr,
+        )
     if strings not in STRINGS:
         raise typer.BadParameter(f"--strings {strings}: expected one of {', '.join(STRINGS)}")
     limits = Limits(

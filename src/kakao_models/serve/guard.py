@@ -69,7 +69,7 @@ class Guard:
         self.running += 1
         try:
             if self.running > self.max_requests and scope["path"] not in OPEN:
-                raise Busy(f"{self.max_requests} requests are being answered, which is the limit", 1)
+                raise Busy(f"the limit of {self.max_requests} concurrent requests is reached", 1)
             return await self._handle(scope, receive, answer)
         except _Gone:
             if not answer.status:
@@ -94,7 +94,11 @@ class Guard:
         if self.key is not None and scope["path"] not in OPEN:
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
-                raise Refused(401, "a valid key is missing: Authorization: Bearer ...", code="invalid_api_key")
+                raise Refused(
+                    401,
+                    "the API key is missing or wrong: send the header Authorization: Bearer KEY",
+                    code="invalid_api_key",
+                )
         if scope["method"] != "POST":
             return await self._run(scope, receive, answer, b"")
         body = await self._body(headers, receive)
@@ -134,7 +138,7 @@ class Guard:
             raise Refused(415, "Content-Encoding: expected gzip or none")
         packed = None if encoding == b"identity" else zlib.decompressobj(wbits=31)
         if b"transfer-encoding" in headers and b"content-length" in headers:  # a proxy may read it otherwise
-            raise Refused(400, "Content-Length and Transfer-Encoding exclude each other")
+            raise Refused(400, "got both Content-Length and Transfer-Encoding, expected one of them")
         announced = headers.get(b"content-length", b"0")
         too_long = announced.isdigit() and int(announced) > self.max_body
         body, rest = bytearray(), 0
@@ -152,7 +156,7 @@ class Guard:
                         if packed is not None:
                             piece = packed.decompress(piece, self.max_body + 1)
                         if self.held + len(piece) > self.max_held:
-                            raise Busy("the memory for request bodies is full with those of other requests", 1)
+                            raise Busy("the bodies of other requests fill the memory for bodies", 1)
                         self.held += len(piece)
                         body += piece
                         if too_long := len(body) > self.max_body:

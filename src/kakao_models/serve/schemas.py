@@ -230,9 +230,7 @@ def _check_count(body: bytes) -> None:
         if isinstance(part, (list, dict)):
             count += len(part)
             if count > _MOST_VALUES:
-                raise Refused(
-                    400, f"the body holds more than {_MOST_VALUES:,} values. Are these token ids? Send strings"
-                )
+                raise Refused(400, f"the body has more than {_MOST_VALUES:,} values. Are these token ids? Send strings")
             waiting.extend(part if isinstance(part, list) else part.values())
 
 
@@ -244,7 +242,7 @@ def _one_of(request: BaseModel, *names: str) -> Any:
     """
     values = {name: value for name in names if (value := getattr(request, name)) is not None}
     if len(values) > 1:
-        raise Refused(400, f"{' and '.join(values)}: expected one of them", param=names[0])
+        raise Refused(400, f"got {' and '.join(values)}, expected only one of them", param=names[0])
     return next(iter(values.values()), None)
 
 

@@ -116,7 +116,11 @@ def serve(
     if not server.started:
         raise OSError("the service did not start; its log says why")
     if state.stuck:  # its threads would be waited for at the end of the process
-        print("kakao-models: a batch did not end in time; ended without its answer", file=sys.stderr, flush=True)
+        print(
+            "kakao-models: a batch did not finish in time; the service stopped without answering it",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(130 if server.signal == signal.SIGINT else 1)
     return server.signal
 

@@ -99,7 +99,7 @@ class Service:
         if request.dimensions not in (None, self.embedder.dim):
             raise Refused(
                 400,
-                f"dimensions: got {request.dimensions}, but this model has {self.embedder.dim} only",
+                f"dimensions: got {request.dimensions}, but the embeddings of this model always have {self.embedder.dim}",
                 param="dimensions",
             )
         parts = self._checked_inputs(request.parts())
@@ -137,7 +137,7 @@ class Service:
                 message = "labels: say what to choose from; this model has no classes of its own"
                 raise Refused(400, message, param="labels")
             if request.templates is not None:
-                raise Refused(400, "templates go with labels", param="templates")
+                raise Refused(400, "templates need labels", param="templates")
             config = self.embedder.config
             labels = [config.id2label[index] for index in range(config.num_labels)]
             logits = await self._images("classifier", await self._image_bytes(parts))
@@ -145,7 +145,7 @@ class Service:
         else:
             if not self.reads_texts:
                 own = ": it has classes of its own, leave labels out" if self.classifies else ""
-                raise Refused(400, f"labels: this model reads no texts{own}", param="labels")
+                raise Refused(400, f"labels: this model has no text tower{own}", param="labels")
             labels = list(dict.fromkeys(request.labels))
             templates = as_list(HYPOTHESIS_TEMPLATE if request.templates is None else request.templates)
             sentences = self._sentences_of(labels, templates)
@@ -175,17 +175,17 @@ class Service:
             )
         if len(parts) > self.limits.max_inputs:
             most = self.limits.max_inputs
-            raise Refused(400, f"input: {len(parts)} inputs, at most {most} in one request", param="input")
+            raise Refused(400, f"input: got {len(parts)} inputs, expected at most {most} in one request", param="input")
         return parts
 
     def _checked_text(self, text: str, place: str, param: str) -> str:
         if not self.reads_texts:
-            raise Refused(400, f"{place}: this model reads images only; an image is a data: URL", param=param)
+            raise Refused(400, f"{place}: this model reads only images; send a data: URL", param=param)
         if not text.strip():
             raise Refused(400, f"{place}: the text is empty", param=param)
         if len(text) > self.limits.max_characters:
             most = self.limits.max_characters
-            raise Refused(400, f"{place}: {len(text)} characters, at most {most} are read", param=param)
+            raise Refused(400, f"{place}: got {len(text)} characters, expected at most {most}", param=param)
         return text
 
     def _check_lengths(self, texts: Mapping[int, str]) -> None:
@@ -208,7 +208,7 @@ class Service:
         place = f"input[{index}]"
         if source[:8].lower().startswith(("http://", "https://")):
             if not self.limits.allow_urls:
-                raise Refused(400, f"{place}: this service fetches no URLs; send a data: URL", param="input")
+                raise Refused(400, f"{place}: this service does not fetch URLs; send a data: URL", param="input")
             fetch = partial(fetch_url, source, timeout=self.limits.fetch_timeout, max_bytes=self.limits.max_fetched)
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
@@ -254,7 +254,9 @@ class Service:
         # Before they are made: 5,000 {0} with a label of 20,000 characters would be 100 MB.
         longest = max(template.count("{") * max(map(len, labels)) + len(template) for template in templates)
         if longest > 2 * self.limits.max_characters:
-            message = f"a template with a label in it has {longest} characters, at most {2 * self.limits.max_characters} are read"
+            message = (
+                f"a template with its label has {longest} characters, expected at most {2 * self.limits.max_characters}"
+            )
             raise Refused(400, message, param="templates")
         return label_sentences(labels, templates)
 

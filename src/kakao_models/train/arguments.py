@@ -32,7 +32,7 @@ class TrainOptions:
         loss: "contrastive" (softmax, ALIGN's) or "sigmoid" (SigLIP's, with a learned bias), of an ALIGN.
         temperature_range: lowest and highest temperature of an ALIGN, held after every step; None for no bounds.
         ema_decay: decay of the moving average that is saved and evaluated; None for none.
-        chunk_size: samples of a process whose activations are in memory at a time; None for its whole share. For
+        chunk_size: number of samples of a process that have activations in memory at a time; None for its whole share. For
             classifiers it must be None: for them, `gradient_accumulation_steps` does the same.
         channels_last: memory layout of images and of convolutions' weights.
         checkpointing: "activations", "blocks" or None: the part that backward computes again (`recompute.checkpointing`).

@@ -25,7 +25,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """ALIGN's augmentation: resizes to a square whatever the shape, crops a random part, and flips half of the images.
+    """ALIGN's augmentation: resizes to a square regardless of the shape, crops a random part, and flips half of the images.
 
     antialias: False resizes as the original, True as PIL, which is what a model with `preprocessing="hf"` will see.
     """
@@ -78,7 +78,9 @@ class InceptionCrop:
 
     def __post_init__(self):
         if not (0 < self.area[0] <= self.area[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
-            raise ValueError(f"InceptionCrop: no such part of a picture: area={self.area}, ratio={self.ratio}")
+            raise ValueError(
+                f"InceptionCrop: expected 0 < area <= 1 and ratio > 0, smallest first, got area={self.area}, ratio={self.ratio}"
+            )
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
@@ -123,7 +125,7 @@ class Resolutions:
     def __post_init__(self):
         if not self.crops or self.by not in ("stage", "step"):
             raise ValueError(
-                f"augment: expected sizes, and by: stage or by: step; got {len(self.crops)} sizes and by={self.by!r}"
+                f"augment: expected at least one size, and by='stage' or 'step'; got {len(self.crops)} sizes and by={self.by!r}"
             )
 
     def number(self, step: int, steps: int) -> int:
@@ -139,7 +141,7 @@ class Distorted:
 
     crop: the other one.
     thumbnail: share of the pictures that are reduced and enlarged again before it, to a side of `thumbnail_sizes` pixels.
-    sharpen: share whose fine detail is made up to three times as strong.
+    sharpen: probability of sharpening fine detail up to three times.
     grey: share without colour. saturation, contrast: largest change of the factor, brightness: of what is added, as a
     share of half the range; all even on both sides.
     """

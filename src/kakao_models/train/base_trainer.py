@@ -121,16 +121,16 @@ class BaseTrainer(AtomicCheckpoints):
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs are visible to one process: start one process for each with torchrun "
-                "--nproc-per-node, or show it one with CUDA_VISIBLE_DEVICES"
+                "--nproc-per-node, or choose one GPU with CUDA_VISIBLE_DEVICES"
             )
         if args.deepspeed or args.parallelism_config:
             name = "deepspeed" if args.deepspeed else "parallelism_config"
             raise ValueError(f"{name} is not supported: start a process for each GPU with torchrun instead")
         if args.fsdp:
-            raise ValueError("fsdp: set shard=True of TrainArguments (shard: true in a recipe) to share out parameters")
+            raise ValueError("fsdp: set shard=True of TrainArguments (shard: true in a recipe) to shard parameters")
         if options.shard and (options.ema_decay or args.fp16 or args.torch_compile):
             other = "ema_decay" if options.ema_decay else "fp16" if args.fp16 else "torch_compile"
-            raise ValueError(f"shard and {other} do not go together: leave out one of the two")
+            raise ValueError(f"shard and {other} exclude each other: leave out one of the two")
 
     def _check_model(self, model: nn.Module) -> None:
         """
@@ -168,7 +168,7 @@ class BaseTrainer(AtomicCheckpoints):
         return model
 
     def _hp_search_setup(self, trial) -> None:
-        """transformers calls this in `train`, once the model and `args` of the run are there."""
+        """transformers calls this in `train`, once the model and `args` of the run exist."""
         super()._hp_search_setup(trial)
         self._set_up()
 
@@ -204,7 +204,7 @@ class BaseTrainer(AtomicCheckpoints):
         return opened_here or not self._collates and not is_prepared(dataset)
 
     def _training_data(self, dataset: Any) -> Any:
-        """`TrainData` or `StreamData` of images with captions or labels; a dataset of the model's inputs as it is."""
+        """`TrainData` or `StreamData` of images with captions or labels; a dataset of the model's inputs is returned unchanged."""
         args, seed = self.args, self.args.seed if self.args.data_seed is None else self.args.data_seed
         with _named("train_dataset"):
             if dataset is None or not self._raw(dataset):
@@ -216,7 +216,7 @@ class BaseTrainer(AtomicCheckpoints):
             return train_data(dataset, self._transform, seed, self.options.shuffle_window, *shares)
 
     def _evaluation_data(self, dataset: Any, name: str, predict: bool = False) -> Any:
-        """`EvalData` of images with captions or labels; a dataset of the model's inputs as it is."""
+        """`EvalData` of images with captions or labels; a dataset of the model's inputs is returned unchanged."""
         with _named(name):
             if dataset is None or isinstance(dataset, EvalData) or not self._raw(dataset):
                 return dataset
@@ -431,7 +431,7 @@ class BaseTrainer(AtomicCheckpoints):
 
 
 class _Bookkeeping(TrainerCallback):
-    """Moves the average after each step, and gives each process random numbers of its own."""
+    """Moves the average after each step, and gives each process its own random numbers."""
 
     def __init__(self, trainer: BaseTrainer):
         self.trainer = trainer

@@ -61,7 +61,7 @@ class TrainData(Dataset):
             except UNUSABLE as error:
                 failures.append(named(error, key))
             position = int(random.integers(len(self)))
-        raise DataError(f"{_ATTEMPTS} samples drawn one after another cannot be used:\n  {_listed(failures)}; ...")
+        raise DataError(f"{_ATTEMPTS} samples in a row cannot be used:\n  {_listed(failures)}; ...")
 
 
 class StreamData(IterableDataset):
@@ -118,7 +118,7 @@ class StreamData(IterableDataset):
                     yield self.prepare.collate(items)
                     items, failures, batch = [], [], batch + workers
             if not usable and number == 0:
-                raise DataError(f"a whole epoch of the stream without a usable sample. {_listed(failures)}")
+                raise DataError(f"the stream had no usable sample in a whole epoch. {_listed(failures)}")
             if not usable:  # fewer shards than workers
                 return
             epoch += 1
@@ -128,7 +128,7 @@ class GlobalBatches(Sampler):
     """Places of this process's share of each batch. The samples of an epoch that fill no batch are left out of it.
 
     Processes share a batch by whole ghost batches, so that together they do what one process would (`ghost_chunks`);
-    where a share is no multiple of `ghost`, by consecutive samples. `size_of` gives the number of a batch's resolution.
+    if a share is not a multiple of `ghost`, in consecutive samples. `size_of` gives the number of a batch's resolution.
 
     Raises:
         DataError: there are fewer samples than a batch has. ValueError: processes cannot share a batch evenly.

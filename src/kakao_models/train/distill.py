@@ -81,13 +81,15 @@ class Distillation:
                 raise ValueError(f"distill: {name} must be above 0, got {value}")
             setattr(self, name, number)
         if (self.loss == "classes") != bool(self.classes):
-            raise ValueError(f"distill: loss {self.loss!r}: classes, their names, belong to the loss 'classes' only")
+            raise ValueError(
+                f"distill: loss {self.loss!r}: only the loss 'classes' takes the names of classes: leave classes out"
+            )
 
     def rows(self, ids: Sequence[tuple[int, str | None]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The targets of samples, by ids as of `Source.identify`, zeros where there are none (n, K); whether there is one (n,)."""
         tables = [self.targets] if isinstance(self.targets, Mapping) else self.targets
         if beyond := next((source for source, _ in ids if source >= len(tables)), None):
-            raise ValueError(f"distill: got targets for {len(tables)} sources, and data of source number {beyond}")
+            raise ValueError(f"distill: got targets for {len(tables)} sources, but the data has source number {beyond}")
         targets = [None if tables[source] is None else tables[source].get(name) for source, name in ids]
         shape = next((np.shape(row) for row in targets if row is not None), (1,))
         rows = [np.zeros(shape, np.float32) if row is None else np.asarray(row, np.float32) for row in targets]
@@ -122,7 +124,7 @@ def read_embeddings(source: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def build_distillations(settings: Mapping[str, Mapping], source: Source | None) -> dict[str, Distillation]:
-    """Teachers of a recipe: name -> fields of `Distillation`. `source` are its data, None of a stream.
+    """Teachers of a recipe: name -> fields of `Distillation`. `source` is its data, None for a stream.
 
     `targets` is a file or folder for `read_embeddings`, or a list with one (or null) for each source of the data; `classes` a file
     with a name per line; `templates` a list of sentences, or a name that `evaluate zero-shot` knows.
@@ -174,7 +176,9 @@ class DistillTrainer(AlignTrainer):
         self._keys: list[str] = []
         classes = any(term.loss == "classes" for term in self.distill.values())
         if classes and len(self.chunks) > 1 and self.args.world_size > 1:
-            raise ValueError("distill: loss 'classes' among several processes needs a share of the batch in one chunk")
+            raise ValueError(
+                "distill: loss 'classes' with several processes needs the whole batch of a process in one chunk"
+            )
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         self._keys = inputs.get("keys", [])
@@ -255,8 +259,8 @@ class DistillTrainer(AlignTrainer):
         """The classes that are compared (C,), and the embeddings of their names (C, D)."""
         if probabilities.shape[1] != len(term.classes) or (probabilities < 0).any():
             raise ValueError(
-                f"distill: expected probabilities, not below 0, of {len(term.classes)} classes, got {tuple(probabilities.shape)} "
-                f"from {probabilities.min().item():.3g} on"
+                f"distill: expected probabilities (at least 0) of {len(term.classes)} classes, got shape {tuple(probabilities.shape)} "
+                f"and a smallest value of {probabilities.min().item():.3g}"
             )
         columns = probabilities.sum(0).topk(min(term.per_step, len(term.classes))).indices
         random = np.random.default_rng([self.args.seed, self.state.global_step])

@@ -49,7 +49,9 @@ def knn(data: str, train: str, k: int = 1, batch_size: int = 32, **options: Any)
     """Accuracy of the labels of the nearest training images."""
     test, known = read_labelled(data, **options).labelled(), read_labelled(train, **options).labelled()
     if test.keys != known.keys:
-        raise ValueError(f"knn: {data} and {train} have different classes: {test.keys[:5]} ..., {known.keys[:5]} ...")
+        raise ValueError(
+            f"knn: {data} and {train} must have the same classes, got {test.keys[:5]} ..., {known.keys[:5]} ..."
+        )
 
     def run(model: nn.Module, processor) -> dict[str, float]:
         embedder = Embedder(model, processor=processor, batch_size=batch_size)
@@ -86,7 +88,7 @@ def build_evaluations(settings: Mapping[str, str | Mapping]) -> dict[str, Evalua
         options = {"data": setting} if isinstance(setting, str) else dict(setting)
         kind = options.pop("kind", name)
         if kind not in EVALUATIONS:
-            raise ValueError(f"evaluate: there is no {kind!r}; there are {', '.join(EVALUATIONS)}")
+            raise ValueError(f"evaluate: got {kind!r}, expected one of {', '.join(EVALUATIONS)}")
         try:
             evaluations[name] = EVALUATIONS[kind](**options)
         except TypeError as error:

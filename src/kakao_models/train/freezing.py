@@ -17,7 +17,7 @@ def freeze(model: nn.Module, prefixes: list[str]) -> None:
         chosen = [p for name, p in model.named_parameters() if is_part(name, prefix)]
         if not chosen:
             parts = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"freeze: there is no {prefix!r} in {type(model).__name__}; it has {parts}")
+            raise ValueError(f"freeze: {type(model).__name__} has no part {prefix!r}; its parts are {parts}")
         for p in chosen:
             p.requires_grad_(False)
 

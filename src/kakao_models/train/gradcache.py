@@ -106,7 +106,7 @@ def chunked_step(
                     scalar = sum((x * gradient).sum() for x, gradient in zip(embeds, gradients))
                     if last:
                         scalar = sum((x * gradient).sum() for x, gradient in d_read) + scalar
-                    if scalar.requires_grad:  # not where the temperature alone is trained
+                    if scalar.requires_grad:  # not if only the temperature is trained
                         backward(scalar)
     return value.detach()
 

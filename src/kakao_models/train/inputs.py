@@ -265,7 +265,7 @@ def sizes_of(processor: ImageProcessor) -> tuple[int, int]:
         ValueError: they are no squares.
     """
     crop, size = _side(processor), processor.size.get("height", 0)
-    # without a margin around the crop, the original's share
+    # without a margin around the crop, as in the original code
     return size if processor.do_center_crop and size > crop else round(crop * 346 / 289), crop
 
 

@@ -21,7 +21,7 @@ def lamb(
 
     Args:
         model: whose parameters, `nnx.state(model, nnx.Param)`, are to be optimised; for their places only.
-        learning_rate: a number or a schedule; the original's is `warmup_linear_decay`.
+        learning_rate: a number or a schedule; the original code uses `warmup_linear_decay`.
 
     Raises:
         ValueError: a parameter is narrower than float32.
@@ -57,7 +57,7 @@ def lamb(
 
 
 def warmup_linear_decay(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """The original's learning rate: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
+    """The learning rate of the original code: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
 
     def rate(step):  # not optax's: it counts down from 1, which costs the first steps three digits in float32
         step = jnp.asarray(step, jnp.float32)

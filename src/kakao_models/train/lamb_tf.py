@@ -19,7 +19,7 @@ class Lamb(keras.optimizers.Lamb):
     `keras.optimizers.Lamb` takes the decay outside of the adapted step, and adapts batch norms too.
 
     Args:
-        learning_rate: a number or a schedule; the original's is `WarmupLinearDecay`.
+        learning_rate: a number or a schedule; the original code uses `WarmupLinearDecay`.
         weight_decay: added to each step before it is scaled to the length of the weights.
         spared: places of the variables that are neither decayed nor adapted, among those that the optimizer is built with:
             the result of `spare_batch_norms`, in the form that a saved model keeps.
@@ -45,7 +45,9 @@ class Lamb(keras.optimizers.Lamb):
     def spare_batch_norms(self, model: keras.Model) -> "Lamb":
         """Neither decays nor adapts the batch norms of `model`; call it before `compile`. Returns the optimizer."""
         if self.built:
-            raise ValueError("Lamb.spare_batch_norms: the optimizer has its variables already, call it before compile")
+            raise ValueError(
+                "Lamb.spare_batch_norms: the optimizer already has its variables. Call this before compile"
+            )
         norms = [layer for layer in model._flatten_layers() if isinstance(layer, TFAlignBatchNorm)]
         self.not_adapted |= {self._var_key(variable) for layer in norms for variable in layer.trainable_variables}
         self.spared = self._places(model.trainable_variables)
@@ -93,7 +95,7 @@ class Lamb(keras.optimizers.Lamb):
 
 
 def _dense(gradient):
-    """TensorFlow's gradient of a table as a tensor: in its IndexedSlices a row that was used twice is there twice."""
+    """TensorFlow's gradient of a table as a tensor: its IndexedSlices hold a row twice if it was used twice."""
     if keras.backend.backend() != "tensorflow":
         return gradient
     import tensorflow as tf
@@ -103,7 +105,7 @@ def _dense(gradient):
 
 @keras.saving.register_keras_serializable("kakao_models")
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """The original's learning rate: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
+    """The learning rate of the original code: linear from 0 (at step 0) to `peak`, then linear to 0 at step `steps`."""
 
     def __init__(self, peak: float, warmup_steps: int, steps: int):
         self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps

@@ -35,7 +35,7 @@ def tiled_contrastive_loss(
 
     Args:
         image_embeds, text_embeds: (n, D), L2-normalised, row i of one belonging to row i of the other. Computed in at
-            least float32, whatever their type, and outside autocast.
+            least float32, regardless of their type, and outside autocast.
         temperature: scalar by which similarities are divided.
         label_smoothing: share of the target that is spread over all N samples.
         tile_size: rows and columns of a tile; memory beyond (n, D) is two or three tiles.
@@ -86,7 +86,7 @@ def _tiled(name: str, function, embeds: tuple, scalars: tuple, tile_size: int | 
     images, texts = embeds
     if images.ndim != 2 or images.shape != texts.shape or not len(images):
         raise ValueError(
-            f"{name}: expected images and texts in pairs, two (samples, dimension) of one shape, got {tuple(images.shape)} and "
+            f"{name}: expected pairs of images and texts, both of shape (samples, dimension), got {tuple(images.shape)} and "
             f"{tuple(texts.shape)}"
         )
     dtype = torch.promote_types(torch.promote_types(images.dtype, texts.dtype), torch.float32)
@@ -241,7 +241,7 @@ def _check_sizes(x: torch.Tensor, group) -> None:
     dist.all_reduce(sizes, group=group)
     if (sizes != len(x)).any():
         raise ValueError(
-            f"a loss of the global batch: every process needs as many samples as the others, got {sizes.tolist()}. Does the "
+            f"the loss of the global batch needs the same number of samples on every process, got {sizes.tolist()}. Does the "
             "loader drop the last, incomplete batch?"
         )
 

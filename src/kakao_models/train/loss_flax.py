@@ -35,7 +35,7 @@ def global_contrastive_loss(
     """
     if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
         raise ValueError(
-            "global_contrastive_loss: expected images and texts in pairs, two (samples, dimension) of one shape, got "
+            "global_contrastive_loss: expected pairs of images and texts, both of shape (samples, dimension), got "
             f"{image_embeds.shape} and {text_embeds.shape}"
         )
     wide = jnp.promote_types(image_embeds.dtype, jnp.float32)

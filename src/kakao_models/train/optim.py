@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class LAMB(torch.optim.Optimizer):
-    """LAMB (You et al. 2019) as `tfa.optimizers.LAMB`, the original's: Adam's bias-corrected step plus `weight_decay`
+    """LAMB (You et al. 2019) as in `tfa.optimizers.LAMB`, which the original code uses: Adam's bias-corrected step plus `weight_decay`
     times the weights, scaled for each tensor to the length of its weights ("layer adaptation").
 
     A tensor whose weights or step have length 0 takes the step as it is. Nothing is clipped.
@@ -90,7 +90,7 @@ def parameter_groups(
             `{"vision_model": 0.1}` trains the image tower ten times more slowly.
 
     Returns:
-        Groups for any optimizer; `adapt` matters to LAMB alone. `name` says what a group is.
+        Groups for any optimizer; `adapt` matters only to LAMB. `name` describes a group.
 
     Raises:
         ValueError: a beginning that no parameter has, or nothing to train.
@@ -100,7 +100,9 @@ def parameter_groups(
     for prefix in scales:
         if prefix and not any(is_part(name, prefix) for name in names):
             parts = sorted({name.split(".")[0] for name in names})
-            raise ValueError(f"lr_scale: no parameter's name begins with {prefix!r}. There are {', '.join(parts)}")
+            raise ValueError(
+                f"lr_scale: no parameter's name begins with {prefix!r}. Names begin with {', '.join(parts)}"
+            )
     norms = {id(p) for module in model.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
     groups: dict[tuple, dict] = {}
     for name, p in model.named_parameters():
@@ -159,7 +161,7 @@ def check_schedule(schedule: str | Mapping) -> None:
     if isinstance(schedule, Mapping):
         sound = all(isinstance(value, (int, float)) and value >= 0 for point in schedule.items() for value in point)
         if not schedule or not sound:
-            raise ValueError(f"schedule: expected points {{step: share of lr}}, none negative, got {schedule}")
+            raise ValueError(f"schedule: expected {{step: share of lr}} without negative numbers, got {schedule}")
     elif schedule not in SCHEDULES:
         raise ValueError(
             f"schedule: got {schedule!r}, expected one of {', '.join(SCHEDULES)}, or points, {{step: share, ...}}"
@@ -254,7 +256,9 @@ class MovingAverage:
         step = int(state.pop("step"))
         if state.keys() != self.values.keys():
             different = sorted(state.keys() ^ self.values.keys())
-            raise ValueError(f"MovingAverage: saved for another model; only one of the two has {different[:3]}")
+            raise ValueError(
+                f"MovingAverage: the averages were saved for another model; only one of the two has {different[:3]}"
+            )
         for name, value in self.values.items():
             value.copy_(state[name])
         self.step = step

@@ -89,7 +89,7 @@ class Recipe:
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
-                f"recipe: give steps or epochs, one of them; got {self.steps} and {self.epochs} (null for none)"
+                f"recipe: give either steps or epochs, and set the other to null; got steps {self.steps} and epochs {self.epochs}"
             )
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"recipe: precision must be fp32, bf16 or fp16, got {self.precision!r}")
@@ -160,7 +160,9 @@ class ViTRecipe(Recipe):
         if self.backbone not in ("vit", "align"):
             raise ValueError(f"recipe: backbone must be vit or align, got {self.backbone!r}")
         if self.backbone == "align" and self.start is None:
-            raise ValueError("recipe: backbone: align needs the ALIGN it is the tower of: start: FOLDER or Hub id")
+            raise ValueError(
+                "recipe: backbone: align takes the image tower of an ALIGN: set start to its folder or Hub id"
+            )
 
 
 RECIPES = {"align": AlignRecipe, "vit": ViTRecipe}
@@ -210,13 +212,13 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     """
     path = Path(source) if Path(source).is_file() else FOLDER / f"{Path(source).name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
-        raise ValueError(f"recipe: no file {source}, and none of that name in this package ({', '.join(names())})")
+        raise ValueError(f"recipe: {source} is neither a file nor a recipe of this package ({', '.join(names())})")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path}: expected a mapping of settings by their names, got {reprlib.repr(values)}")
+        raise ValueError(f"{path}: expected settings as name: value, got {reprlib.repr(values)}")
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
@@ -225,7 +227,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
         inner = values
         for name in above:
             if not isinstance(inner.get(name) or {}, dict):
-                raise ValueError(f"{change}: {name} is {inner[name]!r}, and has no entries")
+                raise ValueError(f"{change}: {name} is {inner[name]!r}, which has no keys")
             inner[name] = inner = dict(inner.get(name) or {})
         try:
             inner[last] = yaml.safe_load(value)
@@ -236,7 +238,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     check_keys(f"{path}: a recipe for {kind}", values, hints)
     needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     if absent := [name for name in needed if name not in values]:
-        raise ValueError(f"{path}: a recipe for {kind} needs {', '.join(absent)} too, which it does not have")
+        raise ValueError(f"{path}: a recipe for {kind} needs {', '.join(absent)}, which this one does not have")
     # null restores the default, unless null is a value of its own
     kept = {k: v for k, v in values.items() if v is not None or k in needed or _may_be_none(hints[k])}
     return cls(**{name: _typed(name, value, hints[name]) for name, value in kept.items()})
@@ -251,7 +253,7 @@ def check_keys(what: str, keys: Iterable[str], known: Iterable[str]) -> None:
     for name in keys:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            hint = f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(known)}"
             raise ValueError(f"{what} has no key {name!r}{hint}")
 
 

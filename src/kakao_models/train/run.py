@@ -126,7 +126,7 @@ def build_trainer(
 def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) -> dict[str, float]:
     """Trains, from the last checkpoint in `recipe.output` if there is one, evaluates, and writes the model.
 
-    A run that has ended stays as it is: the same recipe again only returns its metrics. With `push_to_hub` among the fields of
+    A finished run is not repeated: the same recipe only returns its metrics. With `push_to_hub` among the fields of
     `trainer`, the folder is uploaded in the end.
 
     Args:
@@ -141,7 +141,7 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
     output = Path(recipe.output)
     last = get_last_checkpoint(output) if output.is_dir() else None
     if last and not resume:
-        raise FileExistsError(f"{output} has {Path(last).name}: resume from it, or choose another output")
+        raise FileExistsError(f"{output} already has {Path(last).name}: resume from it, or choose another output")
     if (metrics := _finished(recipe)) is not None:
         return metrics
     trainer = build(recipe)
@@ -205,7 +205,9 @@ def _arguments(recipe: Recipe) -> TrainArguments:
     share, accumulate = recipe.batch_size // world, 1
     if recipe.chunk_size and isinstance(recipe, ViTRecipe):
         if share % recipe.chunk_size:
-            raise ValueError(f"chunk_size {recipe.chunk_size} does not divide the {share} samples of a process")
+            raise ValueError(
+                f"a process has {share} samples per batch, which is not a multiple of chunk_size {recipe.chunk_size}"
+            )
         share, accumulate = recipe.chunk_size, share // recipe.chunk_size
     length = {"max_steps": recipe.steps} if recipe.steps is not None else {"num_train_epochs": recipe.epochs}
     settings = {
@@ -307,7 +309,9 @@ def _cut_vocabulary(
     texts = settings.pop("texts", None)
     if texts is None:
         if (source := opened()) is None:
-            raise ValueError("recipe: vocabulary: a stream is not read twice: give texts, files with a text a line")
+            raise ValueError(
+                "recipe: vocabulary: a stream can be read only once: set texts to files with one text per line"
+            )
         return cut_vocabulary(model, tokenizer, _captions(source), **settings)
     columns = Columns(caption=recipe.columns.get("caption"))
     return cut_vocabulary(model, tokenizer, _texts(texts if isinstance(texts, list) else [texts], columns), **settings)

@@ -27,7 +27,7 @@ _STAGING = "_unfinished"  # an upload of the folder leaves out names that begin 
 
 class AtomicCheckpoints(Trainer):
     """transformers' `Trainer` with checkpoints that get their name once they are on the disk, and hold the moving
-    average too. What a killed process leaves of one is in `_unfinished`, where nobody looks for a checkpoint.
+    average too. What a killed process leaves of one is in `_unfinished`, which is not searched for checkpoints.
     """
 
     ema: MovingAverage | None = None
@@ -119,7 +119,7 @@ class AtomicCheckpoints(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         optimizer = self.optimizer
-        if is_sharded(self.model):  # checkpoints hold whole tensors, whatever the number of processes
+        if is_sharded(self.model):  # checkpoints hold whole tensors, regardless of the number of processes
             whole = whole_state(optimizer.state_dict())
             self.optimizer = SimpleNamespace(state_dict=lambda: whole)
         try:

@@ -58,7 +58,7 @@ class AlignTrainer(BaseTrainer):
                 "gradient_accumulation_steps, or chunk_size of TrainArguments, to need less memory"
             )
         if args.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor: ALIGN's own is model.config.label_smoothing; set that instead")
+            raise ValueError("label_smoothing_factor: ALIGN does not use it. Set model.config.label_smoothing instead")
 
     def _check_transform(self, transform: SampleTransform) -> None:
         if transform.tokenizer is None:
@@ -69,7 +69,7 @@ class AlignTrainer(BaseTrainer):
         if model.text_model.pooler is not None:
             model.text_model.pooler.requires_grad_(False)
         if self.options.loss == "sigmoid" and self.compute_loss_func is not None:
-            raise ValueError("loss 'sigmoid' and compute_loss_func: leave out one of the two")
+            raise ValueError("loss='sigmoid' and compute_loss_func exclude each other: leave out one of the two")
         if self.options.loss == "sigmoid" and model.logit_bias is None:
             model.add_logit_bias()
         own = self.compute_loss_func is not None or type(self).contrastive_loss is not AlignTrainer.contrastive_loss
@@ -89,7 +89,7 @@ class AlignTrainer(BaseTrainer):
     def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
         with _replaced(
             self.args, per_device_train_batch_size=self._train_batch_size, gradient_accumulation_steps=1
-        ):  # the share of a process is one batch, whatever the chunks
+        ):  # the share of a process is one batch, regardless of chunks
             return super()._inner_training_loop(*args, **kwargs)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -113,7 +113,7 @@ class AlignTrainer(BaseTrainer):
         of `tiled_contrastive_loss`.
 
         Args:
-            image_embeds, text_embeds: embeddings of the whole share, whatever the chunks.
+            image_embeds, text_embeds: embeddings of the whole share, regardless of chunks.
             batch: everything that was collated beside the inputs of the towers.
         """
         if self.compute_loss_func is not None:
@@ -158,7 +158,7 @@ class AlignTrainer(BaseTrainer):
         inputs, rest = self._split(inputs)
         order = torch.cat(self.chunks).argsort()
         if len(self.chunks) > 1 and (sizes := {name: len(x) for name, x in inputs.items() if len(x) != len(order)}):
-            raise ValueError(f"chunk_size: chunks need a text for each of {len(order)} images, got {sizes}")
+            raise ValueError(f"chunk_size: chunks need one text for each of {len(order)} images, got {sizes}")
 
         def embed(part: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             output = model(**part, return_dict=True)
@@ -214,9 +214,11 @@ class ViTTrainer(BaseTrainer):
     def _check_arguments(self, args: TrainingArguments, options: TrainOptions) -> None:
         super()._check_arguments(args, options)
         if options.chunk_size is not None:
-            raise ValueError("chunk_size is for ALIGN's loss; with labels, gradient_accumulation_steps does the same")
+            raise ValueError("chunk_size is only for ALIGN's loss. With labels, use gradient_accumulation_steps")
         if options.loss != LOSSES[0]:
-            raise ValueError(f"loss: {options.loss} is for an AlignModel; a classifier has its own, by problem_type")
+            raise ValueError(
+                f"loss: {options.loss} is for an AlignModel; the loss of a classifier follows from problem_type"
+            )
         if options.temperature_range is not None:
             raise ValueError("temperature_range is for an AlignModel; a classifier has no temperature")
 

@@ -98,8 +98,8 @@ class SampleTransform:
     def _number(self, sample: Sample, label: int | str) -> int:
         number = self._numbers.get(label) if isinstance(label, str) else label
         if number is None:
-            there = f"there are {', '.join(self.names)}" if self.names else (
-                "the recipe has a number of classes and no names: leave classes out, or name a file with a class a line"
+            there = f"the classes are {', '.join(self.names)}" if self.names else (
+                "the recipe gives the number of classes, not their names: leave classes out, or name a file with one class per line"
             )  # fmt: skip
             raise DataError(f"{sample.key}: label {label!r} is not the name of a class; {there}")
         if not 0 <= number < self.classes:

@@ -50,7 +50,7 @@ class ViTConfig(StrictConfig, transformers.ViTConfig):
         `ViTConfig.vit("l", representation_size=1024, num_labels=21841)`, a fine-tuned one `ViTConfig.vit("l", image_size=384)`.
         """
         if size not in VIT_SIZES:
-            raise ValueError(f"ViT has no size {size!r}; there are {', '.join(VIT_SIZES)}")
+            raise ValueError(f"ViT has no size {size!r}, expected one of {', '.join(VIT_SIZES)}")
         layers, width, heads = VIT_SIZES[size]
         sizes = dict(
             num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width

@@ -1,4 +1,4 @@
-"""ViT in Flax NNX (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original program: the same as
+"""ViT in Flax NNX (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original code: the same as
 modeling_torch.py.
 
 `pixel_values` are (B, C, height, width), as in PyTorch; inside, channels come last.
@@ -104,7 +104,9 @@ class FlaxViTEmbeddings(nnx.Module):
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise ValueError("FlaxViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
+                raise ValueError(
+                    "FlaxViTModel: bool_masked_pos needs a mask token. Create the model with use_mask_token=True"
+                )
             x = jnp.where(jnp.asarray(bool_masked_pos, bool)[..., None], self.mask_token[...].astype(x.dtype), x)
         first = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate((first.astype(x.dtype), x), axis=1)  # (B, L, D)
@@ -212,7 +214,7 @@ class FlaxViTPreTrainedModel(ViTLoading, FlaxLoading):
 
 
 class FlaxViTModel(FlaxViTPreTrainedModel):
-    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None where there is none.
+    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None if there is none.
 
     Args:
         add_pooling_layer: whether there is a pooler, the Dense layer of the pre-logits. By default one exists if
@@ -290,7 +292,7 @@ class FlaxViTForImageClassification(FlaxImageClassifier, FlaxViTPreTrainedModel)
         self.num_labels = config.num_labels
         self.vit = FlaxViTModel(config, rngs=rngs)
         width = config.representation_size or config.hidden_size
-        # The original's head starts at zero: every class has probability 1/2, or 1/classes.
+        # In the original code, the head starts at zero: every class has probability 1/2, or 1/classes.
         head = partial(nnx.Linear, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.classifier = head(config.num_labels) if config.num_labels > 0 else None
 

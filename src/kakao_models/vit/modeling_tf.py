@@ -1,4 +1,4 @@
-"""ViT in Keras 3 (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original program: the same as
+"""ViT in Keras 3 (Dosovitskiy et al. 2020), with the semantics of Kakao Brain's original code: the same as
 modeling_torch.py.
 
 Axes: B batch  L tokens  D width  N heads  K width per head  R width of the pre-logits  H, W rows, columns of patches
@@ -103,14 +103,18 @@ class TFViTEmbeddings(Layer):
         x = self.patch_embeddings(pixel_values)  # (B, H*W, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise ValueError("TFViTModel: bool_masked_pos needs a mask token, which use_mask_token=True makes")
+                raise ValueError(
+                    "TFViTModel: bool_masked_pos needs a mask token. Create the model with use_mask_token=True"
+                )
             x = ops.where(ops.cast(bool_masked_pos, "bool")[:, :, None], ops.cast(self.mask_token, x.dtype), x)
         first = ops.broadcast_to(self.cls_token, (ops.shape(x)[0], 1, x.shape[-1]))
         x = ops.concatenate((ops.cast(first, x.dtype), x), axis=1)  # (B, L, D)
         positions = ops.convert_to_tensor(self.position_embeddings)
         if interpolate_pos_encoding:
             if height is None or width is None:
-                raise ValueError("interpolate_pos_encoding needs images of a size that is known when a graph is made")
+                raise ValueError(
+                    "interpolate_pos_encoding needs a static height and width of pixel_values in a TensorFlow graph"
+                )
             positions = resize_position_embeddings(positions, self.grid(*self.image_size), self.grid(height, width))
         elif (height or self.image_size[0], width or self.image_size[1]) != self.image_size:
             raise ValueError(
@@ -221,7 +225,7 @@ class TFViTPreTrainedModel(ViTLoading, TFPreTrainedModel):
 
 
 class TFViTModel(TFViTPreTrainedModel):
-    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None where there is none.
+    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None if there is none.
 
     Args:
         add_pooling_layer: whether there is a pooler, the Dense layer of the pre-logits. By default one exists if
@@ -297,7 +301,7 @@ class TFViTForImageClassification(TFImageClassifier, TFViTPreTrainedModel):
         self.num_labels = config.num_labels
         self.vit = TFViTModel(config)
         width = config.representation_size or config.hidden_size
-        # the original's head starts at zero: every class has probability 1/2, or 1/classes
+        # in the original code, the head starts at zero: every class has probability 1/2, or 1/classes
         self.classifier = dense(width, config.num_labels, std=0.0) if config.num_labels > 0 else None
 
     def call(

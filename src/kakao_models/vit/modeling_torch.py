@@ -84,7 +84,7 @@ def eager_attention(
     """Attention that also returns its weights; the softmax runs in at least float32 (transformers': in float32)."""
     if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
         raise ValueError(
-            "ViT: flex attention does not know its weights, and its block mask means nothing to eager attention. For "
+            "ViT: flex attention has no attention weights, and eager attention cannot use its block mask. For "
             "output_attentions call model.set_attn_implementation('eager') first."
         )
     scores = query @ key.transpose(2, 3) * scaling  # (B, N, L, L)
@@ -180,13 +180,13 @@ class ViTPreTrainedModel(BijectiveLoading, _FollowFile, base.ViTPreTrainedModel)
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ViTForImageClassification) and isinstance(module.classifier, nn.Linear):
-            # The original's head starts at zero: every class has probability 1/2, or 1/classes.
+            # In the original code, the head starts at zero: every class has probability 1/2, or 1/classes.
             init.zeros_(module.classifier.weight)
             init.zeros_(module.classifier.bias)
 
 
 class ViTModel(ViTPreTrainedModel, base.ViTModel):
-    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None where there is none.
+    """The backbone. `pooler_output` (B, R) is the pre-logits representation, or None if there is none.
 
     Args:
         add_pooling_layer: whether there is a pooler, the Dense layer of the pre-logits. By default one exists if

@@ -5,7 +5,7 @@ from kakao_models.vit.preprocessing import ViTPreprocessing
 
 
 class ViTImageProcessor(ViTPreprocessing, ImageProcessor):
-    """Prepares images for ViT: resizes them to a square whatever their shape, and scales to -1..1.
+    """Prepares images for ViT: resizes them to a square regardless of their shape, and scales to -1..1.
 
     Reads and writes the `preprocessor_config.json` of transformers' `ViTImageProcessor`, or of its `CLIPImageProcessor` where
     images are cropped (transformers 4's `ViTImageProcessor` does not crop). One field is added: `preprocessing="tf"` for the

@@ -94,7 +94,7 @@ def activation_named(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """
     known = {"gelu": gelu, "gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu, "relu": lambda x: np.maximum(x, 0)}
     if name not in known:
-        raise ValueError(f"hidden_act is {name!r}; the numpy reference has {', '.join(known)}")
+        raise ValueError(f"hidden_act is {name!r}, expected {' or '.join(known)} (the numpy reference has no others)")
     return known[name]
 
 

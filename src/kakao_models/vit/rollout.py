@@ -32,8 +32,8 @@ def attention_rollout(attentions: Sequence[np.ndarray], token: int = 0) -> np.nd
     """
     if not len(attentions):
         raise ValueError(
-            "attentions: got no layers. If they were recorded, an engine ran instead of the model's own modules: "
-            "give pipeline(...) or Embedder(...) the model object"
+            "attentions: got no layers. Did an engine run instead of the PyTorch model? Then pass the model object "
+            "to pipeline(...) or Embedder(...)"
         )
     layers = [np.asarray(layer, np.float64) for layer in attentions]
     layers = [layer.mean(1) if layer.ndim == 4 else layer for layer in layers]  # (B, L, L)
@@ -49,7 +49,9 @@ def attention_rollout(attentions: Sequence[np.ndarray], token: int = 0) -> np.nd
     for number in reversed(range(len(layers))):
         off = np.abs(layers[number].sum(-1) - 1).max()
         if not off < 1e-2:  # in half precision 1,000 weights sum to 1 within 2e-3; also false for NaN
-            raise ValueError(f"attentions[{number}]: rows must sum to 1, one is off by {off:.2g}. Are these logits?")
+            raise ValueError(
+                f"attentions[{number}]: rows must sum to 1, but one differs by {off:.2g}. Are these logits?"
+            )
         flow = (flow + np.einsum("bk,bkl->bl", flow, layers[number])) / 2  # (B, L)
     return (flow / flow.sum(-1, keepdims=True)).astype(np.float32)
 

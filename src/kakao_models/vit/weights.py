@@ -49,7 +49,7 @@ def vit_tpu_slots(config: ViTConfig, key_layout: str = "manager") -> list[Slot]:
             "backbone" holds none.
     """
     if key_layout not in TPU_KEY_LAYOUTS:
-        raise ValueError(f"ViT checkpoints have no key layout {key_layout!r}; there are {', '.join(TPU_KEY_LAYOUTS)}")
+        raise ValueError(f"key layout: got {key_layout!r}, expected one of {', '.join(TPU_KEY_LAYOUTS)}")
     backbone, head = TPU_KEY_LAYOUTS[key_layout]
     rows = [*ROWS, REPRESENTATION] if config.representation_size else ROWS
     rows = [replace(row, tpu=backbone + row.tpu) for row in rows]
