@@ -3,6 +3,7 @@
 Exit codes: 0 success, 1 some inputs failed (listed on stderr), 2 the command failed (see stderr), 130 interrupted.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -72,19 +73,36 @@ _column = functools.partial(
 ImageColumnOption = Annotated[str | None, _column("--image-column")]
 CaptionColumnOption = Annotated[str | None, _column("--caption-column")]
 LabelColumnOption = Annotated[str | None, _column("--label-column")]
+
+
+def _least(text: str | float) -> float | str:
+    """The value of --min-relevance: a number or a guarantee."""
+    from kakao_models.inference.relevance import read_least
+
+    value: float | str = text
+    with contextlib.suppress(ValueError):
+        value = float(text)
+    try:
+        read_least("--min-relevance", value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
+
+
 RelevanceOption = Annotated[
-    float | None,
+    Any,  # a number or a string, which typer has no type for
     typer.Option(
         "--min-relevance",
-        min=0,
-        max=1,
-        help="Show the probability that a text fits an image, and only what has at least this; 0 shows all.",
+        parser=_least,
+        metavar="NUMBER|coverage=C|precision=P",
+        help="Show the probability that a text fits an image, and only what has at least this; 0 shows all. coverage=0.9 keeps "
+        "90 % of what fits; with precision=0.4, 40 % of what is kept fits.",
     ),
 ]
 CalibrationOption = Annotated[
     Path | None,
     _model(
-        "--calibration", exists=True, dir_okay=False, help="Calibration for --min-relevance, if not the model's own."
+        "--calibration", exists=True, dir_okay=False, help="Calibration that gives relevance, if not the model's own."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -207,8 +207,9 @@ def relevance(
     """Calibrate: learn from captions the probability that a text fits an image, and measure it on other words and images.
 
     A word fits the images in whose captions it is. The error is measured on halves of the words and of the images, after
-    fitting to the other halves. search and classify take --min-relevance with a model that has a calibration. Use images
-    that the model was not trained on: some hundred with several captions each.
+    fitting to the other halves. search, classify and serve take a least relevance with a model that has a calibration: a
+    probability, or a guaranteed coverage or precision. Use images that the model was not trained on: some hundred with several
+    captions each.
 
     [b]Example[/b]
 
