@@ -3,6 +3,7 @@
 Exit codes: 0 success, 1 some inputs failed (listed on stderr), 2 the command failed (see stderr), 130 interrupted.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -77,13 +78,30 @@ CaptionColumnOption = Annotated[
 LabelColumnOption = Annotated[
     str | None, _column("--label-column", help="Column of labels; by default, usual names are recognised.")
 ]
+
+
+def _least(text: str | float) -> float | str:
+    """The value of --min-relevance: a number or a guarantee."""
+    from kakao_models.inference.relevance import read_least
+
+    value: float | str = text
+    with contextlib.suppress(ValueError):
+        value = float(text)
+    try:
+        read_least("--min-relevance", value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
+
+
 RelevanceOption = Annotated[
-    float | None,
+    Any,  # a number or a string, which typer has no type for
     typer.Option(
         "--min-relevance",
-        min=0,
-        max=1,
-        help="Show the probability that a text fits an image, and leave out results below this; 0 keeps all.",
+        parser=_least,
+        metavar="NUMBER|coverage=C|precision=P",
+        help="Show the probability that a text fits an image, and leave out results below this; 0 keeps all. coverage=0.9 "
+        "keeps 90 % of what fits; with precision=0.4, 40 % of the results fit.",
     ),
 ]
 CalibrationOption = Annotated[

@@ -195,8 +195,10 @@ def test_results_stand_in_sight(opened, width, height):
         panel.get_by_label("Text", exact=True).fill("qzxv jkwq")
         panel.get_by_role("button", name="Search", exact=True).click()
         panel.get_by_role("alert").filter(has_text="Nothing fits").wait_for()
-        box = panel.locator(".km-found").bounding_box()
+        form, box = (panel.locator(part).bounding_box() for part in (".km-ask", ".km-found"))
         assert box["y"] < 0.75 * height and box["x"] + box["width"] <= width
+        if width > height:
+            assert box["x"] >= form["x"] + form["width"] and abs(box["y"] - form["y"]) < 20  # beside the form
         assert panel.locator("li.km-faded").count() == 8
 
 

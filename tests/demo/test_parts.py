@@ -164,6 +164,16 @@ def test_what_does_not_fit_is_grey_and_counted(catalogue):
         found(2)
 
 
+def test_the_slider_of_relevance_searches_again(models, catalogue):
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install 'kakao-models[demo]'")
+    from kakao_models.demo.app import build
+
+    config = build(models, catalogue).get_config_file()
+    sliders = [part["id"] for part in config["components"] if "Relevance" in str(part["props"].get("label"))]
+    [search] = [event for event in config["dependencies"] if event["api_name"] == "search"]
+    assert [sliders[0], "release"] in [list(target) for target in search["targets"]] and sliders[0] in search["inputs"]
+
+
 def test_a_page_without_a_calibration_says_so(catalogue, monkeypatch):
     monkeypatch.setitem(catalogue.open(quiet).embedder.__dict__, "relevance", None)
     monkeypatch.delitem(catalogue.open(quiet)._metadata, "relevance", raising=False)

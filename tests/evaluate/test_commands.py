@@ -283,6 +283,8 @@ def test_a_calibration_is_written_and_used(command, align, classes_folder, tmp_p
     relevance = Embedder(align, calibration=save).relevance
     assert relevance is not None and relevance.fitted["images"] == 12
     assert relevance.fitted["measured"]["ece"] == pytest.approx(found["metrics"]["ece"], abs=1e-4)
+    assert relevance.guarantees == found["details"]["guarantees"] and "0.7" in relevance.guarantees["coverage"]
+    assert 0 <= found["details"]["held"]["coverage"]["0.5"] <= 1
 
 
 def test_too_few_photographs_for_a_calibration(command, align, captioned):

@@ -8,10 +8,11 @@ from kakao_models.evaluate.relevance import (  # noqa: E402
     Pairs,
     captioned_pairs,
     fit_relevance,
+    guarantees,
+    held,
     labelled_pairs,
     measure_relevance,
     nonsense,
-    thresholds,
 )
 
 
@@ -46,15 +47,51 @@ def test_too_few_pairs_to_fit(fitting):
         fit_relevance(np.linspace(0, 1, 1000), np.arange(1000) < fitting)
 
 
-def test_thresholds_hold_on_other_pairs():
-    relevance = fit_relevance(*drawn(0)[:2])
-    levels = thresholds(relevance, *drawn(1)[:2])
-    cosines, fits, _ = drawn(2)
-    predicted = relevance(cosines)
-    for coverage in (80, 90, 95):
-        assert (predicted[fits] >= levels[f"coverage_{coverage}"]).mean() == pytest.approx(coverage / 100, abs=0.02)
-    assert fits[predicted >= levels["precision_50"]].mean() > 0.5
-    assert fits[predicted >= levels["precision_70"]].mean() > 0.7
+def population(draw: np.random.Generator, words: int, photographs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and what fits (W, N). Words and photographs each have an influence, and the cosines of rare words are lower."""
+    share = np.exp(draw.uniform(-3.5, -0.7, (words, 1)))
+    fits = draw.random((words, photographs)) < share
+    of_word = 0.04 * np.log(share) + 0.03 * draw.standard_normal((words, 1))
+    of_photograph = 0.03 * draw.standard_normal((1, photographs))
+    noise = 0.05 * draw.standard_normal(fits.shape)
+    return (0.2 + 0.25 * fits + of_word + of_photograph + noise).clip(-1, 1), fits
+
+
+def test_guarantees_hold_for_words_and_photographs_that_were_drawn_alike():
+    draw = np.random.default_rng(0)
+    everyone = population(draw, 500, 200)
+    covered, precise, pooled = [], [], []
+    for _ in range(80):
+        cosines, fits = population(draw, 50, 60)
+        found = guarantees(cosines, fits)
+        assert "0.99" not in found["coverage"]  # 50 words can't promise as much
+        unseen = population(draw, 50, 60)
+        kept = held({"coverage": {level: found["coverage"][level] for level in ("0.7", "0.9")}}, *unseen)
+        covered.append(list(kept["coverage"].values()))
+        precise.append(held({"precision": found["precision"]}, *everyone)["precision"])
+        pooled.append(held({"coverage": {"0.9": np.quantile(cosines[fits], 0.1)}}, *unseen)["coverage"]["0.9"])
+    for level, share in zip((0.7, 0.9), np.mean(covered, 0)):
+        assert level - 0.01 < share < level + 0.03
+    assert np.mean(pooled) < 0.87  # frequent words would hide the others
+    for level in ("0.3", "0.5", "0.7"):
+        reached = [kept[level] for kept in precise if level in kept]
+        assert len(reached) > 20 and np.mean(np.array(reached) < float(level)) <= 0.05
+
+
+def test_what_no_cosine_reaches_is_not_guaranteed():
+    draw = np.random.default_rng(0)
+    cosines, fits = draw.uniform(0, 0.3, (60, 80)), draw.random((60, 80)) < 0.2
+    assert "0.1" in guarantees(cosines, fits)["precision"] and "0.3" not in guarantees(cosines, fits)["precision"]
+    assert guarantees(cosines, np.zeros_like(fits)) == {"coverage": {}, "precision": {}}
+    assert guarantees(cosines[:20], fits[:20])["precision"] == {}  # too few words
+
+
+def test_the_last_word_counts_as_the_lowest():
+    cosines = np.array([[0.1, 0.5], [0.2, 0.6], [0.3, 0.7], [0.4, 0.8]])
+    fits = np.array([[True, False]] * 3 + [[True, True]])
+    found = guarantees(cosines, fits)["coverage"]  # weights of 1/5 from 0.3 down, and 1/10 of 0.8 and 0.4
+    assert found == {"0.5": 0.2, "0.6": 0.2, "0.7": 0.1, "0.8": 0.1}
+    assert held({"coverage": {"0.5": 0.25}}, cosines, fits) == {"coverage": {"0.5": 0.5}}
 
 
 def test_words_are_the_nouns_of_captions_and_fit_where_one_has_them():

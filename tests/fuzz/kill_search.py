@@ -5,6 +5,7 @@
 The writer adds, replaces and deletes rows in an order that the seed fixes, and is killed (SIGKILL) after a random time or at a
 step of Milvus Lite that matters, as in kill_index.py; the next one goes on where it was. One row, the clock, is replaced in each
 addition and tells a reader how many operations were committed, and so which rows, with which columns, it must have found.
+A line on stderr after each database says how far it is; the last line has the counts.
 """
 
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 from functools import partial
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,8 +26,11 @@ from fuzz.kill_index import DIM, WHEN, _die_at, _Stub
 from kakao_models.search import SearchIndex
 
 READERS, OPERATIONS = 8, 120
+MOMENTS = [when for when in WHEN if when != "index"]  # these databases have no file of an index
 CLOCK = "clock"
 State = dict[str, int]  # id → number of the operation that wrote it
+ANSWERS = RawArray("Q", READERS)  # that were checked, by each reader and those that took its place
+killed_readers = 0
 
 
 def vector(key: str, number: int) -> np.ndarray:
@@ -92,8 +97,8 @@ def check(index: SearchIndex, planned: list, expected: list[State], draw: random
     return done
 
 
-def read(path: Path, planned: list, expected: list[State], seed: int, end: Path) -> None:
-    """Searches until a file `end` is there; answers never go back in time."""
+def read(path: Path, planned: list, expected: list[State], place: int, seed: int, end: Path) -> None:
+    """Searches until a file `end` is there; answers never go back in time. Answers are counted at `place` of ANSWERS."""
     draw, last, index = random.Random(seed), 0, None
     while not end.exists():
         time.sleep(draw.uniform(0, 0.1))
@@ -106,6 +111,7 @@ def read(path: Path, planned: list, expected: list[State], seed: int, end: Path)
             continue
         assert done >= last, (done, last, "an answer of an earlier time")
         last = done
+        ANSWERS[place] += 1
 
 
 def start(work, *args) -> int:
@@ -136,22 +142,32 @@ def trial(folder: Path, wanted_kills: int, seed: int) -> int:
     Raises:
         AssertionError: a reader found what was never committed, or the last state is another.
     """
-    draw, killed, finished = random.Random(seed), 0, 0
+    draw, killed, finished, began = random.Random(seed), 0, 0, time.monotonic()
     while killed < wanted_kills:
         killed += _one(folder / f"{finished}.db", wanted_kills - killed, draw, f"seed {seed}")
         finished += 1
+        seconds = time.monotonic() - began
+        print(f"{killed} of {wanted_kills} kills, {finished} databases, {seconds:.0f} s", file=sys.stderr, flush=True)
     return finished
+
+
+def counts() -> str:
+    return (
+        f"databases; {sum(ANSWERS)} answers of {READERS} readers, of which {killed_readers} were killed, and each was that of a "
+        "committed state"
+    )
 
 
 def _one(path: Path, wanted_kills: int, draw: random.Random, name: str) -> int:
     """Writes a database to the end, with at most so many kills of the writer, and says how many there were."""
+    global killed_readers
     planned, end, killed, done = operations(draw.randrange(2**30)), path.with_suffix(".end"), 0, False
     expected = states(planned)
     reader = partial(start, read, path, planned, expected)
-    readers = [reader(draw.randrange(2**30), end) for _ in range(READERS)]
+    readers = [reader(place, draw.randrange(2**30), end) for place in range(READERS)]
     try:
         while not done:
-            when = draw.choice(WHEN) if killed < wanted_kills else "never"
+            when = draw.choice(MOMENTS) if killed < wanted_kills else "never"
             writer = start(_run, path, planned, when, draw.randrange(1, 40))
             if when == "time":
                 time.sleep(draw.uniform(0.3, 4))
@@ -164,7 +180,8 @@ def _one(path: Path, wanted_kills: int, draw: random.Random, name: str) -> int:
                 if draw.random() < 0.1:  # it may be writing what it derived
                     os.kill(child, signal.SIGKILL)
                     ended(child, wait=True)
-                    readers[place] = reader(draw.randrange(2**30), end)
+                    readers[place] = reader(place, draw.randrange(2**30), end)
+                    killed_readers += 1
     finally:
         end.touch()
         statuses = [ended(child, wait=True) for child in readers]
@@ -186,4 +203,4 @@ def _run(path: Path, planned: list, when: str, place: int) -> None:
 
 
 if __name__ == "__main__":
-    kills.main(trial, 1000, "databases; every answer was that of a committed state")
+    kills.main(trial, 1000, counts)

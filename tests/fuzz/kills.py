@@ -42,14 +42,15 @@ def die_at_rename(when: str, place: int) -> None:
     os.replace, os.rename = wrapped(os.replace), wrapped(os.rename)
 
 
-def main(trial: Callable[[Path, int, int], int], kills: int, said: str) -> None:
+def main(trial: Callable[[Path, int, int], int], kills: int, said: str | Callable[[], str]) -> None:
     """Runs `trial(folder, kills, seed)` with the KILLS and SEED of the command line.
 
     Args:
-        said: of how many what was seen, such as "folders, each as one run writes it".
+        said: of how many what was seen, such as "folders, each as one run writes it", or what gives this in the end.
     """
     kills, seed = (int(value) for value in (sys.argv[1:] + [str(kills), "0"][len(sys.argv) - 1 :])[:2])
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         finished = trial(Path(folder), kills, seed)
-        print(f"{kills} kills over {finished} {said}; {time.monotonic() - start:.0f} s")
+        seen = said if isinstance(said, str) else said()
+        print(f"{kills} kills over {finished} {seen}; {time.monotonic() - start:.0f} s")

@@ -31,6 +31,7 @@ def test_its_calibration_says_no_to_nonsense():
     embedder = Embedder("align-small")
     relevance = embedder.relevance
     assert relevance is not None and relevance.fitted["measured"]["ece"] <= 0.01
+    assert {"0.5", "0.9"} <= set(relevance.guarantees["coverage"]) and relevance.guarantees["precision"]
     images = embedder.images(BUNDLED.parent / "photos", normalize=True)
     assert (relevance(embedder.similarity(images, embedder.texts(nonsense()))).max(0) < 0.5).mean() >= 0.9
     cat = embedder.images(BUNDLED.parent / "photos" / "cat.jpg")

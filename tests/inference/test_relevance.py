@@ -7,7 +7,7 @@ import tiny
 
 from kakao_models import Embedder, pipeline
 from kakao_models.inference.probe import likeness, probe
-from kakao_models.inference.relevance import CALIBRATION, NONE_OF_THESE, Relevance, fitting
+from kakao_models.inference.relevance import CALIBRATION, NONE_OF_THESE, Limit, Relevance
 
 LABELS = ["a red cat", "a blue bird", "the sea"]
 
@@ -58,6 +58,10 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         ('{"cosines": [0, NaN], "probabilities": [0, 1]}', "expected increasing numbers"),
         ('{"cosines": [0, "x"], "probabilities": [0, 1]}', "two lists of numbers"),
         ('{"cosines": [0, 1], "probabilities": [0, 1], "probe": 3}', "expected a string"),
+        ('{"cosines": [0], "probabilities": [0], "guarantees": {"recall": {}}}', "expected coverage and precision"),
+        ('{"cosines": [0], "probabilities": [0], "guarantees": {"coverage": {"0.9": 2}}}', "cosines in -1..1"),
+        ('{"cosines": [0], "probabilities": [0], "guarantees": {"coverage": {"high": 0}}}', "least cosines by levels"),
+        ('{"cosines": [0], "probabilities": [0], "guarantees": {"coverage": [0.9]}}', "least cosines by levels"),
     ],
 )
 def test_a_file_that_is_no_calibration(tmp_path, content, message):
@@ -88,7 +92,18 @@ def test_without_a_calibration_the_message_has_the_command_that_makes_one(plain,
     assert plain.relevance is None
     with pytest.raises(ValueError, match=r"min_relevance: .* has no calibration.*evaluate relevance --model .* --save"):
         pipeline(model=plain)(picture, LABELS, min_relevance=0.5)
-    for wrong in (-0.1, 1.1, np.nan, "0.5", True):
+    for wrong in (
+        -0.1,
+        1.1,
+        np.nan,
+        "0.5",
+        True,
+        "coverage=1",
+        "recall=0.5",
+        "precision",
+        "precision=",
+        "coverage=nan",
+    ):
         with pytest.raises(ValueError, match="min_relevance: got .* expected a probability"):
             pipeline(model=plain)(picture, LABELS, min_relevance=wrong)
 
@@ -111,6 +126,35 @@ def test_a_file_can_be_named_in_place_of_the_checkpoints_own(calibrated, tmp_pat
 
 
 def test_what_fits_is_kept():
-    entries = [{"label": "a", "score": 0.9, "relevance": 0.6}, {"label": "b", "score": 0.1, "relevance": 0.2}]
-    assert fitting(entries, 0.2) == entries and fitting(entries, 0.6) == entries[:1]
-    assert fitting(entries, 0.7) == [{"label": NONE_OF_THESE, "score": 0.4, "relevance": 0.4}]
+    entries, relevance = [{"label": "a", "score": 0.9}, {"label": "b", "score": 0.1}], Relevance((0.0, 1.0), (0.0, 1.0))
+    names, cosines = ["b", "a"], np.array([0.25, 0.5])  # in another order
+    judged = [{"label": "a", "score": 0.9, "relevance": 0.5}, {"label": "b", "score": 0.1, "relevance": 0.25}]
+    for limit, kept in ((0.25, judged), (0.5, judged[:1])):
+        assert Limit.of(relevance, "limit", limit, "m").entries(entries, names, cosines) == kept
+    none = Limit.of(relevance, "limit", 0.7, "m").entries(entries, names, cosines)
+    assert none == [{"label": NONE_OF_THESE, "score": 0.5, "relevance": 0.5}]
+    assert Limit(relevance)(np.array([np.nan]))[1].tolist() == [False]
+
+
+def test_a_guarantee_keeps_by_its_least_cosine(calibrated, picture):
+    levels = {"coverage": {"0.8": 0.3, "0.9": 0.2}, "precision": {"0.5": 0.4}}
+    relevance = Relevance((0.0, 0.1), (0.0, 0.5), guarantees=levels)  # probabilities tell none of these apart
+    cosines = np.array([0.1, 0.2, 0.3, 0.4])
+
+    def kept(least: str) -> int:
+        return int(Limit.of(relevance, "limit", least, "m")(cosines)[1].sum())
+
+    assert [kept(least) for least in ("coverage=0.9", "coverage=0.85", "coverage=0.8", "precision=.45")] == [3, 3, 2, 1]
+    with pytest.raises(
+        ValueError, match="limit: got 'precision=0.6', but the calibration of m guarantees .* at most 0.5"
+    ):
+        kept("precision=0.6")
+    with pytest.raises(ValueError, match="guarantees no coverage.*evaluate relevance --model m"):
+        Limit.of(Relevance((0.0,), (0.5,)), "limit", "coverage=0.5", "m")
+    classify = pipeline(model=calibrated, candidate_labels=LABELS)
+    embedder = classify.embedder
+    scores = sorted(embedder.similarity(embedder.images(picture), embedder.texts(LABELS))[0].tolist())
+    embedder.relevance = Relevance((-1.0, 1.0), (0.0, 1.0), guarantees={"precision": {"0.5": scores[1] - 1e-6}})
+    assert len(classify(picture, min_relevance="precision=0.5")) == 2
+    embedder.relevance = Relevance((-1.0, 1.0), (0.0, 1.0), guarantees={"precision": {"0.5": scores[2] + 1e-6}})
+    assert [entry["label"] for entry in classify(picture, min_relevance="precision=0.5")] == [NONE_OF_THESE]

@@ -364,7 +364,8 @@ def test_copies_are_whole(built, tmp_path):
 
 
 def test_an_index_keeps_the_calibration_of_its_model(model, photos, tmp_path):
-    Relevance((-1.0, 1.0), (0.0, 1.0)).write(tmp_path / "mine.json")
+    levels = {"coverage": {"0.9": 0.0}, "precision": {"0.5": 1.0}}
+    Relevance((-1.0, 1.0), (0.0, 1.0), guarantees=levels).write(tmp_path / "mine.json")
     calibrated = Embedder(model, calibration=tmp_path / "mine.json")
     query = calibrated.texts("a dog")[0]
     with SearchIndex.open(tmp_path / "x.db", calibrated, create=True) as index:
@@ -375,6 +376,11 @@ def test_an_index_keeps_the_calibration_of_its_model(model, photos, tmp_path):
         assert best.relevance == pytest.approx((1 + best.score) / 2) and best.as_dict()["relevance"] == best.relevance
         assert index.search([query, query], 8, min_relevance=1.0) == [[], []]
         assert index.search(query, 1)[0].relevance is None
+        positive = [hit for hit in index.search(query, 8, min_relevance=0) if hit.score >= 0]
+        assert index.search(query, 8, min_relevance="coverage=0.9") == positive
+        assert index.search(query, 8, min_relevance="precision=0.4") == []
+        with pytest.raises(ValueError, match="of at most 0.5. Ask for less"):
+            index.search(query, min_relevance="precision=0.9")
         with pytest.raises(ValueError, match="min_relevance: got 50"):
             index.search(query, min_relevance=50)
         index.use(calibrated)

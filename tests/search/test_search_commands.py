@@ -88,6 +88,14 @@ def test_nothing_is_found_where_nothing_fits(built, embedder, photos, tmp_path, 
         and json.loads(out) == []
         and f"nothing fits: the best match has a relevance of {(1 + scores[0]) / 2:.1%}" in err
     )
+    guaranteed = {"coverage": {"0.9": scores[2]}, "precision": {"0.5": 1.0}}
+    Relevance((-1.0, 1.0), (0.0, 1.0), guarantees=guaranteed).write(mine)
+    code, out, _ = command(*search, "--calibration", mine, "--min-relevance", "coverage=0.9")
+    assert code == 0 and len(json.loads(out)) == 3
+    code, out, err = command(*search, "--calibration", mine, "--min-relevance", "precision=0.5")
+    assert code == 0 and json.loads(out) == [] and "--min-relevance is precision=0.5" in err
+    code, _, err = command(*search, "--calibration", mine, "--min-relevance", "recall=0.5")
+    assert code == 2 and "or a guarantee: coverage=0.9 or precision=0.5" in re.sub(r"[│\s]+", " ", err)
     code, out, _ = command(*search[:-1], "--calibration", mine, "--min-relevance", 0)
     assert code == 0 and "fits" in out.splitlines()[0]
     code, out, err = command(*search, "--min-relevance", 0.5)

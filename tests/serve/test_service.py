@@ -28,6 +28,7 @@ import uvicorn
 from openai_errors import check_error
 
 from kakao_models import Embedder, ViTForImageClassification, cli, pipeline
+from kakao_models.inference.relevance import Relevance
 from kakao_models.serve import connections, service as serving
 from kakao_models.serve.app import State, create_app
 from kakao_models.serve.connections import Connection
@@ -232,6 +233,43 @@ def test_classify_is_the_pipeline(client, embedder):
     best = client.post("/v1/classify", json={"input": url(files[0]), "labels": labels, "top_k": 1}).json()["data"]
     [result] = pipeline("zero-shot-image-classification", embedder)([files[0]], labels, top_k=1)
     assert [score["label"] for score in best[0]["scores"]] == [result[0]["label"]]
+
+
+def test_labels_that_do_not_fit_are_left_out_as_in_the_pipeline(client, align, tmp_path):
+    embedder, labels, files = Embedder(align), ["cat", "dog", "car"], [png(1), png(2)]
+    guaranteed = {"coverage": {"0.9": -1.0}, "precision": {"0.5": 1.0}}
+    embedder.relevance = Relevance((-1.0, 1.0), (0.0, 1.0), guarantees=guaranteed)
+    classify = pipeline("zero-shot-image-classification", embedder)
+    middle = sorted(entry["relevance"] for entry in classify(files[0], labels, min_relevance=0))[1]
+    asked = {"input": [url(file) for file in files], "labels": labels}
+    with running(embedder) as (calibrated, _, _):
+        for least in (0, middle - 1e-6, 1, "coverage=0.9", "precision=0.5"):
+            answer = calibrated.post("/v1/classify", json=asked | {"min_relevance": least, "top_k": 2}).json()
+            for row, wanted in zip(answer["data"], classify(files, labels, min_relevance=least, top_k=2), strict=True):
+                assert [score["label"] for score in row["scores"]] == [entry["label"] for entry in wanted]
+                fits = [(score["score"], score["relevance"]) for score in row["scores"]]
+                np.testing.assert_allclose(fits, [(entry["score"], entry["relevance"]) for entry in wanted], atol=1e-5)
+        for wrong, said in ((2, "expected a probability"), ("precision=0.9", "at most 0.5. Ask for less"), (True, "")):
+            refused = calibrated.post("/v1/classify", json=asked | {"min_relevance": wrong})
+            check_error(refused, 400, said)
+            assert refused.json()["error"]["param"] == "min_relevance"
+        assert calibrated.get("/v1/models/tiny").json()["calibrated"] is True
+    check_error(client.post("/v1/classify", json=asked | {"min_relevance": 0.5}), 400, "tiny has no calibration")
+    assert client.get("/v1/models/tiny").json()["calibrated"] is False
+    body = client.get("/openapi.json").json()["paths"]["/v1/classify"]["post"]["requestBody"]
+    assert "min_relevance" in body["content"]["application/json"]["schema"]["properties"]
+
+
+def test_a_calibration_of_other_weights_does_not_stop_the_service(align, tmp_path):
+    Relevance((0.0,), (0.5,), "no base64").write(tmp_path / "other.json")
+    embedder = Embedder(align, calibration=tmp_path / "other.json")
+    with pytest.warns(match="probe is not readable"):
+        service = Service(embedder, "tiny", Limits())
+    asked = ClassifyRequest(input=url(png(1)), labels=["cat"], min_relevance=0.5)
+    with pytest.raises(Refused, match="a calibration that can't be used") as refused:
+        asyncio.run(service.classify(asked))
+    assert str(tmp_path) not in str(refused.value)
+    service.batcher.close(1)
 
 
 def test_labels_that_the_model_can_not_tell_apart_are_warned_about(client):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from kakao_models.inference.labels import label_problems
 from kakao_models.inference.pipelines import pipeline
-from kakao_models.inference.relevance import check_least
+from kakao_models.inference.relevance import read_least
 from kakao_models.pixels.images import load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
 from kakao_models.search import Hit, SearchIndex, compose_query
@@ -111,7 +111,7 @@ def search(
         count: how many photographs.
         least: a probability in 0..1.
     """
-    check_least("Relevance", least)
+    read_least("Relevance", float(least))
     terms: dict[str | Path, float] = {Path(image): image_weight} if image else {}
     for term, weight in ((text, text_weight), (words, words_weight)):
         term = check_length(term, "Text").strip()

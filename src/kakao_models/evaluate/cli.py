@@ -216,8 +216,9 @@ def relevance(
     """Calibrate the probability that a text fits an image, and measure its error on held-out words and images.
 
     A word fits an image if a caption of the image has it. The calibration is fitted to half of the words and images, and its
-    error is measured on the other half. A calibrated model supports --min-relevance in search and classify. Use a few hundred
-    images that the model was not trained on, with several captions each.
+    error is measured on the other half. With a calibrated model, search, classify and serve take a least relevance: a
+    probability, or a guaranteed coverage or precision. Use a few hundred images that the model was not trained on, with several
+    captions each.
 
     [b]Example[/b]
 

@@ -7,7 +7,7 @@ Axes: W words  N photographs  P pairs of a word and a photograph
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,11 @@ _UNSEEN = frozenset(
 )
 _NOUN_SHARE = 0.15  # of a word's places, those between such words
 _LEVELS = (0.5, 0.7)
+COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+PRECISIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+CONFIDENCE = 0.95
+_LEAST = np.arange(100, -101, -1) / 100  # cosines that are tested for a precision
+_FEWEST = 30  # words that keep any photograph, for the first test
 _DRAWS, _CHOICE = 50, 10  # label sets for measuring "none of these", and labels in each
 _NONSENSE = 100
 
@@ -165,36 +170,85 @@ def measure_relevance(
     return scores
 
 
-def thresholds(relevance: Relevance, cosines: np.ndarray, fits: np.ndarray) -> dict[str, float]:
-    """Least relevances with a guarantee for pairs like these (P,): split conformal prediction.
+def guarantees(cosines: np.ndarray, fits: np.ndarray) -> dict[str, dict[str, float]]:
+    """The least cosines that guarantee a coverage or a precision, by levels such as "0.9"; a level that none reaches is left out.
 
-    `coverage_90`: a pair that fits has at least this relevance with a probability of 90 % (Vovk et al. 2005); 80 and 95 likewise.
-    `precision_50`: with 95 % confidence, half of the pairs with at least this relevance fit (Bates et al. 2021, with the bound of
-    Clopper and Pearson, from the strictest on); 70 and 90 likewise. What no threshold reaches is left out.
+    Both are for a new word and new photographs, drawn as these words and photographs were (exchangeable). No property of the model
+    or of its cosines is assumed. Pairs that share a word are alike, so words are counted and not pairs.
+
+    coverage: a photograph that fits the word is kept with at least this probability, over the word, the photograph and the
+        calibration. This is split conformal prediction with groups (Lee, Barber and Willett 2023, "Distribution-free inference
+        with hierarchical data", arXiv 2306.06342): every word has the same weight, and a further word the lowest cosine. The
+        proof is for new words among these photographs; for new photographs too it is an approximation.
+    precision: with a confidence of `CONFIDENCE` over the calibration, a word that keeps any photograph keeps a share of at least
+        this that fits, on average over such words. Cosines are tested from the highest on with the bound of Hoeffding and
+        Bentkus, and the last one before the first failure is taken (Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052).
+
+    Args:
+        cosines, fits: (W, N). They need not be other pairs than those of the fit: only the order of cosines counts here, which
+            no fit changes.
     """
-    from scipy.stats import beta
-
-    predicted = relevance(cosines).ravel()
-    fits = fits.ravel()
-    right = np.sort(predicted[fits])
-    found = {}
-    for coverage in (80, 90, 95):
-        rank = int(np.floor((len(right) + 1) * (100 - coverage) / 100))
-        if rank:
-            found[f"coverage_{coverage}"] = float(right[rank - 1])
-    levels = np.linspace(1, 0, 101)
-    for precision in (50, 70, 90):
-        held = None
-        for level in levels:
-            kept = fits[predicted >= level]
-            if len(kept) < 30:
-                continue
-            if not kept.any() or beta.ppf(0.05, kept.sum(), len(kept) - kept.sum() + 1) < precision / 100:
+    found: dict[str, dict[str, float]] = {"coverage": {}, "precision": {}}
+    counts = fits.sum(1)
+    total = np.count_nonzero(counts)
+    order = np.argsort(-cosines[fits], kind="stable")
+    weights = np.broadcast_to(1 / np.maximum(counts, 1)[:, None], fits.shape)[fits][order] / (total + 1)
+    reached = np.cumsum(weights)
+    for level in COVERAGES:
+        place = np.searchsorted(reached, level - 1e-9)
+        if place < len(order):
+            found["coverage"][f"{level:g}"] = _rounded(cosines[fits][order[place]], np.floor)
+    shares = [_kept_right(cosines, fits, least) for least in _LEAST]
+    tested = [(least, right) for least, right in zip(_LEAST, shares) if len(right) >= _FEWEST]
+    for level in PRECISIONS:
+        for least, right in tested:
+            if not _is_above(right, level):
                 break
-            held = float(level)
-        if held is not None:
-            found[f"precision_{precision}"] = held
+            found["precision"][f"{level:g}"] = _rounded(least, np.ceil)
     return found
+
+
+def held(limits: dict[str, dict[str, float]], cosines: np.ndarray, fits: np.ndarray) -> dict[str, dict[str, float]]:
+    """The coverage and the precision that guaranteed cosines have for words and photographs (W, N); NaN where nothing is kept."""
+    some = fits.any(1)
+
+    def coverage(least: float) -> float:
+        kept = (cosines >= least) & fits
+        return float((kept.sum(1)[some] / fits.sum(1)[some]).mean()) if some.any() else np.nan
+
+    def precision(least: float) -> float:
+        right = _kept_right(cosines, fits, least)
+        return float(right.mean()) if len(right) else np.nan
+
+    measures = {"coverage": coverage, "precision": precision}
+    return {kind: {level: measures[kind](least) for level, least in levels.items()} for kind, levels in limits.items()}
+
+
+def _kept_right(cosines: np.ndarray, fits: np.ndarray, least: float) -> np.ndarray:
+    """Returns, for each word that keeps any photograph, the share of those that fit."""
+    kept = cosines >= least
+    counts = kept.sum(1)
+    return (kept & fits).sum(1)[counts > 0] / counts[counts > 0]
+
+
+def _is_above(shares: np.ndarray, level: float) -> bool:
+    """Whether numbers in 0..1 have a mean above `level`, with `CONFIDENCE`: the bound of Hoeffding and Bentkus (Bates et al. 2021,
+    "Distribution-free, risk-controlling prediction sets", arXiv 2101.02703)."""
+    from scipy.stats import binom
+
+    count, risk, most, doubt = len(shares), 1 - float(shares.mean()), 1 - level, 1 - CONFIDENCE
+    if risk >= most:
+        return False
+    divergence = _relative(risk, most) + _relative(1 - risk, 1 - most)
+    return np.exp(-count * divergence) <= doubt or np.e * binom.cdf(np.ceil(count * risk - 1e-9), count, most) <= doubt
+
+
+def _relative(share: float, expected: float) -> float:
+    return share * float(np.log(share / expected)) if share > 0 else 0.0
+
+
+def _rounded(cosine: float, towards: Callable) -> float:
+    return float(towards(float(cosine) * 1e6) / 1e6)
 
 
 def nonsense(count: int = _NONSENSE) -> list[str]:

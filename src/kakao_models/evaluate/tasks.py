@@ -23,7 +23,7 @@ from .classify import Classification, classification_scores, multilabel_scores, 
 from .datasets import Captioned, Images, Labelled
 from .knn import knn_scores, nearest
 from .pairs import Pairs, pair_scores
-from .relevance import HALVINGS, Pairs as WordPairs, fit_relevance, measure_relevance, nonsense, thresholds
+from .relevance import HALVINGS, Pairs as WordPairs, fit_relevance, guarantees, held, measure_relevance, nonsense
 from .results import Result
 from .retrieval import fold_scores, folds, retrieval_scores
 from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
@@ -116,7 +116,8 @@ def relevance(run: TaskRun, name: str, images: Images, pairs: WordPairs) -> tupl
     """A calibration of the cosine, fitted to all words and photographs; and the error of such a one on others.
 
     That is the mean over random halves of the words and of the photographs: one is fitted to, the other measured. Words are
-    embedded alone, as texts to search for are.
+    embedded alone, as texts to search for are. The guarantees of the calibration are of all words and photographs; `details` has them,
+    and what such ones held on the halves that they were not made of.
 
     Raises:
         ValueError: too few words fit photographs.
@@ -124,12 +125,12 @@ def relevance(run: TaskRun, name: str, images: Images, pairs: WordPairs) -> tupl
     rows = run.embedder.images(images, normalize=True, name=name)
     cosines = run.embedder.texts(pairs.words, normalize=True) @ rows.T
     fitted = fit_relevance(cosines.ravel(), pairs.fits.ravel())
-    measured, levels = [], []
+    measured, kept = [], []
     for seed in range(HALVINGS):
         (known, unseen) = [(cosines[np.ix_(*half)], pairs.fits[np.ix_(*half)]) for half in pairs.halves(seed)]
         of_half = fit_relevance(*(values.ravel() for values in known))
         measured.append(measure_relevance(of_half, *unseen, run.embedder.temperature))
-        levels.append(thresholds(of_half, *unseen))
+        kept.append(held(guarantees(*known), *unseen))
     metrics = _means(measured)
     best = (run.embedder.texts(nonsense(), normalize=True) @ rows.T).max(1)
     metrics["nonsense_refused"] = float((fitted(best) < 0.5).mean())
@@ -139,12 +140,23 @@ def relevance(run: TaskRun, name: str, images: Images, pairs: WordPairs) -> tupl
         "pairs": cosines.size,
         "pairs_that_fit": int(pairs.fits.sum()),
     }
-    details = {"min_relevance": {name: round(value, 4) for name, value in _means(levels).items()}}
+    limits = guarantees(cosines, pairs.fits)
+    details = {"guarantees": limits, "held": {kind: _rounded_means([some[kind] for some in kept]) for kind in limits}}
     settings = {"halvings": HALVINGS}
     result = run.result("relevance", name, metrics, counts=counts, settings=settings, details=details)
-    rounded = {name: round(value, 4) for name, value in metrics.items()}
-    of = {"data": name, "fingerprint": result.fingerprints["data"], **counts, "measured": rounded, **details}
-    return result, replace(fitted, probe=probe(run.embedder.embedder), fitted=of)
+    rounded = _rounded_means([metrics])
+    of = {
+        "data": name,
+        "fingerprint": result.fingerprints["data"],
+        **counts,
+        "measured": rounded,
+        "held": details["held"],
+    }
+    return result, replace(fitted, probe=probe(run.embedder.embedder), fitted=of, guarantees=limits)
+
+
+def _rounded_means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in _means(several).items() if np.isfinite(value)}
 
 
 def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:

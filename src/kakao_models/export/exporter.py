@@ -231,7 +231,9 @@ def _metadata(
                 metadata["relevance"] = {
                     "cosines": embedder.relevance.cosines,
                     "probabilities": embedder.relevance.probabilities,
-                    "about": "probability that a text fits an image: interpolate linearly by the cosine of their features",
+                    "guarantees": embedder.relevance.guarantees,
+                    "about": "probability that a text fits an image: interpolate linearly by the cosine of their features; "
+                    "guarantees: least cosines by levels",
                 }
         metadata["logits"] = "cosine of image and text features, divided by the temperature; softmax over the texts"
     if embedder.engine.classifies:

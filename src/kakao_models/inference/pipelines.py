@@ -12,7 +12,7 @@ import numpy as np
 from kakao_models.inference.arguments import TRANSFORMERS_ARGUMENTS
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.labels import LabelEmbeddings, LabelProblems, distinct_labels
-from kakao_models.inference.relevance import check_least, fitting, needed
+from kakao_models.inference.relevance import Limit, read_least
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.inference.stream import ImageBatch, is_single
 from kakao_models.warn import warn
@@ -130,7 +130,7 @@ class ZeroShotImageClassification(ImagePipeline):
         candidate_labels: Iterable[str] = (),
         hypothesis_template: str | Iterable[str] = HYPOTHESIS_TEMPLATE,
         top_k: int | None = None,
-        min_relevance: float | None = None,
+        min_relevance: float | str | None = None,
         timeout: float | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -147,7 +147,8 @@ class ZeroShotImageClassification(ImagePipeline):
             top_k: only that many labels.
             min_relevance: add to each entry its "relevance", the probability in 0..1 that the label fits the image, by the
                 label without a template, whatever the other labels are; leave out labels below this. Where no label fits, the
-                result is one entry with the label "none of these". The model needs a calibration: see `Embedder.relevance`.
+                result is one entry with the label "none of these". "coverage=0.9" and "precision=0.5" leave out labels by
+                the least cosine with that guarantee. The model needs a calibration: see `Embedder.relevance`.
             timeout: seconds for fetching one URL.
             batch_size, num_workers, progress: as of `Embedder`.
             on_error: "raise" stops at an image that can't be read; "report" gives `None` for it, and a warning at the
@@ -155,24 +156,22 @@ class ZeroShotImageClassification(ImagePipeline):
         """
         labels = distinct_labels(candidate_labels)
         _check_top_k(top_k)
-        check_least("min_relevance", min_relevance)
-        relevance = min_relevance is not None and needed(self.embedder.relevance, "min_relevance", self.embedder.name)
+        limit = None
+        if min_relevance is not None:
+            read_least("min_relevance", min_relevance)  # before the calibration is looked for
+            limit = Limit.of(self.embedder.relevance, "min_relevance", min_relevance, self.embedder.name)
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
-        alone = self._label_embeddings(labels, "{}", batch_size) if relevance else label_embeds
+        alone = self._label_embeddings(labels, "{}", batch_size) if limit else label_embeds
         for problem in self._label_problems(labels):
             warn(problem)
 
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:
             logits = self.embedder.logits(image_embeds, label_embeds)
-            best = [ranked(scores, labels, None if relevance else top_k) for scores in softmax(logits)]
-            if not relevance:
+            best = [ranked(scores, labels, None if limit else top_k) for scores in softmax(logits)]
+            if limit is None:
                 return best
-            fits = relevance(self.embedder.similarity(image_embeds, alone)).tolist()
-            for entries, row in zip(best, fits):
-                known = dict(zip(labels, row))
-                for entry in entries:
-                    entry["relevance"] = known[entry["label"]]
-            return [fitting(entries, min_relevance or 0)[:top_k] for entries in best]
+            cosines = self.embedder.similarity(image_embeds, alone)
+            return [limit.entries(entries, labels, row)[:top_k] for entries, row in zip(best, cosines)]
 
         options: dict[str, Any] = dict(
             timeout=timeout, batch_size=batch_size, num_workers=num_workers, on_error=on_error, progress=progress

@@ -318,9 +318,9 @@ def search(
         if term and (tokens := tokens_read(embedder, term)):
             print(f"{term[:40]}... is longer than {tokens} tokens: only its beginning is used", file=sys.stderr)
     if best:
+        least = min_relevance if isinstance(min_relevance, str) else f"{min_relevance:.1%}"
         print(
-            f"nothing fits: the best match has a relevance of {best[0].relevance:.1%}, and --min-relevance is "
-            f"{min_relevance:.1%}",
+            f"nothing fits: the best match has a relevance of {best[0].relevance:.1%}, and --min-relevance is {least}",
             file=sys.stderr,
         )
     elif not hits and filter:  # a name that no row has is not an error to Milvus

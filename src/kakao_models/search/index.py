@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kakao_models.inference.embedder import Embedder, l2_normalize
-from kakao_models.inference.relevance import Relevance, check_least, needed
+from kakao_models.inference.relevance import Limit, Relevance, read_least
 from kakao_models.search import backend
 from kakao_models.search.collection import INSERT, create_collection, load_collection, read_metadata, row_of
 from kakao_models.search.identity import check_identity, identity
@@ -327,7 +327,7 @@ class SearchIndex:
         k: int = 10,
         *,
         filter: str | None = None,
-        min_relevance: float | None = None,
+        min_relevance: float | str | None = None,
     ) -> "list[Hit] | list[list[Hit]]":
         """The k most similar rows of a query, the most similar first; a list of such lists for several queries.
 
@@ -339,19 +339,20 @@ class SearchIndex:
             filter: an expression of Milvus on the metadata, such as 'width > 500 and caption like "%dog%"'.
             min_relevance: give each hit its `relevance`, the probability in 0..1 that it fits, and leave out hits below this:
                 where nothing fits the list is empty. It is that of a text and an image, so the query has to be of texts in
-                an index of images, or of images in one of texts.
+                an index of images, or of images in one of texts. "coverage=0.9" and "precision=0.5" leave out hits by the
+                least score with that guarantee.
 
         Raises:
             ValueError: another width, a filter that Milvus does not understand, or no calibration for `min_relevance`.
         """
-        check_least("min_relevance", min_relevance)
-        relevance = None
+        limit = None
         if min_relevance is not None:
+            read_least("min_relevance", min_relevance)
             if isinstance(query, str) and self._metadata["kind"] == "texts":
                 raise ValueError(
                     f"min_relevance: {self.uri} is an index of texts, but a relevance compares a text with an image"
                 )
-            relevance = needed(self.relevance, "min_relevance", self._metadata["model"] or self.uri)
+            limit = Limit.of(self.relevance, "min_relevance", min_relevance, self._metadata["model"] or self.uri)
         if isinstance(query, str):
             query = self._needed().texts([query], progress=False)[0]
         if not isinstance(k, (int, np.integer)) or not 1 <= k <= _MOST:
@@ -374,9 +375,9 @@ class SearchIndex:
             )
             found = [[(row["entity"], self._score(row["distance"])) for row in rows] for rows in results]
         hits = [[_hit(row, score) for row, score in some] for some in found]
-        if relevance is not None:
-            judged = [[replace(hit, relevance=float(relevance(hit.score))) for hit in some] for some in hits]
-            hits = [[hit for hit in some if hit.relevance >= min_relevance] for some in judged]
+        if limit is not None:
+            judged = [zip(some, *limit(np.array([hit.score for hit in some]))) for some in hits]
+            hits = [[replace(hit, relevance=float(fits)) for hit, fits, kept in some if kept] for some in judged]
         return hits[0] if single else hits
 
     def vectors(

@@ -140,6 +140,7 @@ def create_app(make_service: Callable[[], Service], *, metrics: Metrics, state: 
             "id": service.name, "object": "model", "created": started, "owned_by": "kakaobrain",
             "inputs": inputs, "dimensions": embedder.dim,
             "max_tokens": embedder.max_tokens if service.reads_texts else None, "classifies": service.classifies,
+            "calibrated": service.relevance is not None,
         }  # fmt: skip
 
     @app.get("/docs", include_in_schema=False)

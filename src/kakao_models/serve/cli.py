@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
-from kakao_models.verbs import ModelArgument, ModelOptions, model_options
+from kakao_models.verbs import CalibrationOption, ModelArgument, ModelOptions, model_options
 
 _KEY = "KAKAO_MODELS_API_KEY"
 _MEGAPIXELS = MAX_SHOWN_PIXELS / 1e6
@@ -61,6 +61,7 @@ def serve(
     timeout: Annotated[float, _limit(help="Time limit of a request in seconds.")] = 120.0,
     drain: Annotated[float, _limit(min=0, help="Seconds from SIGTERM until new connections are refused.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, on stdout.")] = False,
+    calibration: CalibrationOption = None,
     *,
     options: ModelOptions,
 ) -> None:
@@ -108,6 +109,7 @@ def serve(
     ended_by = run(
         options, name=name, host=host, port=port, limits=limits, max_wait=max_wait / 1000,
         max_queue=max_queue, max_body=max_megabytes * 10**6, timeout=timeout, drain=drain, api_key=api_key, ready=ready,
+        calibration=calibration,
     )  # fmt: skip
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)

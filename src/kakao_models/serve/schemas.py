@@ -175,6 +175,11 @@ class ClassifyRequest(_Strict):
     templates: str | Texts | None = Field(None, description="The sentence made of a label: {} is the label.")
     model: str | None = None
     top_k: int | None = Field(None, ge=1)
+    min_relevance: float | str | None = Field(
+        None,
+        description="Adds to each label its relevance, the probability that it fits, and leaves out labels below this: a number in "
+        '0..1, or "coverage=0.9" or "precision=0.5". Where no label fits, the one entry is "none of these".',
+    )
     user: str | None = None
 
 

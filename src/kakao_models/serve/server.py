@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -71,6 +72,7 @@ def serve(
     drain: float,
     api_key: str | None,
     ready: Callable[[str], None],
+    calibration: Path | None = None,
 ) -> int | None:
     """Serves a model until SIGINT or SIGTERM; a second signal ends the drain time, a third one everything.
 
@@ -84,14 +86,17 @@ def serve(
         max_body: bytes of a request; timeout: seconds for an answer; api_key: see `Guard`.
         drain: seconds between the signal and the end of listening.
         ready: is told the address when requests are taken.
+        calibration: a file instead of the model's own; see `Embedder`.
 
     Raises:
         OSError: the address can't be listened on, or the model can't be read.
-        ValueError: of `Embedder`.
+        ValueError: of `Embedder`, also for a calibration of another model.
     """
     listening = _bound(host, port)
     _allow_files()
-    embedder = options.open()
+    embedder = options.open(calibration=calibration)
+    if calibration is not None:
+        embedder.relevance  # noqa: B018  an error ends the command here
     metrics, state = Metrics(), State()
 
     def make_service() -> Service:

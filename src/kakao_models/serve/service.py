@@ -22,6 +22,7 @@ from kakao_models.inference.labels import (
     repeated_labels,
 )  # fmt: skip
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
+from kakao_models.inference.relevance import Limit
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.images import ImageError, image_size
@@ -36,6 +37,7 @@ from kakao_models.serve.schemas import (
     decoded,
     image_source,
 )
+from kakao_models.warn import warn
 
 _FETCHERS = 16
 _KEPT_CHARACTERS = 1000  # of a label's sentence: 20,000 of the longest that are read would be gigabytes
@@ -83,6 +85,14 @@ class Service:
         self.batcher = Batcher(self._run, **batching)
         self._sentences: OrderedDict[str, np.ndarray] = OrderedDict()  # → embedding of length 1
         self._label_problems = LabelProblems(embedder)
+        self.relevance, self._uncalibrated = None, ""
+        try:
+            self.relevance = embedder.relevance  # runs the model, which no other thread does yet
+        except (OSError, ValueError) as error:
+            warn(f"min_relevance will be refused: {error}")
+            self._uncalibrated = (
+                f"min_relevance: {name} has a calibration that can't be used; the service's log says why"
+            )
         # Threads of their own: a hundred slow hosts keep nobody waiting who fetches nothing.
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="kakao-models-fetches")
 
@@ -123,7 +133,7 @@ class Service:
 
     async def classify(self, request: ClassifyRequest) -> tuple[list[list[dict[str, Any]]], list[str]]:
         """Returns the labels of each image with their scores, the best first; and sentences about labels that the model can't read or
-        tell apart, or that are there more than once, which count once."""
+        tell apart, or that are there more than once, which count once. With `min_relevance` only the labels that fit are returned."""
         problems: list[str] = []
         self._check_model(request.model)
         parts = self._checked_inputs(request.input)
@@ -136,8 +146,9 @@ class Service:
             if not self.classifies:
                 message = "labels: say what to choose from; this model has no classes of its own"
                 raise Refused(400, message, param="labels")
-            if request.templates is not None:
-                raise Refused(400, "templates need labels", param="templates")
+            for field in ("templates", "min_relevance"):
+                if getattr(request, field) is not None:
+                    raise Refused(400, f"{field} needs labels", param=field)
             config = self.embedder.config
             labels = [config.id2label[index] for index in range(config.num_labels)]
             logits = await self._images("classifier", await self._image_bytes(parts))
@@ -146,16 +157,31 @@ class Service:
             if not self.reads_texts:
                 own = ": it has classes of its own, leave labels out" if self.classifies else ""
                 raise Refused(400, f"labels: this model has no text tower{own}", param="labels")
+            limit = None if request.min_relevance is None else self._limit(request.min_relevance)
             labels = list(dict.fromkeys(request.labels))
             templates = as_list(HYPOTHESIS_TEMPLATE if request.templates is None else request.templates)
             sentences = self._sentences_of(labels, templates)
             problems = repeated_labels(request.labels)
             problems += await asyncio.to_thread(self._label_problems, labels)
+            alone = labels if limit else []
             of_images, of_sentences = await asyncio.gather(
-                self._images("image", await self._image_bytes(parts)), self._sentence_rows(sentences)
+                self._images("image", await self._image_bytes(parts)), self._sentence_rows([*sentences, *alone])
             )
+            of_sentences, of_labels = of_sentences[: len(sentences)], of_sentences[len(sentences) :]
             scores = softmax(self.embedder.logits(of_images, average_sentences(of_sentences, len(templates))))
+            if limit is not None:
+                cosines = self.embedder.similarity(of_images, of_labels)
+                entries = [limit.entries(ranked(row, labels, None), labels, fits) for row, fits in zip(scores, cosines)]
+                return [some[: request.top_k] for some in entries], problems
         return [ranked(row, labels, request.top_k) for row in scores], problems
+
+    def _limit(self, least: float | str) -> Limit:
+        if self._uncalibrated:
+            raise Refused(400, self._uncalibrated, param="min_relevance")
+        try:
+            return Limit.of(self.relevance, "min_relevance", least, self.name)
+        except ValueError as error:
+            raise Refused(400, str(error), param="min_relevance") from None
 
     def _check_model(self, model: str | None) -> None:
         if model not in (None, self.name):
