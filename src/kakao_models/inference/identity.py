@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 import kakao_models
+from kakao_models.checkpoint.tensors import UNUSED
+from kakao_models.fused.graph_towers import as_float32
 from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.engine_towers import TowerEngine
 
 
 def described(embedder: Embedder) -> dict[str, Any]:
@@ -48,11 +51,16 @@ def _weights(embedder: Embedder) -> str:
 
 
 def _arrays(engine) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(engine, TowerEngine):  # its model object need not be loaded
+        yield from ((f"{name} float32", array) for name, array in engine.source.arrays())
+        return
     model = engine.model
     if hasattr(model, "state_dict"):  # PyTorch; numpy has no bfloat16, and half precision is float32 exactly
-        for name, tensor in model.state_dict().items():
-            half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-            yield f"{name} {tensor.dtype}", (tensor.float() if half else tensor).detach().cpu().numpy()
+        from kakao_models.fused.towers import tensors_of
+
+        for name, tensor in tensors_of(model).items():
+            if not name.endswith(UNUSED):
+                yield f"{name} {str(tensor.dtype).removeprefix('torch.')}", as_float32(tensor)
     elif hasattr(model, "weights"):  # Keras, which numbers the models of a process in their variables' names
         yield from ((f"{place:06}", np.asarray(variable)) for place, variable in enumerate(model.weights))
     else:  # Flax
