@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from kakao_models import Embedder, pipeline
 from kakao_models.inference.frameworks import light_engine
+from kakao_models.inference.identity import described
 from kakao_models.inference.runners import GRAPH_ENGINES, EngineError
 
 PHOTO = Path(__file__).parents[2] / "src/kakao_models/photos/cat.jpg"
@@ -94,9 +95,15 @@ def test_without_any_engine_the_error_names_the_light_install():
     )
 
 
-# Modules of these take long to import, and nothing of what the commands below do needs them.
+# Their import takes long, and nothing that the commands below do needs them.
 HEAVY = ("torch", "tensorflow", "jax", "transformers", "sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "onnx",
          "datasets", "duckdb", "gradio", "requests")  # fmt: skip
+
+
+NEEDED = {
+    "info": ("torch", "transformers"),  # it reads transformers' configurations, which import PyTorch if it is installed
+    "search": ("pandas", "pyarrow", "requests"),  # Milvus' client imports them
+}
 
 
 @pytest.mark.parametrize(
@@ -106,11 +113,12 @@ HEAVY = ("torch", "tensorflow", "jax", "transformers", "sklearn", "scipy", "pand
         ("classify", "--help"),
         ("info", "align-small"),
         ("classify", str(PHOTO), "--labels", "a cat,a dog", "--model", "align-small"),
+        ("classify", str(PHOTO), "--model", "VIT"),
         ("embed", "--text", "a cat", "-o", "-", "--model", "align-small"),
     ],
     ids=" ".join,
 )
-def test_a_command_imports_only_what_it_uses(arguments):
+def test_a_command_imports_only_what_it_uses(arguments, vit):
     if arguments[0] in ("classify", "embed"):
         pytest.importorskip("onnxruntime")
     script = """
@@ -123,9 +131,33 @@ def test_a_command_imports_only_what_it_uses(arguments):
         loaded = {name.partition(".")[0] for name in sys.modules}
         print(sorted(loaded & set(sys.argv[1].split(","))), file=sys.stderr)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), ",".join(HEAVY), *arguments]
+    heavy = set(HEAVY) - set(NEEDED.get(arguments[0], ()))
+    arguments = [vit if argument == "VIT" else argument for argument in arguments]
+    command = [sys.executable, "-c", textwrap.dedent(script), ",".join(heavy), *arguments]
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0 and done.stderr.decode().splitlines()[-1] == "[]", done.stderr.decode()[-2000:]
+
+
+def test_an_identity_depends_neither_on_the_engine_nor_on_what_is_loaded(align, vit):
+    pytest.importorskip("onnxruntime")
+    for folder in (align, vit, "align-small"):
+        embedder = Embedder(folder, framework="torch")
+        before = described(embedder)
+        assert embedder.image_processor and (folder == vit or embedder.tokenizer)
+        assert described(embedder) == before
+        light = described(Embedder(folder, engine="onnx"))
+        assert light | {"engine": before["engine"]} == before
+        model = Embedder(embedder.engine.model)
+        assert described(model)["weights"] == before["weights"]
+
+
+def test_a_search_imports_only_what_it_uses(photos, tmp_path, command):
+    """By a model's own processor and tokenizer, whose light forms are the same to the index."""
+    pytest.importorskip("pymilvus")
+    index = str(tmp_path / "photos.db")
+    code, _, error = command("index", "build", str(Path(photos[0]).parent), "--index", index, "--model", "align-small")
+    assert code == 0, error
+    test_a_command_imports_only_what_it_uses(("search", "a cat", "--index", index), None)
 
 
 def close(rows, expected: np.ndarray) -> None:

@@ -281,7 +281,7 @@ class Embedder:
         batches = self.iter_images(
             sources, output="logits", batch_size=batch_size, on_error=on_error, progress=progress
         )
-        return collect(batches, _length(sources), self.config.num_labels)
+        return collect(batches, _length(sources), self.engine.fields.num_labels)
 
     def iter_images(
         self,

@@ -112,6 +112,10 @@ class TowerEngine(Engine):
         return self.source.config
 
     @property
+    def fields(self) -> Any:
+        return self.source.fields
+
+    @property
     def reads_texts(self) -> bool:
         return self.source.reads_texts
 

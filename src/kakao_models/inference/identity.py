@@ -15,29 +15,25 @@ from kakao_models.inference.engine_towers import TowerEngine
 
 
 def described(embedder: Embedder) -> dict[str, Any]:
-    """Everything that determines an embedding: the SHA-256 of weights and vocabulary, and all settings."""
-    processor, tokenizer = embedder.image_processor, embedder.tokenizer
+    """Everything that determines an embedding: the SHA-256 of weights and vocabulary, and all settings.
+
+    It is the same whether or not transformers' classes were loaded for the model's parts.
+    """
+    engine, inputs = embedder.engine, embedder.inputs
     return {
         "package": kakao_models.__version__,
-        "engine": [type(embedder.engine).__name__, embedder.engine.description],
+        "engine": [type(engine).__name__, engine.description],
         "weights": _weights(embedder),
-        "config": embedder.config.to_dict(),
-        "image processor": [type(processor).__name__, processor.to_dict()],
+        "config": engine.source.architecture if isinstance(engine, TowerEngine) else embedder.config.to_dict(),
+        "image processor": inputs.image_settings,
         "image options": embedder.image_options,
         "fast images": embedder.fast_images,
-        "tokenizer": None if tokenizer is None else _vocabulary(tokenizer),
-        "tokens": None if tokenizer is None else embedder.max_tokens,
+        "tokenizer": _vocabulary(inputs.vocabulary) if engine.reads_texts else None,
+        "tokens": embedder.max_tokens if engine.reads_texts else None,
     }
 
 
-def _vocabulary(tokenizer) -> str:
-    whole = getattr(tokenizer, "backend_tokenizer", None)
-    if whole is None:
-        content = [type(tokenizer).__name__, tokenizer.get_vocab()]
-    else:
-        content = json.loads(whole.to_str())
-        for setting in ("truncation", "padding"):  # of the last call
-            content.pop(setting, None)
+def _vocabulary(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

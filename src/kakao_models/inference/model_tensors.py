@@ -255,7 +255,10 @@ def _read(config: dict, class_name: str, shapes: dict, source: Any) -> tuple[Sim
         if config.get("use_visual_projection") is None:
             fields.use_visual_projection = output_channels(fields.vision_config) != fields.projection_dim
     _check_types(config)
-    fields.num_labels = len(config.get("id2label") or range(config.get("num_labels", 2)))
+    count = config.get("num_labels", 2)  # names and defaults as of transformers
+    named = config.get("id2label") or {index: f"LABEL_{index}" for index in range(count)}
+    fields.id2label = {int(index): name for index, name in named.items()}
+    fields.num_labels, fields.problem_type = len(named), config.get("problem_type")
     return fields, _keys(fields, class_name, shapes, source)
 
 
