@@ -42,8 +42,8 @@ EXTRAS = {
     "demo": ["gradio>=6.31", "scikit-learn>=1.6", *SEARCH],
     "fast": ["simplejpeg>=1.8"],  # a faster decoder of JPEGs, for fast_images=True
     "heic": ["pillow-heif>=1.0"],  # photographs of phones
-    "openvino": [*TORCH, "openvino>=2025.0"],
-    "onnx": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "openvino": ["openvino>=2025.0"],  # runs models without a framework
+    "onnx": ["onnxruntime>=1.20"],  # likewise
     "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"],
     "serve": ["fastapi>=0.115", "pydantic>=2.10", "uvicorn>=0.34", "prometheus-client>=0.21"],  # beside a framework
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "ruff>=0.9"],  # ruff: signatures

@@ -20,8 +20,8 @@ import torch
 from common import SIZES, arguments, show
 
 from kakao_models import AlignModel, ViTConfig, ViTModel
-from kakao_models.fused.openvino import to_openvino
-from kakao_models.fused.towers import tensors_of, towers
+from kakao_models.fused.graph_towers import graphs
+from kakao_models.fused.towers import tensors_of
 
 MODELS = {
     "b7": lambda: AlignModel(SIZES["base"]()),
@@ -136,12 +136,13 @@ def main() -> None:
         torch.manual_seed(0)
         model = MODELS[name]().eval()
         size = getattr(model.config, "vision_config", model.config).image_size
-        graph = to_openvino(towers(model.config, tensors_of(model))["image"], "image", (size, size))
+        core = openvino.Core()
+        graph = core.read_model(graphs(model.config, tensors_of(model))["image"].message())
         shape = (options.batch, 3, size, size)
         graph.reshape(shape)
         settings = {"PERF_COUNT": "YES", "INFERENCE_PRECISION_HINT": PRECISIONS[options.dtype],
                     "INFERENCE_NUM_THREADS": threads}  # fmt: skip
-        compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        compiled = core.compile_model(graph, "CPU", settings)
         pixels = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
         layers = layers_of(compiled, pixels, options.repeats)
         whole = sum(layer.seconds for layer in layers)

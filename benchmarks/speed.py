@@ -253,25 +253,24 @@ def int8(table: Table, options) -> None:
     """Measures int8 engines: speed, and distance from float32."""
     import nncf
 
-    from kakao_models.fused.openvino import to_openvino
     from kakao_models.inference.runners import openvino_core
     from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 
     nncf.set_log_level("ERROR")
     embedder, draw = Embedder("align-small"), np.random.default_rng(0)
+    graphs = embedder.engine.source.graphs(embedder.engine._pixels)
     pixels = []
     for index in range(256):
         picture = load_image(PHOTOS[index % len(PHOTOS)])
         side = int(min(picture.size) * draw.uniform(0.3, 1))
         left, top = (int(draw.integers(0, length - side + 1)) for length in picture.size)
         crop = picture.crop((left, top, left + side, top + side))
-        pixels.append(embedder._image_processor.pixels(crop).transpose(2, 0, 1)[None])
+        pixels.append(embedder.inputs.preprocessing.pixels(crop).transpose(2, 0, 1)[None])
     known = " ".join(TEXTS).split()
     ids = [embedder.tokenizer(" ".join(draw.choice(known, n)), return_tensors="np") for n in draw.integers(4, 17, 256)]
     tokens = [(encoded["input_ids"], encoded["attention_mask"]) for encoded in ids]
     for what, items in (("image", [(image,) for image in pixels]), ("text", tokens)):
-        size = pixels[0].shape[2:] if what == "image" else None
-        model = to_openvino(embedder.engine._towers[what], what, size, uint8=what == "image")
+        model = openvino_core().read_model(graphs[what].message())
         names = [port.any_name for port in model.inputs]
         calibration = nncf.Dataset(items[:128], lambda item, names=names: dict(zip(names, item)))
         kind = nncf.ModelType.TRANSFORMER if what == "text" else None

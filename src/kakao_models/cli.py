@@ -111,9 +111,9 @@ def classify(
     sources = _expanded(images)
     inputs = read_sources(sources)
     options.prepare()
+    options.expect(len(sources), len(names) * len(template or [""]))
     from kakao_models import pipeline
     from kakao_models.inference.output import print_scores, say_engine, scores_as_json
-    from kakao_models.inference.picture import draw_files
 
     task = "zero-shot-image-classification" if names else "image-classification"
     if min_relevance is not None and not names:
@@ -128,6 +128,8 @@ def classify(
     else:
         print_scores(sources, results)
     if picture:
+        from kakao_models.inference.picture import draw_files
+
         drawn = draw_files(picture, sources, inputs, results)
         if drawn:
             say_written(picture)
@@ -187,6 +189,7 @@ def embed(
     if sources:
         check_images(inputs or [])
     options.prepare()
+    options.expect(len(sources), len(sentences))
     embedder = options.open()
     if sentences:
         names, rows = sentences, embedder.texts(sentences, normalize=normalize)

@@ -49,4 +49,7 @@ def is_installed(module: str) -> bool:
     """Whether a top-level module can be imported. It is not imported."""
     if module in sys.modules:
         return sys.modules[module] is not None
-    return find_spec(module) is not None
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False

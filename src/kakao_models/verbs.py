@@ -23,6 +23,8 @@ BUNDLED_MODEL = "align-small"
 STANDARD = "-"  # the standard input or output, in the place of a file's name
 _MOST_INPUT = 64 * 2**20  # bytes of the standard input
 MODEL_PANEL = "Model"
+# An engine that starts seconds faster than PyTorch can be slower with each input, or a GPU be faster than both.
+_FEW_IMAGES, _FEW_TEXTS = 8, 256
 
 
 def group(help: str, **options: Any) -> typer.Typer:
@@ -41,8 +43,9 @@ def group(help: str, **options: Any) -> typer.Typer:
 _model = functools.partial(typer.Option, rich_help_panel=MODEL_PANEL, show_default=False)
 _PLACES = f"A Hub id, a folder, or {BUNDLED_MODEL}."
 _ENGINES = (
-    "Engine that runs a PyTorch model: torch, compile, openvino or onnx; auto: the fastest that is installed and gives "
-    "the same outputs, measured once on this machine. By default torch."
+    "Engine that runs the model: torch, compile, openvino or onnx; auto: the fastest that is installed and gives "
+    "the same outputs, measured once on this machine. By default torch, and for a few inputs onnx or openvino if "
+    "installed, which start faster."
 )
 _DTYPES = (
     "Type in which the model computes: float32, bfloat16 or float16; auto: the fastest that keeps a cosine of 0.9999. "
@@ -152,6 +155,20 @@ class ModelOptions:
     def prepare(self) -> None:
         """Calls `prepare`; `arguments` then name the commit that was found."""
         self.where = prepare(self.model, self.revision)
+
+    def expect(self, images: int, texts: int) -> None:
+        """Chooses an engine that starts faster than PyTorch and gives the same outputs, if there are few inputs, the engine is
+        installed, and no option asks for something else. For few inputs `--engine auto` measures nothing."""
+        from kakao_models.inference.frameworks import starting_fast
+
+        asked = self.engine not in (None, "auto") or self.framework or self.dtype not in (None, "float32")
+        if (
+            not (asked or self.fast_images)
+            and self.device in ("auto", "cpu")
+            and images <= _FEW_IMAGES
+            and texts <= _FEW_TEXTS
+        ):
+            self.engine = starting_fast()
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Embedder` beside the model."""

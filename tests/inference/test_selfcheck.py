@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from kakao_models.inference.engine_towers import TowerEngine
 from kakao_models.inference.runners import EngineError
 
 TEXTS = ["a cat", "this is a photo of a small red bird in the big green tree", "", "zebra " * 100]
-OTHERS = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
+OTHERS = {"openvino": ("openvino",), "onnx": ("onnxruntime",)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,10 +64,16 @@ def test_align_by_every_engine(align, photos, plain, name):
     backwards = list(reversed(photos))
     for size in (1, 7):  # a batch of another size, another order
         assert_close(embedder.images(backwards, batch_size=size), images[::-1])
-    if name != "torch":
-        assert {entry["what"] for entry in embedder.engine.checks} == {"image", "text"}
-        assert all(entry["cosine"] > selfcheck.MIN_COSINE and entry["chosen"] for entry in embedder.engine.checks)
-        assert name in selfcheck.explain(embedder.engine.checks)
+    assert embedder.engine.description == f"image: {name}, text: {name}"
+
+
+def test_auto_measures_every_engine_against_the_plain_model(align):
+    embedder = engine(align, "auto")
+    checks = embedder.engine.checks
+    assert {entry["what"] for entry in checks} == {"image", "text"}
+    assert all(entry["cosine"] > selfcheck.MIN_COSINE for entry in checks)
+    assert [entry["what"] for entry in checks if entry["chosen"]] == ["image", "text"]
+    assert all(entry["engine"] in selfcheck.explain(checks) for entry in checks)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -137,14 +142,12 @@ def test_vits_are_not_mixed(vit):
     assert "mixed" not in {entry["dtype"] for entry in embedder.engine.checks}
 
 
-def test_what_was_measured_is_kept_and_what_was_made_is_used_again(align, home, monkeypatch):
-    pytest.importorskip("onnxscript")
-    first = engine(align, "onnx")
+def test_what_was_measured_is_kept(align, home, monkeypatch):
+    first = engine(align, "torch", dtype="bfloat16")
     kept = sorted((home / "checks").glob("*.json"))
-    assert len(kept) >= 2 and not list(home.rglob(".unfinished*")) and not list(home.rglob("*.unfinished"))
+    assert len(kept) >= 2 and not list(home.rglob("*.unfinished"))
     monkeypatch.setattr(selfcheck, "_measured", None)  # would be called
-    monkeypatch.setattr("kakao_models.fused.onnx.to_onnx", None)
-    again = engine(align, "onnx")
+    again = engine(align, "torch", dtype="bfloat16")
     assert again.engine.checks == first.engine.checks
     again.texts("a cat")
 
@@ -166,7 +169,7 @@ def test_a_torn_or_foreign_measurement_is_made_again(align, home):
     assert len(set(measured)) == 1 and measured[0] < 1
     contents = [json.loads(path.read_text()) for path in (home / "checks").glob("*.json")]
     about = max((said["about"] for said in contents), key=len)  # other tests' measurements stay as they are now
-    assert {"model", "machine", "versions", "engine", "dtype", "inputs", "device"} <= about.keys()
+    assert {"model", "machine", "version", "engine", "dtype", "inputs", "device"} <= about.keys()
 
 
 @pytest.mark.parametrize("changed", ["machine", "model", "version"])
@@ -179,11 +182,36 @@ def test_another_machine_model_or_version_is_measured_anew(align, tmp_path, monk
     if changed == "machine":
         monkeypatch.setattr(selfcheck, "machine", lambda: {"processor": "another"})
     elif changed == "version":
-        monkeypatch.setattr(selfcheck, "__version__", "9")
+        monkeypatch.setattr(selfcheck, "version", lambda package: "9")
     else:
         align = tiny.align_folder(tmp_path, seed=1)
     engine(align, "torch", dtype="bfloat16")
     assert len(measured) == 2
+
+
+def test_what_does_not_change_a_measurement_is_not_measured_again(align, tmp_path, monkeypatch):
+    engine(align, "auto")
+    monkeypatch.setattr(selfcheck, "_measured", None)  # would be called
+    monkeypatch.setattr("kakao_models.__version__", "9")
+    other = engine(tiny.align_folder(tmp_path, seed=1), "auto")  # other weights, in float32
+    assert {entry["what"] for entry in other.engine.checks} == {"image", "text"}
+
+
+def test_auto_stops_measuring_and_goes_on_at_the_next_start(align, home, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    shutil.rmtree(home, ignore_errors=True)
+    monkeypatch.setattr(selfcheck, "MAX_SECONDS", 0.0)
+    first = engine(align, "auto")
+    assert first.engine.description == "image: torch, text: torch"
+    assert "onnx: not measured yet, after 0 s of measuring" in selfcheck.explain(first.engine.checks)
+    monkeypatch.setattr(selfcheck, "MAX_SECONDS", 1e9)
+    measured, run = [], selfcheck._measured
+    monkeypatch.setattr(selfcheck, "_measured", lambda *a: measured.append(a[2].engine) or run(*a))
+    monkeypatch.setattr("kakao_models.inference.progress.PATIENCE", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    engine(align, "auto")
+    assert "onnx" in measured and "torch" not in measured
+    assert "engines measured" in capsys.readouterr().err
 
 
 def test_an_engine_whose_numbers_are_others_is_refused(align, monkeypatch):
@@ -253,53 +281,12 @@ def test_a_model_object_keeps_its_weights_live_unless_an_engine_is_named(align, 
     assert_close(frozen.images(photos), before)
 
 
-@pytest.mark.parametrize("obstacle", ["a file in its place", "no permission"])
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, obstacle):
-    target = tmp_path / "cache"
-    if obstacle == "no permission":  # mkdtemp says so, whoever runs the tests
-        make = tempfile.mkdtemp
-
-        def mkdtemp(*args, dir=None, **kwargs):
-            if dir is not None:
-                raise PermissionError(13, "Permission denied", os.fspath(dir))
-            return make(*args, dir=tmp_path, **kwargs)
-
-        monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
-    else:
-        target.write_text("no folder")
-    with runners._made(target, "onnx", lambda place: (place / "model").write_text("made")) as place:
-        assert (place / "model").read_text() == "made" and target not in place.parents
-    assert not place.exists()
-
-
 def test_what_is_compiled_is_kept_in_the_user_s_cache_or_where_the_user_says(home, monkeypatch):
     for chosen, wanted in ((None, str(home / "inductor")), ("/chosen", "/chosen")):
         monkeypatch.setattr(runners, "_INDUCTOR", chosen)
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", chosen or "/tmp/torchinductor_user")  # as torch._dynamo sets it
         runners.CompiledRunner(torch.nn.Linear(2, 2), torch.device("cpu"), "float32")
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == wanted
-
-
-def test_what_is_kept_is_used_until_it_cannot_be_read(tmp_path):
-    made = []
-
-    def write(place):
-        made.append(place)
-        (place / "weights").write_bytes(b"1234")
-
-    def read(error=None):
-        with runners._made(tmp_path / "cache", "onnx", write) as place:
-            if error:
-                raise error
-        return place
-
-    assert read() == read() == tmp_path / "cache" / "onnx" and len(made) == 1
-    with pytest.raises(RuntimeError):
-        read(RuntimeError("damaged"))
-    assert not list((tmp_path / "cache").iterdir())
-    assert read().is_dir() and len(made) == 2
-    (tmp_path / "cache/onnx/weights").write_bytes(b"1235")
-    assert (read() / "weights").read_bytes() == b"1234" and len(made) == 3
 
 
 @pytest.mark.gpu
@@ -310,21 +297,14 @@ def test_on_a_gpu(align, photos, plain, name, dtype, least):
     assert cosine(embedder.images(photos), plain[0]) > least and cosine(embedder.texts(TEXTS), plain[1]) > least
 
 
-def test_other_preprocessing_or_a_damaged_file_makes_an_engines_model_anew(vit, home, photos, tmp_path):
-    pytest.importorskip("onnxscript")
-    first = engine(vit, "onnx").images(photos)
-    before = {path.parent for path in home.rglob("model.onnx")}
+@pytest.mark.parametrize("name", OTHERS)
+def test_bytes_are_what_the_processor_makes_of_them(vit, photos, tmp_path, name):
     folder = tmp_path / "other"
     shutil.copytree(vit, folder)
     (file,) = [path for path in folder.glob("*processor_config.json")]
     text = file.read_text()
     assert '"rescale_factor": 0.00392156862745098' in text
     file.write_text(text.replace('"rescale_factor": 0.0039', '"rescale_factor": 0.0019'))
-    shutil.copystat(f"{vit}/model.safetensors", folder / "model.safetensors")
-    changed = engine(folder, "onnx").images(photos)
+    changed = engine(folder, name).images(photos)
     assert_close(changed, Embedder(folder).images(photos))
-    assert np.abs(changed - first).max() > 1e-3
-    assert before < {path.parent for path in home.rglob("model.onnx")}
-    for path in home.rglob("model.onnx"):
-        path.write_bytes(path.read_bytes()[:1000])
-    assert_close(engine(vit, "onnx").images(photos), first)
+    assert np.abs(changed - engine(vit, name).images(photos)).max() > 1e-3

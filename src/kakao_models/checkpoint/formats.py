@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from kakao_models.checkpoint.hub import MissingFile, NotCached, fetch, shards_of
 from kakao_models.checkpoint.pickles import read_pickle
-from kakao_models.checkpoint.tensors import TensorEntry
+from kakao_models.checkpoint.tensors import UNUSED, TensorEntry
 from kakao_models.files.mapped import forget_pages
 
 _MOST_HELD = 64 << 20
@@ -113,6 +113,9 @@ WEIGHT_FILES: dict[str, Callable[[Path], dict[str, TensorEntry]]] = {
 }
 
 
+_CANONICAL = ("model.safetensors", "pytorch_model.bin")  # the others name and turn their tensors otherwise
+
+
 def find_weights(
     name_or_path: str | os.PathLike, names: Sequence[str] = tuple(WEIGHT_FILES), **where: Any
 ) -> tuple[str, list[Path]]:
@@ -153,3 +156,22 @@ def read_weights(name_or_path: str | os.PathLike, format: str, files: Sequence[P
             raise ValueError(f"{file}: {min(twice)} is a duplicate: another file of {name_or_path} also has it")
         stored |= tensors
     return stored
+
+
+def stored_tensors(name_or_path: str | os.PathLike, where: dict[str, Any]) -> dict[str, TensorEntry]:
+    """The tensors of a checkpoint's files, without those that no model loads.
+
+    Raises:
+        OSError: no weights, a damaged file, or only formats that have to be converted.
+    """
+    format, files = find_weights(name_or_path, **where)
+    if format not in _CANONICAL:
+        raise OSError(
+            f"{name_or_path} has no {' or '.join(_CANONICAL)} but {files[0].name}. Convert it once: "
+            f"kakao-models convert {name_or_path} NEW_FOLDER"
+        )
+    try:
+        stored = read_weights(name_or_path, format, files)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    return {key: entry for key, entry in stored.items() if not key.endswith(UNUSED)}

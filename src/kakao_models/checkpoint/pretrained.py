@@ -18,16 +18,15 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from kakao_models.checkpoint.config import StrictConfig
-from kakao_models.checkpoint.formats import find_weights, read_weights
+from kakao_models.checkpoint.formats import stored_tensors
 from kakao_models.checkpoint.hub import pin, remember_place
 from kakao_models.checkpoint.shards import write_shards
-from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, TensorEntry, TensorPatterns, check_sizes
+from kakao_models.checkpoint.tensors import LazyTensors, TensorEntry, TensorPatterns, check_sizes
 from kakao_models.checkpoint.upload import upload
 from kakao_models.checkpoint.weightmap import Slot, permute, permuted_shape
 from kakao_models.files.sizes import parse_bytes
 from kakao_models.warn import warn
 
-_FORMATS = ("model.safetensors", "pytorch_model.bin")  # the others name and turn their tensors otherwise
 # Types of variables; in Keras also a policy, such as "mixed_bfloat16"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -160,7 +159,7 @@ class PretrainedLoading(TensorPatterns):
         )  # fmt: skip
         config, options = cls._configure(name_or_path, where, config, overrides)
         _check_options(cls, options)
-        stored = _stored(name_or_path, where)
+        stored = stored_tensors(name_or_path, where)
         for pattern, name in cls.tensors_renamed:
             stored = {re.sub(pattern, name, key): entry for key, entry in stored.items()}
         prefix = cls.key_prefix
@@ -310,21 +309,6 @@ def _check_options(cls: type[PretrainedLoading], options: dict) -> None:
         f"{cls.__name__}.from_pretrained has no argument {name!r}, {cls.config_class.__name__} no such field, and the "
         "constructor no such argument" + (f". {instead}" if instead else "")
     )
-
-
-def _stored(name_or_path, where: dict) -> StoredTensors:
-    """The tensors of a checkpoint's files, without those that no model loads."""
-    format, files = find_weights(name_or_path, **where)
-    if format not in _FORMATS:
-        raise OSError(
-            f"{name_or_path} has no {' or '.join(_FORMATS)} but {files[0].name}. Convert it once: "
-            f"kakao-models convert {name_or_path} NEW_FOLDER"
-        )
-    try:
-        stored = read_weights(name_or_path, format, files)
-    except ValueError as error:
-        raise OSError(str(error)) from error
-    return {key: entry for key, entry in stored.items() if not key.endswith(UNUSED)}
 
 
 def _canonical_shape(variable: Any, slot: Slot) -> tuple[int, ...]:

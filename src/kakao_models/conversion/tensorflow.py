@@ -185,7 +185,9 @@ def _check_places(entries: Mapping[str, bundle.BundleEntry], shards: list[Path],
     shard, end, before = 0, 0, ""
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].shard, item[1].offset, item[1].size)):
         if entry.shard >= len(shards):
-            raise CheckpointError(f"tensor {key} is in data file {entry.shard} (from 0), but there are only {len(shards)}")
+            raise CheckpointError(
+                f"tensor {key} is in data file {entry.shard} (from 0), but there are only {len(shards)}"
+            )
         if entry.shard != shard:
             shard, end = entry.shard, 0
         if entry.offset + entry.size > sizes[shard]:

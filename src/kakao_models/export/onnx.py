@@ -1,21 +1,26 @@
 """Exports for ONNX Runtime."""
 
 import json
+import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import onnxscript  # noqa: F401  PyTorch's exporter needs it
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from kakao_models.export.contract import SHEET, Contract, Function
 from kakao_models.export.samples import RunFunction
-from kakao_models.export.torch_functions import programs
-from kakao_models.fused.onnx import converted
+from kakao_models.export.torch_functions import programs, quiet_converters
 from kakao_models.inference.embedder import Embedder
 
+OPSET = 18
 # Bytes; one protobuf message holds no more than 2 GB, so larger weights lie in a file beside it.
 _LARGEST = 1_500_000_000
 _SMALL = 1024  # numbers; a smaller tensor stays as it is
@@ -30,7 +35,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str
         function = contract.functions[name]
         shapes = [tensor.shape for tensor in function.inputs]
         names = [tensor.name for tensor in function.inputs]
-        proto = converted(program, names, function.output.name, shapes[0]).model_proto
+        proto = _converted(program, names, function.output.name, shapes[0]).model_proto
         if contract.quantize == "int8-dynamic":
             proto = _quantize_products(proto, folder)
         elif contract.quantize is not None:
@@ -46,6 +51,25 @@ def load(path: Path, function: Function) -> RunFunction:
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda inputs: session.run([function.output.name], inputs)[0]
+
+
+def _converted(program: torch.export.ExportedProgram, inputs: Sequence[str], output: str, shape: list) -> Any:
+    """A `torch.onnx.ONNXProgram`; inputs and output get these names, and the inputs' axes `shape`."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns that torchvision is not there, which nothing needs
+    try:
+        with quiet_converters():
+            made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
+    finally:
+        log.setLevel(level)
+    graph = made.model.graph
+    for name, value in zip(inputs, graph.inputs):
+        value.name = name
+        value.shape = type(value.shape)(shape)
+    graph.outputs[0].name = output
+    graph.outputs[0].shape = type(graph.outputs[0].shape)(("batch", graph.outputs[0].shape[1]))
+    return made
 
 
 def _describe(proto: onnx.ModelProto, contract: Contract) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import openvino
+import torch
 
 from kakao_models.export.contract import SHEET, Contract, Function
 from kakao_models.export.samples import RunFunction
-from kakao_models.export.torch_functions import programs
-from kakao_models.fused.openvino import converted
+from kakao_models.export.torch_functions import programs, quiet_converters
 from kakao_models.inference.embedder import Embedder
 from kakao_models.inference.runners import openvino_core
 
@@ -25,7 +25,7 @@ def write(embedder: Embedder, contract: Contract, folder: Path) -> dict[str, str
     for name, program in programs(embedder, contract).items():
         function = contract.functions[name]
         shapes = {t.name: [-1 if isinstance(size, str) else size for size in t.shape] for t in function.inputs}
-        model = converted(program, shapes, function.output.name)
+        model = _converted(program, shapes, function.output.name)
         if contract.quantize == "int8":
             model = _in_8_bits(model)
         model.set_rt_info(contract.described_json(), ["kakao_models", SHEET])
@@ -44,6 +44,20 @@ def load(path: Path, function: Function) -> RunFunction:
     options = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs would compute in bfloat16
     compiled = openvino_core().compile_model(path, "CPU", options)
     return lambda inputs: np.asarray(compiled(inputs)[function.output.name])
+
+
+def _converted(program: torch.export.ExportedProgram, inputs: dict[str, list[int]], output: str) -> Any:
+    """An `openvino.Model`; inputs by name with their shapes, -1 where a size is free."""
+    with quiet_converters():
+        model = openvino.convert_model(program)
+    shapes = {}
+    for (name, shape), port in zip(inputs.items(), model.inputs, strict=True):
+        port.get_tensor().set_names({name})
+        shapes[name] = openvino.PartialShape(shape)
+    model.outputs[0].get_tensor().set_names({output})
+    model.reshape(shapes)
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 def _in_8_bits(model: Any) -> Any:

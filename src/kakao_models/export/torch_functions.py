@@ -4,6 +4,9 @@ Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
 
 import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -131,3 +134,12 @@ def _examples(embedder: Embedder, function: Function) -> tuple[dict[str, torch.T
         inputs[tensor.name] = torch.ones(shape, dtype=getattr(torch, tensor.dtype))
         shapes[tensor.name] = {axis: free[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
     return inputs, shapes
+
+
+@contextmanager
+def quiet_converters() -> Iterator[None]:
+    """Silences the converters' remarks about their own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

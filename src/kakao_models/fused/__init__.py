@@ -1,1 +1,1 @@
-"""The models as they run fastest in PyTorch, and as ONNX and OpenVINO graphs."""
+"""The models as they run fastest in PyTorch, and as ONNX graphs for ONNX Runtime and OpenVINO."""

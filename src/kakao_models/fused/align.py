@@ -16,12 +16,12 @@ from kakao_models.fused.layers import (
     Convolution,
     LayerNorm,
     Linear,
-    Weights,
     activate,
     activation_of,
     check_pixels,
     constant,
 )
+from kakao_models.fused.weights import Weights
 
 
 class SqueezeExcite(nn.Module):

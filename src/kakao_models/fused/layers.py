@@ -3,12 +3,13 @@
 Axes: B batch  C channels  H, W height, width of a map  L tokens  D width  N heads  K width per head
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from kakao_models.fused.weights import Weights, folded_norm, heads_of
 
 ByteValues = tuple[torch.Tensor, torch.Tensor]  # scale, zero, (C,) each: a byte u stands for (u - zero) * scale
 
@@ -27,32 +28,6 @@ def activation_of(name: str):
     if name not in _ACTIVATIONS:
         raise ValueError(f"hidden_act {name!r} has no fused form, expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
-
-
-class Weights:
-    """Tensors by their keys in model.safetensors: each is checked for its shape, and which ones were used is known.
-
-    Args:
-        dtype: the dtype to convert them to; by default they keep theirs.
-    """
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None):
-        self._tensors, self._dtype, self._used = tensors, dtype, set()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._tensors
-
-    def __call__(self, key: str, *shape: int) -> torch.Tensor:
-        if key not in self._tensors:
-            raise ValueError(f"missing {key}")
-        tensor = self._tensors[key]
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{key}: the file has {tuple(tensor.shape)}, the model expects {shape}")
-        self._used.add(key)
-        return tensor if self._dtype is None else tensor.to(self._dtype)
-
-    def unused(self) -> set[str]:
-        return self._tensors.keys() - self._used
 
 
 def constant(tensor: torch.Tensor) -> nn.Parameter:
@@ -79,13 +54,9 @@ class Convolution(nn.Module):
     @classmethod
     def folded(cls, weights: Weights, conv: str, norm: str, shape: tuple, eps: float, **options: Any) -> "Convolution":
         weight = weights(conv + ".weight", *shape)
-        mean, variance, gamma, beta = (
-            weights(f"{norm}.{leaf}", shape[0]).double() for leaf in ("running_mean", "running_var", "weight", "bias")
-        )
-        scale = gamma / (variance + eps).sqrt()
-        return cls(
-            weight * scale[:, None, None, None].to(weight.dtype), (beta - mean * scale).to(weight.dtype), **options
-        )
+        leaves = ("running_mean", "running_var", "weight", "bias")
+        scale, shift = folded_norm(*(weights(f"{norm}.{leaf}", shape[0]).double() for leaf in leaves), eps)
+        return cls(weight * scale[:, None, None, None].to(weight.dtype), shift.to(weight.dtype), **options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low, high = self.pad
@@ -144,10 +115,9 @@ class Attention(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"the dimension {width} is not a multiple of the {heads} heads")
+        self.heads = heads_of(width, heads)
         self.project = Linear(weights, *projections, inner=width, outer=width, bias=bias)
-        self.output, self.heads = Linear(weights, output, inner=width, outer=width), heads
+        self.output = Linear(weights, output, inner=width, outer=width)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, first: bool) -> torch.Tensor:
         width = x.shape[-1]
@@ -157,8 +127,7 @@ class Attention(nn.Module):
             k, v = F.linear(x, w[width:], None if b is None else b[width:]).chunk(2, -1)
         else:
             q, k, v = self.project(x).chunk(3, -1)
-        heads = self.heads, width // self.heads
-        q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in (q, k, v))  # (B, N, L, K)
+        q, k, v = (part.unflatten(-1, self.heads).transpose(1, 2) for part in (q, k, v))  # (B, N, L, K)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.output(x.transpose(1, 2).flatten(2))
 

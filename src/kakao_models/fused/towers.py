@@ -17,8 +17,9 @@ from torch import nn
 
 from kakao_models.checkpoint.kinds import whole_keys
 from kakao_models.fused.align import AlignImageTower, AlignTextTower
-from kakao_models.fused.layers import ByteValues, Linear, Weights
+from kakao_models.fused.layers import ByteValues, Linear
 from kakao_models.fused.vit import ViTTower
+from kakao_models.fused.weights import Weights
 
 
 class Classifier(nn.Module):
@@ -32,17 +33,6 @@ class Classifier(nn.Module):
         return self.head(self.tower(pixel_values))
 
 
-# What a checkpoint holds and nothing here reads: BERT's pooler, what the logits are made with, tables and counters of training
-_UNREAD = (
-    *(
-        "text_model.pooler.dense.weight",
-        "text_model.pooler.dense.bias",
-        "temperature",
-        "logit_bias",
-        "num_batches_tracked",
-    ),
-    *("embeddings.position_ids", "embeddings.token_type_ids", "vit.embeddings.mask_token"),
-)
 _ON_DISK = {  # in a model of transformers 5 → in its model.safetensors
     "vit": {
         "layers.": "encoder.layer.",
@@ -86,26 +76,24 @@ _TOWERS = {"align": _align, "align_vision_model": _align_vision, "vit": _vit}
 
 
 def towers(
-    config: Any, tensors: Mapping[str, torch.Tensor], pixels: ByteValues | None = None, dtype: torch.dtype | None = None
+    config: Any, tensors: Mapping[str, Any], pixels: ByteValues | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, nn.Module]:
     """The towers of a checkpoint: "image" always, "text" of an ALIGN, "classifier" where there is one (sharing "image").
 
     Args:
         config: the configuration of a model of any kind, or anything with all its fields.
-        tensors: all of a checkpoint, by their keys in model.safetensors of the whole model.
+        tensors: all of a checkpoint, by their keys in model.safetensors of the whole model; numpy's or PyTorch's.
         pixels: what `uint8` pixels stand for, by the processor; without it only floating point is taken.
         dtype: of the towers; by default that of the tensors.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
     """
-    weights = Weights(tensors, dtype)
+    weights = Weights(tensors, lambda tensor: torch.as_tensor(tensor, dtype=dtype))
     if config.model_type not in _TOWERS:
         raise ValueError(f"a model of type {config.model_type!r} has no fused towers")
     built = _TOWERS[config.model_type](config, weights, pixels)
     if "classifier.weight" in weights:
         built["classifier"] = Classifier(built["image"], weights, len(tensors["classifier.bias"]))
-    unknown = [key for key in weights.unused() if not key.endswith(_UNREAD)]
-    if unknown:
-        raise ValueError(f"unknown {min(unknown)}, and {len(unknown) - 1} more")
+    weights.check_all_used()
     return {name: tower.eval() for name, tower in built.items()}

@@ -13,11 +13,11 @@ from kakao_models.fused.layers import (
     ByteValues,
     LayerNorm,
     Linear,
-    Weights,
     activation_of,
     check_pixels,
     constant,
 )
+from kakao_models.fused.weights import Weights, pair
 
 
 class ViTLayer(nn.Module):
@@ -55,9 +55,7 @@ class ViTTower(nn.Module):
     def __init__(self, config: Any, weights: Weights, pixels: ByteValues | None = None):
         super().__init__()
         name, width = "vit.embeddings.", config.hidden_size
-        size, patch = config.image_size, config.patch_size
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+        self.size, self.patch = pair(config.image_size), pair(config.patch_size)
         self.channels = config.num_channels
         self.grid = self.size[0] // self.patch[0], self.size[1] // self.patch[1]
         of_patches = dict(inner=self.channels, outer=width, kernel=self.patch)
@@ -113,4 +111,4 @@ def _byte_patches(patches: Linear, scale: torch.Tensor, zero: torch.Tensor) -> L
     bias = -shift if patches.bias is None else patches.bias.double() - shift
     tensors = {"bytes.weight": scaled.flatten(1), "bytes.bias": bias}
     outer, inner = patches.weight.shape
-    return Linear(Weights(tensors, patches.weight.dtype), "bytes", inner=inner, outer=outer)
+    return Linear(Weights(tensors, lambda tensor: tensor.to(patches.weight.dtype)), "bytes", inner=inner, outer=outer)

@@ -14,10 +14,11 @@ import numpy as np
 from kakao_models.align.preprocessing import MAX_TOKENS
 from kakao_models.checkpoint.hub import pin, place_of
 from kakao_models.inference.arguments import dtype_name, takes_transformers_arguments
-from kakao_models.inference.frameworks import engine_class
+from kakao_models.inference.frameworks import engine_class, light_engine
 from kakao_models.inference.inputs import ModelInputs
 from kakao_models.inference.progress import Progress
 from kakao_models.inference.relevance import Relevance, calibration_of, checked
+from kakao_models.inference.runners import ENGINES, GRAPH_ENGINES
 from kakao_models.inference.stream import (
     Failure,
     ImageBatch,
@@ -45,14 +46,16 @@ class Embedder:
         processor: an `AlignProcessor` or a `ViTImageProcessor`, or the name of a checkpoint that has one; by default the
             model's own. `image_processor` and `tokenizer` replace one part of it.
         framework: what runs the model: "torch" (or "pt"), "tf" (Keras on TensorFlow) or "flax" (or "jax"); by default that
-            of a loaded model, or the first of these that is installed. Preprocessing and results are the same.
-        device: "auto" takes the GPU if there is one; a name such as "cuda:1", the number of a GPU (-1 is the CPU), or a
-            device object of the framework.
-        engine: what runs a PyTorch model. By default a checkpoint runs in "torch" with batch norms folded and
+            of a loaded model, or the first of these that is installed. Preprocessing and results are the same. Where none
+            is installed, ONNX Runtime or OpenVINO runs a checkpoint.
+        device: "auto" takes the GPU if there is one and the engine can use it; a name such as "cuda:1", the number of a GPU
+            (-1 is the CPU), or a device object of the framework.
+        engine: program that runs the model. By default a checkpoint runs in "torch" with batch norms folded and
             operations fused, which gives the same numbers faster, and a model object as it is, with the weights it has
-            at each call. "compile", "openvino" and "onnx" are checked against the plain model, on photographs and
-            texts, once on each machine; "auto" takes the fastest that is installed, for each tower. `engine.checks`
-            has what was measured. A model object given an engine runs with the weights it has now.
+            at each call. "onnx" (ONNX Runtime) and "openvino" run the same operations on the CPU, and do not need PyTorch.
+            "compile", and every engine in lower precision, is compared with "torch" in float32, on photographs and
+            texts, once on each machine; "auto" measures those that are installed, for at most 20 seconds, and takes the
+            fastest for each tower. `engine.checks` has what was measured. A model object given an engine runs with the weights it has now.
         dtype: what the model computes in: "float32" (the default), "bfloat16", "float16", or a dtype of the framework such
             as `torch.bfloat16`; "auto" for the fastest of them whose cosine to float32 stays above 0.9999. Results are
             always float32.
@@ -112,15 +115,16 @@ class Embedder:
         hub = (place_of(model) if loaded else {}) | {name: value for name, value in where.items() if value}
         checkpoint = getattr(model, "name_or_path", None) or None if loaded else os.fspath(model)
         self.name = checkpoint or type(model).__name__
-        kind = engine_class(framework, model)
-        fused = kind.__name__ == "TorchEngine" and (engine is not None or not loaded)
+        light = None if loaded else light_engine(framework, engine)
+        kind = None if light else engine_class(framework, model)
+        fused = kind is None or kind.__name__ == "TorchEngine" and (engine is not None or not loaded)
         if engine is not None and not fused:
             raise ValueError(
                 f"engine={engine!r} is for PyTorch models only; {kind.__name__} has no engines. Leave engine out, or pass "
                 "framework='torch' and the name of a checkpoint"
             )
         if fused:
-            source = _source(model, hub, engine, dtype)
+            source = _source(model, hub, light or engine, dtype, light is not None)
             model_type = source.fields.model_type
         else:
             self.engine = (
@@ -137,7 +141,7 @@ class Embedder:
         self._calibration, self._place = calibration, (checkpoint, hub)
         self.fast_images = fast_images
         if fused:
-            self._choose_engine(source, engine, device, dtype)
+            self._choose_engine(source, light or engine, device, dtype)
         if fast_images and not (self.engine.takes_bytes or self.inputs.decode_size):
             raise ValueError(
                 f"fast_images=True changes nothing for {self.name}: its preprocessing needs every pixel. Leave it out, or pass "
@@ -152,7 +156,8 @@ class Embedder:
 
     @property
     def device(self) -> Any:
-        """Device of the model, in its framework's own type: a `torch.device`, a `jax.Device`, a name of TensorFlow's."""
+        """Device of the model, in its framework's own type: a `torch.device`, a `jax.Device`, a name of TensorFlow's; "cpu" where
+        ONNX Runtime or OpenVINO runs a checkpoint."""
         return self.engine.device
 
     @property
@@ -186,28 +191,26 @@ class Embedder:
         in_bytes = preprocessing is not None and preprocessing.gives_bytes
         pixels = self._byte_values = preprocessing.byte_values if in_bytes else None
         towers = ("image", "text") if source.reads_texts else ("image",)
-        certain = engine in (None, "torch") and dtype in (None, "float32")  # exact by construction
+        exact = (None, "torch", *GRAPH_ENGINES)  # by construction
+        certain = engine in exact and dtype in (None, "float32")
         choice = EngineChoice("torch" if engine in (None, "auto") else engine, "float32")
         choices = dict.fromkeys(towers, choice) if certain else {}
         self.engine = TowerEngine(source, choices, device=device, pixels=pixels)
         if not certain:
             from kakao_models.inference import selfcheck
 
-            selfcheck.choose(self.engine, *self._examples(), engine or "torch", dtype)
+            selfcheck.choose(self.engine, self._examples(), engine or "torch", dtype)
 
-    def _examples(self) -> tuple[dict[str, tuple[np.ndarray, ...]], np.ndarray]:
-        """Inputs of a self-check: photographs and texts, as engines take them; and the photographs as the plain model
-        does."""
+    def _examples(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """Inputs of a self-check: photographs and texts, as engines take them."""
         from kakao_models.inference.selfcheck import PHOTOS, TEXTS
 
-        photos = [load_image(path) for path in PHOTOS]
-        prepared = list(map(self._preparing({}, {}), photos))
-        alike = [index for index, pixels in enumerate(prepared) if pixels.shape == prepared[0].shape]
-        photos = [photos[index] for index in alike]  # all of them, if the processor makes one size of all
-        inputs = {"image": (np.stack([prepared[index] for index in alike]),)}
+        prepared = [self._preparing({}, {})(load_image(path)) for path in PHOTOS]
+        alike = [pixels for pixels in prepared if pixels.shape == prepared[0].shape]  # usually all of them
+        inputs: dict[str, tuple[np.ndarray, ...]] = {"image": (np.stack(alike),)}
         if self.engine.reads_texts:
             inputs["text"] = next(self._token_batches(TEXTS, MAX_TOKENS * len(TEXTS)))[1:]
-        return inputs, self.image_processor(images=photos, return_tensors="np")["pixel_values"]
+        return inputs
 
     @property
     def config(self):
@@ -278,7 +281,7 @@ class Embedder:
         batches = self.iter_images(
             sources, output="logits", batch_size=batch_size, on_error=on_error, progress=progress
         )
-        return collect(batches, _length(sources), self.config.num_labels)
+        return collect(batches, _length(sources), self.engine.fields.num_labels)
 
     def iter_images(
         self,
@@ -498,16 +501,18 @@ def _length(sources) -> int | None:
     return len(sources) if isinstance(sources, (list, tuple)) else None
 
 
-def _source(model, hub: dict, engine: str | None, dtype: str | None):
-    from kakao_models.inference.engine_torch import torch_dtype
+def _source(model, hub: dict, engine: str | None, dtype: str | None, light: bool):
     from kakao_models.inference.model_tensors import ModelTensors
-    from kakao_models.inference.runners import ENGINES
 
     if engine not in (None, "auto", *ENGINES):
         raise ValueError(f"engine: got {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}")
-    if dtype not in (None, "auto"):
+    if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
+        if light:
+            raise ValueError(f"dtype {dtype!r}: expected 'float32', 'bfloat16' or 'float16'")
+        from kakao_models.inference.engine_torch import torch_dtype
+
         torch_dtype(dtype)
-    return ModelTensors(model, hub)
+    return ModelTensors(model, hub, light=light)
 
 
 def _check_unicode(index: int, text: str) -> None:

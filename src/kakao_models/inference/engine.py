@@ -71,6 +71,11 @@ class Engine:
         raise NotImplementedError
 
     @property
+    def fields(self) -> Any:
+        """The configuration, or an object with those of its fields that running the model needs."""
+        return self.config
+
+    @property
     def reads_texts(self) -> bool:
         return MODEL_KINDS[self.config.model_type].reads_texts
 

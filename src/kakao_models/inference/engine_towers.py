@@ -1,4 +1,4 @@
-"""Runs a checkpoint as fast as this machine can for the `Embedder`: the fused towers, each in the engine that was asked for or chosen.
+"""Runs a checkpoint as fast as this machine can for the `Embedder`: each fused tower in the requested or chosen engine.
 
 Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 """
@@ -7,16 +7,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
-from kakao_models import __version__
+from kakao_models.fused.graph import Graph
 from kakao_models.inference.engine import Engine
-from kakao_models.inference.engine_torch import torch_device
 from kakao_models.inference.model_tensors import ModelTensors
-from kakao_models.inference.runners import cache_folder, make_runner
+from kakao_models.inference.runners import GRAPH_ENGINES, EngineError, check_engine, make_runner
+
+if TYPE_CHECKING:
+    import torch
 
 
 class EngineChoice(NamedTuple):
@@ -33,12 +34,13 @@ class EngineChoice(NamedTuple):
 class TowerEngine(Engine):
     """A model as towers of `fused`. Results are those of the weights when this was made.
 
+    PyTorch is needed where it runs a tower, or where the source is not light.
+
     Args:
         source: the model.
-        device: of PyTorch; as of `TorchEngine`.
+        device: of PyTorch; as of `TorchEngine`. A light source runs on the CPU.
         pixels: (scale, zero) of `ImageProcessor.byte_values`, if pixels are given as bytes.
         choices: "image" and "text" → what runs the tower.
-        keep: whether what engines make is kept in the user's cache.
     """
 
     def __init__(
@@ -48,22 +50,53 @@ class TowerEngine(Engine):
         *,
         device: str | int = "auto",
         pixels: tuple[np.ndarray, np.ndarray] | None = None,
-        keep: bool = True,
     ):
-        self.source, self.choices, self._device = source, choices, torch_device(device)
+        self.source, self.choices, self._pixels = source, choices, pixels
         self.checks: list[dict] = []  # what the self-check measured, see `inference.selfcheck`
-        self._pixels = None if pixels is None else (torch.from_numpy(pixels[0]), torch.from_numpy(pixels[1]))
-        # All that what engines make depends on, and the numbers that they give
-        about = [source.fingerprint, __version__, None if pixels is None else [part.tolist() for part in pixels]]
-        self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-        self._folder = cache_folder() / self.fingerprint[:32] if keep else None
         self._runners: dict[tuple, Callable] = {}
+        self._graphs: dict[tuple[str, bool], Graph] = {}  # those that no runner was made of yet
+        if source.light:
+            self._device = _cpu(device)
+        else:
+            from kakao_models.inference.engine_torch import torch_device
+
+            self._device = torch_device(device)
+        for choice in choices.values():
+            check_engine(choice.engine, self._device, choice.dtype)
         if any(choice.engine == "torch" for choice in choices.values()):
             self._towers  # noqa: B018  a checkpoint that does not fit is said now
+        elif choices:
+            self._build_graphs("image", self.takes_bytes)
 
     @cached_property
-    def _towers(self) -> dict[str, torch.nn.Module]:
-        return self.source.towers(self._pixels)
+    def fingerprint(self) -> str:
+        """Text that changes with everything that determines the embeddings, but for the engine."""
+        about = [self.source.fingerprint, None if self._pixels is None else [part.tolist() for part in self._pixels]]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    @cached_property
+    def _towers(self) -> "dict[str, torch.nn.Module]":
+        import torch
+
+        pixels = self._pixels
+        return self.source.towers(
+            None if pixels is None else (torch.from_numpy(pixels[0]), torch.from_numpy(pixels[1]))
+        )
+
+    def _build_graphs(self, what: str, in_bytes: bool) -> None:
+        hidden = what == "hidden"
+        built = self.source.graphs(self._pixels if in_bytes else None, hidden=hidden)
+        if hidden:
+            built = {"hidden": built["image"]}
+        self._graphs |= {(name, name != "text" and in_bytes): graph for name, graph in built.items()}
+
+    def _part(self, what: str, engine: str, in_bytes: bool) -> Any:
+        """What a runner is made of."""
+        if engine not in GRAPH_ENGINES:
+            return self._towers[what]
+        if (what, in_bytes) not in self._graphs:
+            self._build_graphs(what, in_bytes)
+        return self._graphs.pop((what, in_bytes))
 
     @property
     def takes_bytes(self) -> bool:
@@ -79,6 +112,10 @@ class TowerEngine(Engine):
         return self.source.config
 
     @property
+    def fields(self) -> Any:
+        return self.source.fields
+
+    @property
     def reads_texts(self) -> bool:
         return self.source.reads_texts
 
@@ -92,7 +129,7 @@ class TowerEngine(Engine):
 
     @property
     def classifies(self) -> bool:
-        return self.source.classifier is not None
+        return self.source.classifies
 
     @property
     def dim(self) -> int:
@@ -103,13 +140,20 @@ class TowerEngine(Engine):
         return self.source.temperature
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Any:
+        """A `torch.device`, or "cpu" where PyTorch plays no part."""
         return self._device
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Any:
+        """A `torch.dtype`, or its name where PyTorch plays no part."""
         dtype = self.choices["image"].dtype
-        return torch.float32 if dtype == "mixed" else getattr(torch, dtype)
+        dtype = "float32" if dtype == "mixed" else dtype
+        if self.source.light:
+            return dtype
+        import torch
+
+        return getattr(torch, dtype)
 
     @property
     def description(self) -> str:
@@ -127,15 +171,22 @@ class TowerEngine(Engine):
             (what, choice) if choice.engine == "torch" or like.ndim == 2 else (what, choice, like.shape[1:], like.dtype)
         )
         if kind not in self._runners:
-            folder = self._folder
-
-            def tower() -> torch.nn.Module:
-                return self._towers[what]
-
-            self._runners[kind] = make_runner(choice.engine, tower, what, arrays, self._device, choice.dtype, folder)
-            if not any(chosen.engine == "torch" for chosen in self.choices.values()):
-                self.__dict__.pop("_towers", None)  # what was made of them has weights of its own
+            part = self._part(what, choice.engine, like.dtype == np.uint8)
+            self._runners[kind] = make_runner(choice.engine, part, self._device, choice.dtype)
+            self._forget_towers()
         return self._runners[kind](*arrays)
+
+    def settle(self, choices: dict[str, EngineChoice]) -> None:
+        """Sets what runs the towers, and lets go of what else was tried."""
+        self.choices = choices
+        self._runners = {kind: runner for kind, runner in self._runners.items() if choices.get(kind[0]) == kind[1]}
+        self._graphs = {}
+        self._forget_towers()
+
+    def _forget_towers(self) -> None:
+        """Lets go of PyTorch's towers, unless something may still be made of them: runners have weights of their own."""
+        if self.choices and not any(choice.engine == "torch" for choice in self.choices.values()):
+            self.__dict__.pop("_towers", None)
 
     def features(self, pixel_values: np.ndarray) -> np.ndarray:
         return self.run("image", self.choices["image"], pixel_values)
@@ -144,19 +195,33 @@ class TowerEngine(Engine):
         return self.run("text", self.choices["text"], input_ids, attention_mask)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        weight, bias = self._classifier
-        return torch.nn.functional.linear(torch.from_numpy(self.features(pixel_values)), weight, bias).numpy()
-
-    @cached_property
-    def _classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.source.classifier is not None, "the Embedder asks for `classifies` first"
-        return self.source.classifier
+        weight, bias = self.source.classifier
+        return self.features(pixel_values) @ weight.T + bias
 
     def hidden(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Always computed in PyTorch, whichever backend runs the towers."""
+        """Computed in float32; in PyTorch, unless the source is light."""
+        if self.source.light:
+            engine = self.choices["image"].engine
+            return self.run("hidden", EngineChoice(engine, "float32"), pixel_values)
+        import torch
+
         pixels = torch.from_numpy(pixel_values)
         if pixels.dtype == torch.uint8:
             pixels = pixels.permute(0, 3, 1, 2)
         with torch.inference_mode():
             tower: Any = self._towers["image"].to(self._device)
             return tower.hidden(pixels.to(self._device)).float().cpu().numpy()
+
+
+def _cpu(device: str | int) -> str:
+    """The device of a light source.
+
+    Raises:
+        EngineError: another one was requested.
+    """
+    if device in ("auto", "cpu", -1):
+        return "cpu"
+    raise EngineError(
+        f"device={device!r}: ONNX Runtime and OpenVINO run models on the CPU here. Leave device out, or install PyTorch "
+        "(pip install 'kakao-models[torch]') and use engine='torch' or 'compile'"
+    )

@@ -8,33 +8,32 @@ from typing import Any
 import numpy as np
 
 import kakao_models
+from kakao_models.checkpoint.tensors import UNUSED
+from kakao_models.fused.graph_towers import as_float32
 from kakao_models.inference.embedder import Embedder
+from kakao_models.inference.engine_towers import TowerEngine
 
 
 def described(embedder: Embedder) -> dict[str, Any]:
-    """Everything that determines an embedding: the SHA-256 of weights and vocabulary, and all settings."""
-    processor, tokenizer = embedder.image_processor, embedder.tokenizer
+    """Everything that determines an embedding: the SHA-256 of weights and vocabulary, and all settings.
+
+    It is the same whether or not transformers' classes were loaded for the model's parts.
+    """
+    engine, inputs = embedder.engine, embedder.inputs
     return {
         "package": kakao_models.__version__,
-        "engine": [type(embedder.engine).__name__, embedder.engine.description],
+        "engine": [type(engine).__name__, engine.description],
         "weights": _weights(embedder),
-        "config": embedder.config.to_dict(),
-        "image processor": [type(processor).__name__, processor.to_dict()],
+        "config": engine.source.architecture if isinstance(engine, TowerEngine) else embedder.config.to_dict(),
+        "image processor": inputs.image_settings,
         "image options": embedder.image_options,
         "fast images": embedder.fast_images,
-        "tokenizer": None if tokenizer is None else _vocabulary(tokenizer),
-        "tokens": None if tokenizer is None else embedder.max_tokens,
+        "tokenizer": _vocabulary(inputs.vocabulary) if engine.reads_texts else None,
+        "tokens": embedder.max_tokens if engine.reads_texts else None,
     }
 
 
-def _vocabulary(tokenizer) -> str:
-    whole = getattr(tokenizer, "backend_tokenizer", None)
-    if whole is None:
-        content = [type(tokenizer).__name__, tokenizer.get_vocab()]
-    else:
-        content = json.loads(whole.to_str())
-        for setting in ("truncation", "padding"):  # of the last call
-            content.pop(setting, None)
+def _vocabulary(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -48,11 +47,16 @@ def _weights(embedder: Embedder) -> str:
 
 
 def _arrays(engine) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(engine, TowerEngine):  # its model object need not be loaded
+        yield from ((f"{name} float32", array) for name, array in engine.source.arrays())
+        return
     model = engine.model
     if hasattr(model, "state_dict"):  # PyTorch; numpy has no bfloat16, and half precision is float32 exactly
-        for name, tensor in model.state_dict().items():
-            half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-            yield f"{name} {tensor.dtype}", (tensor.float() if half else tensor).detach().cpu().numpy()
+        from kakao_models.fused.towers import tensors_of
+
+        for name, tensor in tensors_of(model).items():
+            if not name.endswith(UNUSED):
+                yield f"{name} {str(tensor.dtype).removeprefix('torch.')}", as_float32(tensor)
     elif hasattr(model, "weights"):  # Keras, which numbers the models of a process in their variables' names
         yield from ((f"{place:06}", np.asarray(variable)) for place, variable in enumerate(model.weights))
     else:  # Flax

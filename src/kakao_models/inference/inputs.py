@@ -4,6 +4,7 @@ Importing transformers takes longer than everything else a process does before i
 parts are read without it (`light_processors`), and replaced by transformers' classes when somebody asks for those.
 """
 
+import json
 import os
 import threading
 import unicodedata
@@ -135,6 +136,27 @@ class ModelInputs:
         """The preprocessing of images, if the image processor does nothing else; None if only calling it tells."""
         current = self._image.current
         return current if isinstance(current, Preprocessing) and current.is_complete else None
+
+    @property
+    def image_settings(self) -> tuple[str, dict[str, Any]]:
+        """The image processor's class, and the values of all its fields."""
+        current = self._image.current
+        if not isinstance(current, Preprocessing):
+            return type(current).__name__, current.to_dict()
+        name = type(current).__name__.replace("Preprocessing", "ImageProcessor")  # whose light form that is
+        return name, {field: getattr(current, field) for field in current.fields}
+
+    @property
+    def vocabulary(self) -> Any:
+        """What determines the tokens of a text, as JSON."""
+        current = self._text_part().current
+        whole = getattr(current, "backend_tokenizer", None)
+        if whole is None:
+            return [type(current).__name__, current.get_vocab()]
+        content = json.loads(whole.to_str())
+        for setting in ("truncation", "padding"):  # of the last call
+            content.pop(setting, None)
+        return content
 
     @property
     def decode_size(self) -> tuple[int, int] | None:

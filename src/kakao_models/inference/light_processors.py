@@ -47,14 +47,14 @@ class Tokenizer:
     """Texts → ids, by the `tokenizers` library alone; for texts of which nothing but ids is expected."""
 
     def __init__(self, tokenizer: Any, pad_token_id: int, tokenize_chinese_chars: bool):
-        self._tokenizer, self.pad_token_id = tokenizer, pad_token_id
+        self.backend_tokenizer, self.pad_token_id = tokenizer, pad_token_id
         self.tokenize_chinese_chars = tokenize_chinese_chars
         self.unk_token_id = tokenizer.token_to_id("[UNK]")
         tokenizer.no_padding()
 
     def __call__(self, texts: list[str], *, truncation: bool = True, max_length: int) -> dict[str, list]:
-        self._tokenizer.enable_truncation(max_length)
-        return {"input_ids": [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]}
+        self.backend_tokenizer.enable_truncation(max_length)
+        return {"input_ids": [encoding.ids for encoding in self.backend_tokenizer.encode_batch_fast(texts)]}
 
 
 def read_light_tokenizer(name: str, where: dict) -> Tokenizer | None:

@@ -208,7 +208,7 @@ class ImageClassification(ImagePipeline):
             images, timeout, batch_size, num_workers, on_error, progress: as of the zero-shot pipeline.
         """
         _check_top_k(top_k)
-        config = self.embedder.config
+        config = self.embedder.engine.fields
         function = SCORE_FUNCTIONS.get((function_to_apply or score_function(config)).lower())
         if function is None:
             raise ValueError(

@@ -6,19 +6,15 @@ A runner is made of a tower and called with arrays: bytes (B, H, W, C) or floats
 
 import copy
 import functools
-import json
 import os
-import shutil
-import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 
+from kakao_models.fused.graph import Graph
 from kakao_models.inference.padding import pad_rows, padded_length, padded_size
 from kakao_models.lazy import is_installed
 
@@ -26,7 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 ENGINES = ("torch", "compile", "openvino", "onnx")
-_PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript")}
+# These run a graph of a tower, on the CPU and without PyTorch; the first starts in the shorter time
+GRAPH_ENGINES = ("onnx", "openvino")
+PACKAGES = {"torch": "torch", "compile": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
 
 
 class EngineError(ValueError):
@@ -35,50 +33,41 @@ class EngineError(ValueError):
 
 def missing_package(engine: str) -> str | None:
     """A package that the engine needs and that is not installed."""
-    return next((name for name in _PACKAGES.get(engine, ()) if not is_installed(name)), None)
+    name = PACKAGES[engine]
+    return None if is_installed(name) else name
 
 
-def make_runner(
-    engine: str,
-    tower: Callable,
-    what: str,
-    arrays: tuple[np.ndarray, ...],
-    device: "torch.device",
-    dtype: str,
-    folder: Path | None,
-) -> Callable[..., np.ndarray]:
-    """A runner for inputs like `arrays`, of batches of any size.
+def make_runner(engine: str, part: Any, device: Any, dtype: str) -> Callable[..., np.ndarray]:
+    """A runner of a tower, for batches of any size.
 
     Args:
         engine: of `ENGINES`.
-        tower: gives the tower of `fused`, in float32; called only where nothing is kept of an earlier time.
-        what: "image" or "text".
+        part: a tower of `fused.towers`, in float32; for `GRAPH_ENGINES` one of `fused.graph_towers`.
         device: a `torch.device`; OpenVINO and ONNX Runtime run on the CPU.
         dtype: "float32", "bfloat16" or "float16".
-        folder: where what an engine makes is kept for the next time; None keeps nothing.
 
     Raises:
         EngineError: this engine can't do that here; the message says what to do.
     """
+    check_engine(engine, device, dtype)
+    runners = {"torch": TorchRunner, "compile": CompiledRunner}
+    if engine in runners:
+        return runners[engine](part, device, dtype)
+    return (OpenVINORunner if engine == "openvino" else OnnxRunner)(part, dtype)
+
+
+def check_engine(engine: str, device: Any, dtype: str) -> None:
+    """Raises an EngineError for what an engine can't do here; the message says what to do."""
     if name := missing_package(engine):
         raise EngineError(f"engine={engine!r} needs {name}: pip install 'kakao-models[{engine}]'")
-    if engine == "torch":
-        return TorchRunner(tower(), device, dtype)
-    if engine == "compile":
-        return CompiledRunner(tower(), device, dtype)
-    if device.type != "cpu":
+    if engine not in GRAPH_ENGINES:
+        return
+    if not str(device).startswith("cpu"):
         raise EngineError(f"engine={engine!r} runs on the CPU, not on {device}: use engine='compile' there")
-    uint8 = arrays[0].dtype == np.uint8
-    size = None if what == "text" else arrays[0].shape[1:3] if uint8 else arrays[0].shape[2:]
-    make = OpenVINORunner if engine == "openvino" else OnnxRunner
-    try:
-        return make(tower, what, size, uint8, dtype, folder)
-    except EngineError:
-        raise
-    except Exception:  # noqa: BLE001  each runtime has its own
-        if folder is None:
-            raise
-        return make(tower, what, size, uint8, dtype, folder)  # the unreadable copy in the cache was removed
+    if engine == "onnx" and dtype != "float32":
+        raise EngineError(f"dtype={dtype!r}: ONNX Runtime runs in float32 only on a CPU; use engine='openvino'")
+    if engine == "openvino" and dtype == "float16":
+        raise EngineError("dtype='float16' is not supported by OpenVINO on a CPU: use 'bfloat16' or 'float32'")
 
 
 class TorchRunner:
@@ -177,35 +166,22 @@ class OpenVINORunner:
     float32, the rest in bfloat16: the rest has most of the products and a third of bfloat16's error.
     """
 
-    def __init__(
-        self, tower: Callable, what: str, size: tuple[int, ...] | None, uint8: bool, dtype: str, folder: Path | None
-    ):
-        import openvino
-
+    def __init__(self, graph: Graph, dtype: str):
         core = openvino_core()
         if dtype in ("bfloat16", "mixed") and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError(f"dtype={dtype!r}: OpenVINO does not compute in bfloat16 on this CPU")
-        if dtype == "float16":
-            raise EngineError("dtype='float16' is not supported by OpenVINO on a CPU: use 'bfloat16' or 'float32'")
-
-        def write(place: Path) -> None:
-            from kakao_models.fused.openvino import to_openvino
-
-            model = to_openvino(tower(), what, size, uint8=uint8)
-            openvino.save_model(model, place / "model.xml", compress_to_fp16=False)
-
         options = {"INFERENCE_NUM_THREADS": threads(), "PERFORMANCE_HINT": "LATENCY"}
-        with _made(folder, f"openvino-{_kind(what, size, uint8)}", write) as place:
-            model = core.read_model(place / "model.xml")
+        with graph.readable() as source:
+            model = core.read_model(source)
             parts = zip(_halves(model), ("f32", "bf16")) if dtype == "mixed" else [(model, _PRECISIONS[dtype])]
             self._parts = [
                 core.compile_model(part, "CPU", options | {"INFERENCE_PRECISION_HINT": precision})
                 for part, precision in parts
             ]
-        self._bytes, self._alone = uint8, threading.Lock()
+        self._alone = threading.Lock()
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        values = _inputs(arrays, self._bytes)
+        values = _inputs(arrays)
         with self._alone:  # a second thread's call would be refused
             for part in self._parts:
                 values = [part(values, share_inputs=True)[0]]
@@ -242,39 +218,24 @@ def _strides(node: Any) -> bool:
 class OnnxRunner:
     """A tower in ONNX Runtime, on the CPU, in float32."""
 
-    def __init__(
-        self, tower: Callable, what: str, size: tuple[int, ...] | None, uint8: bool, dtype: str, folder: Path | None
-    ):
+    def __init__(self, graph: Graph, dtype: str):
         import onnxruntime
-
-        if dtype != "float32":
-            raise EngineError(f"dtype={dtype!r}: ONNX Runtime runs in float32 only on a CPU; use engine='openvino'")
-
-        def write(place: Path) -> None:
-            from kakao_models.fused.onnx import to_onnx
-
-            to_onnx(tower(), what, size, uint8=uint8).save(place / "model.onnx", external_data=True)
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
         options.log_severity_level = 3
-        with _made(folder, f"onnx-{_kind(what, size, uint8)}", write) as place:
-            self._session = onnxruntime.InferenceSession(
-                place / "model.onnx", options, providers=["CPUExecutionProvider"]
-            )
-        self._names = [value.name for value in self._session.get_inputs()]
-        self._bytes = uint8
+        with graph.readable() as source:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._names = list(graph.inputs)
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        return self._session.run(None, dict(zip(self._names, _inputs(arrays, self._bytes))))[0]
+        return self._session.run(None, dict(zip(self._names, _inputs(arrays))))[0]
 
 
-def _inputs(arrays: tuple[np.ndarray, ...], uint8: bool) -> list[np.ndarray]:
-    return [np.ascontiguousarray(arrays[0].transpose(0, 3, 1, 2))] if uint8 else list(arrays)
-
-
-def _kind(what: str, size, uint8: bool) -> str:
-    return what if size is None else f"{what}-{size[0]}x{size[1]}-{'uint8' if uint8 else 'float32'}"
+def _inputs(arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    if arrays[0].dtype == np.uint8:
+        return [np.ascontiguousarray(arrays[0].transpose(0, 3, 1, 2))]
+    return list(arrays)
 
 
 def threads() -> int:
@@ -287,83 +248,3 @@ def threads() -> int:
 def cache_folder() -> Path:
     """Folder of compiled engines: kakao-models/engines in the user's cache (XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kakao-models", "engines")
-
-
-_UNFINISHED = ".unfinished-"
-_STALE = 24 * 3600  # seconds after which an unfinished folder is of a process that was killed
-
-
-_SUMS = "checksums.json"
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """File name → CRC-32C: a gigabyte takes a third of a second."""
-    sums = {}
-    for path in folder.iterdir():
-        total = google_crc32c.Checksum()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 24):
-                total.update(chunk)
-        sums[path.name] = total.hexdigest().decode()
-    return sums
-
-
-def _whole(folder: Path) -> bool:
-    try:
-        kept = json.loads((folder / _SUMS).read_text())
-        return kept == {name: value for name, value in _checksums(folder).items() if name != _SUMS}
-    except (OSError, ValueError):
-        return False
-
-
-class _made:
-    """A folder with what `write` writes: kept under its name once it is complete, or gone again without a `folder`.
-
-    Kept files whose checksums are not those they were written with are made again; what can't be read after all goes
-    too, so that the next start makes it.
-    """
-
-    def __init__(self, folder: Path | None, name: str, write: Callable[[Path], None]):
-        self._target, self._write = folder and folder / name, write
-
-    def __enter__(self) -> Path:
-        self._temporary = None
-        if self._target and self._target.is_dir():
-            if _whole(self._target):
-                return self._target
-            shutil.rmtree(self._target, ignore_errors=True)
-        try:
-            self._temporary = self._begun()
-        except OSError:  # a home that can't be written to: nothing is kept
-            self._target = None
-        self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix=_UNFINISHED))
-        try:
-            self._write(self._temporary)
-            (self._temporary / _SUMS).write_text(json.dumps(_checksums(self._temporary)))
-        except BaseException:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            raise
-        if self._target:
-            try:
-                os.replace(self._temporary, self._target)
-            except OSError:  # another process was first; ours is as good
-                return self._temporary
-            self._temporary = None
-            return self._target
-        return self._temporary
-
-    def _begun(self) -> Path | None:
-        """An empty folder beside the target, if there is a target."""
-        if self._target is None:
-            return None
-        parent = self._target.parent
-        parent.mkdir(parents=True, exist_ok=True)
-        for old in parent.glob(f"{_UNFINISHED}*"):
-            if time.time() - old.stat().st_mtime > _STALE:
-                shutil.rmtree(old, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=parent))
-
-    def __exit__(self, error, *about) -> None:
-        unwanted = self._temporary or (self._target if error and issubclass(error, Exception) else None)
-        if unwanted:
-            shutil.rmtree(unwanted, ignore_errors=True)

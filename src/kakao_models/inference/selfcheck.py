@@ -1,6 +1,7 @@
-"""Chooses the engine for a model on this machine: measured on photographs and texts, against the plain model in float32.
+"""Chooses the engine for a model on this machine: measured on photographs and texts, against PyTorch in float32.
 
-Measurements are kept per model, machine and versions in the user's cache, so that each is made once.
+Measurements are kept in the user's cache, by the model's architecture, the machine and the versions of the engines, so that
+each is made once.
 """
 
 import hashlib
@@ -17,9 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kakao_models import __version__
 from kakao_models.inference.engine_towers import EngineChoice, TowerEngine
-from kakao_models.inference.runners import EngineError, cache_folder, missing_package, threads
+from kakao_models.inference.progress import Progress
+from kakao_models.inference.runners import (
+    GRAPH_ENGINES,
+    PACKAGES,
+    EngineError,
+    cache_folder,
+    missing_package,
+    threads,
+)
 
 logger = logging.getLogger("kakao_models")
 
@@ -29,7 +37,9 @@ TEXTS = [
     "a cat", "a photo of a moose", "a man with a camera", "an astronaut in an orange suit, smiling", "the sea at night",
     "two dogs play in the snow while a child watches them from the window of a red house", "invoice", "map of a city",
 ]  # fmt: skip
-_REPEATS = 3
+MAX_SECONDS = 20.0  # after which "auto" measures no further engine, until the next start
+_REPEATS, _ENOUGH = 3, 1.0  # runs, and the seconds after which fewer do
+_FORMAT = 1  # of measurements; a change of the fused models or their graphs makes another
 
 Inputs = Mapping[str, tuple[np.ndarray, ...]]  # "image" and "text" → what a runner is called with
 
@@ -37,7 +47,6 @@ Inputs = Mapping[str, tuple[np.ndarray, ...]]  # "image" and "text" → what a r
 def choose(
     engine: TowerEngine,
     inputs: Inputs,
-    pixel_values: np.ndarray,
     name: str | None,
     dtype: str | None,
     *,
@@ -47,7 +56,6 @@ def choose(
 
     Args:
         inputs: photographs and texts, prepared.
-        pixel_values: the photographs as the plain model takes them, float32 (B, C, H, W).
         name: "auto" for the fastest, or one of `runners.ENGINES`.
         dtype: "float32" (also None), "bfloat16", "float16", or "auto" for the fastest that holds `MIN_COSINE`: float32,
             bfloat16, or, of ALIGN's images in OpenVINO, the early blocks in the one and the late ones in the other.
@@ -56,27 +64,40 @@ def choose(
         EngineError: the requested engine is not available here, or its outputs differ from the model's.
     """
     reference: dict[str, np.ndarray] = {}
+    candidates = {what: _candidates(engine, what, name, dtype) for what in inputs}
     engine.checks = []
-    for what, arrays in inputs.items():
-        entries = []
-        for choice in _candidates(engine, what, name, dtype):
-            known = keep and missing_package(choice.engine) is None
-            entry = _known(engine, what, choice, arrays) if known else None
-            if entry is None:
-                if what not in reference:
-                    plain = engine.source.plain
-                    reference[what] = plain.texts(*arrays) if what == "text" else plain.features(pixel_values)
-                entry = _measured(engine, what, choice, arrays, reference[what])
-                if keep and "error" not in entry:
-                    _remember(engine, what, choice, arrays, entry)
-            entries.append(entry | {"what": what, "engine": choice.engine, "dtype": choice.dtype})
-        best = _best(entries, name, dtype)
-        for entry in entries:
-            entry["chosen"] = entry is best
-        engine.checks += entries
-        engine.choices[what] = EngineChoice(best["engine"], best["dtype"])
-        logger.info("%s", explain(entries))
-    engine.source.forget_plain()
+    begin, choices = time.monotonic(), {}
+    with Progress("engines measured", sum(map(len, candidates.values())), None) as bar:
+        for what, arrays in inputs.items():
+            entries = []
+            for choice in candidates[what]:
+                known = keep and missing_package(choice.engine) is None
+                entry = _known(engine, what, choice, arrays) if known else None
+                if entry is None and any("error" not in other for other in entries):
+                    if time.monotonic() - begin > MAX_SECONDS:
+                        entry = {"error": f"{choice}: not measured yet, after {MAX_SECONDS:.0f} s of measuring"}
+                if entry is None:
+                    if what not in reference:
+                        reference[what] = engine.run(what, _reference(engine), *arrays)
+                    entry = _measured(engine, what, choice, arrays, reference[what])
+                    if keep and "error" not in entry:
+                        _remember(engine, what, choice, arrays, entry)
+                entries.append(entry | {"what": what, "engine": choice.engine, "dtype": choice.dtype})
+                bar.advance(1)
+            best = _best(entries, name, dtype)
+            for entry in entries:
+                entry["chosen"] = entry is best
+            engine.checks += entries
+            choices[what] = EngineChoice(best["engine"], best["dtype"])
+            logger.info("%s", explain(entries))
+    engine.settle(choices)
+
+
+def _reference(engine: TowerEngine) -> EngineChoice:
+    """What an engine is compared with: PyTorch in float32, or without it the first engine that is there."""
+    if not engine.source.light:
+        return EngineChoice("torch", "float32")
+    return EngineChoice(next((name for name in GRAPH_ENGINES if missing_package(name) is None), "onnx"), "float32")
 
 
 def explain(checks: list[dict]) -> str:
@@ -95,7 +116,7 @@ def explain(checks: list[dict]) -> str:
 
 
 def _candidates(engine: TowerEngine, what: str, name: str | None, dtype: str | None) -> list[EngineChoice]:
-    gpu = engine.device.type != "cpu"
+    gpu = not str(engine.device).startswith("cpu")
     if name in (None, "auto"):
         # Compiling takes minutes on a CPU: there it is for those who ask for it.
         names = ["torch", "compile"] if gpu else ["torch", "openvino", "onnx"]
@@ -105,7 +126,7 @@ def _candidates(engine: TowerEngine, what: str, name: str | None, dtype: str | N
     dtypes = {None: ["float32"], "auto": ["float32", "bfloat16"]}.get(dtype, [dtype])
     choices = [EngineChoice(name, dtype) for dtype in dtypes for name in names]
     if dtype == "auto":
-        choices = [choice for choice in choices if choice != ("onnx", "bfloat16")]  # which it has not
+        choices = [choice for choice in choices if choice != ("onnx", "bfloat16")]  # ONNX Runtime has no such kernels
         if "openvino" in names and what == "image" and engine.reads_texts:
             choices.append(EngineChoice("openvino", "mixed"))
     return choices
@@ -124,7 +145,7 @@ def _best(entries: list[dict], name: str | None, dtype: str | None) -> dict:
     if len(entries) == 1 and "error" in entries[0]:
         raise EngineError(entries[0]["error"])
     raise EngineError(
-        f"no engine reproduces this model's outputs here (expected cosine >= {MIN_COSINE} to the plain model in float32): "
+        f"no engine reproduces this model's outputs here (expected cosine >= {MIN_COSINE} to PyTorch in float32): "
         f"{reasons}. Use engine='torch' with dtype='float32'"
     )
 
@@ -141,7 +162,7 @@ def _measured(
     if rows.shape != reference.shape or not np.isfinite(rows).all():
         return {"error": f"{choice} gives NaN or infinity"}
     seconds = []
-    for _ in range(_REPEATS):
+    while len(seconds) < _REPEATS and sum(seconds) < _ENOUGH:
         start = time.perf_counter()
         engine.run(what, choice, *arrays)
         seconds.append(time.perf_counter() - start)
@@ -158,15 +179,19 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _place(engine: TowerEngine, what: str, choice: EngineChoice, arrays: tuple[np.ndarray, ...]) -> tuple[Path, dict]:
     """The file of a measurement, and all that it depends on."""
+    exact = choice.dtype == "float32"  # where rounding shows, each model has another cosine
     about = {
-        "model": engine.fingerprint,
+        "format": _FORMAT,
+        "model": engine.source.architecture if exact else engine.fingerprint,
         "what": what,
         "engine": choice.engine,
         "dtype": choice.dtype,
-        "inputs": hashlib.sha256(b"".join(np.ascontiguousarray(array) for array in arrays)).hexdigest(),
+        "inputs": [[array.dtype.name, *array.shape] for array in arrays]
+        if exact
+        else hashlib.sha256(b"".join(np.ascontiguousarray(array) for array in arrays)).hexdigest(),
         "device": str(engine.device),
         "machine": machine(),
-        "versions": _versions(),
+        "version": _version(choice.engine),
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "checks" / f"{digest[:40]}.json", about
@@ -211,9 +236,8 @@ def machine() -> dict:
     return {"processor": name, "threads": threads(), "system": platform.system()}
 
 
-def _versions() -> dict:
-    versions = {"kakao-models": __version__}
-    for package in ("torch", "openvino", "onnxruntime"):
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
+def _version(engine: str) -> str:
+    try:
+        return version(PACKAGES[engine])
+    except PackageNotFoundError:  # on the path, but not installed
+        return "unknown"

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
+from kakao_models.lazy import is_installed
 from kakao_models.pixels.limits import MAX_PIXELS
 from kakao_models.pixels.resize import center_box, resize_area, resize_bilinear, shorter_side_to
 
@@ -229,11 +230,12 @@ class Preprocessing:
 
     def fast_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Like `pixels`, for an array (H, W, 3) of bytes, resized by PyTorch's kernel for bytes: about four times as fast as
-        PIL's. It rounds in other places, so that about one value in 300 differs by 1 of 255, rarely by 2.
+        PIL's. It rounds in other places, so that about one value in 300 differs by 1 of 255, rarely by 2. Without
+        PyTorch, PIL resizes.
         """
         options = self._changed({})
         mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(options.resample)
-        if mode is None or not options.do_resize:
+        if mode is None or not options.do_resize or not is_installed("torch"):
             return self.pixels(Image.fromarray(pixels))
         import torch
 

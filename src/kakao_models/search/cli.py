@@ -309,6 +309,7 @@ def search(
                 f"of only {'texts' if index.metadata['kind'] == 'images' else 'images'}"
             )
         options.prepare()
+        options.expect(len(image) + len(minus_image), len(plus) + len(minus) + 1)
         embedder = index.use(options.open(calibration=calibration))
         subtracted = [*minus, *minus_image]
         query = compose_query(embedder, text, read_sources(image), plus=plus, minus=subtracted, weights=weights)
