@@ -19,7 +19,7 @@ else
 TENSORFLOW ?= tensorflow
 endif
 
-.PHONY: help demo test test-slow test-without-torch test-python lint docs dist clean
+.PHONY: help demo test test-slow test-without-torch test-python lint docs notebooks dist clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -77,6 +77,9 @@ DOCS := .venv-docs
 docs: $(DOCS)/.docs  ## the documentation site, into build/site; a warning or a broken link is an error
 	DISABLE_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs build --strict
 
+notebooks: $(VENV)/.notebooks  ## execute the notebooks and write their outputs back; an error in a cell ends it
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
+
 dist: $(VENV)/.dist  ## wheel and sdist, into dist/; the wheel is tested in a fresh environment outside the clone
 	rm -rf dist
 	$(BIN)/python -m build
@@ -112,6 +115,10 @@ $(WITHOUT_TORCH)/.test: setup.py Makefile
 $(DOCS)/.docs: setup.py pyproject.toml Makefile
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -e '.[notebooks]'
 	touch $@
 
 $(VENV)/.dist: Makefile | $(BIN)/python

@@ -46,7 +46,8 @@ EXTRAS = {
     "onnx": ["onnxruntime>=1.20"],  # likewise
     "export": [*TORCH, "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0", "nncf>=2.15"],
     "serve": ["fastapi>=0.115", "pydantic>=2.10", "uvicorn>=0.34", "prometheus-client>=0.21"],  # beside a framework
-    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "ruff>=0.9"],  # ruff: signatures
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "nbconvert>=7.16", "ruff>=0.9"],  # ruff: signatures
+    "notebooks": ["nbclient>=0.10", "ipykernel>=6.29"],  # make notebooks; the notebooks themselves name other extras
     "test-torch": ["sentence-transformers>=6"],  # beside test, where PyTorch may be: it requires that
     "test": [
         "pytest>=8",
@@ -63,7 +64,7 @@ EXTRAS["all"] = sorted(
     {
         requirement
         for name in EXTRAS
-        if name not in ("docs", "test", "test-torch", "spark", "mieb")
+        if name not in ("docs", "notebooks", "test", "test-torch", "spark", "mieb")
         for requirement in EXTRAS[name]
     }
 )

@@ -1,12 +1,15 @@
 """Pages of the documentation site that are made from the code: a hook of MkDocs, which mkdocs.yml names.
 
-API reference from docstrings, the command's reference from its options, the table of recipes, and the changelog.
+API reference from docstrings, the command's reference from its options, the table of recipes, the changelog, and the
+notebooks with their outputs.
 """
 
+import base64
 import importlib
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,17 @@ def changelog_page() -> str:
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](../")
 
 
+def notebook_page(file: Path) -> str:
+    """A notebook as Markdown, with its outputs and their pictures inside."""
+    from nbconvert import MarkdownExporter
+
+    text, resources = MarkdownExporter().from_filename(str(file))
+    for name, picture in resources["outputs"].items():
+        data = f"data:image/{Path(name).suffix[1:]};base64,{base64.b64encode(picture).decode()}"
+        text = text.replace(f"({name})", f"({data})")
+    return text.replace(".ipynb)", ".md)")
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/kakao_models.md": lambda: api_page("kakao_models"),
     "reference/evaluate.md": lambda: api_page("kakao_models.evaluate"),
@@ -64,6 +78,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/command.md": command_page,
     "reference/recipes.md": recipes_page,
     "reference/changelog.md": changelog_page,
+    **{f"notebooks/{file.stem}.md": partial(notebook_page, file) for file in (ROOT / "notebooks").glob("*.ipynb")},
 }
 
 

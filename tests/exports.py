@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pages
 import tiny
 
 from kakao_models import Embedder
@@ -26,6 +27,11 @@ def exported(model: str, folder: Path, **options) -> tuple[Path, dict]:
         "export.json",
     }
     return folder, sheet
+
+
+def of_page(part: str, to: str, folder: Path, **names) -> dict:
+    """The names after the block of docs/export.md that has `part` in it, on an export in the place of its own."""
+    return pages.run(pages.block("export.md", part), "export.md", names, {f"align-small-{to}": str(folder)})
 
 
 def as_bytes(pictures=PICTURES) -> np.ndarray:

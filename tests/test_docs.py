@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pages import DOCS, ROOT, blocks
 
 from kakao_models.demo.photos import BUNDLED
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 TEXTS = sorted(
     file
     for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "conversion/**/*.md", "src/**/*.md")
@@ -100,10 +99,6 @@ def test_the_reference_has_every_recipe(site):
 def test_links_out_of_the_site_become_paths(site):
     text, missing = site.links_as_code("see [it](../setup.py) and [none](../nothing.py), [here](train.md)", DOCS)
     assert text == "see `setup.py` and `nothing.py`, [here](train.md)" and missing == ["../nothing.py"]
-
-
-def blocks(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_quickstart_prints_what_it_says(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hostile
 import httpx
+import pages
 import pytest
 
 from kakao_models.demo.photos import BUNDLED
@@ -47,6 +48,13 @@ def test_no_file_of_the_computer_is_served(api, path):
 
 def test_the_bundled_photographs_are_served(api):
     assert api.get(f"/gradio_api/file={BUNDLED}/cat.jpg").headers["content-type"] == "image/jpeg"
+
+
+def test_the_call_of_the_documentation_gives_a_table(server, monkeypatch):
+    monkeypatch.chdir(BUNDLED)
+    here = {"http://127.0.0.1:7860": server, "page.predict(": "answer = page.predict("}
+    answer = pages.run(pages.block("demo.md", "gradio_client"), "demo.md", {}, here)["answer"]
+    assert "km-bars" in answer and "a cat" in answer
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", str(Path(__file__)), "photos/../../cli.py"])

@@ -4,7 +4,7 @@ import json
 import zipfile
 
 import tensorflow as tf
-from exports import TEXTS, as_bytes, close, cosines, exported, of_bytes, tokens
+from exports import TEXTS, as_bytes, close, cosines, exported, of_bytes, of_page, tokens
 
 
 def test_litert(align, embedder, tmp_path):
@@ -18,5 +18,8 @@ def test_litert(align, embedder, tmp_path):
 def test_litert_of_texts(align, embedder, tmp_path):
     folder, _ = exported(align, tmp_path / "out", to="litert", what="text", normalize=True)
     run = tf.lite.Interpreter(str(folder / "text.tflite")).get_signature_runner("text_features")
+    ids, mask = tokens(embedder, "int32").values()
+    rows = of_page("tf.lite", "litert", folder, ids=ids, mask=mask)["rows"]
+    close(rows, embedder.texts(TEXTS, normalize=True))
     close(run(**tokens(embedder, "int32"))["text_features"], embedder.texts(TEXTS, normalize=True))
     close(run(**tokens(embedder, "int32", ["a cat"]))["text_features"], embedder.texts(["a cat"], normalize=True))

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tiny
-from exports import as_bytes, close, cosines, exported, of_bytes, tokens
+from exports import as_bytes, close, cosines, exported, of_bytes, of_page, tokens
 
 from kakao_models import Embedder, pipeline
 
@@ -27,6 +27,8 @@ def test_onnx(embedder, onnx_export):
     folder, sheet = onnx_export
     image, text = session(folder, "image"), session(folder, "text")
     close(image.run(["image_features"], {"images": as_bytes()})[0], of_bytes(embedder, normalize=True))
+    rows = of_page("onnxruntime", "onnx", folder, images=as_bytes())["rows"]
+    close(rows, of_bytes(embedder, normalize=True))
     given = tokens(embedder, "int64")
     assert given["input_ids"].shape == (3, 64)
     wanted = embedder.texts(["a cat", "the red car in the house by the sea", "dog " * 90], normalize=True)

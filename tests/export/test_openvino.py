@@ -5,7 +5,7 @@ import json
 import numpy as np
 import openvino
 import pytest
-from exports import as_bytes, close, cosines, exported, of_bytes, tokens
+from exports import as_bytes, close, cosines, exported, of_bytes, of_page, tokens
 
 from kakao_models import Embedder
 
@@ -21,6 +21,8 @@ def test_openvino(embedder, openvino_export):
     f32 = {"INFERENCE_PRECISION_HINT": "f32"}
     image = core.compile_model(folder / "image/1/model.xml", "CPU", f32)
     close(image({"images": as_bytes()})["image_features"], of_bytes(embedder))
+    rows = of_page("openvino.Core", "openvino", folder, images=as_bytes())["rows"]
+    assert cosines(rows, of_bytes(embedder)).min() > 0.999  # in the precision that OpenVINO chooses
     text = core.compile_model(folder / "text/1/model.xml", "CPU", f32)
     close(text(tokens(embedder, "int64", ["a cat"]))["text_features"], embedder.texts(["a cat"]))
     inside = core.read_model(folder / "text/1/model.xml").get_rt_info(["kakao_models", "export.json"]).astype(str)

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from exports import PICTURES, as_bytes, close, cosines, exported, of_bytes, pixel_values, tokens
+from exports import PICTURES, as_bytes, close, cosines, exported, of_bytes, of_page, pixel_values, tokens
 
 from kakao_models import Embedder
 
@@ -23,4 +23,6 @@ def test_pt2(align, embedder, tmp_path):
 def test_pt2_of_the_features_of_a_vit(vit, tmp_path):
     folder, _ = exported(vit, tmp_path / "out", to="pt2", what="image", input="uint8", normalize=True)
     run = torch.export.load(folder / "image.pt2").module()
+    rows = of_page("torch.export.load", "pt2", folder, images=as_bytes())["rows"]
+    close(rows.numpy(), of_bytes(Embedder(vit), normalize=True))
     close(run(images=torch.from_numpy(as_bytes()))["image_features"].numpy(), of_bytes(Embedder(vit), normalize=True))

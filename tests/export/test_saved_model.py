@@ -5,7 +5,7 @@ import json
 import pytest
 import tensorflow as tf
 import tiny
-from exports import TEXTS, as_bytes, close, cosines, exported, of_bytes, tokens
+from exports import TEXTS, as_bytes, close, cosines, exported, of_bytes, of_page, tokens
 
 from kakao_models import Embedder
 
@@ -22,6 +22,8 @@ def test_saved_model(embedder, saved_export):
     assert set(saved.signatures) == {"image_features", "text_features", "serving_default"}
     got = saved.signatures["image_features"](images=tf.constant(as_bytes()))["image_features"]
     close(got.numpy(), of_bytes(embedder, normalize=True))
+    rows = of_page("saved_model.load", "saved_model", folder, images=as_bytes())["rows"]
+    close(rows.numpy(), of_bytes(embedder, normalize=True))
     given = {name: tf.constant(value) for name, value in tokens(embedder, "int32").items()}
     close(saved.signatures["text_features"](**given)["text_features"].numpy(), embedder.texts(TEXTS, normalize=True))
     assert json.loads((folder / "1/assets/export.json").read_text())["normalized"] is True

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from exports import TEXTS, as_bytes, close, exported, of_bytes, tokens
+from exports import TEXTS, as_bytes, close, exported, of_bytes, of_page, tokens
 from jax import export as jax_export
 
 from kakao_models import Embedder
@@ -26,6 +26,8 @@ def test_stablehlo(align_tf, tmp_path):
     assert "6 months newer" in sheet["lifetime"]
     pictures = [tiny.picture(seed, 131, 77) for seed in range(2)]
     close(called(folder / "image.stablehlo", as_bytes(pictures)), embedder.images(pictures, normalize=True))
+    rows = of_page("deserialize", "stablehlo", folder, images=as_bytes(pictures))["rows"]
+    close(np.asarray(rows), embedder.images(pictures, normalize=True))
     close(called(folder / "text.stablehlo", *tokens(embedder, "int32").values()), embedder.texts(TEXTS, normalize=True))
 
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import httpx
 import huggingface_hub
 import numpy as np
+import pages
 import pytest
 import tiny
 import torch
@@ -726,6 +727,13 @@ def test_what_clients_of_other_services_send(client, embedder):
     check(client.post("/embed", json={"inputs": [text, url(data)], "truncate": False}).json(), [words, image])
     hub = huggingface_hub.InferenceClient(str(client.base_url))
     check(hub.feature_extraction(text, normalize=True, truncate=True), [words])
+
+
+@pytest.mark.parametrize("library", ["huggingface_hub", "openai"])
+def test_the_clients_of_the_documentation_work(library, client):
+    pytest.importorskip(library)
+    here = {"http://127.0.0.1:8000": str(client.base_url).rstrip("/"), '"align-small"': '"tiny"'}
+    pages.run(pages.block("serve.md", f"from {library}"), "serve.md", {}, here)
 
 
 @pytest.mark.parametrize(
