@@ -41,18 +41,26 @@ class Hiding:  # importlib.util.find_spec gives None, as where nothing is instal
 sys.meta_path[:] = map(Hiding, sys.meta_path)
 """
 
-PROGRAM = """
-from kakao_models import AlignModel, cli
-from kakao_models.demo.photos import BUNDLED
+MODEL = """
+from kakao_models import AlignModel
 AlignModel.from_pretrained("align-small")
+"""
+CLASSIFY = """
+from kakao_models import cli
+from kakao_models.demo.photos import BUNDLED
 cli.main(["classify", str(BUNDLED / "cat.jpg"), "--labels", "a cat,a ship", "--model", "align-small"])
 """
 
 
+def test_the_extra_onnx_is_enough():
+    done = subprocess.run(
+        [sys.executable, "-c", f"EXTRA, MORE = 'onnx', ()\n{HIDE}{CLASSIFY}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "a cat 9" in done.stdout, done.stderr
+
+
 def test_the_extra_torch_is_enough():
     """Those of Keras and Flax are installed on their own by `make test-without-torch`."""
-    program = (
-        f"EXTRA, MORE = 'torch', ('optree',)\n{HIDE}{PROGRAM}"  # torch looks for optree's metadata, not for the module
-    )
+    program = f"EXTRA, MORE = 'torch', ('optree',)\n{HIDE}{MODEL}{CLASSIFY}"  # torch looks for optree's metadata, not for the module
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

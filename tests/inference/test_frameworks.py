@@ -68,7 +68,7 @@ def test_a_model_object_says_what_it_is(folders):
         Embedder(model, framework="torch")
     with pytest.raises(ValueError, match="framework: got 'mxnet', expected one of torch, tf, flax"):
         Embedder(folders["align"], framework="mxnet")
-    with pytest.raises(ValueError, match="'onnx', .* is an engine of PyTorch models: write engine='onnx'"):
+    with pytest.raises(ValueError, match="'onnx', .* is an engine: write engine='onnx'"):
         Embedder(folders["align"], framework="onnx")
     with pytest.raises(ValueError, match="'tensorflw', .* did you mean 'tf'"):
         Embedder(folders["align"], framework="tensorflw")

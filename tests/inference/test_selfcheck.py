@@ -17,6 +17,7 @@ import torch
 from kakao_models import AlignModel, Embedder, ViTForImageClassification, pipeline
 from kakao_models.inference import runners, selfcheck
 from kakao_models.inference.engine_towers import TowerEngine
+from kakao_models.inference.model_tensors import ModelTensors
 from kakao_models.inference.runners import EngineError
 
 TEXTS = ["a cat", "this is a photo of a small red bird in the big green tree", "", "zebra " * 100]
@@ -135,6 +136,22 @@ def test_large_maps_in_float32_and_small_ones_in_bfloat16(photos):
     embedder.engine.choices["image"] = embedder.engine.choices["image"]._replace(dtype="mixed")
     rows, plain = embedder.images(photos), Embedder("align-small").images(photos)
     assert 1e-4 < np.abs(rows - plain).max() and cosine(rows, plain) > 0.9999
+
+
+def test_the_halves_of_an_image_tower_are_the_whole():
+    pytest.importorskip("openvino")
+    graph = ModelTensors("align-small", {}, light=True).graphs(None)["image"]
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
+
+    def compiled(model):
+        return runners.openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    front, back = runners._halves(runners.openvino_core().read_model(graph.message()))
+    middle = compiled(front)([pixels])[0]
+    assert middle.shape[-1] == 8  # an eighth
+    assert_close(
+        compiled(back)([middle])[0], compiled(runners.openvino_core().read_model(graph.message()))([pixels])[0]
+    )
 
 
 def test_vits_are_not_mixed(vit):

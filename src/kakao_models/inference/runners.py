@@ -200,8 +200,9 @@ def _halves(model: Any) -> tuple[Any, Any]:
     if len(strided) < 4:
         raise EngineError("dtype='mixed' is for ALIGN's image towers only")
     node = strided[3].input_value(0).get_node()  # of the depthwise convolution that makes maps of a sixteenth
-    while node.get_type_name() != "Convolution":
-        node = node.input_value(0).get_node()
+    while node.get_type_name() != "Convolution":  # back through the activation, whose bounds are constants
+        inputs = (value.get_node() for value in node.input_values())
+        node = next(before for before in inputs if before.get_type_name() != "Constant")
     cut = node.input_value(0)
     front = Model([cut], model.get_parameters()).clone()
     begin = Parameter(cut.get_element_type(), cut.get_partial_shape())
