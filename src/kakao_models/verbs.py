@@ -93,7 +93,7 @@ def _least(text: str | float) -> float | str:
     try:
         read_least("--min-relevance", value)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error).partition(": ")[2]) from error
     return value
 
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -209,19 +210,17 @@ def guarantees(cosines: np.ndarray, fits: np.ndarray) -> dict[str, dict[str, flo
 
 
 def held(limits: dict[str, dict[str, float]], cosines: np.ndarray, fits: np.ndarray) -> dict[str, dict[str, float]]:
-    """The coverage and the precision that guaranteed cosines have for words and photographs (W, N); NaN where nothing is kept."""
+    """The coverage and the precision that guaranteed cosines have for words and photographs (W, N), without those that keep nothing."""
     some = fits.any(1)
 
-    def coverage(least: float) -> float:
-        kept = (cosines >= least) & fits
-        return float((kept.sum(1)[some] / fits.sum(1)[some]).mean()) if some.any() else np.nan
+    def coverages(least: float) -> np.ndarray:
+        return ((cosines >= least) & fits).sum(1)[some] / fits.sum(1)[some]
 
-    def precision(least: float) -> float:
-        right = _kept_right(cosines, fits, least)
-        return float(right.mean()) if len(right) else np.nan
-
-    measures = {"coverage": coverage, "precision": precision}
-    return {kind: {level: measures[kind](least) for level, least in levels.items()} for kind, levels in limits.items()}
+    measures = {"coverage": coverages, "precision": partial(_kept_right, cosines, fits)}
+    shares = {
+        kind: {level: measures[kind](least) for level, least in levels.items()} for kind, levels in limits.items()
+    }
+    return {kind: {level: float(x.mean()) for level, x in levels.items() if len(x)} for kind, levels in shares.items()}
 
 
 def _kept_right(cosines: np.ndarray, fits: np.ndarray, least: float) -> np.ndarray:

@@ -156,7 +156,7 @@ def relevance(run: TaskRun, name: str, images: Images, pairs: WordPairs) -> tupl
 
 
 def _rounded_means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in _means(several).items() if np.isfinite(value)}
+    return {name: round(value, 4) for name, value in _means(several).items()}
 
 
 def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
