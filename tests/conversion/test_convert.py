@@ -824,7 +824,7 @@ def test_a_reference_of_texts_and_image_files_goes_through_the_folder(tmp_path):
     with pytest.raises(VerificationError, match="logits_per_image of reference.json"):
         run("swapped", texts=texts[::-1])
     for changes, message in (
-        ({"texts": texts[:2]}, "has shape .2, 3. for .2, 2. inputs"),
+        ({"texts": texts[:2]}, "has shape .2, 3., which does not fit .2, 2. inputs"),
         ({"logits_per_image": "x"}, "expected a JSON object with images, texts"),
         ({"tolerance": 0}, "expected a JSON object"),
         ({"images": []}, "expected a JSON object"),

@@ -293,7 +293,7 @@ def test_a_classifiers_own_labels(make, tmp_path):
         assert [score["label"] for score in got] == [score["label"] for score in wanted]
         np.testing.assert_allclose([s["score"] for s in got], [s["score"] for s in wanted], atol=1e-5)
         check_error(client.post("/v1/classify", json={"input": url(png()), "labels": ["a"]}), 400, "classes of its own")
-        check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 400, "reads images only")
+        check_error(client.post("/v1/embeddings", json={"input": "a cat"}), 400, "reads only images")
 
 
 @pytest.mark.parametrize("problem", [None, "regression", "multi_label_classification"])
