@@ -7,6 +7,7 @@ notebooks with their outputs.
 import base64
 import importlib
 import logging
+import mimetypes
 import re
 from collections.abc import Callable
 from functools import partial
@@ -66,7 +67,7 @@ def notebook_page(file: Path) -> str:
 
     text, resources = MarkdownExporter().from_filename(str(file))
     for name, picture in resources["outputs"].items():
-        data = f"data:image/{Path(name).suffix[1:]};base64,{base64.b64encode(picture).decode()}"
+        data = f"data:{mimetypes.guess_type(name)[0]};base64,{base64.b64encode(picture).decode()}"
         text = text.replace(f"({name})", f"({data})")
     return text.replace(".ipynb)", ".md)")
 
