@@ -114,7 +114,7 @@ NEEDED = {
         ("info", "align-small"),
         ("classify", str(PHOTO), "--labels", "a cat,a dog", "--model", "align-small"),
         ("classify", str(PHOTO), "--model", "VIT"),
-        ("embed", "--text", "a cat", "-o", "-", "--model", "align-small"),
+        ("embed", "--text", "a cat", "-o", "-", "--model", "align-small", "--engine", "auto"),
     ],
     ids=" ".join,
 )
@@ -215,9 +215,7 @@ def test_what_does_not_fit_is_named(align, vit, tmp_path):
     save_file(
         {key: array for key, array in tensors.items() if key != "text_projection.bias"}, folder / "model.safetensors"
     )
-    with pytest.raises(
-        ValueError, match=r"missing does not hold the weights of this model: missing text_projection\.bias"
-    ):
+    with pytest.raises(ValueError, match=r"missing text_projection\.bias"):
         Embedder(folder, engine="onnx")
     with pytest.raises(ValueError, match="dtype 'float64': expected 'float32', 'bfloat16' or 'float16'"):
         Embedder(align, engine="onnx", dtype="float64")

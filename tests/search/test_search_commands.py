@@ -75,7 +75,7 @@ def test_texts_and_stored_embeddings(model, tmp_path, command):
 def test_nothing_is_found_where_nothing_fits(built, embedder, photos, tmp_path, command):
     with SearchIndex.open(built, embedder) as index:
         scores = [hit.score for hit in index.search("a dog", 8)]
-    search, mine = ("search", "a dog", "--index", built, "--json"), tmp_path / "mine.json"
+    search, mine = ("search", "a dog", "--index", built, "--engine", "torch", "--json"), tmp_path / "mine.json"
     Relevance((-1.0, 1.0), (0.0, 1.0)).write(mine)
     least = (1 + scores[2]) / 2
     code, out, _ = command(*search, "--calibration", mine, "--min-relevance", least - 1e-9)

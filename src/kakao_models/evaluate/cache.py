@@ -48,7 +48,9 @@ class CachedEmbedder:
     def fingerprint(self) -> str:
         """SHA-256 of the model, its preprocessing and what runs it."""
         if self._fingerprint is None:
-            description = json.dumps(described(self.embedder), sort_keys=True, default=str)
+            description = json.dumps(
+                described(self.embedder) | {"config": self.embedder.config.to_dict()}, sort_keys=True, default=str
+            )
             self._fingerprint = hashlib.sha256(description.encode()).hexdigest()
         return self._fingerprint
 

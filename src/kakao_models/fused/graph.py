@@ -175,7 +175,7 @@ class Graph:
 
     @contextmanager
     def readable(self) -> Iterator[bytes | Path]:
-        """What a runtime can read: the graph itself, or where it is too large for one message, a file."""
+        """Yields the graph for a runtime: the message itself, or where it is too large for one, a file."""
         if sum(array.nbytes for array in self.arrays.values()) < _LARGEST:
             yield self.message()
             return

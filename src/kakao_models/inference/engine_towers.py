@@ -91,7 +91,7 @@ class TowerEngine(Engine):
         self._graphs |= {(name, name != "text" and in_bytes): graph for name, graph in built.items()}
 
     def _part(self, what: str, engine: str, in_bytes: bool) -> Any:
-        """What a runner is made of."""
+        """The tower or the graph for a runner."""
         if engine not in GRAPH_ENGINES:
             return self._towers[what]
         if (what, in_bytes) not in self._graphs:

@@ -15,7 +15,7 @@ from kakao_models.inference.engine_towers import TowerEngine
 
 
 def described(embedder: Embedder) -> dict[str, Any]:
-    """Everything that determines an embedding: the SHA-256 of weights and vocabulary, and all settings.
+    """What determines an embedding beside the configuration: the SHA-256 of weights and vocabulary, and all settings.
 
     It is the same whether or not transformers' classes were loaded for the model's parts.
     """
@@ -24,7 +24,6 @@ def described(embedder: Embedder) -> dict[str, Any]:
         "package": kakao_models.__version__,
         "engine": [type(engine).__name__, engine.description],
         "weights": _weights(embedder),
-        "config": engine.source.architecture if isinstance(engine, TowerEngine) else embedder.config.to_dict(),
         "image processor": inputs.image_settings,
         "image options": embedder.image_options,
         "fast images": embedder.fast_images,

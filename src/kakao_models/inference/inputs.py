@@ -148,7 +148,7 @@ class ModelInputs:
 
     @property
     def vocabulary(self) -> Any:
-        """What determines the tokens of a text, as JSON."""
+        """The tokenizer's vocabulary and rules, as JSON."""
         current = self._text_part().current
         whole = getattr(current, "backend_tokenizer", None)
         if whole is None:

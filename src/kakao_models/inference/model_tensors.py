@@ -8,7 +8,7 @@ Whatever is unusual about a checkpoint (shards, an older format, a field or a te
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from kakao_models.checkpoint.tensors import UNUSED, LazyTensors, check_sizes
 from kakao_models.fused.graph import Graph
 from kakao_models.fused.graph_towers import BytePixels, as_float32, graphs
 from kakao_models.inference.engine import Engine, feature_dim
+from kakao_models.lazy import is_installed
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,8 @@ class ModelTensors:
             with safe_open(file, "pt") as stored:
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}
             shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-            fields, keys = _read(config, class_name, shapes, file)
+            fields = _read(config, class_name)
+            keys = _keys(fields, class_name, shapes, file)
             self.fields, self._tensors = fields, {key: tensors[stored] for key, stored in keys.items()}
             self.fingerprint = _of_files(config_file, file)
         except _UNUSUAL:
@@ -114,15 +116,23 @@ class ModelTensors:
 
     def _open_light(self, config: dict, class_name: str, config_file: Path) -> None:
         """Reads files of any number and format that Keras and Flax load too; tensors are read when they are asked for."""
-        entries = stored_tensors(self._model, self._where)
-        shapes = {key: shape for key, (shape, _) in entries.items()}
+
+        def take(read: Callable[[], Any]) -> None:
+            entries = stored_tensors(self._model, self._where)
+            shapes = {key: shape for key, (shape, _) in entries.items()}
+            self.fields = read()
+            keys = _keys(self.fields, class_name, shapes, self._model)
+            self._tensors = LazyTensors({key: entries[stored] for key, stored in keys.items()})
+
         try:
-            self.fields, keys = _read(config, class_name, shapes, self._model)
-        except _UNUSUAL:  # the configuration's class has defaults for fields, and says what is wrong
-            self.fields = self._config(config["model_type"])
+            take(lambda: _read(config, class_name))
+        except _UNUSUAL:
+            if is_installed("torch"):  # it says what is wrong
+                self._take(self.plain.model)
+                return
             with described_by(config_file):
-                keys = _keys(self.fields, class_name, shapes, self._model)
-        self._tensors = LazyTensors({key: entries[stored] for key, stored in keys.items()})
+                fields = self._config(config["model_type"])  # the configuration's class has defaults, and checks them
+                take(lambda: fields)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -214,13 +224,15 @@ class ModelTensors:
         try:
             return graphs(self.fields, self._tensors, pixels, hidden=hidden)
         except _UNUSUAL as error:
-            if not self.light:
-                self.towers(None)  # says what is wrong, or takes what is right
-                return graphs(self.fields, self._tensors, pixels, hidden=hidden)
-            if isinstance(self.fields, SimpleNamespace):
-                self.fields = self._config(self.fields.model_type)  # or it says what is wrong
-                return self.graphs(pixels, hidden=hidden)
-            raise ValueError(f"{self._model} does not hold the weights of this model: {error}") from error
+            if not is_installed("torch"):
+                if isinstance(self.fields, SimpleNamespace):
+                    self.fields = self._config(self.fields.model_type)  # or it says what is wrong
+                    return self.graphs(pixels, hidden=hidden)
+                raise ValueError(f"{self._model} does not hold the weights of this model: {error}") from error
+            if self.fields is self.plain.config:
+                raise
+            self._take(self.plain.model)  # or it says what is wrong
+            return graphs(self.fields, self._tensors, pixels, hidden=hidden)
 
     def towers(self, pixels: "ByteValues | None") -> "dict[str, torch.nn.Module]":
         """The towers of `fused`, in float32.
@@ -241,8 +253,8 @@ class ModelTensors:
             return towers(self.fields, self._tensors, pixels, torch.float32)
 
 
-def _read(config: dict, class_name: str, shapes: dict, source: Any) -> tuple[SimpleNamespace, dict[str, str]]:
-    """The fields of a usual configuration, and the keys of the tensors; see `_keys`.
+def _read(config: dict, class_name: str) -> SimpleNamespace:
+    """The fields of a usual configuration.
 
     Raises:
         ValueError: something is unusual.
@@ -258,8 +270,12 @@ def _read(config: dict, class_name: str, shapes: dict, source: Any) -> tuple[Sim
     count = config.get("num_labels", 2)  # names and defaults as of transformers
     named = config.get("id2label") or {index: f"LABEL_{index}" for index in range(count)}
     fields.id2label = {int(index): name for index, name in named.items()}
+    if not all(isinstance(name, str) for name in named.values()):
+        raise ValueError("id2label has a label that is not text")
+    if not {config.get("dtype"), config.get("torch_dtype")} <= {None, "float32", "float16", "bfloat16"}:
+        raise ValueError("an unusual dtype")
     fields.num_labels, fields.problem_type = len(named), config.get("problem_type")
-    return fields, _keys(fields, class_name, shapes, source)
+    return fields
 
 
 def _keys(fields: Any, class_name: str, shapes: dict[str, tuple[int, ...]], source: Any) -> dict[str, str]:

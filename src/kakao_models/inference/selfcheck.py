@@ -94,7 +94,7 @@ def choose(
 
 
 def _reference(engine: TowerEngine) -> EngineChoice:
-    """What an engine is compared with: PyTorch in float32, or without it the first engine that is there."""
+    """The engine that others are compared with: PyTorch in float32, or without it the first that is installed."""
     if not engine.source.light:
         return EngineChoice("torch", "float32")
     return EngineChoice(next((name for name in GRAPH_ENGINES if missing_package(name) is None), "onnx"), "float32")
