@@ -331,7 +331,9 @@ def test_names_and_numbers_are_not_one_kind_of_label(tmp_path):
     """A class number beside names would stand for any of them."""
     tables.write_parquet(tmp_path / "a.parquet", {"image": [b"x"], "label": ["cat"]})
     tables.write_parquet(tmp_path / "b.parquet", {"image": [b"y"], "label": [0]})
-    with pytest.raises(ValueError, match="labels are names, such as 'cat', and numbers, such as 0, expected .* --label-column"):
+    with pytest.raises(
+        ValueError, match="labels are names, such as 'cat', and numbers, such as 0, expected .* --label-column"
+    ):
         _ = open_source(tmp_path).classes
 
 
