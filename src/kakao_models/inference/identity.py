@@ -15,7 +15,7 @@ from kakao_models.inference.engine_towers import TowerEngine
 
 
 def described(embedder: Embedder) -> dict[str, Any]:
-    """What determines an embedding beside the configuration: the SHA-256 of weights and vocabulary, and all settings.
+    """Everything but the configuration that determines an embedding: the SHA-256 of weights and vocabulary, and settings.
 
     It is the same whether or not transformers' classes were loaded for the model's parts.
     """
