@@ -170,4 +170,4 @@ def test_stats_says_what_is_wrong_with_a_csv(command, tmp_path):
     for name, separator in (("a.csv", ","), ("b.csv", ";")):
         tables.write_csv(tmp_path / name, {"id": [1], "text": ["x"]}, separator)
     code, _, err = command("stats", tmp_path / "[ab].csv")
-    assert code == 2 and "b.csv: its separator is ';', that of" in err
+    assert code == 2 and "b.csv: its separator is ';', but" in err
