@@ -1,11 +1,13 @@
 """Load on `kakao-models serve`: latencies at rising concurrency, batching across requests against one input at a time, and
-what a shutdown loses, and the memory that large requests take.
+what a shutdown loses, the memory that large requests take, and whether memory grows.
 
-    python benchmarks/serve.py --size small --requests 300
-    python benchmarks/serve.py --requests 0 --images 0 --shutdowns 0 --clients 40
+    python benchmarks/serve.py --model align-small --requests 2000 --images 200
+    python benchmarks/serve.py --requests 0 --images 0 --shutdowns 50
+    python benchmarks/serve.py --requests 0 --images 0 --clients 40
+    python benchmarks/serve.py --requests 0 --images 0 --minutes 10
 
 Both services run at once on this machine, one of them idle while the other is measured, level by level in turns; the
-clients run on the same cores. Each request holds one input. For the shutdown clients send one request after the other,
+clients run on the same cores. Each request holds one input; of "both", every eighth is an image. For the shutdown clients send one request after the other,
 each on a connection it keeps, and SIGTERM comes in the midst of it: a request is lost if it was sent whole and got no
 answer. For the memory, `--clients` send bodies of 30 MB at the same time, of four kinds in turns: broken files, texts where an
 image should be, noise of 9 megapixels, and PNGs of 49 megapixels in one colour with 30 MB behind them.
@@ -24,7 +26,7 @@ import numpy as np
 from common import arguments, checkpoint, sentences, show
 from PIL import Image
 
-LEVELS = (1, 4, 16, 64)
+LEVELS = (1, 8, 64, 256)
 
 
 class Service:
@@ -53,7 +55,7 @@ class Client:
     def __init__(self, port: int):
         self.port, self.reader = port, None
 
-    async def post(self, body: bytes) -> int:
+    async def post(self, body: bytes, path: str = "/v1/embeddings") -> int:
         """The status of the answer, 0 where the request was not taken: no connection, or not sent whole.
 
         Raises:
@@ -62,7 +64,7 @@ class Client:
         try:
             if self.reader is None:
                 self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
-            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             self.writer.write(head.encode() + body)
             await self.writer.drain()
         except OSError:
@@ -166,28 +168,64 @@ def large() -> list[bytes]:
 
 
 def requests(kind: str, count: int) -> list[bytes]:
+    if kind == "both":
+        texts, images = requests("texts", count), requests("images", count)
+        return [images[index] if index % 8 == 0 else text for index, text in enumerate(texts)]
     if kind == "texts":
         return [json.dumps({"input": text, "encoding_format": "base64"}).encode() for text in sentences(count, 4, 16)]
-    random, made = np.random.default_rng(0), []
-    for _ in range(min(count, 32)):
-        colours = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
-        file = io.BytesIO()
-        colours.save(file, "JPEG")
-        url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-        made.append(json.dumps({"input": url, "encoding_format": "base64"}).encode())
+    made = [json.dumps({"input": url, "encoding_format": "base64"}).encode() for url in photographs(min(count, 32))]
     return [made[index % len(made)] for index in range(count)]
 
 
+def photographs(count: int) -> list[str]:
+    """JPEGs of 500 x 375 as data: URLs."""
+    random, made = np.random.default_rng(0), []
+    for _ in range(count):
+        colours = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
+        file = io.BytesIO()
+        colours.save(file, "JPEG")
+        made.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
+    return made
+
+
+async def mixture(service: Service, minutes: float, clients: int = 64) -> list[list]:
+    """Rows for each tenth of the time: answers by status, and the memory of the service."""
+    urls = photographs(8)
+    turns = [(body, "/v1/embeddings") for body in requests("both", 64)]
+    for number, url in enumerate(urls):
+        body = {"input": url, "labels": [f"label {number}", "a cat", "a dog"]}
+        turns[8 * number + 1] = (json.dumps(body).encode(), "/v1/classify")
+        turns[8 * number + 2] = (b'{"input": [1.5, {"image": "bm9uZQ=="}]}', "/v1/embeddings")  # refused
+    statuses: dict[int, int] = {}
+    start, rows = time.perf_counter(), []
+
+    async def client(number: int) -> None:
+        connection, turn = Client(service.port), number
+        while time.perf_counter() - start < 60 * minutes:
+            status = await connection.post(*turns[turn % len(turns)])
+            statuses[status] = statuses.get(status, 0) + 1
+            turn += 1
+
+    working = [asyncio.ensure_future(client(number)) for number in range(clients)]
+    for tenth in range(10):
+        await asyncio.sleep(max(0.0, 6 * minutes * (tenth + 1) - (time.perf_counter() - start)))
+        shown = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
+        rows.append([f"{minutes * (tenth + 1) / 10:.1f}", shown, f"{resident(service):.0f}"])
+    await asyncio.gather(*working)
+    return rows
+
+
 def main() -> None:
-    options = arguments(__doc__, requests=300, images=120, shutdowns=5, clients=0)
-    folder = checkpoint(options.size)
+    options = arguments(__doc__, model="", requests=300, images=120, shutdowns=0, clients=0, minutes=0.0)
+    folder = options.model or checkpoint(options.size)
+    name = options.model or options.size
     services = {}
     if options.requests or options.images:
         services["batches"] = Service(folder)
         services["one by one"] = Service(folder, "--batch-size", "1", "--max-wait", "0")
     try:
-        for kind, count in (("texts", options.requests), ("images", options.images)):
-            if not count:
+        for kind, count in (("texts", options.requests), ("images", options.images), ("both", options.requests)):
+            if not count or (kind == "both" and not options.images):
                 continue
             bodies, rows = requests(kind, count), []
             for level in LEVELS:
@@ -197,8 +235,8 @@ def main() -> None:
                     p50, p99 = np.percentile(np.array(latencies) * 1e3, (50, 99))
                     cells += [f"{p50:.0f}", f"{p99:.0f}", count / seconds]
                 rows.append([level, *cells, cells[2] / cells[5]])
-            columns = [f"{figure}, {name}" for name in services for figure in ("p50 ms", "p99 ms", "requests/s")]
-            show(f"{kind}, {count} requests, {options.size}", ["clients", *columns, "times as many"], rows)
+            columns = [f"{figure}, {way}" for way in services for figure in ("p50 ms", "p99 ms", "requests/s")]
+            show(f"{kind}, {count} requests, {name}", ["clients", *columns, "times as many"], rows)
     finally:
         codes = [service.end() for service in services.values()]
     if codes:
@@ -206,13 +244,19 @@ def main() -> None:
     if options.shutdowns:
         bodies, totals = requests("texts", 64), []
         for _ in range(options.shutdowns):
-            totals.append(asyncio.run(shutdown(Service(folder), bodies, 32)))
-        rows = [[name, sum(total[name] for total in totals)] for name in totals[0]]
-        show(f"SIGTERM under load, {options.shutdowns} times, 32 clients, {options.size}", ["requests", ""], rows)
+            totals.append(asyncio.run(shutdown(Service(folder), bodies, 64)))
+            print(f"shutdown {len(totals)}/{options.shutdowns}: {totals[-1]}", file=sys.stderr, flush=True)
+        rows = [[fate, sum(total[fate] for total in totals)] for fate in totals[0]]
+        show(f"SIGTERM under load, {options.shutdowns} times, 64 clients, {name}", ["requests", ""], rows)
     if options.clients:
         service = Service(folder)
         rows = [list(row) for row in asyncio.run(flood(service, large(), options.clients)).items()]
-        show(f"memory, {options.clients} clients with 3 bodies of 30 MB each, {options.size}", ["", ""], rows)
+        show(f"memory, {options.clients} clients with 3 bodies of 30 MB each, {name}", ["", ""], rows)
+        service.end()
+    if options.minutes:
+        service = Service(folder)
+        rows = asyncio.run(mixture(service, options.minutes))
+        show(f"{options.minutes:g} minutes, mixed, 64 clients, {name}", ["minute", "answers by status", "MB"], rows)
         service.end()
 
 

@@ -23,7 +23,7 @@ def test_options_that_a_format_or_a_model_does_not_have(align, vit, tmp_path):
     refused(align, tmp_path, "--to torchscript: expected one of onnx, openvino", to="torchscript")
     refused(align, tmp_path, "--what all: expected one of image, text, both, classifier", what="all")
     refused(align, tmp_path, "--input jpeg: expected one of float, uint8, picture", input="jpeg")
-    refused(align, tmp_path, "--quantize int4: pt2 has float16, bfloat16", quantize="int4")
+    refused(align, tmp_path, "--quantize int4: pt2 supports float16, bfloat16", quantize="int4")
     refused(align, tmp_path, "has no classifier to export, only image and text", what="classifier")
     refused(vit, tmp_path, "has no text to export, only image and classifier", what="both")
     refused(vit, tmp_path, "a classifier gives logits", normalize=True)
@@ -84,7 +84,7 @@ def test_an_export_that_differs_is_refused_unless_forced(vit, tmp_path, stand_in
 
 def test_an_export_of_another_shape_or_not_finite_is_refused_even_if_forced(vit, tmp_path, stand_in):
     stand_in.change = lambda rows: rows[:, :3]
-    refused(vit, tmp_path, r"gives \(1, 3\)", force=True)
+    refused(vit, tmp_path, r"gives shape \(1, 3\)", force=True)
     stand_in.change = lambda rows: rows * np.float32("nan")
     refused(vit, tmp_path, "NaN or infinity", force=True)
 
