@@ -68,7 +68,7 @@ def test_both_towers_compute_what_they_did(towers, caplog):
 def test_a_tower_of_our_own_gets_a_projection(towers, caplog):
     with caplog.at_level(logging.WARNING):
         model = AlignModel.from_towers(towers / "tower", towers / "bert", 24)
-    assert "trained: text_projection.weight, text_projection.bias, visual_projection.weight" in caplog.text
+    assert "training: text_projection.weight, text_projection.bias, visual_projection.weight" in caplog.text
     tower = AlignVisionModel.from_pretrained(towers / "tower").state_dict()
     assert all(torch.equal(x, tower[name]) for name, x in model.vision_model.state_dict().items())
 
