@@ -95,7 +95,7 @@ def test_folds_count_what_they_measure(caplog):
 
     found = tasks.retrieval(tasks.TaskRun(Both(np.eye(7))), data, fold_size=3)
     assert found.counts == {"images": 6, "captions": 12, "folds": 2, "images_left_out": 1}
-    assert "6 of 7 images are measured, 2 x 3; the last 1 are left out" in caplog.text
+    assert "6 of 7 images are measured, in 2 folds of 3; the last 1 are left out" in caplog.text
     with pytest.raises(ValueError, match="got 7 images, expected at least one fold of 8"):
         tasks.retrieval(tasks.TaskRun(Both(np.eye(7))), data, fold_size=8)
 
