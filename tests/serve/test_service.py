@@ -32,7 +32,7 @@ from kakao_models import Embedder, ViTForImageClassification, cli, pipeline
 from kakao_models.inference.relevance import Relevance
 from kakao_models.serve import connections, service as serving
 from kakao_models.serve.app import State, create_app
-from kakao_models.serve.connections import Connection
+from kakao_models.serve.connections import Connection, stop_accepting
 from kakao_models.serve.metrics import Metrics
 from kakao_models.serve.schemas import ClassifyRequest, ContentPart, Refused
 from kakao_models.serve.server import Server, _bound
@@ -788,3 +788,30 @@ def test_a_second_service_on_a_port_is_told_before_its_model_is_loaded():
         pytest.raises(OSError, match="cannot listen on this address: Address already in use. Choose another --port"),
     ):
         _bound("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, "uvloop"], ids=["asyncio", "uvloop"])
+def test_connections_that_wait_are_accepted_at_the_end(new_loop):
+    """uvloop accepts one connection in a turn of the loop: all of these wait when the service ends."""
+    if new_loop == "uvloop":
+        new_loop = pytest.importorskip("uvloop").new_event_loop
+    accepted = []
+
+    def busy() -> asyncio.Protocol:
+        time.sleep(0.002)
+        accepted.append(1)
+        return asyncio.Protocol()
+
+    async def end() -> None:
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = await asyncio.get_running_loop().create_server(busy, sock=listening)
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(40)]  # while the loop stands still
+        await stop_accepting(listening)
+        server.close()
+        await asyncio.sleep(0.01)
+        for client in clients:
+            client.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(end())
+    assert len(accepted) == 40

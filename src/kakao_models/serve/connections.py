@@ -1,14 +1,19 @@
 """Connections that carry no request: how long they stay, how many there are, and how they end with the service."""
 
 import asyncio
+import contextlib
+import ctypes
 import select
 import socket
+import struct
+import sys
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 WAIT = 30.0  # seconds for the headers of a request, on a new connection or after an answer
 LINGER = 1.0  # seconds that a new connection has to send its request once the service ends
+_SO_ATTACH_FILTER = 26  # socket(7) of Linux
 MOST = 2048  # connections; beyond it, those that have waited longest for a request are closed
 
 
@@ -47,22 +52,39 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         left = self._since + LINGER - self.loop.time()
-        if self.is_idle and not self.transport.is_closing() and (left > 0 or self._has_bytes()):
+        connection = self.transport.get_extra_info("socket")
+        if self.is_idle and not self.transport.is_closing() and (left > 0 or _is_readable(connection)):
             self.loop.call_later(max(left, 0.05), self.shutdown)
         else:
             super().shutdown()
 
-    def _has_bytes(self) -> bool:
-        """Whether something has come that has not been read."""
-        if not hasattr(select, "poll"):  # Windows
-            return False
-        poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+
+def _is_readable(connection: socket.socket) -> bool:
+    """Whether something has arrived: bytes, or a connection that waits to be accepted."""
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([connection], [], [], 0)[0])
+    poll = select.poll()  # select takes no descriptors above 1023
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def stop_accepting(listening: socket.socket) -> None:
-    """Lets no further connections wait at a socket, and has those that do accepted."""
+    """Lets no further connections come to a socket, and has those that wait at it accepted."""
     listening.listen(0)
-    for _ in range(3):
-        await asyncio.sleep(0.005)  # the loop accepts all that wait
+    loop, quiet = asyncio.get_running_loop(), 0
+    end = loop.time() + LINGER
+    while quiet < 3 and loop.time() < end:  # those that are being made
+        await asyncio.sleep(0.005 if quiet else 0)
+        quiet = 0 if _is_readable(listening) else quiet + 1
+    _drop_packets(listening)
+    while _is_readable(listening) and loop.time() < end + LINGER:
+        await asyncio.sleep(0)  # uvloop accepts one connection in a turn of the loop, asyncio all
+
+
+def _drop_packets(listening: socket.socket) -> None:
+    """Drops what comes to a listening socket, so that no connection is made between the last one and its closing (Linux)."""
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0, which keeps no byte
+    with contextlib.suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
