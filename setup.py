@@ -16,8 +16,8 @@ EXTRAS = {
     "torch": TORCH,
     "keras": KERAS,  # for those who bring its backend, such as tensorflow-cpu
     "tensorflow": ["tensorflow>=2.18", *KERAS],
-    # nnx.List, set_value; jax.shard_map; flatbuffers, with which jax.export writes a program
-    "flax": ["jax>=0.10", "flax>=0.12", "optax>=0.2.8", "flatbuffers>=24.3"],
+    # nnx.view; jax.shard_map; flatbuffers, with which jax.export writes a program
+    "flax": ["jax>=0.10", "flax>=0.12.4", "optax>=0.2.8", "flatbuffers>=24.3"],
     "convert": [*TORCH, "h5py>=3.11", "msgpack>=1.1"],
     "train": [
         *TORCH,
