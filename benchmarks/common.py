@@ -71,10 +71,10 @@ def words(count: int = 30_000) -> list[str]:
     return [a + b + c for a in syllables for b in syllables for c in syllables][:count]
 
 
-def sentences(count: int, shortest: int, longest: int, seed: int = 0) -> list[str]:
-    """Different texts of `shortest` to `longest` words."""
+def sentences(count: int, shortest: int, longest: int, seed: int = 0, vocabulary: list[str] | None = None) -> list[str]:
+    """Different texts of `shortest` to `longest` words, by default of `words`."""
     draw = random.Random(seed)
-    vocabulary = words()
+    vocabulary = vocabulary or words()
     return [" ".join(draw.choices(vocabulary, k=draw.randint(shortest, longest))) for _ in range(count)]
 
 

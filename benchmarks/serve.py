@@ -26,6 +26,8 @@ import numpy as np
 from common import arguments, checkpoint, sentences, show
 from PIL import Image
 
+from kakao_models import AlignProcessor
+
 LEVELS = (1, 8, 64, 256)
 
 
@@ -167,12 +169,13 @@ def large() -> list[bytes]:
     return [json.dumps({"input": one}).encode() for one in inputs]
 
 
-def requests(kind: str, count: int) -> list[bytes]:
+def requests(kind: str, count: int, vocabulary: list[str]) -> list[bytes]:
     if kind == "both":
-        texts, images = requests("texts", count), requests("images", count)
+        texts, images = (requests(part, count, vocabulary) for part in ("texts", "images"))
         return [images[index] if index % 8 == 0 else text for index, text in enumerate(texts)]
     if kind == "texts":
-        return [json.dumps({"input": text, "encoding_format": "base64"}).encode() for text in sentences(count, 4, 16)]
+        texts = sentences(count, 4, 16, vocabulary=vocabulary)
+        return [json.dumps({"input": text, "encoding_format": "base64"}).encode() for text in texts]
     made = [json.dumps({"input": url, "encoding_format": "base64"}).encode() for url in photographs(min(count, 32))]
     return [made[index % len(made)] for index in range(count)]
 
@@ -188,10 +191,10 @@ def photographs(count: int) -> list[str]:
     return made
 
 
-async def mixture(service: Service, minutes: float, clients: int = 64) -> list[list]:
+async def mixture(service: Service, minutes: float, vocabulary: list[str], clients: int = 64) -> list[list]:
     """Rows for each tenth of the time: answers by status, and the memory of the service."""
     urls = photographs(8)
-    turns = [(body, "/v1/embeddings") for body in requests("both", 64)]
+    turns = [(body, "/v1/embeddings") for body in requests("both", 64, vocabulary)]
     for number, url in enumerate(urls):
         body = {"input": url, "labels": [f"label {number}", "a cat", "a dog"]}
         turns[8 * number + 1] = (json.dumps(body).encode(), "/v1/classify")
@@ -219,6 +222,7 @@ def main() -> None:
     options = arguments(__doc__, model="", requests=300, images=120, shutdowns=0, clients=0, minutes=0.0)
     folder = options.model or checkpoint(options.size)
     name = options.model or options.size
+    vocabulary = [word for word in AlignProcessor.from_pretrained(folder).tokenizer.get_vocab() if word.isalpha()]
     services = {}
     if options.requests or options.images:
         services["batches"] = Service(folder)
@@ -227,7 +231,7 @@ def main() -> None:
         for kind, count in (("texts", options.requests), ("images", options.images), ("both", options.requests)):
             if not count or (kind == "both" and not options.images):
                 continue
-            bodies, rows = requests(kind, count), []
+            bodies, rows = requests(kind, count, vocabulary), []
             for level in LEVELS:
                 cells = []
                 for service in services.values():
@@ -242,7 +246,7 @@ def main() -> None:
     if codes:
         print(f"\nexit codes after SIGTERM: {codes}")
     if options.shutdowns:
-        bodies, totals = requests("texts", 64), []
+        bodies, totals = requests("texts", 64, vocabulary), []
         for _ in range(options.shutdowns):
             totals.append(asyncio.run(shutdown(Service(folder), bodies, 64)))
             print(f"shutdown {len(totals)}/{options.shutdowns}: {totals[-1]}", file=sys.stderr, flush=True)
@@ -255,7 +259,7 @@ def main() -> None:
         service.end()
     if options.minutes:
         service = Service(folder)
-        rows = asyncio.run(mixture(service, options.minutes))
+        rows = asyncio.run(mixture(service, options.minutes, vocabulary))
         show(f"{options.minutes:g} minutes, mixed, 64 clients, {name}", ["minute", "answers by status", "MB"], rows)
         service.end()
 
