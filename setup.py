@@ -8,7 +8,7 @@ from setuptools import setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "src/kakao_models/__init__.py").read_text()).group(1)
 
-TORCH = ["torch>=2.6"]
+TORCH = ["torch>=2.8"]  # older ones can't trace transformers' ViT
 SEARCH = ["pymilvus>=3.0", "milvus-lite>=3.2"]
 KERAS = ["keras>=3.11.3"]  # older releases have holes in their loading
 # No framework needs another.
