@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from kakao_models import AlignForImageClassification, AlignModel, AlignVisionModel, ViTForImageClassification, ViTModel
+from kakao_models.fused.graph_towers import graphs
 from kakao_models.fused.packed import PackedConvolution, packed
 from kakao_models.fused.towers import tensors_of, towers
 
@@ -145,15 +146,16 @@ def test_packed_towers_of_other_activations(activation):
     assert differ(twin(pixels.contiguous(memory_format=torch.channels_last)), wanted) < 1e-5
 
 
-def test_every_tensor_is_used_once_and_fits(align_model):
+@pytest.mark.parametrize("build", [towers, graphs])
+def test_every_tensor_is_used_once_and_fits(build, align_model):
     model = align_model.to(torch.float32)
     tensors, key = tensors_of(model), "vision_model.encoder.blocks.1.projection.project_bn.weight"
     with pytest.raises(ValueError, match=f"missing {key}"):
-        towers(model.config, {name: tensor for name, tensor in tensors.items() if name != key})
+        build(model.config, {name: tensor for name, tensor in tensors.items() if name != key})
     with pytest.raises(ValueError, match="unknown extra.weight"):
-        towers(model.config, tensors | {"extra.weight": torch.zeros(1)})
+        build(model.config, tensors | {"extra.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=rf"{key}: the file has \(1,\), the model expects"):
-        towers(model.config, tensors | {key: torch.zeros(1)})
+        build(model.config, tensors | {key: torch.zeros(1)})
 
 
 def test_bytes_stand_for_what_the_processor_says(align):

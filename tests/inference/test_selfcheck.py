@@ -162,7 +162,7 @@ def test_vits_are_not_mixed(vit):
 def test_what_was_measured_is_kept(align, home, monkeypatch):
     first = engine(align, "torch", dtype="bfloat16")
     kept = sorted((home / "checks").glob("*.json"))
-    assert len(kept) >= 2 and not list(home.rglob("*.unfinished"))
+    assert len(kept) >= 2 and not list(home.rglob("*.tmp"))
     monkeypatch.setattr(selfcheck, "_measured", None)  # would be called
     again = engine(align, "torch", dtype="bfloat16")
     assert again.engine.checks == first.engine.checks

@@ -57,7 +57,7 @@ def _converted(program: torch.export.ExportedProgram, inputs: Sequence[str], out
     """A `torch.onnx.ONNXProgram`; inputs and output get these names, and the inputs' axes `shape`."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
-    log.setLevel(logging.ERROR)  # it warns that torchvision is not there, which nothing needs
+    log.setLevel(logging.ERROR)  # it warns that torchvision is missing, but nothing needs it
     try:
         with quiet_converters():
             made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)

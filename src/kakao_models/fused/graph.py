@@ -198,6 +198,38 @@ def folded_convolution(
     return weight * scale[:, None, None, None].astype(weight.dtype), shift.astype(weight.dtype)
 
 
+def pixel_input(
+    channels: int,
+    size: tuple[int | str, int | str],
+    weight: np.ndarray,
+    pixels: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[Graph, str, np.ndarray]:
+    """A graph that takes images, the first value in it, and the weight (D, C, H, W) of the convolution of that.
+
+    The zero of bytes is subtracted, so that padding stays 0, and their scale is in the weight.
+    """
+    graph = Graph({"pixel_values": ("float32" if pixels is None else "uint8", ("batch", channels, *size))})
+    if pixels is None:
+        return graph, "pixel_values", weight
+    scale, zero = pixels
+    x = graph.op("Cast", "pixel_values", to=1)
+    x = graph.op("Sub", x, graph.constant(zero.astype(np.float32)[:, None, None]))
+    return graph, x, (weight.astype(np.float64) * scale[None, :, None, None]).astype(np.float32)
+
+
+def feed_forward(graph: Graph, x: str, y: str, config: Any, weights: Weights, name: str, norm: str | None) -> str:
+    """x + the two products of y, and the normalisation behind the sum if there is one."""
+    width, inner = config.hidden_size, config.intermediate_size
+    for part, shape, activation in (
+        ("intermediate.dense", (inner, width), config.hidden_act),
+        ("output.dense", (width, inner), None),
+    ):
+        arrays = weights(f"{name}.{part}.weight", *shape), weights(f"{name}.{part}.bias", shape[0])
+        y = graph.activate(graph.linear(y, *arrays), activation)
+    x = graph.op("Add", x, y)
+    return x if norm is None else graph.layer_norm(x, weights, norm, width, config.layer_norm_eps)
+
+
 def _bytes(array: np.ndarray) -> memoryview:
     return memoryview(np.ascontiguousarray(array)).cast("B")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kakao_models.align.blocks import BlockSpec, block_specs, output_channels, round_filters
-from kakao_models.fused.graph import Graph, folded_convolution
+from kakao_models.fused.graph import Graph, feed_forward, folded_convolution, pixel_input
 from kakao_models.fused.weights import Weights
 
 LOWEST = np.finfo(np.float32).min  # a logit whose share in a softmax is 0
@@ -65,38 +65,16 @@ def image_tower(
     x = graph.convolution(x, weight, bias, stride=(2, 2), pad=(0, 1), activation=activation)
     for index, spec in enumerate(block_specs(config)):
         x = block(graph, x, weights, f"vision_model.encoder.blocks.{index}", spec, activation, eps)
-    width = output_channels(config)
-    graph.output = x, ("batch", width, "rows", "columns")
-    pool = "GlobalAveragePool" if config.pooling_type == "mean" else "GlobalMaxPool"
-    x = x if hidden else graph.op("Flatten", graph.op(pool, x))
+    width, arrays = output_channels(config), None
     if projection is not None:
-        arrays = (
-            weights("visual_projection.weight", projection, width),
-            weights("visual_projection.bias", projection),
-        )
-        x = x if hidden else graph.linear(x, *arrays)
-    if not hidden:
-        graph.output = x, ("batch", projection or width)
+        arrays = weights("visual_projection.weight", projection, width), weights("visual_projection.bias", projection)
+    if hidden:
+        graph.output = x, ("batch", width, "rows", "columns")
+        return graph
+    pool = "GlobalAveragePool" if config.pooling_type == "mean" else "GlobalMaxPool"
+    x = graph.op("Flatten", graph.op(pool, x))
+    graph.output = x if arrays is None else graph.linear(x, *arrays), ("batch", projection or width)
     return graph
-
-
-def pixel_input(
-    channels: int,
-    size: tuple[int | str, int | str],
-    weight: np.ndarray,
-    pixels: tuple[np.ndarray, np.ndarray] | None,
-) -> tuple[Graph, str, np.ndarray]:
-    """A graph that takes images, the first value in it, and the weight (D, C, H, W) of the convolution of that.
-
-    The zero of bytes is subtracted, so that padding stays 0, and their scale is in the weight.
-    """
-    graph = Graph({"pixel_values": ("float32" if pixels is None else "uint8", ("batch", channels, *size))})
-    if pixels is None:
-        return graph, "pixel_values", weight
-    scale, zero = pixels
-    x = graph.op("Cast", "pixel_values", to=1)
-    x = graph.op("Sub", x, graph.constant(zero.astype(np.float32)[:, None, None]))
-    return graph, x, (weight.astype(np.float64) * scale[None, :, None, None]).astype(np.float32)
 
 
 def text_layer(graph: Graph, x: str, mask: str, config: Any, weights: Weights, name: str, first: bool) -> str:
@@ -108,19 +86,6 @@ def text_layer(graph: Graph, x: str, mask: str, config: Any, weights: Weights, n
     x = graph.op("Add", graph.first_token(x) if first else x, attended)
     x = graph.layer_norm(x, weights, output + "LayerNorm", width, eps)
     return feed_forward(graph, x, x, config, weights, name, norm=f"{name}.output.LayerNorm")
-
-
-def feed_forward(graph: Graph, x: str, y: str, config: Any, weights: Weights, name: str, norm: str | None) -> str:
-    """x + the two products of y, and the normalisation behind the sum if there is one."""
-    width, inner = config.hidden_size, config.intermediate_size
-    for part, shape, activation in (
-        ("intermediate.dense", (inner, width), config.hidden_act),
-        ("output.dense", (width, inner), None),
-    ):
-        arrays = weights(f"{name}.{part}.weight", *shape), weights(f"{name}.{part}.bias", shape[0])
-        y = graph.activate(graph.linear(y, *arrays), activation)
-    x = graph.op("Add", x, y)
-    return x if norm is None else graph.layer_norm(x, weights, norm, width, config.layer_norm_eps)
 
 
 def text_tower(config: Any, weights: Weights, projection: int) -> Graph:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.fused.graph import Graph
-from kakao_models.fused.graph_align import feed_forward, pixel_input
+from kakao_models.fused.graph import Graph, feed_forward, pixel_input
 from kakao_models.fused.weights import Weights, pair
 
 
@@ -53,13 +52,15 @@ def vit_tower(
     for index in range(config.num_hidden_layers):
         x = vit_layer(graph, x, config, weights, f"vit.encoder.layer.{index}", index == last and not hidden)
     x = graph.layer_norm(x, weights, "vit.layernorm", width, config.layer_norm_eps)
-    graph.output = x, ("batch", 1 + grid[0] * grid[1], width)
-    if not hidden:
-        x = graph.op("Reshape", x, graph.indices(0, width))  # (B, 1, D) → (B, D)
+    arrays = None
     if "vit.pooler.dense.weight" in weights:
         shape = config.pooler_output_size or width, width
         arrays = weights("vit.pooler.dense.weight", *shape), weights("vit.pooler.dense.bias", shape[0])
-        x, width = x if hidden else graph.activate(graph.linear(x, *arrays), config.pooler_act), shape[0]
-    if not hidden:
-        graph.output = x, ("batch", width)
+    if hidden:
+        graph.output = x, ("batch", 1 + grid[0] * grid[1], width)
+        return graph
+    x = graph.op("Reshape", x, graph.indices(0, width))  # (B, 1, D) → (B, D)
+    if arrays is not None:
+        x, width = graph.activate(graph.linear(x, *arrays), config.pooler_act), len(arrays[1])
+    graph.output = x, ("batch", width)
     return graph

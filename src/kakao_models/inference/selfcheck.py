@@ -7,9 +7,7 @@ each is made once.
 import hashlib
 import json
 import logging
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kakao_models.files.atomic import write_text
 from kakao_models.inference.engine_towers import EngineChoice, TowerEngine
 from kakao_models.inference.progress import Progress
 from kakao_models.inference.runners import (
@@ -215,14 +214,7 @@ def _remember(
     path, about = _place(engine, what, choice, arrays)
     with suppress(OSError):  # a home that can't be written to: it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(entry | {"about": about}, file, indent=1)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_text(path, json.dumps(entry | {"about": about}, indent=1))
 
 
 def machine() -> dict:
