@@ -139,6 +139,25 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> di
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def shortest(run: Callable[[], object], now: Callable[[], float] = time.perf_counter, repeats: int = 5) -> float:
+    """The shortest of several runs, in seconds of a clock."""
+    seconds = []
+    for _ in range(repeats):
+        start = now()
+        run()
+        seconds.append(now() - start)
+    return min(seconds)
+
+
+def product(dtype: str, now: Callable[[], float] = time.perf_counter) -> tuple[float, float]:
+    """Seconds of a large matrix product, and its operations per second: the machine's peak."""
+    n = 2048
+    a, b = (torch.randn(n, n).to(getattr(torch, dtype)) for _ in range(2))
+    a @ b
+    seconds = shortest(lambda: a @ b, now)
+    return seconds, 2 * n**3 / seconds
+
+
 def difference(a, b) -> str:
     """Largest absolute difference, for a table."""
     return f"{np.abs(np.asarray(a) - np.asarray(b)).max():.1e}"

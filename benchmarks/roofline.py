@@ -10,14 +10,13 @@ cache, and not from memory.
 """
 
 import math
-import time
 from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 import openvino
 import torch
-from common import SIZES, arguments, show
+from common import SIZES, arguments, product, shortest, show
 
 from kakao_models import AlignModel, ViTConfig, ViTModel
 from kakao_models.fused.graph_towers import graphs
@@ -40,24 +39,11 @@ class Layer(NamedTuple):
     seconds: float
 
 
-def seconds_of(run, repeats: int = 5) -> float:
-    """The shortest of several runs."""
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
-def peaks(dtype: str) -> tuple[float, float]:
-    """Operations per second of a large matrix product, and bytes per second of a copy that fits no cache."""
-    n = 2048
-    a, b = (torch.randn(n, n).to(getattr(torch, dtype)) for _ in range(2))
-    a @ b
+def bandwidth_of_memory() -> float:
+    """Bytes per second, read and written, of a copy that fits no cache."""
     source = torch.ones(1 << 28, dtype=torch.uint8)
     target = torch.empty_like(source)
-    return 2 * n**3 / seconds_of(lambda: a @ b), 2 * len(source) / seconds_of(lambda: target.copy_(source))
+    return 2 * len(source) / shortest(lambda: target.copy_(source))
 
 
 def kind_of(layer: str, primitive: str, weights: tuple[int, ...]) -> str:
@@ -129,7 +115,7 @@ def draw(path: str, points: dict[str, list[tuple]], peak: float, bandwidth: floa
 
 def main() -> None:
     options = arguments(__doc__, models="b7,vit-l16", batch=8, repeats=3, dtype="float32", picture="")
-    peak, bandwidth = peaks(options.dtype)
+    peak, bandwidth = product(options.dtype)[1], bandwidth_of_memory()
     threads = torch.get_num_threads()
     points = {}
     for name in options.models.split(","):
@@ -146,18 +132,17 @@ def main() -> None:
         pixels = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
         layers = layers_of(compiled, pixels, options.repeats)
         whole = sum(layer.seconds for layer in layers)
-        rows, points[name] = [], []
-        for kind in sorted({layer.kind for layer in layers}):
-            some = [layer for layer in layers if layer.kind == kind]
+
+        def row(kind: str, some: list[Layer], whole: float = whole) -> list:
             operations, moved, seconds = (sum(layer[at] for layer in some) for at in (1, 2, 3))
             ideal = sum(max(layer.operations / peak, layer.bytes / bandwidth) for layer in some)
-            rows.append([kind, len(some), operations / 1e9, moved / 1e9, 1e3 * seconds, f"{seconds / whole:.1%}",
-                         operations / moved, operations / seconds / 1e9, f"{ideal / seconds:.0%}"])  # fmt: skip
-            points[name].append((kind, operations / moved, operations / seconds / 1e9, seconds / whole))
-        rows.sort(key=lambda row: -row[4])
-        ideal = sum(max(layer.operations / peak, layer.bytes / bandwidth) for layer in layers)
-        rows.append(["all", len(layers), sum(x.operations for x in layers) / 1e9, sum(x.bytes for x in layers) / 1e9,
-                     1e3 * whole, "100%", "", sum(x.operations for x in layers) / whole / 1e9, f"{ideal / whole:.0%}"])  # fmt: skip
+            return [kind, len(some), operations / 1e9, moved / 1e9, 1e3 * seconds, seconds / whole,
+                    operations / moved, operations / seconds / 1e9, ideal / seconds]  # fmt: skip
+
+        kinds = {layer.kind for layer in layers}
+        rows = sorted((row(kind, [x for x in layers if x.kind == kind]) for kind in kinds), key=lambda r: -r[4])
+        points[name] = [(r[0], r[6], r[7], r[5]) for r in rows]
+        rows = [[*r[:5], f"{r[5]:.1%}", *r[6:8], f"{r[8]:.0%}"] for r in (*rows, row("all", layers))]
         show(
             f"{name}, {size} pixels, batch {options.batch}, {options.dtype}: peak {peak / 1e9:.0f} GFLOP/s, "
             f"{bandwidth / 1e9:.0f} GB/s",

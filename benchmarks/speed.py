@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import SIZES, checkpoint, machine, sentences, theirs, vit_checkpoint, write_photos
+from common import SIZES, checkpoint, machine, product, sentences, shortest, theirs, vit_checkpoint, write_photos
 from PIL import Image
 
 from kakao_models import Embedder, pipeline
@@ -44,7 +44,7 @@ class Table:
 
     def __init__(self, clock: str, repeats: int):
         self.rows: list[dict] = []
-        self._now, self._repeats = CLOCKS[clock], repeats
+        self.now, self._repeats = CLOCKS[clock], repeats
 
     def compare(self, what: str, ways: dict[str, Callable[[], object]], times: dict[str, float] | None = None) -> None:
         """Median seconds of each way, its ratio to the first one, and the cosine of their rows where they are arrays.
@@ -57,10 +57,10 @@ class Table:
             for name, run in ways.items():
                 if repeat == 0 and (times or {}).get(name, 1) > 1:
                     continue  # too long to be run for warming up
-                start = self._now()
+                start = self.now()
                 results[name] = run()
                 if repeat:
-                    seconds[name].append(self._now() - start)
+                    seconds[name].append(self.now() - start)
         medians = {name: statistics.median(values) * (times or {}).get(name, 1) for name, values in seconds.items()}
         first = next(iter(ways))
         for name, value in medians.items():
@@ -86,25 +86,15 @@ def markdown(row: dict) -> str:
 
 
 def peak(table: Table, options) -> None:
-    n = 2048
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
-        a @ b
-        best = min(clocked(table, lambda a=a, b=b: a @ b) for _ in range(5))
-        name = str(dtype).removeprefix("torch.")
-        table.add({"what": "peak", "way": f"matrix product, {name}", "seconds": best, "times": 1.0,
-                   "note": f"{2 * n**3 / best / 1e9:.0f} GFLOP/s"})  # fmt: skip
+    for dtype in ("float32", "bfloat16"):
+        seconds, speed = product(dtype, table.now)
+        table.add({"what": "peak", "way": f"matrix product, {dtype}", "seconds": seconds, "times": 1.0,
+                   "note": f"{speed / 1e9:.0f} GFLOP/s"})  # fmt: skip
     source = np.ones(1 << 28, np.uint8)
     target = np.empty_like(source)
-    best = min(clocked(table, lambda: np.copyto(target, source)) for _ in range(5))
+    best = shortest(lambda: np.copyto(target, source), table.now)
     table.add({"what": "peak", "way": "copying memory, one thread", "seconds": best, "times": 1.0,
                "note": f"{2 * source.nbytes / best / 1e9:.1f} GB/s read and written"})  # fmt: skip
-
-
-def clocked(table: Table, run: Callable[[], object]) -> float:
-    start = table._now()
-    run()
-    return table._now() - start
 
 
 def embedders(folder: str, options) -> dict[str, Embedder]:
