@@ -333,7 +333,8 @@ from kakao_models.data.workers import processes
 def start(): pass
 
 def work(path):
-    open(path, "w").write(str(os.getpid()))
+    open(path + ".part", "w").write(str(os.getpid()))
+    os.rename(path + ".part", path)  # so that nobody reads an empty file
     time.sleep(60)
 
 if __name__ == "__main__":

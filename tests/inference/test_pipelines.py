@@ -268,6 +268,8 @@ def test_labels_that_mean_nothing_to_the_model_are_named(align, zero_shot, photo
     with pytest.warns(UserWarning, match=r"candidate_labels: 'cat' is there more than once, and count"):
         result = zero_shot(photos[0], ["cat", "dog", "cat"])
     same(result, zero_shot(photos[0], ["cat", "dog"]))
+    with pytest.warns(UserWarning, match="'cat' is the only label, so its score is always 1"):
+        assert zero_shot(photos[0], ["cat"])[0]["score"] == 1
     for empty in ("", " \n"):
         with pytest.raises(ValueError, match=r"candidate_labels: label 1 is empty"):
             zero_shot(photos[0], ["cat", empty])

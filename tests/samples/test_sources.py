@@ -343,6 +343,24 @@ def test_rows_of_one_image_keep_all_their_labels(tmp_path):
     assert [sample.labels for sample in everything(source)] == [("cat", "dog"), ("cat",)]
 
 
+@pytest.mark.parametrize("form", ["files", "tfrecord"])
+def test_reports_beside_shards_are_no_tables(form, tmp_path):
+    """img2dataset writes a report beside every shard, whatever the shard's format."""
+    tables.write_parquet(tmp_path / "00000.parquet", {"url": ["http://x"] * 4, "status": ["success"] * 3 + ["failed"]})
+    if form == "files":
+        (tmp_path / "00000").mkdir()
+        for number in range(3):
+            (tmp_path / f"00000/{number}.png").write_bytes(tables.content(number))
+        assert sum(open_source(tmp_path).counts) == 4  # a folder beside a table is not yet a shard
+        (tmp_path / "00000_stats.json").write_text('{"successes": 3}')
+    else:
+        records = b"".join(tables.record(tables.example({"jpg": [tables.content(number)]})) for number in range(3))
+        (tmp_path / "00000.tfrecord").write_bytes(records)
+    assert [pixels(sample.image) for sample in everything(open_source(tmp_path))] == [
+        pixels(tables.content(number)) for number in range(3)
+    ]
+
+
 @pytest.mark.parametrize("need", ["caption", "label"])
 def test_tables_beside_images_are_named(need, tmp_path):
     tables.write_csv(tmp_path / "t.csv", {"image": [], "caption": [], "label": []})

@@ -49,7 +49,13 @@ class _Group(TyperGroup):
             # The rest of the message is the query, or options of DuckDB that this command does not have.
             reason = re.split(r"\n\nLINE |\n\nJVM stacktrace|\n\s*Possible (?:fixes|Solution)", str(error))[0].strip()
             file = re.search(r"^  file = (.+)$", str(error), re.MULTILINE)
-            raise ValueError(f"{file[1]}: {reason}" if file else f"{type(error).__name__}: {reason}") from error
+            if package in ("duckdb", "_duckdb"):  # which begins with "Invalid Input Error: "
+                reason = re.sub(r"^(?:[A-Z]\w* )+Error: ", "", reason)
+            else:
+                reason = f"{type(error).__name__}: {reason}"
+            if reason.startswith("Failed to read file"):
+                reason += ". Is the file complete? If not, download it again"
+            raise ValueError(f"{file[1]}: {reason}" if file else reason) from error
 
 
 app = group("Inspect, filter and download image-text data such as COYO, and turn it into training shards.", cls=_Group)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kakao_models.inference.labels import label_problems
+from kakao_models.inference.labels import label_problems, only_label
 from kakao_models.inference.pipelines import pipeline
 from kakao_models.inference.relevance import read_least
 from kakao_models.pixels.images import load_image
@@ -72,7 +72,7 @@ def zero_shot(
         classify = models.get(ZERO_SHOT, name, loading)
         options = {"hypothesis_template": sentences} if sentences else {}
         results.append((name, classify(photo, candidate_labels=names, **options)))
-        problems |= dict.fromkeys(label_problems(classify.embedder, names))
+        problems |= dict.fromkeys(label_problems(classify.embedder, names) + only_label(names))
     return bars(results) + "".join(note(f"{problem[0].upper()}{problem[1:]}.") for problem in problems)
 
 

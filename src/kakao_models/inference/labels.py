@@ -130,6 +130,15 @@ def repeated_labels(labels: Iterable[str]) -> list[str]:
     return [f"{_quoted(repeated)} {verbs[0]} there more than once, and {verbs[1]} once"] if repeated else []
 
 
+def only_label(labels: Sequence[str]) -> list[str]:
+    """A sentence where there is nothing to compare a label with; none otherwise."""
+    if len(labels) > 1:
+        return []
+    return [
+        f"{_quoted(labels)} is the only label, so its score is always 1: add other labels, or ask for a least relevance"
+    ]
+
+
 def label_problems(embedder: Embedder, labels: Sequence[str]) -> list[str]:
     """Problems that a model has with distinct labels, one sentence for each, which names the labels: its tokenizer knows no
     word of them (Korean or emoji in an English vocabulary), or they are the same to it ("Cat" and "cat" without capitals).

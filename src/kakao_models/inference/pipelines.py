@@ -11,7 +11,7 @@ import numpy as np
 
 from kakao_models.inference.arguments import TRANSFORMERS_ARGUMENTS
 from kakao_models.inference.embedder import Embedder
-from kakao_models.inference.labels import LabelEmbeddings, LabelProblems, distinct_labels
+from kakao_models.inference.labels import LabelEmbeddings, LabelProblems, distinct_labels, only_label
 from kakao_models.inference.relevance import Limit, read_least
 from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_function, softmax
 from kakao_models.inference.stream import ImageBatch, is_single
@@ -162,7 +162,7 @@ class ZeroShotImageClassification(ImagePipeline):
             limit = Limit.of(self.embedder.relevance, "min_relevance", min_relevance, self.embedder.name)
         label_embeds = self._label_embeddings(labels, hypothesis_template, batch_size)
         alone = self._label_embeddings(labels, "{}", batch_size) if limit else label_embeds
-        for problem in self._label_problems(labels):
+        for problem in self._label_problems(labels) + ([] if limit else only_label(labels)):
             warn(problem)
 
         def finish(image_embeds: np.ndarray) -> list[list[dict]]:

@@ -101,12 +101,22 @@ def one_suffix(paths: Collection[str], source: str | os.PathLike, suffixes: Coll
 
 
 def files_in(folder: str | os.PathLike, suffixes: Collection[str], deep: bool = True) -> list[str]:
-    """The files in a folder, and with `deep` under it, that have one of these suffixes."""
+    """The files in a folder, and with `deep` under it, that have one of these suffixes.
+
+    img2dataset writes 00000.parquet, the report of a shard, beside the shard: 00000.tar, 00000.tfrecord, or a folder 00000 of
+    images. Where there is such a shard, its report is left out.
+    """
     root, files = Path(folder), []
     for path in sorted(root.rglob("*") if deep else root.iterdir()):
         hidden = any(part.startswith(("_", ".")) for part in path.relative_to(root).parts)
         own = path.name in (*_OURS, *SAVED) or path.name.endswith("_stats.json")
         if not hidden and not own and suffix_of(path) in suffixes and path.is_file():
             files.append(path)
-    tars = {path.with_suffix("") for path in files if suffix_of(path) == ".tar"}
-    return [str(path) for path in files if suffix_of(path) == ".tar" or path.with_suffix("") not in tars]
+    kept = {path for path in files if SHARDS.get(suffix_of(path)) in ("tar", "tfrecord")}
+    stems = {path.with_suffix("") for path in kept}
+    return [str(path) for path in files if path in kept or not _is_report(path, stems)]
+
+
+def _is_report(path: Path, shards: Collection[Path]) -> bool:
+    stem = path.with_suffix("")
+    return stem in shards or (stem.is_dir() and stem.with_name(f"{stem.name}_stats.json").is_file())

@@ -19,6 +19,7 @@ from kakao_models.inference.labels import (
     average_sentences,
     check_templates,
     label_sentences,
+    only_label,
     repeated_labels,
 )  # fmt: skip
 from kakao_models.inference.pipelines import HYPOTHESIS_TEMPLATE
@@ -163,6 +164,7 @@ class Service:
             sentences = self._sentences_of(labels, templates)
             problems = repeated_labels(request.labels)
             problems += await asyncio.to_thread(self._label_problems, labels)
+            problems += [] if limit else only_label(labels)
             alone = labels if limit else []
             of_images, of_sentences = await asyncio.gather(
                 self._images("image", await self._image_bytes(parts)), self._sentence_rows([*sentences, *alone])
