@@ -10,7 +10,7 @@
     python examples/align_small_finish.py --data align-small-data --start align-small-start --run align-small-run \
         --classes imagenet.txt --output align-small
 
-The weights are the mean of those before and after the training: better than either on images unlike the training's (Wortsman et al.
+The weights are an average of those before and after the training: better than either on images unlike the training's (Wortsman et al.
 2022). The image tower then reads 224 pixels, as it learned from crops of 160 (Touvron et al. 2019). Last, the two matrices into the
 common space are trained on features that are computed once, with large batches: on captions, on the teachers' classes of ImageNet, and
 on the labels of Caltech-101 and CIFAR-10. The output is in half its size: matrices are stored in float16.
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that align_small_data.py wrote")
     parser.add_argument("--start", type=Path, required=True, help="folder that align_small_start.py wrote")
     parser.add_argument("--run", type=Path, required=True, help="output of the training")
-    parser.add_argument("--share", type=float, default=0.5, help="weight of the trained model in the average")
+    parser.add_argument("--share", type=float, default=0.7, help="weight of the trained model in the average")
     parser.add_argument("--classes", required=True, help="file with the 1,000 ImageNet class names, one per line")
     parser.add_argument("--engine", help="engine of `Embedder` for the features, such as openvino")
     parser.add_argument("--steps", type=int, default=300)
