@@ -42,13 +42,13 @@ WHAT = {
 }
 HEAD = """# Parity
 
-Largest absolute difference from the recorded outputs of the original code (TensorFlow 2.4.1 for ALIGN, 2.8.0 for ViT), with fully
-randomised weights. Written by `python docs/make_parity.py` (`--full`: also B7 and L/16). The tests check every model against the limits of
+The table has the largest absolute difference of each model from the recorded outputs of the original code (TensorFlow 2.4.1 for ALIGN, 2.8.0
+for ViT), with fully randomised weights. The last column is the largest difference from our PyTorch model on the same inputs, over all outputs.
+`python docs/make_parity.py` writes this page (with `--full`, B7 and L/16 too). The tests check every model against the limits in
 `tests/tolerances.py`, block by block.
 
-In float64 the remaining difference of ALIGN comes from two constants that the original rounds to float32, 1/127.5 and the root of 2.
-With these constants, the difference is below 1e-9 (`test_golden_float64_with_the_original_s_float32_constants`). The last column is the
-largest difference from our PyTorch model on the same inputs, over all outputs.
+ALIGN's remaining difference in float64 comes from two constants that the original code rounds to float32: 1/127.5 and the square root of 2.
+With these rounded constants, the difference is below 1e-9 (`test_golden_float64_with_the_original_s_float32_constants`).
 
 | model | framework | precision | image features | text features | logits | from PyTorch |
 |---|---|---|---|---|---|---|

@@ -155,7 +155,7 @@ def examples(card: Card) -> str:
         labels = ', candidate_labels=["cat", "dog"]' if card.use == "align" else ""
         code = _PIPELINE.format(task=_TASKS[card.use], name=card.name, labels=labels)
         blocks.append(
-            f"With transformers instead of this package; it resizes with antialiasing, so scores differ slightly:\n\n```python\n{code}```"
+            f"The same with transformers, which resizes with antialiasing, so scores differ slightly:\n\n```python\n{code}```"
         )
     return "\n\n".join(blocks)
 
