@@ -206,9 +206,7 @@ class _Vectors:
     """Takes the place of an embedder: the index is given vectors."""
 
     def __init__(self, dim: int):
-        from kakao_models import AlignImageProcessor
-
-        self.dim, self.name, self.tokenizer, self.image_processor = dim, "vectors", None, AlignImageProcessor()
+        self.dim, self.name, self.inputs, self.image_settings = dim, "vectors", self, ("none", {})
         self.engine, self.config, self.image_options, self.fast_images = self, self, {}, False
         self.model, self.weights, self.description = self, [np.zeros(1)], "none"
         self.reads_texts = False
