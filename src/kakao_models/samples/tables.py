@@ -61,7 +61,8 @@ def is_parquet(source: str) -> bool:
 def open_table(connection: ibis.BaseBackend, source: str | os.PathLike) -> ir.Table:
     """A table by its name; columns of COYO have the published types, regardless of the file.
 
-    Other columns of a CSV file are text. A value that is not of its column's type becomes null.
+    Other columns of a CSV file are text. A value that is not of its column's type becomes null, but ids that are not all
+    whole numbers stay text.
 
     Args:
         source: a file, pattern or folder of .parquet, .csv, .tsv, .jsonl; hf://owner/name.
@@ -200,6 +201,10 @@ def fresh(table: ir.Table, name: str) -> str:
 def _typed(table: ir.Table) -> ir.Table:
     schema = table.schema()
     expected = {name: TYPES[name] for name in table.columns if name in TYPES and str(schema[name]) != TYPES[name]}
+    if "id" in expected and schema["id"].is_string():  # names are ids too
+        number = table.id.try_cast("int64")
+        if table.filter(table.id.notnull() & number.isnull()).limit(1).count().execute():
+            del expected["id"]
     return table.mutate(**{name: table[name].try_cast(kind) for name, kind in expected.items()}) if expected else table
 
 

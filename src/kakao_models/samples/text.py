@@ -65,15 +65,16 @@ class TextTable(Source):
             if merge:
                 sample_of_row.append(number)
             starts.append(start)
-            ids = ids and bool(_WHOLE.fullmatch(str(record.get(self.fields.id) or 0)))
+            ids = ids and _is_whole(record.get(self.fields.id))
             labels = labels and self._is_csv and bool(_WHOLE.fullmatch(record.get(self.fields.label) or "0"))
         self._starts = np.array([*starts, os.fstat(file.fileno()).st_size], np.int64)
         self.numbered, self.own_ids = ids, self.fields.id is not None
         self._casts = {name: _CASTS[TYPES[name]] for name in self.names if TYPES.get(name) in _CASTS}
         if labels and self.fields.label:
             self._casts[self.fields.label] = int
-        if ids and self.fields.id:
-            self._casts[self.fields.id] = int
+        if self.fields.id:
+            self._casts.pop(self.fields.id, None)  # names are ids too
+            self._casts |= {self.fields.id: int} if ids else {}
         # the rows of sample i are _order[_ends[i] : _ends[i + 1]]
         if count == len(starts):  # each row is a sample
             self._order, self._ends = range(count), range(count + 1)
@@ -176,8 +177,8 @@ class TextTable(Source):
         for name, cast in self._casts.items():
             if isinstance(value := record.get(name), str):
                 try:
-                    record[name] = cast(float(value)) if cast is int and "." in value else cast(value)
-                except ValueError:
+                    record[name] = _whole(value) if cast is int else cast(value)
+                except (ValueError, OverflowError):
                     record[name] = value if name == self.fields.label else None
         return record
 
@@ -214,6 +215,17 @@ class TextTable(Source):
                 raise ValueError(f"{self.path}: not a valid .gz file ({error})") from error
         file.seek(0)
         return file
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether an id is a whole number of 64 bits, or missing."""
+    text = str(value or 0)
+    return bool(_WHOLE.fullmatch(text)) and -(2**63) <= int(text.partition(".")[0]) < 2**63
+
+
+def _whole(value: str) -> int:
+    """A whole number; of another one, the part before the point. float() would round numbers of 16 digits and more."""
+    return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) or "." not in value else int(float(value))
 
 
 def slices(rows: int) -> tuple[list[int], list[int]]:
