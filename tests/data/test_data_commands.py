@@ -171,3 +171,40 @@ def test_stats_says_what_is_wrong_with_a_csv(command, tmp_path):
         tables.write_csv(tmp_path / name, {"id": [1], "text": ["x"]}, separator)
     code, _, err = command("stats", tmp_path / "[ab].csv")
     assert code == 2 and "b.csv: its separator is ';', but" in err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_ids_that_are_names_are_kept(suffix, command, tmp_path):
+    columns = {"id": ["img_1", "2"], "url": ["http://x/1.jpg", "http://x/2.jpg"], "width": [300, 400]}
+    place = getattr(tables, f"write_{suffix}")(tmp_path / f"t.{suffix}", columns)
+    assert command("filter", place, "-f", "range:column=width,min=1", "-o", tmp_path / "out")[0] == 0
+    assert sorted(pq.read_table(tmp_path / "out")["id"].to_pylist()) == ["2", "img_1"]
+    assert command("stats", place)[0] == 0
+
+
+def test_stats_of_whole_numbers_far_apart(command, tmp_path):
+    place = tables.write_parquet(tmp_path / "t.parquet", {"hash": [-(2**63), 2**63 - 1, 5]})
+    code, out, _ = command("stats", place, "--json")
+    assert code == 0 and json.loads(out)["columns"]["hash"]["counts"] == [1, 1, 1]
+
+
+def test_label_stats_needs_a_name_of_each_class(command, tmp_path):
+    place = tables.write_parquet(tmp_path / "t.parquet", {"labels": [[5, 3]], "label_probs": [[0.5, 0.3]]})
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    code, _, err = command("label-stats", place, "--labels-file", tmp_path / "names.txt")
+    assert code == 2 and "got 2 names of classes, but the table has the class" in err
+
+
+def test_preview_of_a_folder_of_images(command, tmp_path):
+    (path,) = tiny.picture_folder(tmp_path / "p" / "cat", 1)
+    path.with_suffix(".txt").write_text("a tabby")
+    code, out, err = command("preview", tmp_path / "p", "--columns", "label, caption", "--html", tmp_path / "page.html")
+    assert code == 0 and "a tabby" in out and "1 images, 0 could not be read" in err
+
+
+def test_differing_csv_files_name_no_option_of_another_program(command, tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a.csv").write_text("url,text\nhttp://x,a\n")
+    (tmp_path / "t/b.csv").write_text("text,n\na,1\n")
+    code, _, err = command("stats", tmp_path / "t")
+    assert code == 2 and '"url" is missing' in err and "union_by_name" not in err

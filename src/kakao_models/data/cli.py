@@ -26,6 +26,7 @@ from kakao_models.verbs import (
     check_sources,
     finish,
     group,
+    listed,
     model_options,
     not_standard,
     tell,
@@ -47,7 +48,9 @@ class _Group(TyperGroup):
             if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
                 raise
             # The rest of the message is the query, or options of DuckDB that this command does not have.
-            reason = re.split(r"\n\nLINE |\n\nJVM stacktrace|\n\s*Possible (?:fixes|Solution)", str(error))[0].strip()
+            reason = re.split(
+                r"\n\nLINE |\n\nJVM stacktrace|\n\s*(?:Possible|Potential) (?:[Ff]ixes|Solution)", str(error)
+            )[0].strip()
             file = re.search(r"^  file = (.+)$", str(error), re.MULTILINE)
             if package in ("duckdb", "_duckdb"):  # which begins with "Invalid Input Error: "
                 reason = re.sub(r"^(?:[A-Z]\w* )+Error: ", "", reason)
@@ -126,7 +129,7 @@ def preview(
         shown = [{name: None if _is_nan(value) else value for name, value in row.items()} for row in records]
         tell({"rows": shown, "findings": differences}, None, as_json)
     else:
-        print_table(records, columns.split(",") if columns else None)
+        print_table(records, listed(columns))
         for difference in differences:
             print(difference)
     if page:

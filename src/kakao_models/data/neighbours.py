@@ -43,10 +43,10 @@ def read_hashes(file: str | Path) -> list[str]:
         values = [perceptual_hash(load_image(picture)) for picture in list_images(path)]
     elif kind_of(path):
         records = [sample.record for sample in open_source(path, needs=(), keep=_HASHES, merge=False)]
-        name = find_column(tuple(records[0]), None, _HASHES)
+        name = find_column(tuple(dict.fromkeys(name for record in records for name in record)), None, _HASHES)
         if name is None:
             raise ValueError(f"{path}: has no column {', '.join(_HASHES)}")
-        values = [record[name] for record in records if record[name]]
+        values = [str(record[name]) for record in records if record.get(name)]
     else:
         values = path.read_text(encoding="utf-8-sig").split()
     hashes = sorted({value.lower() for value in values})
