@@ -233,7 +233,7 @@ def _image(value: Any, folder: Path | None) -> Any:
 
 
 def _place_of(value: str, folder: Path | None) -> str:
-    """What tells the image of a path or address from those of other folders."""
+    """The address of an image, or its path with the folder: other folders may have a file of the same name."""
     return value if "://" in value else os.path.join(folder or "", value)
 
 
