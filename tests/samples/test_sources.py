@@ -439,3 +439,9 @@ def test_ids_of_a_text_table(text, wanted, tmp_path):
         rows = Rows(tmp_path / f"t.{suffix}")
         (sample,) = rows.read(rows.parts(9)[0])
         assert sample.id == wanted and rows.numbered == isinstance(wanted, int)
+
+
+def test_ids_that_are_whole_floats(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"id": 3.0, "url": "http://x/1.jpg"}\n{"id": null, "url": "http://x/2.jpg"}\n')
+    source = open_source(tmp_path / "t.jsonl", merge=False)
+    assert [source.identify(source.read(0, row), 0, row) for row in range(2)] == [(0, "3"), (0, None)]

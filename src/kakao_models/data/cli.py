@@ -1,6 +1,7 @@
 """The command `kakao-models data`: one short function per verb, without logic."""
 
 import functools
+import math
 import os
 import re
 import sys
@@ -125,9 +126,7 @@ def preview(
     chosen.find(types, source=source)
     differences = list(map(str, check_columns(types)))
     if as_json:
-        # NaN is not JSON
-        shown = [{name: None if _is_nan(value) else value for name, value in row.items()} for row in records]
-        tell({"rows": shown, "findings": differences}, None, as_json)
+        tell({"rows": _finite(records), "findings": differences}, None, as_json)
     else:
         print_table(records, listed(columns))
         for difference in differences:
@@ -507,8 +506,13 @@ def verify(
         raise typer.Exit(1)
 
 
-def _is_nan(value) -> bool:
-    return isinstance(value, float) and value != value
+def _finite(value):
+    """A value with null for the numbers that JSON does not have: NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _say(step: str) -> None:

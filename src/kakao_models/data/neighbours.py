@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow.parquet as pq
@@ -104,9 +105,25 @@ def near_embeddings(table: ir.Table, embeddings: str, file: str, above: float) -
         file: the evaluation set's, likewise, or a .npy of (images, width).
         above: 0.975 in ALIGN's paper (section 3).
     """
-    near = _near_ids(str(embeddings), str(file), above)
+    near = _as_ids(_near_ids(str(embeddings), str(file), above), table.id.type(), embeddings)
     dropped = ibis.memtable({"key": near or [None]}, schema={"key": str(table.id.type())})
     return without(table, table.id, dropped.distinct())
+
+
+def _as_ids(ids: list, kind: dt.DataType, embeddings: str) -> list:
+    """Ids of embeddings as those of the table.
+
+    Raises:
+        ValueError: the table's are whole numbers, and these are names.
+    """
+    if not kind.is_integer():
+        return [str(name) for name in ids]
+    try:
+        return [int(name) for name in ids]
+    except ValueError as error:
+        raise ValueError(
+            f"{embeddings}: its ids are names ({error}), but those of the table are whole numbers. Is it of this table?"
+        ) from error
 
 
 @lru_cache(maxsize=4)

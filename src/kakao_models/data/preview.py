@@ -57,7 +57,7 @@ def _row(sample: Sample) -> dict[str, Any]:
         return dict(sample.record)
     captions = {"caption": "\n".join(sample.captions)} if sample.captions else {}
     labels = {"label": sample.labels[0]} if sample.labels else {}
-    return {"image": os.fspath(sample.image)} | captions | labels
+    return {"image": os.path.abspath(sample.image)} | captions | labels
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:

@@ -177,6 +177,8 @@ def join_columns(table: ir.Table, other: ir.Table) -> ir.Table:
     """
     require(table, ("id",), "join")
     require(other, ("id",), "join")
+    if other.id.type() != table.id.type():  # of one table all ids may be whole numbers, of the other not
+        other = other.mutate(id=other.id.try_cast(table.id.type()))
     counts = other.filter(other.id.notnull()).group_by("id").agg(rows=ibis._.count())
     if counts.filter(ibis._.rows > 1).count().execute():
         raise ValueError("join: the joined table has duplicate ids")

@@ -91,7 +91,7 @@ class TextTable(Source):
                 f"{self.path}: its lines end in a carriage return (CR). Save it with line feeds (LF or CRLF)"
             )
         if not head.strip():
-            raise ValueError(f"{self.path}: its first line is empty, expected names of columns, such as image,caption")
+            raise _no_head(self.path)
         self._separator = _separator(head, self.path, columns or Columns())
         with self._named_line(1):
             names = [name.strip() for name in next(csv.reader([head], delimiter=self._separator, strict=True), [])]
@@ -175,7 +175,10 @@ class TextTable(Source):
             lines = io.StringIO(self._decoded(data, 2), newline="")
             record = self._record(next(csv.reader(lines, delimiter=self._separator, strict=True)), row)
         for name, cast in self._casts.items():
-            if isinstance(value := record.get(name), str):
+            value = record.get(name)
+            if isinstance(value, float) and cast is int and value.is_integer():  # as pandas writes columns with gaps
+                record[name] = int(value)
+            elif isinstance(value, str):
                 try:
                     record[name] = _whole(value) if cast is int else cast(value)
                 except (ValueError, OverflowError):
@@ -256,4 +259,11 @@ def _separator(head: str, path: Path, columns: Columns = BY_NAME) -> str:
 def separator_of(path: str | os.PathLike) -> str:
     """The separator of a CSV or TSV file: a comma, a semicolon, a tab or a bar."""
     with gzip.open(path) if os.fspath(path).lower().endswith(".gz") else open(path, "rb") as file:
-        return _separator(file.readline(2**20).decode("utf-8-sig", errors="replace"), Path(path))
+        head = file.readline(2**20).decode("utf-8-sig", errors="replace")
+    if not head.strip():
+        raise _no_head(path)
+    return _separator(head, Path(path))
+
+
+def _no_head(path: str | os.PathLike) -> ValueError:
+    return ValueError(f"{path}: its first line is empty, expected names of columns, such as image,caption")
