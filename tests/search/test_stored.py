@@ -87,6 +87,8 @@ def test_what_does_not_fit(embedder, tmp_path):
     refused(tmp_path / "a.npy", "the names of its rows in")
     (tmp_path / "a.names.json").write_text('["one"]')
     refused(tmp_path / "a.npy", "has 1 names")
+    (tmp_path / "a.names.json").write_text("5")
+    refused(tmp_path / "a.npy", "a.names.json: expected a list of names, got int")
     write_embeddings(tmp_path / "b.npy", ["x"], np.ones((1, 8), np.float32))
     refused(tmp_path / "b.npy", "of dimension 8.*gives 16")
     pq.write_table(pa.table({"id": [1]}), tmp_path / "c.parquet")

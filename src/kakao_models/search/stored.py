@@ -151,7 +151,9 @@ class StoredEmbeddings:
             raise ValueError(
                 f"{self.source}: expected an array, and the names of its rows in {beside} ({error})"
             ) from error
-        if rows.ndim != 2 or not isinstance(names, list) or len(names) != len(rows):
+        if not isinstance(names, list):
+            raise ValueError(f"{beside}: expected a list of names, got {type(names).__name__}")
+        if rows.ndim != 2 or len(names) != len(rows):
             raise ValueError(f"{self.source}: got an array of shape {rows.shape}, but {beside} has {len(names)} names")
 
         def read() -> Iterator[StoredRows]:
