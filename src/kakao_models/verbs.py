@@ -318,6 +318,11 @@ def not_standard(path: Path | None) -> Path | None:
     return path
 
 
+def listed(names: str | None) -> list[str] | None:
+    """The names in the value of an option, which commas separate; None without a value."""
+    return [name.strip() for name in names.split(",")] if names else None
+
+
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Drops empty options."""
     return {name: value for name, value in options.items() if value}

@@ -4,6 +4,7 @@ import functools
 import json
 
 import image_tables as tables
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -171,3 +172,69 @@ def test_stats_says_what_is_wrong_with_a_csv(command, tmp_path):
         tables.write_csv(tmp_path / name, {"id": [1], "text": ["x"]}, separator)
     code, _, err = command("stats", tmp_path / "[ab].csv")
     assert code == 2 and "b.csv: its separator is ';', but" in err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_ids_that_are_names_are_kept(suffix, command, tmp_path):
+    columns = {"id": ["img_1", "2"], "url": ["http://x/1.jpg", "http://x/2.jpg"], "width": [300, 400]}
+    place = getattr(tables, f"write_{suffix}")(tmp_path / f"t.{suffix}", columns)
+    assert command("filter", place, "-f", "range:column=width,min=1", "-o", tmp_path / "out")[0] == 0
+    assert sorted(pq.read_table(tmp_path / "out")["id"].to_pylist()) == ["2", "img_1"]
+    scores = tables.write_parquet(tmp_path / "s.parquet", {"id": [2], "align_score": [0.5]})
+    assert command("filter", place, "--join", scores, "-f", "align-score", "-o", tmp_path / "joined")[0] == 0
+    assert pq.read_table(tmp_path / "joined")["id"].to_pylist() == ["2"]
+    assert command("stats", place)[0] == 0
+
+
+def test_stats_of_whole_numbers_far_apart(command, tmp_path):
+    place = tables.write_parquet(tmp_path / "t.parquet", {"hash": [-(2**63), 2**63 - 1, 5]})
+    code, out, _ = command("stats", place, "--json")
+    assert code == 0 and json.loads(out)["columns"]["hash"]["counts"] == [1, 1, 1]
+
+
+def test_label_stats_needs_a_name_of_each_class(command, tmp_path):
+    place = tables.write_parquet(tmp_path / "t.parquet", {"labels": [[5, 3]], "label_probs": [[0.5, 0.3]]})
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    code, _, err = command("label-stats", place, "--labels-file", tmp_path / "names.txt")
+    assert code == 2 and "got 2 names of classes, but the table has the class" in err
+
+
+def test_preview_of_a_folder_of_images(command, tmp_path, monkeypatch):
+    (path,) = tiny.picture_folder(tmp_path / "p" / "cat", 1)
+    path.with_suffix(".txt").write_text("a tabby")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("preview", "p", "--columns", "label, caption", "--html", "page.html")
+    assert code == 0 and "a tabby" in out and "1 images, 0 could not be read" in err
+
+
+def test_differing_csv_files_name_no_option_of_another_program(command, tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a.csv").write_text("url,text\nhttp://x,a\n")
+    (tmp_path / "t/b.csv").write_text("text,n\na,1\n")
+    code, _, err = command("stats", tmp_path / "t")
+    assert code == 2 and '"url" is missing' in err and "union_by_name" not in err
+
+
+def test_preview_as_json_has_no_numbers_that_json_has_not(command, tmp_path):
+    nan, inf = float("nan"), float("inf")
+    place = tables.write_parquet(tmp_path / "t.parquet", {"label_probs": [[nan, 1.0]], "watermark_score": [inf]})
+    code, out, _ = command("preview", place, "--json")
+    assert code == 0 and json.loads(out)["rows"] == [{"label_probs": [None, 1.0], "watermark_score": None}]
+
+
+def test_a_table_without_a_first_line(command, tmp_path):
+    (tmp_path / "t.csv").write_text("")
+    for verb in ("stats", "preview"):
+        code, _, err = command(verb, tmp_path / "t.csv")
+        assert code == 2 and "its first line is empty" in err
+
+
+def test_ids_of_embeddings_of_another_kind(command, tmp_path):
+    place = tables.write_parquet(tmp_path / "t.parquet", {"id": [1, 2], "url": ["x", "y"]})
+    np.save(tmp_path / "eval.npy", np.array([[1.0, 0.0]], np.float32))
+    for names, wanted in ((["1", "b"], 0), (["a", "b"], 2)):
+        columns = {"id": names, "embedding": [[1.0, 0.0], [0.0, 1.0]]}
+        tables.write_parquet(tmp_path / f"{names[0]}.parquet", columns)
+        flag = f"eval-embeddings:file={tmp_path}/eval.npy,embeddings={tmp_path}/{names[0]}.parquet"
+        code, _, err = command("filter", place, "-f", flag)
+        assert code == wanted and ("its ids are names" in err) == bool(wanted)

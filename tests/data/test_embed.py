@@ -13,6 +13,7 @@ from fuzz import kill_embed
 
 from kakao_models import Embedder
 from kakao_models.cli import main
+from kakao_models.data.download import Download, download
 from kakao_models.data.embed import Settings, embed_table
 from kakao_models.data.shard import write_sample_shards
 from kakao_models.samples.manifest import verify_manifest
@@ -136,3 +137,12 @@ def test_the_command(align, table, tmp_path, capsys):
         main(["data", "embed", str(table), "-o", str(tmp_path / "out"), "--model", align, "--what", "score", "--json"])
     out, err = capsys.readouterr()
     assert stop.value.code == 1 and json.loads(out)["rows"] == 8 and "failed: 33" in err
+
+
+def test_half_of_a_character_ends_no_run(embedder, tmp_path):
+    """JSON can hold the half of a character, and no file of text."""
+    row = {"id": "a\ud83d", "url": "ftp://x/\ud83d.jpg", "text": "half \ud83d", "label": "c\ud83d"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    embed_table(embedder, tmp_path / "t.jsonl", tmp_path / "out", Settings("texts"))
+    assert read(tmp_path / "out")["id"].to_pylist() == ["a\\ud83d"]
+    assert download(tmp_path / "t.jsonl", tmp_path / "tars", Download(retries=0)).rows == 1

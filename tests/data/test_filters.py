@@ -220,3 +220,10 @@ def test_a_missing_column_is_said_before_any_work(duckdb, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError):
         curate(duckdb, table, [make_filter("text-frequency")], tmp_path / "out")
+
+
+def test_hashes_of_rows_that_may_lack_them(tmp_path):
+    (tmp_path / "h.jsonl").write_text(
+        '{"url": "x"}\n{"image_phash": "0123456789abcdef"}\n{"image_phash": 1234567890123456}\n'
+    )
+    assert read_hashes(tmp_path / "h.jsonl") == ["0123456789abcdef", "1234567890123456"]

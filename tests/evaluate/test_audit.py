@@ -151,3 +151,20 @@ def test_a_card_without_a_section_on_bias_gets_one(tmp_path):
     card.write_text("# Model\n\n## Bias\n\nLast.")
     fill_card(card, "| c |")
     assert card.read_text() == "# Model\n\n## Bias\n\nLast.\n\n<!-- audit -->\n| c |\n<!-- / -->\n"
+    card.write_text("# Model\n\n<!-- audit -->\n| a |\n\n## Use\n\nNever lost.\n")
+    with pytest.raises(ValueError, match="<!-- audit --> has no <!-- / --> after it"):
+        fill_card(card, "| d |")
+    assert "Never lost." in card.read_text()
+
+
+def test_rows_of_json_may_lack_their_group(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png"}\n{"image": "b.png", "age": "old"}\n')
+    found = read_grouped(tmp_path / "t.jsonl", "age")
+    assert found.groups == ["old"] and found.left_out == 1
+
+
+def test_a_result_on_standard_output(command, align, people, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = ("evaluate", "audit", "-d", people / "plain.parquet", "--attribute-column", "age", "-m", align, "--no-cache")
+    code, out, _ = command(*base, "--harmful", people / "words.txt", "--classes", people / "names.txt", "-o", "-")
+    assert code == 0 and json.loads(out)["task"] == "audit" and not (tmp_path / "-").exists()

@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 
 import brute
 import numpy as np
@@ -6,7 +7,16 @@ import pytest
 from tolerances import TOLERANCE
 
 from kakao_models import Embedder
-from kakao_models.evaluate import SMALL_TEMPLATES, class_embeddings, read_templates, zero_shot, zero_shot_scores
+from kakao_models.evaluate import (
+    SMALL_TEMPLATES,
+    class_embeddings,
+    read_class_index,
+    read_class_names,
+    read_templates,
+    zero_shot,
+    zero_shot_scores,
+)
+from kakao_models.evaluate.tasks import _real_labels
 from kakao_models.evaluate.templates import imagenet_class_names
 
 OPEN_CLIP = """
@@ -146,3 +156,19 @@ def test_templates_from_files_and_what_is_wrong_with_some(tmp_path, monkeypatch)
 def test_bad_k():
     with pytest.raises(ValueError, match="at: got \\[\\]"):
         zero_shot_scores(np.eye(2), np.eye(2), np.array([0, 1]), at=())
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.py"])
+def test_a_damaged_file_is_named(name, tmp_path):
+    place = tmp_path / name
+    place.write_text("(")
+    readers = [read_templates] if name == "t.py" else [read_templates, partial(read_class_names, keys=["a"])]
+    readers += [] if name == "t.py" else [read_class_index, partial(_real_labels, data=None)]
+    for read in readers:
+        with pytest.raises(ValueError, match=f"{name}: not valid"):
+            read(str(place))
+    place.with_suffix(".json").write_text("5")
+    with pytest.raises(ValueError, match="expected a JSON list of templates, got int"):
+        read_templates(str(place.with_suffix(".json")))
+    with pytest.raises(ValueError, match="expected a list with a list of classes for each image"):
+        _real_labels(place.with_suffix(".json"), None)

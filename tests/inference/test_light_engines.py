@@ -1,10 +1,12 @@
 """Models run by ONNX Runtime and OpenVINO where no framework is installed."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +241,27 @@ def test_few_inputs_start_fast(monkeypatch):
     assert [chosen(**options) for options in asked] == [None] * 4 and chosen(engine="torch") == "torch"
     monkeypatch.setattr("kakao_models.inference.frameworks.missing_package", lambda name: name)
     assert chosen() is None and chosen(engine="auto") is None
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_threads_share_a_runner(engine, align, monkeypatch):
+    """Of two threads that run a tower for the first time, one makes the runner and the other waits for it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from kakao_models.inference import engine_towers
+
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    embedder, made, make = Embedder(align, engine=engine), [], engine_towers.make_runner
+    both = threading.Barrier(2)
+
+    def slowly(*arguments):
+        made.append(arguments[0])
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # for another thread that makes one
+        return make(*arguments)
+
+    monkeypatch.setattr(engine_towers, "make_runner", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(embedder.texts, ["a cat", "a cat"]))
+    assert made == [engine] and np.array_equal(*rows)

@@ -395,3 +395,53 @@ def test_a_split_and_a_folder_of_images_are_refused_where_they_mean_nothing(opti
         assert sum(open_source(str(source), Columns(), ("image",)).counts) == 1
         with pytest.raises(ValueError, match="need a .json file or a data set of the Hub"):
             open_source(str(source), Columns(), ("image",), **option)
+
+
+def test_samples_of_several_folders_have_names_of_their_own(tmp_path):
+    """Files of one name in two folders: no id or image stands for both."""
+    for folder in ("a", "b"):
+        tiny.picture_folder(tmp_path / "pictures" / folder, 1)
+        (tmp_path / "pictures" / folder / "000.txt").write_text(f"of {folder}")
+        (tmp_path / "tars" / folder).mkdir(parents=True)
+        tables.write_tar(tmp_path / "tars" / folder / "0.tar", [("k.png", tables.content(0)), ("k.txt", b"a cat")])
+    wanted = {"pictures/*": "000.png", "tars": "0.tar:k", "tars/*": "0.tar:k", "tars/*/*.tar": "0.tar:k"}
+    for pattern, name in wanted.items():
+        rows = Rows(tmp_path / pattern)
+        assert [sample.id for part in rows.parts(9) for sample in rows.read(part)] == [f"a/{name}", f"b/{name}"]
+    captioned = read_captioned(tmp_path / "pictures/*")
+    assert captioned.captions == ["of a", "of b"] and len(captioned) == 2
+    items = Items([tmp_path / "tars/*/*.tar"])
+    paths = [item.metadata["path"] for number in range(len(items.parts)) for item in items.read(number)]
+    items.close()
+    assert paths == [f"{tmp_path}/tars/{folder}/0.tar::k" for folder in "ab"]
+
+
+def test_the_rows_of_tars_are_known_by_any_path(tmp_path, monkeypatch):
+    tables.write_tar(tmp_path / "0.tar", [("k.png", tables.content(0))])
+    monkeypatch.chdir(tmp_path)
+    assert Rows("0.tar").fingerprint() == Rows(tmp_path / "0.tar").fingerprint()
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("9007199254740993.0", 9007199254740993),
+        (str(2**63), str(2**63)),
+        ("-1.0", -1),
+        ("1.5", "1.5"),
+        ("img_1", "img_1"),
+    ],
+)
+def test_ids_of_a_text_table(text, wanted, tmp_path):
+    (tmp_path / "t.csv").write_text(f"id,url\n{text},http://x/1.jpg\n")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": text, "url": "http://x/1.jpg"}))
+    for suffix in ("csv", "jsonl"):
+        rows = Rows(tmp_path / f"t.{suffix}")
+        (sample,) = rows.read(rows.parts(9)[0])
+        assert sample.id == wanted and rows.numbered == isinstance(wanted, int)
+
+
+def test_ids_that_are_whole_floats(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"id": 3.0, "url": "http://x/1.jpg"}\n{"id": null, "url": "http://x/2.jpg"}\n')
+    source = open_source(tmp_path / "t.jsonl", merge=False)
+    assert [source.identify(source.read(0, row), 0, row) for row in range(2)] == [(0, "3"), (0, None)]

@@ -1,9 +1,10 @@
 """Pictures of hits: where an index says they are, and nowhere that they must not be."""
 
+import image_tables as tables
 import pytest
 import tiny
 
-from kakao_models.pixels.images import ImageError
+from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.search import Hit, hit_picture, pictures
 from kakao_models.search.results import hits_page
 
@@ -75,3 +76,9 @@ def test_a_page_shows_what_it_may_and_says_what_it_may_not(shown):
         and "is outside of the folders that may be shown" in page
     )
     assert "<script>" not in page and "<i>" not in page and "<red>" not in page and "0.75" in page
+
+
+def test_a_tar_in_capitals(tmp_path):
+    """Its kind is told by its ending in any case, as everywhere else."""
+    tables.write_tar(tmp_path / "A.TAR", [("k.png", tables.content(0))])
+    assert hit_picture(f"{tmp_path}/A.TAR::k").size == load_image(tables.content(0)).size

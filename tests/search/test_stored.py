@@ -1,6 +1,7 @@
 """Embeddings on the disk become rows without the model: of data embed, of embed, of Milvus Lite 2."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def test_what_does_not_fit(embedder, tmp_path):
     refused(tmp_path / "a.npy", "the names of its rows in")
     (tmp_path / "a.names.json").write_text('["one"]')
     refused(tmp_path / "a.npy", "has 1 names")
+    (tmp_path / "a.names.json").write_text("5")
+    refused(tmp_path / "a.npy", "a.names.json: expected a list of names, got int")
     write_embeddings(tmp_path / "b.npy", ["x"], np.ones((1, 8), np.float32))
     refused(tmp_path / "b.npy", "of dimension 8.*gives 16")
     pq.write_table(pa.table({"id": [1]}), tmp_path / "c.parquet")
@@ -176,3 +179,13 @@ def test_files_that_can_not_be_searched(embedder, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="this folder has no .parquet files"):
         SearchIndex.open(tmp_path / "empty")
+
+
+def test_the_revision_of_a_model_is_not_its_name(embedder, tmp_path):
+    pq.write_table(pa.table({"id": [1], "embedding": [[1.0] + [0.0] * (embedder.dim - 1)]}), tmp_path / "0.parquet")
+    name = os.path.basename(embedder.name)
+    for model, revision in ((f"someone/{name}@v1", "v1"), (f"models/{name}/", None)):
+        (tmp_path / "plan.json").write_text(json.dumps({"model": model}))
+        stored = StoredEmbeddings(tmp_path)
+        stored.check(embedder)
+        assert (stored.metadata["model"], stored.metadata["revision"]) == (model.partition("@")[0], revision)

@@ -480,7 +480,7 @@ def test_bodies_of_all_requests_are_bounded_together(embedder):
 
 
 def test_a_key_is_wanted_of_all_but_health(embedder):
-    with running(embedder, api_key="secret") as (client, _, _):
+    with running(embedder, api_key=" secret\n") as (client, _, _):  # as a file may hold it
         assert client.get("/health").status_code == client.get("/ready").status_code == 200
         for header in (
             {},

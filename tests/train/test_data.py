@@ -315,6 +315,18 @@ def test_broken_samples_are_replaced_and_counted(tmp_path):
     assert "not an image" in failures[0][1]
 
 
+def test_half_of_a_character_makes_a_broken_sample(tmp_path):
+    """JSON can hold the half of a character; the tokenizer of a whole batch would fail on it."""
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    rows = [{"image": "0.jpg", "caption": caption} for caption in ("half \ud83d", "a cat")]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = TrainData(open_source(tmp_path / "t.jsonl", merge=False), prepare())
+    batch = data.prepare.collate([data[0, position] for position in range(2)])
+    assert len(batch["input_ids"]) == 2 and [reason for _, reason in batch["failures"]][0].endswith(
+        "surrogates not allowed"
+    )
+
+
 def test_a_source_without_captions_is_an_error_that_says_so(tmp_path):
     for n in range(5):
         (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))

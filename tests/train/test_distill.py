@@ -235,3 +235,18 @@ def test_a_teacher_of_another_width_or_number_of_classes_is_refused(tmp_path):
     term = Distillation(targets=teacher_of(), loss="classes", classes=["cat", "dog"])
     with pytest.raises(ValueError, match=r"probabilities \(at least 0\) of 2 classes, got shape \(16, 9\)"):
         trainer_of(tmp_path, {"mine": term}).train()
+
+
+def test_long_names_of_classes_are_cut_as_captions_are(tmp_path):
+    words = [f"{word} {'very ' * 100}" for word in tiny.WORDS[:9]]
+    trainer = trainer_of(tmp_path, {"mine": Distillation(targets=teacher_of(), loss="classes", classes=words)})
+    trainer.processing_class.tokenizer.init_kwargs["max_length"] = 128  # as the one of align-small
+    trainer.args.max_steps, embed, lengths = 1, trainer.model.get_text_features, []
+
+    def embedded(**inputs):
+        lengths.append(inputs["input_ids"].shape[1])
+        return embed(**inputs)
+
+    trainer.model.get_text_features = embedded
+    trainer.train()
+    assert max(lengths) == 64

@@ -1,6 +1,7 @@
 """The command `kakao-models data`: one short function per verb, without logic."""
 
 import functools
+import math
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from kakao_models.verbs import (
     check_sources,
     finish,
     group,
+    listed,
     model_options,
     not_standard,
     tell,
@@ -47,7 +49,9 @@ class _Group(TyperGroup):
             if package not in ("duckdb", "_duckdb", "ibis", "pyarrow", "pyspark", "py4j"):
                 raise
             # The rest of the message is the query, or options of DuckDB that this command does not have.
-            reason = re.split(r"\n\nLINE |\n\nJVM stacktrace|\n\s*Possible (?:fixes|Solution)", str(error))[0].strip()
+            reason = re.split(
+                r"\n\nLINE |\n\nJVM stacktrace|\n\s*(?:Possible|Potential) (?:[Ff]ixes|Solution)", str(error)
+            )[0].strip()
             file = re.search(r"^  file = (.+)$", str(error), re.MULTILINE)
             if package in ("duckdb", "_duckdb"):  # which begins with "Invalid Input Error: "
                 reason = re.sub(r"^(?:[A-Z]\w* )+Error: ", "", reason)
@@ -122,11 +126,9 @@ def preview(
     chosen.find(types, source=source)
     differences = list(map(str, check_columns(types)))
     if as_json:
-        # NaN is not JSON
-        shown = [{name: None if _is_nan(value) else value for name, value in row.items()} for row in records]
-        tell({"rows": shown, "findings": differences}, None, as_json)
+        tell({"rows": _finite(records), "findings": differences}, None, as_json)
     else:
-        print_table(records, columns.split(",") if columns else None)
+        print_table(records, listed(columns))
         for difference in differences:
             print(difference)
     if page:
@@ -504,8 +506,13 @@ def verify(
         raise typer.Exit(1)
 
 
-def _is_nan(value) -> bool:
-    return isinstance(value, float) and value != value
+def _finite(value):
+    """A value with null for the numbers that JSON does not have: NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _say(step: str) -> None:

@@ -27,13 +27,25 @@ class LabelStats:
     histogram: tuple[tuple[int, int], ...]  # (labels, images) at the highest threshold
 
     def named(self, names: Sequence[str] | None) -> str:
-        """A table, with the names of classes where they are given."""
+        """A table, with the names of classes where they are given.
+
+        Raises:
+            ValueError: a class has no name.
+        """
         lines = [f"{self.rows:,} images", "", "threshold  labels per image  different labels  images left  top classes"]
         for row in self.thresholds:
-            top = ", ".join(f"{names[label] if names else label} {count:,}" for label, count in row.top_classes[:3])
+            top = ", ".join(f"{_name(names, label)} {count:,}" for label, count in row.top_classes[:3])
             counts = f"{row.labels_per_image:16.2f}  {row.unique_labels:16,}  {row.images:11.2%}"
             lines.append(f"{row.threshold:9.2f}  {counts}  {top}")
         return "\n".join(lines)
+
+
+def _name(names: Sequence[str] | None, label: int) -> str:
+    if names is None:
+        return str(label)
+    if label is None or not 0 <= label < len(names):
+        raise ValueError(f"got {len(names)} names of classes, but the table has the class {label}")
+    return names[label]
 
 
 def label_stats(table: ir.Table, thresholds: Sequence[float] = THRESHOLDS, top: int = 20) -> LabelStats:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow.parquet as pq
@@ -43,10 +44,10 @@ def read_hashes(file: str | Path) -> list[str]:
         values = [perceptual_hash(load_image(picture)) for picture in list_images(path)]
     elif kind_of(path):
         records = [sample.record for sample in open_source(path, needs=(), keep=_HASHES, merge=False)]
-        name = find_column(tuple(records[0]), None, _HASHES)
+        name = find_column(tuple(dict.fromkeys(name for record in records for name in record)), None, _HASHES)
         if name is None:
             raise ValueError(f"{path}: has no column {', '.join(_HASHES)}")
-        values = [record[name] for record in records if record[name]]
+        values = [str(record[name]) for record in records if record.get(name)]
     else:
         values = path.read_text(encoding="utf-8-sig").split()
     hashes = sorted({value.lower() for value in values})
@@ -104,9 +105,25 @@ def near_embeddings(table: ir.Table, embeddings: str, file: str, above: float) -
         file: the evaluation set's, likewise, or a .npy of (images, width).
         above: 0.975 in ALIGN's paper (section 3).
     """
-    near = _near_ids(str(embeddings), str(file), above)
+    near = _as_ids(_near_ids(str(embeddings), str(file), above), table.id.type(), embeddings)
     dropped = ibis.memtable({"key": near or [None]}, schema={"key": str(table.id.type())})
     return without(table, table.id, dropped.distinct())
+
+
+def _as_ids(ids: list, kind: dt.DataType, embeddings: str) -> list:
+    """Ids of embeddings as those of the table.
+
+    Raises:
+        ValueError: the table's are whole numbers, and these are names.
+    """
+    if not kind.is_integer():
+        return [str(name) for name in ids]
+    try:
+        return [int(name) for name in ids]
+    except ValueError as error:
+        raise ValueError(
+            f"{embeddings}: its ids are names ({error}), but those of the table are whole numbers. Is it of this table?"
+        ) from error
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from PIL import Image
 from kakao_models.pixels.contact_sheet import SIDE, cell, picture_page
 from kakao_models.pixels.images import ImageError, load_image
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
-from kakao_models.samples.columns import BY_NAME, Columns, image_of
+from kakao_models.samples.columns import BY_NAME, Columns, Sample, image_of
 from kakao_models.samples.coyo import TYPES
 from kakao_models.samples.paths import is_hub
 from kakao_models.samples.rows import Rows
@@ -44,11 +44,20 @@ def first_rows(source: str | os.PathLike, count: int, split: str = "train") -> t
         return rows, _type_names(data.features.arrow_schema)
     table = Rows(source, needs=(), keep=None)
     parts = [replace(part, stop=min(part.stop, part.start + count)) for part in table.parts(count)[:count]]
-    rows = [dict(sample.record) for part in parts for sample in table.read(part)][:count]
+    rows = [_row(sample) for part in parts for sample in table.read(part)][:count]
     if hasattr(table.source, "schemas"):
         return rows, _type_names(table.source.schemas[0])
     names = dict.fromkeys(name for row in rows for name in row)
     return rows, {name: TYPES.get(name) or _value_type(row.get(name) for row in rows) for name in names}
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    """A sample's own fields; of an image in a folder, which has none, what is known about it."""
+    if sample.record or not isinstance(sample.image, Path):
+        return dict(sample.record)
+    captions = {"caption": "\n".join(sample.captions)} if sample.captions else {}
+    labels = {"label": sample.labels[0]} if sample.labels else {}
+    return {"image": os.path.abspath(sample.image)} | captions | labels
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:

@@ -101,7 +101,7 @@ def summarize(
     for name in table.columns:
         column = _value(table, name)
         queries[f"nulls:{name}"] = column.isnull().cast("int64").sum().fill_null(0)
-        if name in numeric or name == "id":
+        if name in numeric or name == "id" and column.type().is_numeric():
             queries |= {f"min:{name}": column.min(), f"max:{name}": column.max()}
             queries[f"mean:{name}"] = column.cast("float64").mean()
     results = table.agg(**queries).to_pyarrow().to_pylist()[0]
@@ -137,9 +137,10 @@ def _counts(table: ir.Table, name: str, low: float, high: float) -> tuple[tuple,
     if high == low or (column.type().is_integer() and high - low <= _WHOLE):
         key, edges = column, None
     else:
-        step = (high - low) / _BINS
-        key = ibis.least(((column - low) / step).floor().cast("int64"), _BINS - 1)
-        edges = low + step * np.arange(_BINS)
+        step = (float(high) - float(low)) / _BINS
+        # as floats: the difference of two whole numbers may have more than 64 bits
+        key = ibis.least(((column.cast("float64") - float(low)) / step).floor().cast("int64"), _BINS - 1)
+        edges = float(low) + step * np.arange(_BINS)
     rows = table.filter(column.notnull()).group_by(key=key).agg(rows=ibis._.count()).to_pyarrow().to_pylist()
     rows = sorted((row["key"], row["rows"]) for row in rows)
     values = [float(key) if edges is None else float(edges[key]) for key, _ in rows]

@@ -179,15 +179,14 @@ def read_grouped(source: str, attribute_column: str, **options: str | None) -> G
         merge=False,
         keep=(attribute_column,),
     )
-    groups, has_label = [], False
-    for row, sample in enumerate(dataset.scan()):
-        if attribute_column not in sample.record:
-            raise ValueError(
-                f"{source}: row {row} has no column {attribute_column!r}; its columns include {', '.join(sample.record)}"
-            )
-        value = sample.record[attribute_column]
+    groups, has_label, names = [], False, dict[str, None]()
+    for sample in dataset.scan():
+        names |= dict.fromkeys(sample.record)
+        value = sample.record.get(attribute_column)  # a row of JSON may lack it
         groups.append("" if value is None else str(value).strip())
         has_label = has_label or bool(sample.labels)
+    if attribute_column not in names:
+        raise ValueError(f"{source}: has no column {attribute_column!r}; its columns include {', '.join(names)}")
     kept = [row for row, group in enumerate(groups) if group]
     if not kept:
         raise ValueError(f"{source}: the column {attribute_column!r} is empty in every row")
@@ -222,12 +221,20 @@ _START, _END = "<!-- audit -->", "<!-- / -->"
 
 def fill_card(path: Path, table: str) -> None:
     """Puts the table of an audit into a model card: in place of an earlier one, or else at the end of the section whose heading
-    names bias; without such a section, one is added."""
+    names bias; without such a section, one is added.
+
+    Raises:
+        ValueError: the end of the earlier table is not marked.
+    """
     text = path.read_text(encoding="utf-8")
     block = f"{_START}\n{table.strip()}\n{_END}"
     if _START in text:
         before, _, rest = text.partition(_START)
-        after = rest.partition(_END)[2]
+        _, end, after = rest.partition(_END)
+        if not end:  # all after it would be lost
+            raise ValueError(
+                f"{path}: {_START} has no {_END} after it. Add it where the table ends, or remove {_START}"
+            )
         write_text(path, before + block + after)
         return
     heading = re.search(r"^(#+) .*\bbias\b.*$", text, re.M | re.I)

@@ -1,12 +1,11 @@
 """Names of classes, and their places among a classifier's outputs."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kakao_models.files.lines import lines_of
+from kakao_models.files.lines import json_of, lines_of
 
 from .templates import imagenet_class_names
 
@@ -88,7 +87,7 @@ def read_class_index(path: str | os.PathLike) -> dict[str, int]:
     path = Path(path)
     if path.suffix != ".json":
         return {line.split()[0]: number for number, line in enumerate(lines_of(path))}
-    value = json.loads(path.read_text(encoding="utf-8-sig"))
+    value = json_of(path)
     if not isinstance(value, dict) or not all(key.isdecimal() and _is_entry(value[key]) for key in value):
         raise ValueError(f'{path}: expected {{"0": ["n01440764", "tench"], ...}}, as in imagenet_class_index.json')
     return {entry[0]: int(number) for number, entry in value.items()}
@@ -116,7 +115,7 @@ def _read_names(path: Path, keys: set[str]) -> list[str] | dict[str, str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file of class names")
     if path.suffix == ".json":
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json_of(path)
         if isinstance(value, dict):
             pairs = [(key, entry) for key, entry in value.items() if not _is_entry(entry)]
             for number, entry in value.items():  # as in imagenet_class_index.json

@@ -24,6 +24,7 @@ from kakao_models.verbs import (
     check_picture,
     check_sources,
     group,
+    listed,
     model_options,
     say_written,
     tell,
@@ -383,8 +384,8 @@ def pairs(
     read = read_pairs(
         data,
         split=options.split,
-        image_columns=image_columns.split(",") if image_columns else None,
-        caption_columns=caption_columns.split(",") if caption_columns else None,
+        image_columns=listed(image_columns),
+        caption_columns=listed(caption_columns),
         group_column=group_column,
         images=images,
     )
@@ -534,9 +535,10 @@ def audit(
     table = audit_table(result)
     if card:
         fill_card(card, table.replace("### ", "#### "))
-    if options.output:
+    to_stdout = str(options.output) == STANDARD
+    if options.output and not to_stdout:
         result.write(options.output)
-    tell(result.as_dict(), table.rstrip("\n"), options.as_json)
+    tell(result.as_dict(), table.rstrip("\n"), options.as_json or to_stdout)
 
 
 @app.command(no_args_is_help=True)

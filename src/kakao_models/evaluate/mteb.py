@@ -121,7 +121,9 @@ def _meta(embedder: Embedder, revision: str | None) -> ModelMeta:
 
 def task_names(tasks: str) -> list[str]:
     """Names of tasks, split at commas; "published" are those for which kakaobrain/align-base has a published result."""
-    return list(MIEB["tasks"]) if tasks == "published" else [name for name in tasks.split(",") if name]
+    return (
+        list(MIEB["tasks"]) if tasks == "published" else [name for part in tasks.split(",") if (name := part.strip())]
+    )
 
 
 def run_tasks(embedder: Embedder, tasks: Sequence["str | AbsTask"], *, batch_size: int = 32) -> Result:

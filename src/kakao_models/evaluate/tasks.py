@@ -1,7 +1,6 @@
 """The tasks: a model and data in, a `Result` out. Scores come from the modules named like them."""
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kakao_models.files.lines import json_of
 from kakao_models.inference.probe import probe
 from kakao_models.inference.relevance import Relevance
 
@@ -493,7 +493,11 @@ def _details(scores: Classification, names: Sequence[str]) -> dict:
 
 
 def _real_labels(path: Path, data: Labelled) -> list[list[int]]:
-    labels = json.loads(Path(path).read_text(encoding="utf-8"))
+    labels = json_of(path)
+    if not isinstance(labels, list) or not all(isinstance(some, list) for some in labels):
+        raise ValueError(
+            f"{path}: expected a list with a list of classes for each image, as in real.json of ImageNet-ReaL"
+        )
     if data.names is None:
         raise ValueError(f"{data.name}: ImageNet-ReaL needs the names of the image files, which these data do not have")
     matched = []

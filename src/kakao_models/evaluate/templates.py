@@ -2,10 +2,9 @@
 
 import ast
 import importlib.util
-import json
 from pathlib import Path
 
-from kakao_models.files.lines import lines_of
+from kakao_models.files.lines import json_of, lines_of
 from kakao_models.inference.labels import check_templates
 
 # Plain sentences of the kind that captions of photographs are made of.
@@ -49,7 +48,9 @@ def read_templates(source: str) -> tuple[str, ...]:
         )
     if path.suffix == ".py":
         return check_templates(_from_python(path, _OPEN_CLIP["clip"]), name)
-    lines = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else lines_of(path)
+    lines = json_of(path) if path.suffix == ".json" else lines_of(path)
+    if not isinstance(lines, list):
+        raise ValueError(f"{name}: expected a JSON list of templates, got {type(lines).__name__}")
     return check_templates(lines, name)
 
 
@@ -73,7 +74,11 @@ def _open_clip_file() -> Path:
 
 def _from_python(path: Path, name: str) -> list[str]:
     """The strings, or lambdas of one argument that return an f-string, in the tuple or list assigned to `name`."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    try:
+        parsed = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid Python ({error})") from error
+    for node in parsed.body:
         if isinstance(node, ast.Assign) and name in [target.id for target in node.targets if hasattr(target, "id")]:
             if isinstance(node.value, (ast.Tuple, ast.List)):
                 return [_as_text(item, path) for item in node.value.elts]

@@ -1,7 +1,9 @@
-"""Text files of a label, a caption or a template per line."""
+"""Text files of a label, a caption or a template per line, and small JSON files."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from kakao_models.files.pointers import IS_POINTER, PointerError, starts_as_pointer
 
@@ -25,3 +27,16 @@ def lines_in(data: bytes, name: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text: {error}") from error
     return list(filter(None, map(str.strip, text.split("\n"))))
+
+
+def json_of(path: str | os.PathLike) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON.
+        OSError: it can't be read.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error

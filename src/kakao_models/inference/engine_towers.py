@@ -5,6 +5,7 @@ Axes: B batch  C channels  H, W height, width  L tokens  D width of the features
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,6 +55,7 @@ class TowerEngine(Engine):
         self.source, self.choices, self._pixels = source, choices, pixels
         self.checks: list[dict] = []  # what the self-check measured, see `inference.selfcheck`
         self._runners: dict[tuple, Callable] = {}
+        self._making = threading.Lock()
         self._graphs: dict[tuple[str, bool], Graph] = {}  # those that no runner was made of yet
         if source.light:
             self._device = _cpu(device)
@@ -170,10 +172,11 @@ class TowerEngine(Engine):
         kind = (
             (what, choice) if choice.engine == "torch" or like.ndim == 2 else (what, choice, like.shape[1:], like.dtype)
         )
-        if kind not in self._runners:
-            part = self._part(what, choice.engine, like.dtype == np.uint8)
-            self._runners[kind] = make_runner(choice.engine, part, self._device, choice.dtype)
-            self._forget_towers()
+        with self._making:  # several threads may use one `Embedder`
+            if kind not in self._runners:
+                part = self._part(what, choice.engine, like.dtype == np.uint8)
+                self._runners[kind] = make_runner(choice.engine, part, self._device, choice.dtype)
+                self._forget_towers()
         return self._runners[kind](*arrays)
 
     def settle(self, choices: dict[str, EngineChoice]) -> None:

@@ -6,6 +6,7 @@
 import decimal
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -198,7 +199,7 @@ def as_sample(
         key=key if own is None else f"{key} ({own})",
         image=None,
         id=record.get(fields.id),
-        group=own if own is not None else value if isinstance(value, str) else None,
+        group=own if own is not None else _place_of(value, folder) if isinstance(value, str) else None,
         path=str(value) if isinstance(value, (str, int, float)) else None,
         class_name=str(name) if (name := record.get(fields.class_name)) else None,
         file=_file_name(value) or _file_name(record.get(fields.file)),
@@ -229,6 +230,11 @@ def _image(value: Any, folder: Path | None) -> Any:
     if isinstance(value, str):
         return None if not value else value if "://" in value else Path(folder or "", value)
     return value
+
+
+def _place_of(value: str, folder: Path | None) -> str:
+    """The address of an image, or its path with the folder: other folders may have a file of the same name."""
+    return value if "://" in value else os.path.join(folder or "", value)
 
 
 def _file_name(value: Any) -> str | None:

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kakao_models.files.pointers import refuse_pointers
@@ -25,6 +25,16 @@ def in_utf8(name: str) -> str:
     """A file name as text that can be stored. Of a name in another encoding than UTF-8 the odd bytes become \\xe9, as Python
     holds them as lone surrogates, which no format takes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """The names of files; where two files have the same name, the paths below the folder that all of them share."""
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    whole = [os.path.abspath(path) for path in paths]
+    shared = os.path.commonpath(map(os.path.dirname, whole))
+    return [Path(os.path.relpath(path, shared)).as_posix() for path in whole]
 
 
 def suffix_of(path: str | os.PathLike) -> str:

@@ -74,7 +74,8 @@ class Rows:
     def fingerprint(self) -> str:
         """Changes when the rows do: of the files' names, lengths, times and row counts."""
         files = [(Path(path).name, *self._stat(path), count) for path, count in zip(self.files, self.counts)]
-        content = json.dumps([files, getattr(self.source, "paths", None)], default=str)
+        images = self.source.paths if isinstance(self.source, ImageFolder) else None
+        content = json.dumps([files, images])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def _stat(self, path: str) -> tuple:
@@ -102,8 +103,17 @@ class Rows:
         if sample.id is None and not self.source.own_ids:
             sample.id = first + row if self.numbered else name
         elif sample.id is not None and not self.numbered:
-            sample.id = str(sample.id)
+            sample.id = _sound(str(sample.id))
+        if sample.path is not None:
+            sample.path = _sound(sample.path)
+        sample.captions = tuple(map(_sound, sample.captions))
+        sample.labels = tuple(_sound(label) if isinstance(label, str) else label for label in sample.labels)
         return sample
+
+
+def _sound(text: str) -> str:
+    """A text that can be stored: half of a character, which JSON can hold, as its digits."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def vectors_of(column: "pa.ChunkedArray | pa.Array", name: str | os.PathLike) -> np.ndarray:

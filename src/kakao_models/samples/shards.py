@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kakao_models.samples.columns import BY_NAME, CAPTIONS, LABELS, Columns, Sample, as_sample, class_names
+from kakao_models.samples.paths import distinct_names
 from kakao_models.samples.tfrecord import index_records, parse_example, read_record
 
 _BLOCK = 512  # bytes of a tar that a file in it takes at the least
@@ -166,6 +167,7 @@ class _Shards(Source):
     def __init__(self, paths: Sequence[str | os.PathLike], columns: Columns = BY_NAME, needs: Iterable[str] = ()):
         self.paths, self.columns = [Path(path) for path in paths], columns
         super().__init__(str(self.paths[0] if len(paths) == 1 else self.paths[0].parent), list(map(str, paths)), None)
+        self.names = distinct_names(self.paths)  # in ids of samples
         self.counts, self.shard_files = [self._count(path) for path in self.paths], range(len(self.paths))
         self._reset()
         self._check(columns, needs, self._names)
@@ -270,7 +272,7 @@ class TarShards(_Shards):
                 record[kind] = self._bytes(shard, place)
         if fields.label in parts:
             record[fields.label] = _class_numbers(record[fields.label])
-        name = f"{self.paths[shard].name}:{key}"
+        name = f"{self.names[shard]}:{key}"
         sample = as_sample(record, name, fields, with_image=with_image)
         sample.id, sample.file = name, f"{key}.{fields.image}" if fields.image else None
         return sample
@@ -342,8 +344,9 @@ class TFRecordShards(_Shards):
         fields = self.columns.find(example, optional=True)
         several = (fields.caption, fields.label)
         record = {name: values if name in several else values[0] for name, values in example.items()}
-        sample = as_sample(record, f"{self.paths[shard].name}:{row}", fields, with_image=with_image)
-        sample.id = f"{self.paths[shard].name}:{row}"
+        name = f"{self.names[shard]}:{row}"
+        sample = as_sample(record, name, fields, with_image=with_image)
+        sample.id = name
         return sample
 
 

@@ -23,6 +23,7 @@ from kakao_models.samples.paths import (
     METADATA,
     SAVED,
     SHARDS,
+    distinct_names,
     files_in,
     files_of,
     in_utf8,
@@ -172,7 +173,7 @@ class ImageFolder(Source):
             captions=tuple(lines_of(text)) if text else (),
             labels=_folder_of(name),
             id=name,
-            group=name,
+            group=in_utf8(os.path.join(self.root, path)),
             file=os.path.basename(name),
         )
 
@@ -200,6 +201,8 @@ class Joined(Source):
             first + file for source, first in zip(self.sources, first_files) for file in source.shard_files
         ]
         self._first_shards = list(itertools.accumulate((len(source.counts) for source in self.sources), initial=0))
+        files = [os.path.join(s.files[0], "") if isinstance(s, ImageFolder) else s.files[0] for s in self.sources]
+        self._folders = [] if self.is_list else distinct_names(list(map(os.path.dirname, files)))
 
     def hold(self, shards: int) -> None:
         for source in self.sources:
@@ -241,15 +244,20 @@ class Joined(Source):
         number, shard = locate(self._first_shards, shard)
         sample = self.sources[number].read(shard, row, with_image)
         names = self.__dict__.get("_names")  # nothing is read for it unless `classes` was asked for
-        if not names or not names[number]:
-            return sample
-        return _with_names(sample, names[number])
+        return self._in_whole(sample, number, names)
 
     def scan(self) -> Iterator[Sample]:
-        names = self._names or [None] * len(self.sources)
-        for source, own in zip(self.sources, names):
+        names = self._names
+        for number, source in enumerate(self.sources):
             for sample in source.scan():
-                yield _with_names(sample, own) if own else sample
+                yield self._in_whole(sample, number, names)
+
+    def _in_whole(self, sample: Sample, number: int, names: list[list[str] | None] | None) -> Sample:
+        """A sample of the source of this number as one of all: the names of files in its id are unique in the source only."""
+        if self._folders and isinstance(sample.id, str) and not self.sources[number].own_ids:
+            sample.id = f"{self._folders[number]}/{sample.id}"
+        own = names[number] if names else None
+        return _with_names(sample, own) if own else sample
 
 
 def _with_names(sample: Sample, names: Sequence[str]) -> Sample:
@@ -442,7 +450,7 @@ def _coco(content: dict) -> list[dict]:
 
 
 def _karpathy(content: dict, split: str | None) -> list[dict]:
-    splits = set(split.split(",")) if split else None
+    splits = set(map(str.strip, split.split(","))) if split else None
     return [
         {
             "image": os.path.join(image.get("filepath", ""), image["filename"]),

@@ -61,7 +61,8 @@ def is_parquet(source: str) -> bool:
 def open_table(connection: ibis.BaseBackend, source: str | os.PathLike) -> ir.Table:
     """A table by its name; columns of COYO have the published types, regardless of the file.
 
-    Other columns of a CSV file are text. A value that is not of its column's type becomes null.
+    Other columns of a CSV file are text. A value that is not of its column's type becomes null, but ids that are not all
+    whole numbers stay text.
 
     Args:
         source: a file, pattern or folder of .parquet, .csv, .tsv, .jsonl; hf://owner/name.
@@ -176,6 +177,8 @@ def join_columns(table: ir.Table, other: ir.Table) -> ir.Table:
     """
     require(table, ("id",), "join")
     require(other, ("id",), "join")
+    if other.id.type() != table.id.type():  # of one table all ids may be whole numbers, of the other not
+        other = other.mutate(id=other.id.try_cast(table.id.type()))
     counts = other.filter(other.id.notnull()).group_by("id").agg(rows=ibis._.count())
     if counts.filter(ibis._.rows > 1).count().execute():
         raise ValueError("join: the joined table has duplicate ids")
@@ -200,6 +203,10 @@ def fresh(table: ir.Table, name: str) -> str:
 def _typed(table: ir.Table) -> ir.Table:
     schema = table.schema()
     expected = {name: TYPES[name] for name in table.columns if name in TYPES and str(schema[name]) != TYPES[name]}
+    if "id" in expected and schema["id"].is_string():  # names are ids too
+        number = table.id.try_cast("int64")
+        if table.filter(table.id.notnull() & number.isnull()).limit(1).count().execute():
+            del expected["id"]
     return table.mutate(**{name: table[name].try_cast(kind) for name, kind in expected.items()}) if expected else table
 
 

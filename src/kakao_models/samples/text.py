@@ -65,15 +65,16 @@ class TextTable(Source):
             if merge:
                 sample_of_row.append(number)
             starts.append(start)
-            ids = ids and bool(_WHOLE.fullmatch(str(record.get(self.fields.id) or 0)))
+            ids = ids and _is_whole(record.get(self.fields.id))
             labels = labels and self._is_csv and bool(_WHOLE.fullmatch(record.get(self.fields.label) or "0"))
         self._starts = np.array([*starts, os.fstat(file.fileno()).st_size], np.int64)
         self.numbered, self.own_ids = ids, self.fields.id is not None
         self._casts = {name: _CASTS[TYPES[name]] for name in self.names if TYPES.get(name) in _CASTS}
         if labels and self.fields.label:
             self._casts[self.fields.label] = int
-        if ids and self.fields.id:
-            self._casts[self.fields.id] = int
+        if self.fields.id:
+            self._casts.pop(self.fields.id, None)  # names are ids too
+            self._casts |= {self.fields.id: int} if ids else {}
         # the rows of sample i are _order[_ends[i] : _ends[i + 1]]
         if count == len(starts):  # each row is a sample
             self._order, self._ends = range(count), range(count + 1)
@@ -90,7 +91,7 @@ class TextTable(Source):
                 f"{self.path}: its lines end in a carriage return (CR). Save it with line feeds (LF or CRLF)"
             )
         if not head.strip():
-            raise ValueError(f"{self.path}: its first line is empty, expected names of columns, such as image,caption")
+            raise _no_head(self.path)
         self._separator = _separator(head, self.path, columns or Columns())
         with self._named_line(1):
             names = [name.strip() for name in next(csv.reader([head], delimiter=self._separator, strict=True), [])]
@@ -174,10 +175,13 @@ class TextTable(Source):
             lines = io.StringIO(self._decoded(data, 2), newline="")
             record = self._record(next(csv.reader(lines, delimiter=self._separator, strict=True)), row)
         for name, cast in self._casts.items():
-            if isinstance(value := record.get(name), str):
+            value = record.get(name)
+            if isinstance(value, float) and cast is int and value.is_integer():  # as pandas writes columns with gaps
+                record[name] = int(value)
+            elif isinstance(value, str):
                 try:
-                    record[name] = cast(float(value)) if cast is int and "." in value else cast(value)
-                except ValueError:
+                    record[name] = _whole(value) if cast is int else cast(value)
+                except (ValueError, OverflowError):
                     record[name] = value if name == self.fields.label else None
         return record
 
@@ -216,6 +220,17 @@ class TextTable(Source):
         return file
 
 
+def _is_whole(value: Any) -> bool:
+    """Whether an id is a whole number of 64 bits, or missing."""
+    text = str(value or 0)
+    return bool(_WHOLE.fullmatch(text)) and -(2**63) <= int(text.partition(".")[0]) < 2**63
+
+
+def _whole(value: str) -> int:
+    """A whole number; of another one, the part before the point. float() would round numbers of 16 digits and more."""
+    return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) or "." not in value else int(float(value))
+
+
 def slices(rows: int) -> tuple[list[int], list[int]]:
     """`counts` and `shard_files` of a source of one file that has no shards of its own."""
     counts = [min(SLICE, rows - start) for start in range(0, rows, SLICE)]
@@ -244,4 +259,11 @@ def _separator(head: str, path: Path, columns: Columns = BY_NAME) -> str:
 def separator_of(path: str | os.PathLike) -> str:
     """The separator of a CSV or TSV file: a comma, a semicolon, a tab or a bar."""
     with gzip.open(path) if os.fspath(path).lower().endswith(".gz") else open(path, "rb") as file:
-        return _separator(file.readline(2**20).decode("utf-8-sig", errors="replace"), Path(path))
+        head = file.readline(2**20).decode("utf-8-sig", errors="replace")
+    if not head.strip():
+        raise _no_head(path)
+    return _separator(head, Path(path))
+
+
+def _no_head(path: str | os.PathLike) -> ValueError:
+    return ValueError(f"{path}: its first line is empty, expected names of columns, such as image,caption")

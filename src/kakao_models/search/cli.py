@@ -22,6 +22,7 @@ from kakao_models.verbs import (
     check_sources,
     finish,
     group,
+    listed,
     model_options,
     read_sources,
     tell,
@@ -118,7 +119,7 @@ def build(
             done = index.build(
                 sources,
                 sync=sync,
-                columns=columns.split(",") if columns else None,
+                columns=listed(columns),
                 fields=fields,
                 roots=root or (),
                 advance=bar.advance,
@@ -295,10 +296,11 @@ def search(
     from kakao_models.search.results import hits_page, print_hits
 
     with SearchIndex.open(uri, token=token, collection=collection, search_params=params) as index:
+        of_index = {} if model else {"revision": options.revision or index.metadata.get("revision")}
         if not (model := model or index.metadata["model"]):
             raise typer.BadParameter(f"{uri} doesn't name the model of its embeddings: add --model")
         srgb = options.srgb or bool(index.metadata.get("srgb"))  # as the index was built
-        options = replace(options, model=model, srgb=srgb)
+        options = replace(options, model=model, srgb=srgb, **of_index)
         asked_by_image = bool(image or minus_image)
         if min_relevance is not None and (asked_by_image, bool(text or plus or minus)) != (
             index.metadata["kind"] == "texts",

@@ -73,7 +73,7 @@ def allowed(path: str, roots: Sequence[str | os.PathLike] | None) -> Path:
 
 def _inside(container: str, name: str, path: str) -> bytes:
     try:
-        if container.endswith(".tar"):
+        if container.lower().endswith(".tar"):
             data = _tar(container, os.stat(container).st_mtime_ns).image_bytes(name, MAX_BYTES)
             if data is None:
                 raise ImageError(path, f"is no longer in this tar, or has more than {MAX_BYTES:,} bytes")

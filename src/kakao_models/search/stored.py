@@ -38,6 +38,7 @@ class StoredEmbeddings:
     def __init__(self, source: str | os.PathLike):
         self.source = Path(source)
         self.model: str | None = None  # name of the model that made them, where it is known
+        self.revision: str | None = None
         self.kind = "images"
         self._loaded: Rows | None = None
         if self.source.suffix == ".npy":
@@ -49,12 +50,12 @@ class StoredEmbeddings:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The metadata of an index, as `SearchIndex.metadata`; the model is None where it is not known.
+        """The metadata of an index, as `SearchIndex.metadata`; model and revision are None where they are not known.
 
         Raises:
             ValueError: there are no embeddings.
         """
-        return {"model": self.model, "dim": self._dim(), "kind": self.kind}
+        return {"model": self.model, "revision": self.revision, "dim": self._dim(), "kind": self.kind}
 
     def now(self) -> Rows:
         """All rows, in memory, scaled to length 1; of an id that is there twice, the last one counts.
@@ -134,7 +135,7 @@ class StoredEmbeddings:
         """
         if not isinstance(expected, Mapping):
             expected = {"model": expected.name, "dim": expected.dim}
-        if self.model is not None and os.path.basename(self.model) != os.path.basename(expected["model"]):
+        if self.model is not None and _last_part(self.model) != _last_part(expected["model"]):
             raise ValueError(f"{self.source}: holds embeddings of {self.model}, not of {expected['model']}")
         if (dim := self._dim()) != expected["dim"]:
             raise ValueError(
@@ -150,7 +151,9 @@ class StoredEmbeddings:
             raise ValueError(
                 f"{self.source}: expected an array, and the names of its rows in {beside} ({error})"
             ) from error
-        if rows.ndim != 2 or not isinstance(names, list) or len(names) != len(rows):
+        if not isinstance(names, list):
+            raise ValueError(f"{beside}: expected a list of names, got {type(names).__name__}")
+        if rows.ndim != 2 or len(names) != len(rows):
             raise ValueError(f"{self.source}: got an array of shape {rows.shape}, but {beside} has {len(names)} names")
 
         def read() -> Iterator[StoredRows]:
@@ -166,7 +169,7 @@ class StoredEmbeddings:
         if self.source.is_dir():
             files = sorted(path for path in self.source.glob("*.parquet") if path.name[0] not in "._")
             plan = read_json(self.source / "plan.json") if (self.source / "plan.json").is_file() else {}
-            self.model = str(plan.get("model") or "") or None
+            self.model, self.revision = _model_of(plan)
             self.kind = "texts" if plan.get("what") == "texts" else "images"
         else:
             files = [self.source]
@@ -209,6 +212,17 @@ class StoredEmbeddings:
                 yield _named([record for record, _ in fields], np.stack([vector for _, vector in fields]))
 
         return count, read
+
+
+def _model_of(plan: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The model that the plan of `data embed` names, and its revision: it writes NAME@REVISION."""
+    name = str(plan.get("model") or "")
+    model, at, revision = name.rpartition("@")
+    return (model, revision) if at and not os.path.exists(name) else (name or None, None)
+
+
+def _last_part(model: str) -> str:
+    return os.path.basename(model.rstrip("/"))
 
 
 def is_stored(uri: str) -> bool:

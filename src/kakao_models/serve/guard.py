@@ -47,7 +47,7 @@ class Guard:
         max_requests: int = 2048,
     ):
         self.app, self.metrics, self.closing = app, metrics, closing
-        self.key = None if api_key is None else api_key.encode()
+        self.key = None if api_key is None else api_key.strip().encode()  # a header's value has no blanks around it
         self.max_body, self.body_timeout, self.timeout = max_body, body_timeout, timeout
         self.running, self.max_requests = 0, max_requests
         self.held, self.max_held = 0, (max_held or max(2**30, 4 * _COPIES * max_body)) // _COPIES  # bytes of bodies

@@ -426,7 +426,7 @@ class BaseTrainer(AtomicCheckpoints):
     def _append(self, name: str, line: str) -> None:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
 

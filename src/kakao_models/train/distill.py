@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kakao_models.align.modeling_torch import AlignModel, l2_normalize
+from kakao_models.align.preprocessing import MAX_TOKENS
 from kakao_models.evaluate.templates import read_templates
 from kakao_models.files.lines import lines_of
 from kakao_models.samples.rows import vectors_of
@@ -266,7 +267,9 @@ class DistillTrainer(AlignTrainer):
         random = np.random.default_rng([self.args.seed, self.state.global_step])
         templates = random.choice(list(term.templates), len(columns))
         prompts = [template.format(term.classes[column]) for template, column in zip(templates, columns.tolist())]
-        tokens = self.processing_class(text=prompts, return_tensors="pt").to(probabilities.device)
+        most = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
+        options: dict[str, Any] = dict(truncation=True, max_length=most, return_tensors="pt")
+        tokens = self.processing_class(text=prompts, **options).to(probabilities.device)
         tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
         with self.accelerator.autocast():
             features = model.get_text_features(**tokens).pooler_output

@@ -89,7 +89,9 @@ class SampleTransform:
         if self.tokenizer is not None:
             if not sample.captions:
                 raise ValueError("no caption")
-            return sample.captions[int(random.integers(len(sample.captions)))]
+            caption = sample.captions[int(random.integers(len(sample.captions)))]
+            caption.encode()  # JSON can hold half of a character, on which the tokenizer of the whole batch would fail
+            return caption
         labels = [self._number(sample, label) for label in sample.labels]
         if not self.multi_label and len(labels) != 1:
             raise ValueError(f"expected one label, got {len(labels)}")
