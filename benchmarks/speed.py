@@ -28,7 +28,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import SIZES, checkpoint, machine, product, sentences, shortest, theirs, vit_checkpoint, write_photos
+from common import (
+    SIZES,
+    checkpoint,
+    has_bfloat16,
+    machine,
+    product,
+    sentences,
+    shortest,
+    theirs,
+    vit_checkpoint,
+    write_photos,
+)
 from PIL import Image
 
 from kakao_models import Embedder, pipeline
@@ -86,7 +97,7 @@ def markdown(row: dict) -> str:
 
 
 def peak(table: Table, options) -> None:
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16") if has_bfloat16() else ("float32",):
         seconds, speed = product(dtype, table.now)
         table.add({"what": "peak", "way": f"matrix product, {dtype}", "seconds": seconds, "times": 1.0,
                    "note": f"{speed / 1e9:.0f} GFLOP/s"})  # fmt: skip
@@ -337,10 +348,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="base", help="small: B0 and BERT-mini; base: B7 and BERT-base")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
-    parser.add_argument(
-        "--ways", default="torch,openvino,torch:bfloat16,openvino:bfloat16", help="ENGINE or ENGINE:DTYPE"
-    )
-    parser.add_argument("--fast-ways", default="openvino:bfloat16", help="of the part jpeg, with fast_images=True")
+    lower = has_bfloat16()
+    ways = "torch,openvino" + ",torch:bfloat16,openvino:bfloat16" * lower
+    parser.add_argument("--ways", default=ways, help="ENGINE or ENGINE:DTYPE")
+    fast = "openvino:bfloat16" if lower else "openvino"
+    parser.add_argument("--fast-ways", default=fast, help="of the part jpeg, with fast_images=True")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--texts", type=int, default=128)
