@@ -1,6 +1,8 @@
 """An ALIGN from published towers, in three frameworks."""
 
+import json
 import logging
+import shutil
 
 import flax_arrays
 import numpy as np
@@ -126,6 +128,19 @@ def test_a_tensor_that_a_bert_lacks_is_named(towers, tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match="missing encoder.layer.1.output.dense.bias"):
         AlignModel.from_towers(towers / "tower", tmp_path, 16)
+
+
+def test_lengths_of_another_model_are_left_out(towers, tmp_path):
+    """sentence-transformers' tokenizers name the length that was right for their model."""
+    shutil.copytree(towers / "bert", tmp_path / "bert")
+    file = tmp_path / "bert/tokenizer_config.json"
+    theirs = {"max_length": 128, "stride": 0, "truncation_strategy": "longest_first", "pad_to_multiple_of": None}
+    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
+    processor = AlignProcessor.from_towers(towers / "lite0.pth", tmp_path / "bert")
+    assert len(processor(text="red cat " * 99)["input_ids"]) == 64
+    processor.save_pretrained(tmp_path / "saved")
+    assert not set(theirs) & set(json.loads((tmp_path / "saved/tokenizer_config.json").read_text()))
+    assert len(AlignProcessor.from_pretrained(tmp_path / "saved")(text="red cat " * 99)["input_ids"]) == 64
 
 
 def test_the_processor_prepares_what_the_towers_were_trained_on(towers):

@@ -38,6 +38,7 @@ _LOADING_FIELDS = ("backend", "is_local", "local_files_only", "name_or_path")
 # Arguments of `from_pretrained` that neither part has
 _OF_LOADING = ("trust_remote_code", "use_fast", "backend", "proxies", "return_unused_kwargs", "code_revision")
 _DEFAULTS = ("padding", "truncation", "max_length")  # of a call, which a tokenizer may be made with, as in transformers
+_OTHERS_DEFAULTS = (*_DEFAULTS, "stride", "truncation_strategy", "pad_to_multiple_of")  # sentence-transformers saves more
 _PLACE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # http:, data:, ...
 
 
@@ -187,11 +188,15 @@ class AlignProcessor(ProcessorMixin):
         cls, image: str | os.PathLike, text: str | os.PathLike, image_size: int | None = None
     ) -> "AlignProcessor":
         """The processor of `AlignModel.from_towers(image, text, ...)`: pictures as the image tower was trained on, and the
-        text tower's tokenizer.
+        text tower's tokenizer. Its defaults of a call, such as sentence-transformers' `max_length` 128, were for another model:
+        they are left out.
 
         Arguments are those of `AlignImageProcessor.from_tower`, and what `read_tokenizer` takes.
         """
-        return cls(AlignImageProcessor.from_tower(image, image_size), read_tokenizer(text))
+        tokenizer = read_tokenizer(text)
+        for name in _OTHERS_DEFAULTS:
+            tokenizer.init_kwargs.pop(name, None)
+        return cls(AlignImageProcessor.from_tower(image, image_size), tokenizer)
 
     def __call__(
         self,
