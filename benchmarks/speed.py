@@ -129,7 +129,7 @@ def b7(table: Table, options) -> None:
             for _ in range(count)
         ]
         pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-        prepared = np.stack([some._image_processor.pixels(picture) for picture in pictures])
+        prepared = np.stack([some.image_processor.pixels(picture) for picture in pictures])
 
         def with_transformers(pixels=pixels) -> np.ndarray:
             with torch.inference_mode():
@@ -197,7 +197,7 @@ def jpeg(table: Table, options) -> None:
 
 def jpeg_files(table: Table, what: str, paths: list[str], peer: tuple, ours: dict[str, Embedder]) -> None:
     model, processor, _ = peer
-    preparation = next(iter(ours.values()))._image_processor
+    preparation = next(iter(ours.values())).image_processor
 
     def read(path: str) -> torch.Tensor:
         return processor(images=Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"]
