@@ -46,6 +46,18 @@ def brute(rows, query, k, keep=lambda n: True):
     return [ids[n] for n in order], cosine[order]
 
 
+def test_a_search_imports_no_slow_library(built, embedder):
+    """pymilvus and pandas would take as long as all the rest of a search that one command makes."""
+    script = f"""
+import sys
+from kakao_models.search import SearchIndex
+hits = SearchIndex.open({str(built)!r}).search({[0.5] * embedder.dim}, k=3)
+print(len(hits), [name for name in ("pymilvus", "pandas", "torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "3 []", done.stderr
+
+
 def test_finds_what_comparing_with_all_finds(filled, rows):
     queries = np.random.default_rng(1).standard_normal((20, 16)).astype(np.float32)
     for query, hits in zip(queries, filled.search(queries, 12)):

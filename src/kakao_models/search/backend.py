@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kakao_models.files.atomic import is_alive
+from kakao_models.lazy import is_installed
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -52,17 +53,16 @@ def connect(uri: str, token: str | None = None, *, create: bool = False):
 
 
 def prepare() -> None:
-    """Keeps Milvus from printing tracebacks of errors that are raised, and explained, as well.
+    """Keeps Milvus from printing tracebacks of errors that are raised, and explained, as well. pymilvus itself is not imported:
+    that takes as long as all the rest of a search of a local index, which can do without.
 
     Raises:
         ImportError: pymilvus is missing.
     """
     # gRPC writes to stderr, past Python's logging, what is raised as well
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    try:
-        import pymilvus  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportError("search needs pymilvus: pip install 'kakao-models[search]'") from error
+    if not is_installed("pymilvus"):
+        raise ImportError("search needs pymilvus: pip install 'kakao-models[search]'")
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -85,11 +85,12 @@ def disconnect(uri: str, client: "MilvusClient") -> None:
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
     """Errors of Milvus as ValueError, or ConnectionError where the server is gone, that say what was being done."""
-    from pymilvus.exceptions import MilvusException
-
     try:
         yield
-    except MilvusException as error:
+    except Exception as error:
+        milvus = sys.modules.get("pymilvus.exceptions")  # which is imported if the error is its own
+        if milvus is None or not isinstance(error, milvus.MilvusException):
+            raise
         message = f"{what}: Milvus reported: {error.message or error}"
         if _is_gone(error):
             raise ConnectionError(

@@ -137,7 +137,7 @@ class Segment:
         records: list[dict[str, Any]] = [{}] * len(rows)
         for number in np.unique(at):
             (places,) = np.nonzero(at == number)
-            found = batches[number].select(names).take(rows[places] - starts[number])
+            found = batches[number].select(names).take(_indices(rows[places] - starts[number]))
             for place, record in zip(places, found.to_pylist()):
                 records[place] = record
         for row, record in zip(rows, records):
@@ -204,7 +204,7 @@ class Rows:
         for number, (segment, alive) in enumerate(zip(self.segments, self._alive(filter))):
             rows = np.arange(len(segment)) if alive is None else np.flatnonzero(alive)
             places.append(np.stack([np.full(len(rows), number), rows], 1))
-            ids.append(segment.table[KEY].take(pa.array(rows)))
+            ids.append(segment.table[KEY].take(_indices(rows)))
         order = pc.sort_indices(pa.chunked_array([chunk for part in ids for chunk in part.chunks], pa.string()))
         ordered = np.concatenate(places)[order.to_numpy()[:limit]]
         for start in range(0, len(ordered), size):
@@ -229,3 +229,10 @@ class Rows:
             return [segment.matching(filter, compiled) for segment in self.segments]
         except FilterError as error:
             raise FilterRefused(str(error)) from error
+
+
+def _indices(rows: np.ndarray) -> "pa.Array":
+    """As `pyarrow.array`, which imports pandas first: a third of a second."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows, np.int64))])
