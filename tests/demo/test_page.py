@@ -56,6 +56,9 @@ def test_the_page_opens_with_a_photograph_that_is_classified(opened):
         panel = tab(page, "Zero-shot")
         found = rows(panel)
         assert found[0][0] == "a cat" and len(found) == 10
+        page.set_viewport_size({"width": 1366, "height": 768})
+        last = panel.locator(".km-bars tbody tr").last.bounding_box()
+        assert last["y"] + last["height"] <= 768  # seen without scrolling
         assert "kakaobrain/align-base" in panel.inner_text()
         take(panel, "mountains")  # which runs
         panel.locator(".km-bars tbody tr").first.filter(has_text="mountains").wait_for()

@@ -102,8 +102,10 @@ def _zero_shot(page: gr.Blocks, models: Models) -> None:
         with gr.Column():
             photo = _photo("Photograph", value=str(bundled_photos()[0]))
             example = _examples(photo)
-        with gr.Column():
-            labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one per line", lines=10, max_lines=12)
+        with gr.Column():  # the scores first: they are seen without scrolling
+            labels = gr.Textbox("\n".join(bundled_labels()[:10]), label="Labels, one per line", lines=4, max_lines=5)
+            button = gr.Button("Classify", variant="primary")
+            result = gr.HTML(label="Scores")
             templates = gr.Textbox(
                 HYPOTHESIS_TEMPLATE, label="Templates, one per line; {} is the label", lines=1, max_lines=5
             )
@@ -112,8 +114,6 @@ def _zero_shot(page: gr.Blocks, models: Models) -> None:
                 second = _model(models, "Compare with", None)
             if "align-small" in models.offered:
                 gr.HTML(note(_SMALL.format(take="type" if models.others else "choose")))
-            button = gr.Button("Classify", variant="primary")
-            result = gr.HTML(label="Scores")
 
     def classify(photo, labels, templates, first, second, progress=_PROGRESS):
         return actions.zero_shot(models, photo, labels, templates, first, second, _loading(progress))
