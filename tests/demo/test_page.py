@@ -257,9 +257,10 @@ def test_the_keyboard_is_enough(opened):
                 page.locator("img[src*='deer.jpg']").first.wait_for()
             if reached[-1] == "Classify":
                 page.keyboard.press("Enter")
+            if reached[-1].startswith("Compare with"):
                 break
         page.locator(".km-bars").wait_for()
-    order = ["Example: cat", "Example: woman", "Labels", "Templates", "Model", "Compare with", "Classify"]
+    order = ["Example: cat", "Example: woman", "Labels", "Classify", "Templates", "Model", "Compare with"]
     places = [next(n for n, name in enumerate(reached) if name.startswith(label)) for label in order]
     assert places == sorted(places)
 
