@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py --data flickr8k/dev.parquet --model align-small --count 1000
 
-For each, the lowest cosine of any photograph's embedding and of any caption's. Engines that are not installed are left out.
+For each, the lowest cosine of any photograph's embedding and of any caption's, and the size of an export's models. Engines that are not installed are left out.
 `dtype="auto"` may keep float32: then both cosines are 1.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
                 print(f"{engine}, {dtype}: {error}")
                 continue
             cosines = lowest_cosine(other.images(photographs), images), lowest_cosine(other.texts(texts), captions)
-            rows.append([f'engine="{engine}", dtype="{dtype}"', *cosines])
+            rows.append([f'engine="{engine}", dtype="{dtype}"', *cosines, ""])
     pixels = np.concatenate(
         [
             plain.image_processor(images=[load_image(photo) for photo in photographs[part]], return_tensors="np")[
@@ -78,10 +78,13 @@ def main() -> None:
         for quantize in (None, *form.quantize):
             with tempfile.TemporaryDirectory() as folder:
                 results = exported(plain, Path(folder, "export"), to, quantize, pixels, texts)
+                bytes_ = sum(
+                    path.stat().st_size for path in Path(folder, "export").rglob("*") if path.suffix != ".json"
+                )
             cosines = lowest_cosine(results[0], images), lowest_cosine(results[1], captions)
-            rows.append([f"export, {to}, {quantize or 'float32'}", *cosines])
+            rows.append([f"export, {to}, {quantize or 'float32'}", *cosines, f"{bytes_ / 1e6:.1f}"])
     title = f"{args.model}, lowest cosine over {len(photographs)} photographs and {len(texts)} captions"
-    show(title, ["", "photographs", "captions"], rows)
+    show(title, ["", "photographs", "captions", "MB"], rows)
 
 
 if __name__ == "__main__":
