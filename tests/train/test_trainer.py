@@ -265,6 +265,8 @@ def test_broken_samples_are_written_down(tmp_path):
     [
         ({"per_device_train_batch_size": 18, "chunk_size": 8}, "both must be multiples .* Try 16 in chunks of 8"),
         ({"optimizer": "adamax"}, "optimizer: got 'adamax', expected one of lamb, adamw, sgd"),
+        ({"schedule": "constant", "end_lr": 1e-5}, "end_lr: got 1e-05, but the schedule 'constant' does not end there"),
+        ({"schedule": {0: 1.0, 9: 0.1}, "end_lr": 1e-5}, "end_lr: got 1e-05, but the schedule .* does not end there"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, message, tmp_path):

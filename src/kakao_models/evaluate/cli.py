@@ -560,7 +560,6 @@ def mieb(
 
       kakao-models evaluate mieb --tasks CIFAR10ZeroShot,Winoground -o results/mieb.json
     """
-    check_file("--output", options.output)
     options.prepare()
     from kakao_models.evaluate.mteb import run_tasks, task_names
 

@@ -18,6 +18,7 @@ import numpy as np
 from kakao_models.samples.columns import BY_NAME, Columns
 from kakao_models.search.collection import INSERT
 from kakao_models.search.items import WITHIN, Item, Items, metadata_digest, plain
+from kakao_models.warn import warn
 
 if TYPE_CHECKING:
     from kakao_models.search.index import SearchIndex
@@ -114,6 +115,8 @@ def build(
     if not seen:
         name, reason = report.failures[0]
         raise ValueError(f"all {len(report.failures)} inputs failed; the first: {name}: {reason}")
+    if missing := items.missing():
+        warn(f"columns: no row has {', '.join(map(repr, missing))}, so the index lacks it")
     if sync:
         kept = {plain(name) for name, _ in report.failures}
         gone = [

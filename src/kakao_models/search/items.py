@@ -80,6 +80,7 @@ class Items:
         if not sources:
             raise ValueError("got no sources to index: name a folder, a table or tars")
         self.kind, self.columns, self.fields = kind, None if columns is None else set(columns), fields
+        self._found: set[str] = set()  # of the columns to keep, those that a row has
         self.roots = [Path(root).resolve() for root in roots]
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kakao-models-read")
         opened = [_open(source, kind, fields) for source in sources]
@@ -98,6 +99,10 @@ class Items:
             return self._text(name, sample) if self.kind == "texts" else self._image(name, file, is_folder, sample)
 
         return list(self._pool.map(item, range(part.start, part.stop), rows.read(part)))
+
+    def missing(self) -> list[str]:
+        """The columns to keep that no row read so far has."""
+        return sorted((self.columns or set()) - self._found)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -162,8 +167,10 @@ class Items:
         for name, value in (known | dict(sample.record)).items():
             if name in (image, "__key__", "embedding") or (name.lower() in CAPTIONS and str(value).strip() == caption):
                 continue
-            if self.columns is not None and name not in self.columns:
-                continue
+            if self.columns is not None:
+                if name not in self.columns:
+                    continue
+                self._found.add(name)
             kept = _whole(value) if name in ("width", "height") else plain(value)
             if kept is not None:
                 metadata.setdefault(f"{name}_" if name in OWN or name in ("path", "caption", "bytes") else name, kept)

@@ -64,6 +64,10 @@ class TrainOptions:
             if value not in known:
                 raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, known))}")
         check_schedule(self.schedule)
+        if self.schedule not in ("linear", "cosine") and self.end_lr:
+            raise ValueError(
+                f"end_lr: got {self.end_lr}, but the schedule {self.schedule!r} does not end there. Leave end_lr out"
+            )
         bounds = self.temperature_range
         if bounds is not None and not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1]):
             raise ValueError(f"temperature_range: expected the lowest and the highest, above 0, got {bounds}")
