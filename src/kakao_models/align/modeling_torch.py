@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, PreTrainedModel, initialization as init
-from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndNoAttention
@@ -23,7 +22,7 @@ from kakao_models.align.depthwise_torch import DepthwiseConv2d
 from kakao_models.align.ghost_norm_torch import ghost_norm
 from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES
-from kakao_models.checkpoint.torch import BijectiveLoading
+from kakao_models.checkpoint.torch import BijectiveLoading, activation
 
 
 @dataclass
@@ -150,7 +149,7 @@ class AlignVisionEmbeddings(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(config.num_channels, config.stem_channels, kernel_size=3, stride=2, bias=False)
         self.batchnorm = AlignBatchNorm(config.stem_channels, config)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation(config.hidden_act)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         x = pad_for_stride_2(pixel_values, 3)
@@ -162,7 +161,7 @@ class AlignVisionExpansionLayer(nn.Module):
         super().__init__()
         self.expand_conv = nn.Conv2d(spec.in_channels, spec.expanded_channels, kernel_size=1, bias=False)
         self.expand_bn = AlignBatchNorm(spec.expanded_channels, config)
-        self.expand_act = ACT2FN[config.hidden_act]
+        self.expand_act = activation(config.hidden_act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return normalize_and_activate(self.expand_bn, self.expand_act, self.expand_conv(x))
@@ -182,7 +181,7 @@ class AlignVisionDepthwiseLayer(nn.Module):
             bias=False,
         )
         self.depthwise_norm = AlignBatchNorm(spec.expanded_channels, config)
-        self.depthwise_act = ACT2FN[config.hidden_act]
+        self.depthwise_act = activation(config.hidden_act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad_explicitly:
@@ -195,7 +194,7 @@ class AlignVisionSqueezeExciteLayer(nn.Module):
         super().__init__()
         self.reduce = nn.Conv2d(spec.expanded_channels, spec.se_channels, kernel_size=1)
         self.expand = nn.Conv2d(spec.se_channels, spec.expanded_channels, kernel_size=1)
-        self.act_reduce = ACT2FN[config.hidden_act]
+        self.act_reduce = activation(config.hidden_act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
@@ -339,7 +338,7 @@ class AlignTextIntermediate(nn.Module):
     def __init__(self, config: AlignTextConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.intermediate_act_fn = ACT2FN[config.hidden_act]
+        self.intermediate_act_fn = activation(config.hidden_act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.intermediate_act_fn(self.dense(x))

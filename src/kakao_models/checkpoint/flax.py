@@ -48,18 +48,25 @@ def tanh(x: jax.Array) -> jax.Array:
     return jnp.tanh(x)
 
 
+class _Activations(dict):
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"hidden_act: got {name!r}, expected one of {', '.join(self)}")
+
+
 # By transformers' names
-ACT2FN = {
-    "gelu": gelu,
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "relu": relu,
-    "relu6": relu6,
-    "sigmoid": sigmoid,
-    "silu": silu,
-    "swish": silu,
-    "tanh": tanh,
-}
+ACT2FN = _Activations(
+    {
+        "gelu": gelu,
+        "gelu_new": gelu_tanh,
+        "gelu_pytorch_tanh": gelu_tanh,
+        "relu": relu,
+        "relu6": relu6,
+        "sigmoid": sigmoid,
+        "silu": silu,
+        "swish": silu,
+        "tanh": tanh,
+    }
+)
 
 
 def compute_dtype(layer: nnx.Linear | nnx.Conv) -> jnp.dtype:

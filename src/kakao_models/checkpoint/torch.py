@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
+from transformers.activations import ACT2FN
 
 from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import cached_only, hub_arguments, pin, remember_place, resolve
@@ -17,6 +18,17 @@ from kakao_models.checkpoint.tensors import TensorPatterns, check_sizes
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_FILES = {"variant", "use_safetensors", "gguf_file", "state_dict"}  # arguments by which transformers reads others
 _MOST_MISSING = 2**28  # numbers, a gigabyte; of what may be missing, a head of 21,841 classes has 22 million
+
+
+def activation(name: str) -> Any:
+    """The function of a configuration's `hidden_act`, by transformers' names.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in ACT2FN:
+        raise ValueError(f"hidden_act: got {name!r}, expected one of {', '.join(sorted(ACT2FN))}")
+    return ACT2FN[name]
 
 
 class BijectiveLoading(TensorPatterns):

@@ -345,7 +345,25 @@ class Embedder:
             raise ValueError(f"output: got {output!r}, expected one of {', '.join(known)}")
         if output == "logits":
             self.check_classifier()
-        return known[output]
+        return lambda pixels: known[output](self._fitting(pixels))
+
+    def _fitting(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels (B, H, W, 3) uint8 or (B, 3, H, W).
+
+        Raises:
+            ValueError: a ViT reads images of another size.
+        """
+        fields = getattr(self.engine, "fields", None) or self.engine.config
+        if getattr(fields, "model_type", None) == "vit":
+            size, expected = pixels.shape[1:3] if pixels.dtype == np.uint8 else pixels.shape[2:], fields.image_size
+            expected = (expected, expected) if isinstance(expected, int) else expected
+            if tuple(size) != tuple(expected):
+                height, width = size
+                raise ValueError(
+                    f"{self.name}: the image processor makes images of {height} x {width} (height x width), but the ViT reads "
+                    f"{expected[0]} x {expected[1]}: correct size in preprocessor_config.json"
+                )
+        return pixels
 
     def check_classifier(self) -> None:
         """Raises ValueError where the model has no classifier; the message says what it can do instead."""

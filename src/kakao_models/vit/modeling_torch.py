@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from kakao_models.checkpoint.classification_torch import ImageClassifier
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.hub import MissingFile, hub_arguments
-from kakao_models.checkpoint.torch import BijectiveLoading
+from kakao_models.checkpoint.torch import BijectiveLoading, activation
 from kakao_models.vit.config import ViTConfig
 
 
@@ -201,6 +201,7 @@ class ViTModel(ViTPreTrainedModel, base.ViTModel):
         PreTrainedModel.__init__(self, config)  # not transformers' ViTModel, which would build its own layers
         if add_pooling_layer is None:
             add_pooling_layer = config.representation_size is not None
+        activation(config.hidden_act)  # transformers' layers would raise a KeyError
         self.embeddings = ViTEmbeddings(config, use_mask_token)
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
