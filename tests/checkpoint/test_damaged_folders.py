@@ -33,10 +33,11 @@ def test_an_unknown_activation_is_named(kind, request, tmp_path):
             getattr(kakao_models, name).from_pretrained(folder)
 
 
-def test_a_number_of_blocks_has_a_limit(align, tmp_path):
+@pytest.mark.parametrize("name", ["num_block_repeats", "expand_ratios", "kernel_sizes", "strides", "out_channels"])
+def test_numbers_of_a_stage_have_limits(name, align, tmp_path):
     config = json.loads((Path(align) / "config.json").read_text())
-    config["vision_config"]["num_block_repeats"][-1] = 2_000_000
-    with pytest.raises(ValueError, match="num_block_repeats is .*2000000.*, expected at most 1000"):
+    config["vision_config"][name][-1] = 10**30
+    with pytest.raises(ValueError, match=f"{name} is .*{10**30}.*, expected at most"):
         kakao_models.AlignConfig.from_dict(config)
 
 

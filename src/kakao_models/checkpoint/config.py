@@ -30,7 +30,8 @@ _SIZES = frozenset(
     "hidden_size num_attention_heads intermediate_size patch_size image_size vocab_size projection_dim".split()
 )
 _LARGEST, _MOST_PIXELS = 2**31, 2**16  # of these sizes; sides in pixels are squared
-_MOST_BLOCKS = 1000  # of a stage; EfficientNet-L2 has 37
+_OF_STAGES = frozenset("num_block_repeats expand_ratios kernel_sizes strides in_channels out_channels".split())
+_MOST_IN_STAGE = 1000  # blocks, times as many channels, ...; EfficientNet-L2 has 37 blocks in a stage
 
 
 @functools.cache
@@ -80,11 +81,10 @@ class StrictConfig(PreTrainedConfig):
                 most = _MOST_PIXELS if name in ("image_size", "patch_size") else _LARGEST
                 if isinstance(size, int) and not 1 <= size <= most:
                     raise ValueError(f"{type(self).__name__}: {name} is {value!r}, expected 1 to {most}")
-        repeats = getattr(self, "num_block_repeats", None) or ()
-        if any(isinstance(count, int) and count > _MOST_BLOCKS for count in repeats):
-            raise ValueError(
-                f"{type(self).__name__}: num_block_repeats is {repeats!r}, expected at most {_MOST_BLOCKS}"
-            )
+        for name in _OF_STAGES & self._field_names():
+            most = _LARGEST if name.endswith("channels") else _MOST_IN_STAGE
+            if any(isinstance(number, (int, float)) and not number <= most for number in getattr(self, name) or ()):
+                raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}, expected at most {most}")
         dtype = getattr(self, "dtype", None)
         if not (dtype is None or isinstance(dtype, str) or type(dtype).__name__ == "dtype"):  # "float32", torch.float32
             raise ValueError(f"{type(self).__name__}: dtype is {dtype!r}, expected a name such as 'float32'")
