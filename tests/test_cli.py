@@ -325,7 +325,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
             "vit",
             "config.json",
             {"hidden_act": "nope"},
-            "config.json is not a valid model configuration: KeyError: 'nope'",
+            "hidden_act: got 'nope', expected one of gelu",
         ),
         ("vit", "config.json", {"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
         ("vit", "config.json", {"num_attention_heads": 0}, "num_attention_heads is 0, expected 1 to"),

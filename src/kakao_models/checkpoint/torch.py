@@ -24,7 +24,7 @@ def activation(name: str) -> Any:
     """The function of a configuration's `hidden_act`, by transformers' names.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: transformers has no activation of this name.
     """
     if name not in ACT2FN:
         raise ValueError(f"hidden_act: got {name!r}, expected one of {', '.join(sorted(ACT2FN))}")
