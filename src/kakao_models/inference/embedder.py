@@ -354,14 +354,14 @@ class Embedder:
             ValueError: a ViT reads images of another size.
         """
         fields = getattr(self.engine, "fields", None) or self.engine.config
-        if getattr(fields, "model_type", None) == "vit":
-            size, expected = pixels.shape[1:3] if pixels.dtype == np.uint8 else pixels.shape[2:], fields.image_size
+        expected = getattr(fields, "image_size", None)
+        if getattr(fields, "model_type", None) == "vit" and expected is not None:
+            size = pixels.shape[1:3] if pixels.dtype == np.uint8 else pixels.shape[2:]
             expected = (expected, expected) if isinstance(expected, int) else expected
             if tuple(size) != tuple(expected):
-                height, width = size
                 raise ValueError(
-                    f"{self.name}: the image processor makes images of {height} x {width} (height x width), but the ViT reads "
-                    f"{expected[0]} x {expected[1]}: correct size in preprocessor_config.json"
+                    f"{self.name}: the image processor makes images of {size[0]} x {size[1]} (height x width), but the ViT "
+                    f"reads {expected[0]} x {expected[1]}: correct size in preprocessor_config.json"
                 )
         return pixels
 
