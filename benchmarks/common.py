@@ -158,13 +158,6 @@ def product(dtype: str, now: Callable[[], float] = time.perf_counter) -> tuple[f
     return seconds, 2 * n**3 / seconds
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16. Others convert each number to float32 and back, which takes minutes."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 def difference(a, b) -> str:
     """Largest absolute difference, for a table."""
     return f"{np.abs(np.asarray(a) - np.asarray(b)).max():.1e}"

@@ -2,7 +2,8 @@
 
     python benchmarks/precision.py --data flickr8k/dev.parquet --model align-small --count 1000
 
-For each, the lowest cosine of any photograph's embedding and of any caption's, and the size of an export's models. Engines that are not installed are left out.
+For each, the lowest cosine of any photograph's embedding and of any caption's, and the size of an export's models.
+Engines that are not installed are left out.
 `dtype="auto"` may keep float32: then both cosines are 1.
 """
 

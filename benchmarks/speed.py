@@ -31,7 +31,6 @@ import torch
 from common import (
     SIZES,
     checkpoint,
-    has_bfloat16,
     machine,
     product,
     sentences,
@@ -43,6 +42,7 @@ from common import (
 from PIL import Image
 
 from kakao_models import Embedder, pipeline
+from kakao_models.inference.runners import computes_bfloat16
 from kakao_models.pixels.images import load_image, load_pixels
 
 PARTS = ("peak", "b7", "texts", "vit", "jpeg", "labels", "start")
@@ -97,7 +97,7 @@ def markdown(row: dict) -> str:
 
 
 def peak(table: Table, options) -> None:
-    for dtype in ("float32", "bfloat16") if has_bfloat16() else ("float32",):
+    for dtype in ("float32", "bfloat16") if computes_bfloat16() else ("float32",):
         seconds, speed = product(dtype, table.now)
         table.add({"what": "peak", "way": f"matrix product, {dtype}", "seconds": seconds, "times": 1.0,
                    "note": f"{speed / 1e9:.0f} GFLOP/s"})  # fmt: skip
@@ -348,7 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="base", help="small: B0 and BERT-mini; base: B7 and BERT-base")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
-    lower = has_bfloat16()
+    lower = computes_bfloat16()
     ways = "torch,openvino" + ",torch:bfloat16,openvino:bfloat16" * lower
     parser.add_argument("--ways", default=ways, help="ENGINE or ENGINE:DTYPE")
     fast = "openvino:bfloat16" if lower else "openvino"

@@ -38,12 +38,8 @@ _LOADING_FIELDS = ("backend", "is_local", "local_files_only", "name_or_path")
 # Arguments of `from_pretrained` that neither part has
 _OF_LOADING = ("trust_remote_code", "use_fast", "backend", "proxies", "return_unused_kwargs", "code_revision")
 _DEFAULTS = ("padding", "truncation", "max_length")  # of a call, which a tokenizer may be made with, as in transformers
-_OTHERS_DEFAULTS = (
-    *_DEFAULTS,
-    "stride",
-    "truncation_strategy",
-    "pad_to_multiple_of",
-)  # sentence-transformers saves more
+# Those that a tokenizer of another model, such as one of sentence-transformers, is saved with
+_OTHERS_DEFAULTS = (*_DEFAULTS, "stride", "truncation_strategy", "pad_to_multiple_of")
 _PLACE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # http:, data:, ...
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from kakao_models.align.preprocessing import MAX_TOKENS
 from kakao_models.checkpoint.hub import pin, place_of
+from kakao_models.fused.weights import pair
 from kakao_models.inference.arguments import dtype_name, takes_transformers_arguments
 from kakao_models.inference.frameworks import engine_class, light_engine
 from kakao_models.inference.inputs import ModelInputs
@@ -357,8 +358,8 @@ class Embedder:
         expected = getattr(fields, "image_size", None)
         if getattr(fields, "model_type", None) == "vit" and expected is not None:
             size = pixels.shape[1:3] if pixels.dtype == np.uint8 else pixels.shape[2:]
-            expected = (expected, expected) if isinstance(expected, int) else expected
-            if tuple(size) != tuple(expected):
+            expected = pair(expected)
+            if tuple(size) != expected:
                 raise ValueError(
                     f"{self.name}: the image processor makes images of {size[0]} x {size[1]} (height x width), but the ViT "
                     f"reads {expected[0]} x {expected[1]}: correct size in preprocessor_config.json"

@@ -159,6 +159,11 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+def computes_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU, without converting each number to float32 and back."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVINORunner:
     """A tower in OpenVINO, on the CPU.
 
@@ -168,7 +173,7 @@ class OpenVINORunner:
 
     def __init__(self, graph: Graph, dtype: str):
         core = openvino_core()
-        if dtype in ("bfloat16", "mixed") and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if dtype in ("bfloat16", "mixed") and not computes_bfloat16():
             raise EngineError(f"dtype={dtype!r}: OpenVINO does not compute in bfloat16 on this CPU")
         options = {"INFERENCE_NUM_THREADS": threads(), "PERFORMANCE_HINT": "LATENCY"}
         with graph.readable() as source:

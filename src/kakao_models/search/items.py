@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -152,11 +151,8 @@ class Items:
     def _path_within(self, file: str, name: str, sample: Sample) -> str:
         """The path of an image inside a tar or table: CONTAINER::KEY or CONTAINER::ROW, with the chosen column."""
         is_tar = file.lower().endswith(".tar")
-        inside = (
-            re.split(r"\.tar:", sample.id, maxsplit=1, flags=re.I)[-1]
-            if is_tar
-            else name.removeprefix(f"{file}{WITHIN}")
-        )
+        of_tar = f"{os.path.basename(file)}:"  # the id may have folders before it
+        inside = sample.id.partition(of_tar)[2] if is_tar else name.removeprefix(f"{file}{WITHIN}")
         container = file if "://" in file else os.path.abspath(file)
         return f"{container}{WITHIN}{inside}" + (f":{self.fields.image}" if self.fields.image else "")
 
