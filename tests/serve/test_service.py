@@ -181,7 +181,7 @@ def test_what_clients_send_beside_the_body(client, embedder):
     answer = client.post("/v1/embeddings", content=packed, headers=headers)
     np.testing.assert_allclose(vectors(answer), expected, atol=1e-6)
     for content, status, message in (
-        (packed[:-9], 400, "not valid gzip"), (b"{}", 400, "not valid gzip"), (gzip.compress(b" " * 400_000), 413, "longer than 300000"),
+        (packed[:-9], 400, "not valid gzip"), (b"{}", 400, "not valid gzip"), (packed + packed, 400, "more data follows"), (gzip.compress(b" " * 400_000), 413, "longer than 300000"),
     ):  # fmt: skip
         check_error(client.post("/v1/embeddings", content=content, headers=headers), status, message)
     check_error(
@@ -514,8 +514,26 @@ def test_urls_are_fetched_from_public_addresses_alone(embedder):
     with running(embedder, limits=Limits(allow_urls=True)) as (client, _, _):
         for address in (client.base_url, "http://169.254.169.254/latest", "http://[::1]/", "ftp://example.com/a.png"):
             answer = client.post("/v1/embeddings", json={"input": {"image": str(address)}})
-            check_error(answer, 400, "not a public address|base64")
+            check_error(answer, 400, "not have a public address|base64")
             assert "allow_private" not in answer.text and " is at " not in answer.text  # where a name of ours leads
+
+
+def test_fetched_images_have_a_limit_for_all_requests_together(embedder, monkeypatch):
+    file = png(1)
+    monkeypatch.setattr(serving, "fetch_url", lambda url, **options: file)
+    limits = Limits(allow_urls=True, max_fetched_together=3 * len(file))
+    with running(embedder, limits=limits) as (client, _, service):
+        asked = [{"image": f"https://example.com/{i}.png"} for i in range(4)]
+        for _ in range(2):  # what a request held is given back
+            answer = client.post("/v1/embeddings", json={"input": asked})
+            check_error(answer, 429, "fetched images fill the memory")
+            assert answer.headers["retry-after"]
+            fetched = client.post("/v1/embeddings", json={"input": asked[:3]})
+            np.testing.assert_allclose(
+                vectors(fetched), [vectors(client.post("/v1/embeddings", json={"input": url(file)}))[0]] * 3, atol=1e-6
+            )
+        check_error(client.post("/v1/classify", json={"input": asked, "labels": ["a", "b"]}), 429, "fetched images")
+        assert service._fetched == 0
 
 
 class Held:

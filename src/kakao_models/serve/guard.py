@@ -155,6 +155,8 @@ class Guard:
                     else:
                         if packed is not None:
                             piece = packed.decompress(piece, self.max_body + 1)
+                            if packed.unused_data:  # it would grow with all that follows
+                                raise zlib.error("expected one member, more data follows it")
                         if self.held + len(piece) > self.max_held:
                             raise Busy("the bodies of other requests fill the memory for bodies", 1)
                         self.held += len(piece)

@@ -5,8 +5,9 @@ Axes: N inputs  D width of an embedding
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from kakao_models.inference.scores import SCORE_FUNCTIONS, ranked, score_functio
 from kakao_models.pixels.fetch import FetchError, fetch_url
 from kakao_models.pixels.images import ImageError, image_size
 from kakao_models.pixels.limits import MAX_SHOWN_PIXELS
-from kakao_models.serve.batching import Batcher
+from kakao_models.serve.batching import Batcher, Busy
 from kakao_models.serve.schemas import (
     ClassifyRequest,
     ContentPart,
@@ -54,6 +55,7 @@ class Limits:
     max_characters: characters of a text; the model reads its first 64 tokens.
     max_pixels: pixels of an image, by its header, before anything is decoded.
     max_fetched: bytes of an image that is fetched; fetch_timeout seconds for it.
+    max_fetched_together: bytes of fetched images that all requests hold at the same time.
     allow_urls: whether http(s) URLs of images are fetched at all, from public addresses only.
     strings: see `image_source`.
     cached_texts: embeddings of labels' sentences that are kept.
@@ -64,6 +66,7 @@ class Limits:
     max_characters: int = 20_000
     max_pixels: int = MAX_SHOWN_PIXELS
     max_fetched: int = 16 * 2**20
+    max_fetched_together: int = 256 * 2**20
     fetch_timeout: float = 10.0
     allow_urls: bool = False
     strings: str = "refuse"
@@ -96,6 +99,7 @@ class Service:
             )
         # Threads of their own: a hundred slow hosts keep nobody waiting who fetches nothing.
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="kakao-models-fetches")
+        self._fetched = 0  # bytes that requests hold
 
     async def warm_up(self) -> None:
         """Runs the model once, so that the first request does not wait for what is done on the first use."""
@@ -114,19 +118,20 @@ class Service:
                 param="dimensions",
             )
         parts = self._checked_inputs(request.parts())
-        images = await self._image_bytes(parts)
+        sources = self._image_sources(parts)
         texts: dict[int, str] = {}
         for index, part in enumerate(parts):
-            if index not in images:
+            if index not in sources:
                 text = part if isinstance(part, str) else part.text or ""
                 texts[index] = self._checked_text(text, f"input[{index}]", "input")
         if request.truncate is False and texts:
             await asyncio.to_thread(self._check_lengths, texts)
         rows, tokens = np.empty((len(parts), self.embedder.dim), np.float32), 0
-        of_images, of_texts = await asyncio.gather(
-            self._images("image", images), self._submit("text", list(texts.values()))
-        )
-        rows[list(images)] = of_images
+        async with self._image_files(sources) as images:
+            of_images, of_texts = await asyncio.gather(
+                self._images("image", images), self._submit("text", list(texts.values()))
+            )
+        rows[list(sources)] = of_images
         for index, (row, count) in zip(texts, of_texts):
             rows[index] = row
             tokens += count
@@ -138,8 +143,9 @@ class Service:
         problems: list[str] = []
         self._check_model(request.model)
         parts = self._checked_inputs(request.input)
-        for index, part in enumerate(parts):
-            if image_source(part, f"input[{index}]", self.limits.strings) is None:
+        sources = self._image_sources(parts)
+        for index in range(len(parts)):
+            if index not in sources:
                 raise Refused(
                     400, f"input[{index}] is not an image; expected a data: URL, or {{'image': base64}}", param="input"
                 )
@@ -152,7 +158,8 @@ class Service:
                     raise Refused(400, f"{field} needs labels", param=field)
             config = self.embedder.config
             labels = [config.id2label[index] for index in range(config.num_labels)]
-            logits = await self._images("classifier", await self._image_bytes(parts))
+            async with self._image_files(sources) as images:
+                logits = await self._images("classifier", images)
             scores = SCORE_FUNCTIONS[score_function(config)](logits)
         else:
             if not self.reads_texts:
@@ -166,9 +173,10 @@ class Service:
             problems += await asyncio.to_thread(self._label_problems, labels)
             problems += [] if limit else only_label(labels)
             alone = labels if limit else []
-            of_images, of_sentences = await asyncio.gather(
-                self._images("image", await self._image_bytes(parts)), self._sentence_rows([*sentences, *alone])
-            )
+            async with self._image_files(sources) as images:
+                of_images, of_sentences = await asyncio.gather(
+                    self._images("image", images), self._sentence_rows([*sentences, *alone])
+                )
             of_sentences, of_labels = of_sentences[: len(sentences)], of_sentences[len(sentences) :]
             scores = softmax(self.embedder.logits(of_images, average_sentences(of_sentences, len(templates))))
             if limit is not None:
@@ -224,30 +232,48 @@ class Service:
                 message = f"input[{index}]: the text has more than the {most} tokens that the model reads; truncate: true cuts it"
                 raise Refused(400, message, param="truncate")
 
-    async def _image_bytes(self, parts: list[str | ContentPart]) -> dict[int, bytes]:
-        """Place among the inputs → the file."""
+    def _image_sources(self, parts: list[str | ContentPart]) -> dict[int, str]:
+        """Place among the inputs → base64 or a URL, for those that are images."""
         strings = self.limits.strings
         sources = {index: image_source(part, f"input[{index}]", strings) for index, part in enumerate(parts)}
-        sources = {index: source for index, source in sources.items() if source is not None}
-        contents = await asyncio.gather(*(self._content(source, index) for index, source in sources.items()))
-        return dict(zip(sources, contents))
+        return {index: source for index, source in sources.items() if source is not None}
 
-    async def _content(self, source: str, index: int) -> bytes:
+    @asynccontextmanager
+    async def _image_files(self, sources: dict[int, str]) -> AsyncIterator[dict[int, bytes]]:
+        """Place among the inputs → the file. What was fetched counts in `_fetched` until the block ends."""
+        sizes: list[int] = []
+        tasks = [asyncio.ensure_future(self._content(source, index, sizes)) for index, source in sources.items()]
+        try:
+            yield dict(zip(sources, await asyncio.gather(*tasks)))
+        finally:
+            for task in tasks:  # after a failure, the others
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            tasks.clear()
+            self._fetched -= sum(sizes)
+
+    async def _content(self, source: str, index: int, sizes: list[int]) -> bytes:
+        """A file; its size is appended to `sizes` if it was fetched."""
         place = f"input[{index}]"
-        if source[:8].lower().startswith(("http://", "https://")):
-            if not self.limits.allow_urls:
-                raise Refused(400, f"{place}: this service does not fetch URLs; send a data: URL", param="input")
-            fetch = partial(fetch_url, source, timeout=self.limits.fetch_timeout, max_bytes=self.limits.max_fetched)
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
-            except FetchError as error:
-                # Which address a name of this network has is nobody's business either.
-                hidden = "not a public address" in str(error)
-                reason = "its host's is not a public address" if hidden else str(error)
-                raise Refused(400, f"{place}: {reason}", param="input", code="image_not_fetched") from None
-        if len(source) > 100_000:
-            return await asyncio.to_thread(decoded, source, place)
-        return decoded(source, place)
+        if not source[:8].lower().startswith(("http://", "https://")):
+            if len(source) > 100_000:
+                return await asyncio.to_thread(decoded, source, place)
+            return decoded(source, place)
+        if not self.limits.allow_urls:
+            raise Refused(400, f"{place}: this service does not fetch URLs; send a data: URL", param="input")
+        fetch = partial(fetch_url, source, timeout=self.limits.fetch_timeout, max_bytes=self.limits.max_fetched)
+        try:
+            content = await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
+        except FetchError as error:
+            # Which address a name of this network has is nobody's business either.
+            hidden = "not a public address" in str(error)
+            reason = "its host does not have a public address" if hidden else str(error)
+            raise Refused(400, f"{place}: {reason}", param="input", code="image_not_fetched") from None
+        sizes.append(len(content))
+        self._fetched += len(content)
+        if self._fetched > self.limits.max_fetched_together:
+            raise Busy("fetched images fill the memory for them; send fewer URLs in one request", 1)
+        return content
 
     async def _images(self, kind: str, images: dict[int, bytes]) -> np.ndarray:
         size = sum(map(len, images.values()))
