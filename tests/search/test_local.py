@@ -197,6 +197,29 @@ def test_any_order_of_additions_and_deletions(embedder, tmp_path, monkeypatch):
             index.search(_vectors(1)[0], filter="width >")
 
 
+def test_small_segments_and_those_with_many_deletions_are_written_again(embedder, filled):
+    def segments() -> dict[str, int]:
+        with SearchIndex.open(filled) as index:
+            _ids(index)
+        return {path.parent.name: len(np.load(path)) for path in _derived(filled).glob("*/vectors.npy")}
+
+    def change(added: list[str], deleted: list[str]) -> dict[str, int]:
+        with SearchIndex.open(filled, embedder, create=True) as index:
+            if deleted:
+                index.delete(deleted)
+            index.add(added, _vectors(len(added), 5))
+        return segments()
+
+    (first,) = before = segments()
+    assert list(before.values()) == [40]
+    two = change([f"a{n}" for n in range(5)], [])
+    assert first in two and sorted(two.values()) == [5, 40]
+    merged = change([f"b{n}" for n in range(4)], [])  # five rows are too few beside four to stay alone
+    assert first in merged and sorted(merged.values()) == [9, 40]
+    shrunk = change(["c"], [f"row{n:02}" for n in range(25)])  # 15 of 40 are left
+    assert first not in shrunk and sum(shrunk.values()) < 40
+
+
 def test_a_collection_that_is_made_again(embedder, filled):
     with SearchIndex.open(filled) as reader:
         assert reader.count == 40

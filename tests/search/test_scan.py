@@ -57,6 +57,9 @@ def test_codes_bound_every_score():
     assert sorted(found.rows[0]) == list(range(100, 5000)) and found.errors[0] < 0.05
     difference = np.abs(found.scores[0] - rows[found.rows[0]].astype(np.float64) @ query[0])
     assert difference.max() <= found.errors[0]
+    few = codes.best(query, 100, 5000, None, 50)
+    others = np.setdiff1d(np.arange(100, 5000), few.rows[0])
+    assert few.scores.min() < (rows[others].astype(np.float64) @ query[0]).max() <= few.highest[0]
 
 
 def test_codes_on_the_disk(tmp_path):
