@@ -128,8 +128,8 @@ class AlignBatchNorm(nn.BatchNorm2d):
         # Gradient checkpointing runs the forward again inside backward; the step has been counted by then.
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
 
 
