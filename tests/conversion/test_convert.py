@@ -680,6 +680,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
         ("vit_nano_ckpt", None, "layer_norm_eps", 1e-12),
         ("align_nano", "text_config", "hidden_act", "gelu_new"),
         ("align_nano", "vision_config", "batch_norm_eps", 1e-5),
+        ("align_nano", "vision_config", "pooling_type", "max"),
     ],
 )
 def test_what_the_original_computes_otherwise_does_not_go_back(name, part, field, value, tmp_path):
