@@ -168,7 +168,7 @@ def test_info_of_a_vit_and_of_a_broken_file(command, vit, tmp_path):
     _, out, _ = command("info", vit)
     assert "ViT: image_size 32, patch 8, layers 2, width 32" in out and "classes 7" in out
     _, out, _ = command("info", tiny.align_classifier_folder(tmp_path / "classifier"))
-    assert "EfficientNet: image_size 32, blocks 5, width 16, classes 7" in out and "embedding      16 wide" in out
+    assert "EfficientNet: image_size 32, blocks 5, width 16, classes 7" in out and "embedding      16 dimensions" in out
     (tmp_path / "config.json").write_text(Path(vit, "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     code, _, err = command("info", tmp_path)
@@ -257,13 +257,13 @@ def test_convert_verify_and_back(command, tmp_path):
         all(stage["difference"] <= stage["limit"] for stage in facts["verification"]) and len(facts["verification"]) > 3
     )
     (folder / "config.json").write_text("{}")
-    assert command("verify", folder)[:2] == (1, "config.json: not the file that was written\n")
+    assert command("verify", folder)[:2] == (1, "config.json: differs from the file that the conversion wrote\n")
 
 
 def test_convert_uploads_only_what_is_verified(command, tmp_path):
     arguments = ["convert", CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit", "--heads", 2]
     code, out, _ = command(*arguments, "--push-to-hub", "me/vit", "--dry-run")
-    assert code == 0 and "to me/vit would go" in out and "model.safetensors" in out
+    assert code == 0 and "would upload to me/vit:" in out and "model.safetensors" in out
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_convert_takes_equal_class_names_and_prints_nothing_but_the_report(comma
     labels.write_text("crane\ncrane\n" + "\n".join("abcdefgh") + "\n")
     arguments = ["--heads", 2, "--labels-file", labels, "--json", "--push-to-hub", "me/vit", "--dry-run"]
     code, out, err = command("convert", CHECKPOINTS / "vit_nano_ckpt", tmp_path / "vit", *arguments)
-    assert code == 0 and json.loads(out)["family"] == "vit" and "to me/vit would go" in err
+    assert code == 0 and json.loads(out)["family"] == "vit" and "would upload to me/vit:" in err
     names = json.loads((tmp_path / "vit" / "config.json").read_text())["id2label"]
     assert list(names.values()) == ["crane", "crane", *"abcdefgh"]
 

@@ -236,7 +236,7 @@ def convert(
         str,
         typer.Argument(
             help="A TensorFlow checkpoint (prefix, .index file or folder), a Hub id or folder in any format of "
-            "transformers, Google's ViT .npz, or an EfficientNet: Keras' .h5, PyTorch's .pth or timm's folder."
+            "transformers, Google's ViT .npz, or an EfficientNet: Keras' .h5, PyTorch's state dict or timm's folder."
         ),
     ],
     output: Annotated[Path, typer.Argument(help="Folder to create (with --to tpu: prefix of the checkpoint).")],

@@ -47,6 +47,9 @@ def test_losses_of_every_kind_are_pytorch_s(folder):
         ValueError, match="TFAlignForImageClassification: got labels for 2 images and logits for 4 images"
     ):
         model._loss(logits, LABELS["single_label_classification"][:2])
+    model.config.problem_type = None
+    model._loss(logits, LABELS["multi_label_classification"])
+    assert model.config.problem_type == "multi_label_classification"  # which is saved, and asks for sigmoid
 
 
 def test_it_takes_the_tower_of_an_align_and_starts_a_head_at_zero(align, folder, tmp_path):

@@ -43,6 +43,11 @@ def test_named_constructors():
         AlignVisionConfig.efficientnet("b8")
 
 
+def test_lists_of_stages_have_one_length():
+    with pytest.raises(ValueError, match="same length, got the lengths in_channels 7, out_channels 7, .*, strides 2, "):
+        AlignVisionConfig(strides=[1, 2]).blocks()
+
+
 def test_drop_connect_rates_count_all_blocks():
     """From the recorded run of B0: block2b 0.025, block6d 0.175."""
     rates = [spec.drop_rate for spec in AlignVisionConfig.efficientnet("b0").blocks()]

@@ -397,6 +397,18 @@ def test_bfloat16_step_is_near_float32():
         torch.testing.assert_close(steps[0][name], steps[1][name], rtol=0.05, atol=0.05, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_batch_norm_with_parameters_of_16_bits_is_trained(dtype):
+    """A model that was loaded in bfloat16, without autocast."""
+    narrow = batch_norm(16).to(dtype)
+    wide, x = copy.deepcopy(narrow).double(), torch.randn(37, 5, 3, 4).to(dtype)
+    y, expected = narrow(x, silu=True), wide(x.double(), silu=True)
+    y.sum().backward()
+    assert y.dtype == narrow.running_mean.dtype == narrow.weight.grad.dtype == dtype
+    for got, other in ((y, expected), (narrow.running_mean, wide.running_mean), (narrow.running_var, wide.running_var)):
+        torch.testing.assert_close(got.double(), other, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("batch", [16, 48, 37])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_batch_norm_with_silu_is_both_one_after_the_other(batch, layout, monkeypatch):

@@ -268,7 +268,7 @@ def test_clear_errors_for_wrong_inputs(ours):
         ours.get_text_features(ids)
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         ours.get_text_features()
-    with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\), got \(1, 64, 64, 3\)"):
+    with pytest.raises(ValueError, match=r"got \(1, 64, 64, 3\). Channels come first: permute\(0, 3, 1, 2\)"):
         ours.get_image_features(torch.zeros(1, 64, 64, 3))
 
 

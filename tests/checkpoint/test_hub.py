@@ -252,6 +252,26 @@ def test_info_counts_what_is_on_the_hub_without_downloading_it(legacy, hub, alig
     assert not list(Path(constants.HF_HUB_CACHE).glob("**/snapshots/*/*.bin"))
 
 
+@pytest.mark.parametrize("format", ["safe", "pickled", "sharded"])
+def test_info_looks_at_the_weights_only(format, hub, align, tmp_path):
+    """Beside them others leave the arguments of a Trainer, adapters, a license."""
+    files = as_pickle(align) if format == "pickled" else contents(align)
+    if format == "sharded":
+        AlignModel.from_pretrained(align).save_pretrained(tmp_path, max_shard_size="100KB")
+        files = contents(tmp_path)
+    weights = {name for name in files if name.endswith((".bin", ".safetensors"))}
+    assert (len(weights) > 1) == (format == "sharded")
+    more = dict.fromkeys(("training_args.bin", "adapter_model.safetensors", ".gitattributes", "LICENSE"), b"no weights")
+    hub.commit("someone/more", files | more)
+    described, expected = describe_checkpoint("someone/more"), describe_checkpoint(align)
+    assert described["tensors"].keys() == expected["tensors"].keys()
+    assert described["parameters"] == expected["parameters"]
+    assert {file["name"] for file in described["files"]} == weights
+    hub.commit("someone/none", {"config.json": files["config.json"]} | more)
+    described = describe_checkpoint("someone/none")
+    assert (described["files"], described["tensors"], described["parameters"]) == ([], {}, None)
+
+
 def test_converting_from_the_hub(hub, align, command, tmp_path):
     hub.commit("someone/align", as_pickle(align))
     old = hub.commit("someone/align", as_pickle(align), branch="old")

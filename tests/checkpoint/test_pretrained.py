@@ -173,6 +173,10 @@ def test_a_configuration_of_transformers_will_do(folders):
     assert isinstance(TFViTModel(given).config, ViTConfig)
     text = transformers.AlignTextConfig.from_pretrained(folders / "text")
     assert isinstance(TFAlignTextModel(text).config, AlignTextConfig)
+    for place in (folders / "classifier", folders / "classifier" / "config.json"):  # a path too, as in transformers
+        model = TFViTForImageClassification.from_pretrained(folders / "classifier", config=str(place))
+        assert model.config.representation_size == 24
+    assert TFAlignTextModel.from_pretrained(folders / "text", config=folders / "align").config.hidden_size == 32
 
 
 def test_the_cache_that_is_named_is_read_without_a_network(folders, tmp_path):

@@ -62,6 +62,25 @@ def test_one_tensor_at_a_time_is_held(tmp_path):
     assert all(np.array_equal(array, np.full((50, 2), int(key[1:]))) for key, array in shards.read_tensors(tmp_path))
 
 
+def test_only_older_weights_are_removed(tmp_path):
+    others = {"model.fp16.safetensors", "model_ema.safetensors", "model-best.safetensors", "pytorch_model.bin"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"")
+    tensors = LazyTensors({name: ((50, 2), lambda: np.zeros((50, 2), np.float32)) for name in "abc"})
+    for most, names in (
+        (1000, {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}),
+        (10_000, set()),
+    ):
+        shards.write_shards(tmp_path, tensors, most)
+        written = names | ({"model.safetensors.index.json"} if names else {"model.safetensors"})
+        assert {path.name for path in tmp_path.iterdir()} == others | written
+    shards.write_shards(tmp_path, tensors, 400)
+    assert {path.name for path in tmp_path.glob("*0003.safetensors")} == {
+        f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
+    }
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros((2, 3)), np.zeros((2, 3), np.float16)])
 def test_a_tensor_that_is_not_what_it_said_is_refused(array, tmp_path):
     with pytest.raises(ValueError, match="a: got .*, expected float32"):

@@ -204,3 +204,50 @@ def test_images_or_texts_alone_give_their_embeddings(framework, align):
             model(**given, return_loss=True)
     with pytest.raises(ValueError, match="takes either input_ids or inputs_embeds: got both or neither"):
         model()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_wrong_inputs_are_refused_alike(framework, align, vit):
+    model, classifier = (CLASSES[kind][framework].from_pretrained(x) for kind, x in (("align", align), ("vit", vit)))
+    array = torch.from_numpy if framework == "torch" else np.asarray
+    ids, pixels = array(np.array([[2, 50, 60, 3]])), array(np.zeros((1, 3, 32, 32), np.float32))
+    vectors = array(np.zeros((1, 4, 7), np.float32))
+    for call, message in (
+        (lambda: model.text_model(ids[0]), r"TextModel: input_ids must be \(batch, tokens\), got \(4,\)"),
+        (lambda: model.text_model(input_ids=[[2, 3]]), "must be .*, got a list. Give the processor return_tensors="),
+        (
+            lambda: model.text_model(inputs_embeds=vectors),
+            r"inputs_embeds must be \(batch, tokens, 32\), got \(1, 4, 7\)",
+        ),
+        (lambda: model.vision_model(array(np.zeros((1, 3, 32, 32), np.uint8))), r"numbers in \[-1, 1\], got uint8"),
+        (lambda: classifier(array(np.zeros((1, 3, 32, 32), np.uint8))), r"numbers in \[-1, 1\], got uint8"),
+        (lambda: classifier(pixels[0]), r"must be \(batch, 3, height, width\), got \(3, 32, 32\)"),
+        (lambda: classifier(None), r"must be \(batch, 3, height, width\), got None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    if framework != "keras":  # whose models take a mapping
+        for part in (model, classifier):
+            with pytest.raises(ValueError, match=r"got a dict. Arguments go by name: model\(\*\*inputs\)"):
+                part({"pixel_values": pixels})
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_narrow_model_takes_what_the_processor_gives(framework, align, vit):
+    pixels = np.zeros((1, 3, 32, 32), np.float32)
+    for kind, folder in (("align", align), ("vit", vit)):
+        model = CLASSES[kind][framework].from_pretrained(folder, dtype="bfloat16")
+        tower = model.vision_model if kind == "align" else model
+        output = tower(torch.from_numpy(pixels) if framework == "torch" else pixels)
+        assert "bfloat16" in str((output.pooler_output if kind == "align" else output.logits).dtype)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_unknown_activation_is_named_with_its_field(framework):
+    config = tiny.vit_config(representation_size=8)
+    config.pooler_act = "nope"
+    build = {"rngs": nnx.Rngs(0)} if framework == "flax" else {}
+    with pytest.raises(ValueError, match="pooler_act: got 'nope', expected one of .*gelu"):
+        CLASSES["vit"][framework](config, **build)
+    with pytest.raises(ValueError, match="hidden_act: got 'nope', expected one of .*gelu"):
+        CLASSES["vit"][framework](tiny.vit_config(hidden_act="nope"), **build)

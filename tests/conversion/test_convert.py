@@ -165,6 +165,10 @@ def test_a_reference_of_somebody_else(tmp_path):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "broken.npz")
     with pytest.raises(ValueError, match="expected the arrays"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "other.npz")
+    for images in (golden.images / np.float32(255), golden.images[0], golden.images.transpose(0, 3, 1, 2)):
+        np.savez(tmp_path / "form.npz", images=images, logits=golden.arrays["logits"])
+        with pytest.raises(ValueError, match=r"form.npz: images is .*, expected uint8 \(any, any, any, 3\)"):
+            converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "form.npz")
     assert not (tmp_path / "out").exists()
 
 
@@ -208,6 +212,21 @@ def test_out_and_in_again_is_bit_exact(name, key_layout, tmp_path):
     }
 
 
+def test_back_from_what_pytorch_saved_of_a_backbone(tmp_path):
+    converted("vit_nano_backbone_weights", tmp_path)
+    saved, before = tmp_path / "saved", open_checkpoint(CHECKPOINTS / "vit_nano_backbone_weights")
+    ViTModel.from_pretrained(tmp_path / "out").save_pretrained(saved)  # without the prefix of the whole model
+    for name in ("safetensors", "pickle"):
+        if name == "pickle":
+            state = {key: torch.from_numpy(x) for key, x in load_file(saved / "model.safetensors").items()}
+            torch.save(state, saved / "pytorch_model.bin")
+            (saved / "model.safetensors").unlink()
+        convert_back(saved, tmp_path / name / "weights", key_layout="backbone")
+        after = open_checkpoint(tmp_path / name)
+        weights = [key for key in before.entries if key != "_CHECKPOINTABLE_OBJECT_GRAPH"]
+        assert all(before.read(key).tobytes() == after.read(key).tobytes() for key in weights)
+
+
 def test_back_from_a_lying_config_is_refused(tmp_path):
     converted("vit_nano_ckpt", tmp_path)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -229,11 +248,11 @@ def test_verify_sees_every_change(tmp_path):
     assert verify_report(folder) == []
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert any("not the tensor" in line for line in verify_report(folder))
+    assert any("differs from the tensor" in line for line in verify_report(folder))
     with pytest.raises(ValueError, match="differs from what was verified, so nothing is uploaded: model.safetensors"):
         push(folder, "me/vit", dry_run=True)
     save_file(load_file(folder / "model.safetensors") | {"more": np.zeros(3, np.float32)}, folder / "model.safetensors")
-    assert "more: a tensor that the report does not list" in verify_report(folder)
+    assert "more: this tensor is not in the report" in verify_report(folder)
     (folder / "model.safetensors").write_bytes(weights[:-100])
     assert any("can't be read" in line for line in verify_report(folder))
     (folder / "model.safetensors").unlink()
@@ -365,11 +384,15 @@ def test_an_upload_is_what_was_verified_and_leaves_no_older_weights(tmp_path, mo
     (tmp_path / "out" / ".env").write_text("KEY=secret")
     said = push(tmp_path / "out", "vit", create_pr=True)
     (options,) = uploads
-    assert said.startswith("to https://hub/commit went") and options["repo_id"] == "me/vit" and options["create_pr"]
+    assert (
+        said.startswith("uploaded to https://hub/commit:") and options["repo_id"] == "me/vit" and options["create_pr"]
+    )
     there = {path.name for path in (tmp_path / "out").iterdir()}
     assert set(options["allow_patterns"]) == there - {".env"} and len(there) > 6
-    before = ["model.safetensors", "model-00001-of-00009.safetensors", "model.safetensors.index.json", "tokenizer.json"]
-    assert [name for name in before if not fnmatch(name, options["delete_patterns"])] == ["tokenizer.json"]
+    others = ["tokenizer.json", "model.fp16.safetensors", "model_ema.safetensors"]
+    before = ["model.safetensors", "model-00001-of-00009.safetensors", "model.safetensors.index.json", *others]
+    gone = [name for name in before if any(fnmatch(name, pattern) for pattern in options["delete_patterns"])]
+    assert [name for name in before if name not in gone] == others
 
 
 def test_verify_sees_what_was_added(tmp_path):
@@ -378,7 +401,7 @@ def test_verify_sees_what_was_added(tmp_path):
     assert verify_report(tmp_path / "out") == []
     assert ".gitattributes" not in push(tmp_path / "out", "me/vit", dry_run=True)
     (tmp_path / "out" / "adapter_config.json").write_text("{}")
-    assert verify_report(tmp_path / "out") == ["adapter_config.json: not there when the report was written"]
+    assert verify_report(tmp_path / "out") == ["adapter_config.json: added after the conversion"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -657,6 +680,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
         ("vit_nano_ckpt", None, "layer_norm_eps", 1e-12),
         ("align_nano", "text_config", "hidden_act", "gelu_new"),
         ("align_nano", "vision_config", "batch_norm_eps", 1e-5),
+        ("align_nano", "vision_config", "pooling_type", "max"),
     ],
 )
 def test_what_the_original_computes_otherwise_does_not_go_back(name, part, field, value, tmp_path):
@@ -774,7 +798,7 @@ def test_weights_of_no_trained_model_are_refused(change, message, tmp_path):
 def test_what_is_recognised_assumed_and_doubtful_is_reported(tmp_path):
     report = converted("align_nano", tmp_path)
     assert report["recognised"] == [
-        "EfficientNet (width 0.5, depth 0.3)", "BERT of 2 layers of 64", "2 heads", "289 px (assumed)",
+        "EfficientNet (width 0.5, depth 0.3)", "BERT (2 layers, width 64)", "2 heads", "289 px (assumed)",
         "tokenizer: not checked",
     ]  # fmt: skip
     (doubt,) = report["warnings"]

@@ -31,6 +31,7 @@ from kakao_models import (
 from kakao_models.conversion.convert import convert
 from kakao_models.conversion.info import as_text, describe_checkpoint
 from kakao_models.conversion.object_graph import SUFFIX
+from kakao_models.conversion.read import read_source
 from kakao_models.conversion.report import verify_report
 from kakao_models.conversion.tensorflow import open_checkpoint
 
@@ -501,11 +502,14 @@ def test_pytorch_tower(layout, tmp_path):
         path = published.timm_folder(tmp_path / "timm", published.as_timm(state))
     else:
         torch.save(state, path)
+        for suffix, save in ((".bin", torch.save), (".safetensors", save_file)):
+            save(state, tmp_path / f"tower{suffix}")
+            assert read_source(tmp_path / f"tower{suffix}").config == read_source(path).config
     report = convert(path, tmp_path / "out", image_size=64)
     assert report["source"]["kind"].endswith(f"named as by {layout}") and verify_report(tmp_path / "out") == []
     assert report["recognised"] == ["EfficientNet-Lite0", "64 px"] and report["warnings"] == []
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "license" not in card and "prepares images as the tower was trained on them" in card
+    assert "license" not in card and "has the preprocessing that the tower was trained with" in card
     again = convert(tmp_path / "out", tmp_path / "again")  # whose squeeze-and-excite is all zero on purpose
     assert again["recognised"] == report["recognised"] and again["parameters"] == report["parameters"]
     sources = {key: entry["source"] for key, entry in report["tensors"].items()}

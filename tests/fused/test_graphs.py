@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from kakao_models import AlignForImageClassification, AlignModel, ViTForImageClassification, ViTModel
-from kakao_models.fused import graph as graph_module
+from kakao_models.fused import graph as graph_module, layers
 from kakao_models.fused.graph import Graph
 from kakao_models.fused.graph_towers import graphs
 from kakao_models.fused.towers import tensors_of, towers
@@ -97,8 +97,9 @@ def test_other_configurations(tmp_path):
         compare_images(in_onnx, tiny.fill(AlignModel(config)), 35)
     compare_images(in_onnx, tiny.fill(ViTModel(tiny.vit_config(patch_size=7, representation_size=8))), 32)
     config.vision_config.hidden_act = "selu"
-    with pytest.raises(ValueError, match="hidden_act 'selu' has no fused form"):
+    with pytest.raises(ValueError, match="activation 'selu' has no fused form"):
         graphs(config, tensors_of(model))
+    assert graph_module._ACTIVATIONS.keys() == layers._ACTIVATIONS.keys()  # as in PyTorch
 
 
 def test_graphs_are_valid(align, vit):

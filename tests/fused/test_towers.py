@@ -110,9 +110,26 @@ def test_projection_pooling_and_padding_of_other_configurations(tmp_path):
     _, pixels = bytes_of(35, torch.float32)
     image = towers(model.config, tensors_of(model))["image"]
     assert differ(image(pixels), model.get_image_features(pixels).pooler_output) < 1e-5
-    config.vision_config.hidden_act = "tanh"
-    with pytest.raises(ValueError, match="hidden_act 'tanh' has no fused form"):
+    config.vision_config.hidden_act = "selu"
+    with pytest.raises(ValueError, match="activation 'selu' has no fused form"):
         towers(config, tensors_of(model))
+
+
+def test_a_pooling_that_is_neither_mean_nor_max_is_refused():
+    config = tiny.align_config()
+    tensors = tensors_of(AlignModel(config))
+    config.vision_config.pooling_type = "avg"
+    for build in (towers, graphs):
+        with pytest.raises(ValueError, match="pooling_type must be 'mean' or 'max', got 'avg'"):
+            build(config, tensors)
+
+
+@torch.inference_mode()
+def test_images_of_one_channel():
+    config = tiny.align_vision_config(num_channels=1)
+    model = tiny.fill(AlignVisionModel(config))
+    pixels = torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32)
+    assert differ(towers(config, tensors_of(model))["image"](pixels), model(pixels).pooler_output) < 1e-5
 
 
 @torch.inference_mode()

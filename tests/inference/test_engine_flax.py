@@ -8,7 +8,7 @@ import pytest
 from tolerances import TOLERANCE
 
 from kakao_models import AlignConfig, FlaxViTForImageClassification
-from kakao_models.checkpoint.flax import ACT2FN
+from kakao_models.checkpoint.flax import _ACTIVATIONS
 from kakao_models.inference.engine_flax import FlaxEngine
 from kakao_models.inference.engine_torch import TorchEngine
 
@@ -65,7 +65,7 @@ def test_a_model_object_is_used_as_it_is(vit):
 
 
 def test_a_model_is_pickled_with_its_values_and_its_mode(vit):
-    assert pickle.loads(pickle.dumps(ACT2FN)) == ACT2FN
+    assert pickle.loads(pickle.dumps(_ACTIVATIONS)) == _ACTIVATIONS
     model = FlaxViTForImageClassification.from_pretrained(vit)
     again = pickle.loads(pickle.dumps(model))
     assert np.array_equal(FlaxEngine(again).logits(images(2)), FlaxEngine(model).logits(images(2)))

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from tolerances import TOLERANCE
 
 import kakao_models
-from kakao_models import FlaxViTForImageClassification, FlaxViTModel
+from kakao_models import FlaxViTForImageClassification, FlaxViTModel, ViTConfig
 from kakao_models.train.loss_flax import classification_loss
 from kakao_models.vit.modeling_flax import resize_position_embeddings
 
@@ -235,14 +235,20 @@ def test_the_mask_token_stands_for_masked_patches(pixels):
     assert changed.tolist() == [i == 4 for i in range(17)]
 
 
-def test_labels_of_every_form(folder, pixels):
+def test_labels_of_every_form(folder, pixels, tmp_path):
     model, one = FlaxViTForImageClassification.from_pretrained(folder), LABELS["one"]
     loss = lambda labels: float(model(pixels, labels=labels).loss)  # noqa: E731
-    assert loss(one) == loss(one[:, None])
     several = np.eye(7)[one]
-    assert loss(several) == loss(several.astype(int)) != loss(one)
     with pytest.raises(ValueError, match=r"labels of shape \(3, 5\).*Expected whole numbers \(batch,\)"):
         loss(several[:, :5])
+    of_one = loss(one)
+    assert of_one == loss(one[:, None]) and model.config.problem_type == "single_label_classification"
+    model.config.problem_type = None
+    of_several = loss(several)
+    assert of_several == loss(several.astype(int)) != of_one
+    model.save_pretrained(tmp_path)  # scores are then by sigmoid, as in PyTorch
+    assert ViTConfig.from_pretrained(tmp_path).problem_type == "multi_label_classification"
+    model.config.problem_type = None
     for wrong in (one[:1], several[:1]):  # which would stand for every image
         with pytest.raises(ValueError, match="got labels for 1 images and logits for 3 images"):
             loss(wrong)

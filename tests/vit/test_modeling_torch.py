@@ -269,9 +269,13 @@ def test_problem_types():
     pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     one, several = torch.arange(4), torch.eye(4, classes)
     with torch.no_grad():
+        for wrong in (several[:, :5], one.float(), one[:2]):  # which decide nothing for later calls
+            with pytest.raises(ValueError, match="ViTForImageClassification: .*labels"):
+                model(pixels, labels=wrong)
         output = model(pixels, labels=one)
         assert model.config.problem_type == "single_label_classification"
         torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, one))
+        assert torch.equal(model(pixels, labels=one.to(torch.uint8)).loss, output.loss)
         model.config.problem_type = None
         output = model(pixels, labels=several)
         assert model.config.problem_type == "multi_label_classification"
@@ -386,5 +390,5 @@ def test_exports(model, pixels):
 
 
 def test_wrong_channels_are_named(model):
-    with pytest.raises(ValueError, match="3 but got 1"):
+    with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\), got \(1, 1, 32, 32\)"):
         model(torch.zeros(1, 1, 32, 32))

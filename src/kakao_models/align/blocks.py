@@ -8,6 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+# The fields of a configuration that are lists with an entry for each stage
+STAGE_FIELDS = ("in_channels", "out_channels", "kernel_sizes", "strides", "expand_ratios", "num_block_repeats")
+
 
 @dataclass(frozen=True)
 class BlockSpec:
@@ -40,16 +43,28 @@ def output_channels(config: Any) -> int:
     return round_filters(config, config.out_channels[-1])
 
 
+def pools_by_mean(config: Any) -> bool:
+    """Whether the tower's pooled output is the mean over positions of the last block's map; else it is the maximum.
+
+    Raises:
+        ValueError: `pooling_type` is neither "mean" nor "max".
+    """
+    if config.pooling_type not in ("mean", "max"):
+        raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
+    return config.pooling_type == "mean"
+
+
 def block_specs(config: Any) -> list[BlockSpec]:
     """The inverted-residual blocks, in the order of the forward pass.
 
     Raises:
         ValueError: the lists differ in length, or a kernel, a stride or an expansion is of no EfficientNet.
     """
-    stages = list(
-        zip(config.in_channels, config.out_channels, config.kernel_sizes, config.strides, config.expand_ratios,
-            config.num_block_repeats, strict=True)
-    )  # fmt: skip
+    lists = {name: getattr(config, name) for name in STAGE_FIELDS}
+    if len({len(values) for values in lists.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in lists.items())
+        raise ValueError(f"expected lists with an entry for each stage, of the same length, got the lengths {lengths}")
+    stages = list(zip(*lists.values()))
     repeats = [math.ceil(config.depth_coefficient * stage[-1]) for stage in stages]
     specs = []
     for (entry, exit, kernel, stride, expand, _), repeat in zip(stages, repeats):

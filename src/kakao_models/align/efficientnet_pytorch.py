@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kakao_models.align.blocks import STAGE_FIELDS
 from kakao_models.align.config import AlignVisionConfig
 from kakao_models.align.efficientnet import (
     IMAGENET_MEAN,
@@ -173,7 +174,7 @@ def _head_stage(
     norm = block + "expansion.expand_bn."
     channels, narrow = expansion[norm + "weight"][0][0], vision.out_channels[-1]
     ratio = -(-channels // narrow)
-    lists = {name: [*getattr(vision, name), x] for name, x in zip(_STAGES, (narrow, width, 3, 1, ratio, 1))}
+    lists = {name: [*getattr(vision, name), x] for name, x in zip(STAGE_FIELDS, (narrow, width, 3, 1, ratio, 1))}
     vision = AlignVisionConfig.from_dict(vision.to_dict() | lists | {"hidden_dim": width})
     wide = ratio * narrow  # a multiple of the stage's input; channels that the head does not have stay 0
     arrays = {}
@@ -188,9 +189,6 @@ def _head_stage(
     arrays |= _identity_norm(block + "depthwise_conv.depthwise_norm.", wide, vision.batch_norm_eps)
     arrays |= _identity_norm(block + "projection.project_bn.", width, vision.batch_norm_eps)
     return vision, {key: _constant(array) for key, array in arrays.items()}
-
-
-_STAGES = ("in_channels", "out_channels", "kernel_sizes", "strides", "expand_ratios", "num_block_repeats")
 
 
 def _identity_norm(name: str, channels: int, eps: float) -> dict[str, np.ndarray]:

@@ -26,13 +26,13 @@ def ghost_norm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalises samples j, j + groups, j + 2 * groups, ... together, for each j below `groups`; then SiLU, if expected.
 
-    Computed in at least float32, regardless of the type of x.
+    Computed in at least float32, regardless of the types of x and the parameters.
 
     Returns:
         The result (B, C, H, W), and each group's means and biased variances, (G, C), through which no gradient goes.
     """
     function = _GhostNorm if x.dtype == _wide(x) else _NarrowGhostNorm
-    return function.apply(x, weight, bias, groups, eps, silu)
+    return function.apply(x, weight.to(_wide(x)), bias.to(_wide(x)), groups, eps, silu)
 
 
 class _GhostNorm(torch.autograd.Function):

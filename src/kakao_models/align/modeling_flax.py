@@ -16,22 +16,23 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
+from kakao_models.align.blocks import BlockSpec, pools_by_mean
+from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.align.depthwise_flax import depthwise_convolution
 from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES, align_slots
+from kakao_models.checkpoint.checks import check_images, check_texts
 from kakao_models.checkpoint.flax import (
-    ACT2FN,
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
     FlaxModelOutput,
     LayerNorm,
+    activation,
     compute_dtype,
     output_class,
     run_layer,
     wide_dtype,
 )
-from kakao_models.checkpoint.pretrained import check_images
 from kakao_models.checkpoint.weightmap import Slot
 
 
@@ -165,7 +166,7 @@ class FlaxAlignVisionEmbeddings(nnx.Module):
     def __init__(self, config: AlignVisionConfig, *, rngs: nnx.Rngs):
         self.convolution = _conv(config.num_channels, config.stem_channels, kernel_size=3, stride=2, rngs=rngs)
         self.batchnorm = FlaxAlignBatchNorm(config.stem_channels, config, rngs=rngs)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation(config.hidden_act)
 
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
         x = pad_for_stride_2(pixel_values, 3)
@@ -176,7 +177,7 @@ class FlaxAlignVisionExpansionLayer(nnx.Module):
     def __init__(self, config: AlignVisionConfig, spec: BlockSpec, *, rngs: nnx.Rngs):
         self.expand_conv = _conv(spec.in_channels, spec.expanded_channels, rngs=rngs)
         self.expand_bn = FlaxAlignBatchNorm(spec.expanded_channels, config, rngs=rngs)
-        self.expand_act = ACT2FN[config.hidden_act]
+        self.expand_act = activation(config.hidden_act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.expand_act(self.expand_bn(self.expand_conv(x)))
@@ -193,7 +194,7 @@ class FlaxAlignVisionDepthwiseLayer(nnx.Module):
             rngs=rngs,
         )
         self.depthwise_norm = FlaxAlignBatchNorm(spec.expanded_channels, config, rngs=rngs)
-        self.depthwise_act = ACT2FN[config.hidden_act]
+        self.depthwise_act = activation(config.hidden_act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.pad_explicitly:
@@ -205,7 +206,7 @@ class FlaxAlignVisionSqueezeExciteLayer(nnx.Module):
     def __init__(self, config: AlignVisionConfig, spec: BlockSpec, *, rngs: nnx.Rngs):
         self.reduce = _conv(spec.expanded_channels, spec.se_channels, bias=True, rngs=rngs)
         self.expand = _conv(spec.se_channels, spec.expanded_channels, bias=True, rngs=rngs)
-        self.act_reduce = ACT2FN[config.hidden_act]
+        self.act_reduce = activation(config.hidden_act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = x.mean((1, 2), keepdims=True)  # (B, 1, 1, C)
@@ -296,11 +297,6 @@ def eager_attention(
 
 class FlaxAlignTextSelfAttention(nnx.Module):
     def __init__(self, config: AlignTextConfig, *, rngs: nnx.Rngs):
-        if config.hidden_size % config.num_attention_heads:
-            raise ValueError(
-                f"AlignTextConfig: hidden_size {config.hidden_size} is not a multiple of "
-                f"num_attention_heads {config.num_attention_heads}"
-            )
         self.head_size = config.hidden_size // config.num_attention_heads
         self.query = _linear(config, config.hidden_size, config.hidden_size, rngs)
         self.key = _linear(config, config.hidden_size, config.hidden_size, rngs)
@@ -337,7 +333,7 @@ class FlaxAlignTextAttention(nnx.Module):
 class FlaxAlignTextIntermediate(nnx.Module):
     def __init__(self, config: AlignTextConfig, *, rngs: nnx.Rngs):
         self.dense = _linear(config, config.hidden_size, config.intermediate_size, rngs)
-        self.intermediate_act_fn = ACT2FN[config.hidden_act]
+        self.intermediate_act_fn = activation(config.hidden_act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.intermediate_act_fn(self.dense(x))
@@ -439,14 +435,8 @@ class FlaxAlignTextModel(FlaxAlignPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> tuple | FlaxBaseModelOutputWithPooling:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("FlaxAlignTextModel takes either input_ids or inputs_embeds: got both or neither")
+        check_texts(self, input_ids, inputs_embeds)
         words = self.embeddings.word_embeddings(jnp.asarray(input_ids)) if inputs_embeds is None else inputs_embeds
-        if words.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"FlaxAlignTextModel: got texts of {words.shape[1]} tokens, but there are "
-                f"{self.config.max_position_embeddings} positions. Truncate them: AlignProcessor does, at 64."
-            )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -476,8 +466,7 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
     def __init__(self, config: AlignVisionConfig, *, rngs: nnx.Rngs):
         config = self.config_class.from_config(config)
         super().__init__(config)
-        if config.pooling_type not in ("mean", "max"):
-            raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
+        self.pools_by_mean = pools_by_mean(config)
         self.embeddings = FlaxAlignVisionEmbeddings(config, rngs=rngs)
         self.encoder = FlaxAlignVisionEncoder(config, rngs=rngs)
 
@@ -496,7 +485,7 @@ class FlaxAlignVisionModel(FlaxAlignPreTrainedModel):
         x, states = self.encoder(self.embeddings(pixel_values), output_hidden_states)  # (B, H/32, W/32, C)
         output = FlaxBaseModelOutputWithPooling(
             last_hidden_state=x.transpose(0, 3, 1, 2),  # (B, C, H/32, W/32)
-            pooler_output=x.mean((1, 2)) if self.config.pooling_type == "mean" else x.max((1, 2)),  # (B, C)
+            pooler_output=x.mean((1, 2)) if self.pools_by_mean else x.max((1, 2)),  # (B, C)
             hidden_states=tuple(state.transpose(0, 3, 1, 2) for state in states) if output_hidden_states else None,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()

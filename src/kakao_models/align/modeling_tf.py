@@ -13,10 +13,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
+from kakao_models.align.blocks import BlockSpec, pools_by_mean
+from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.align.depthwise_tf import depthwise_convolution
 from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES, align_slots
+from kakao_models.checkpoint.checks import check_images, check_texts
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
     Layer,
@@ -33,7 +35,6 @@ from kakao_models.checkpoint.keras import (
     image_signatures,
     layer_norm,
 )
-from kakao_models.checkpoint.pretrained import check_images
 
 
 class TFAlignOutput(ModelOutput):
@@ -291,11 +292,6 @@ def eager_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dro
 class TFAlignTextSelfAttention(Layer):
     def __init__(self, config: AlignTextConfig):
         super().__init__()
-        if config.hidden_size % config.num_attention_heads:
-            raise ValueError(
-                f"AlignTextConfig: hidden_size {config.hidden_size} is not a multiple of "
-                f"num_attention_heads {config.num_attention_heads}"
-            )
         self.head_size = config.hidden_size // config.num_attention_heads
         self.query = dense(config.hidden_size, config.hidden_size, config.initializer_range)
         self.key = dense(config.hidden_size, config.hidden_size, config.initializer_range)
@@ -440,14 +436,8 @@ class TFAlignTextModel(TFAlignPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = None,  # which `fit` gives only to a call that names it
     ) -> tuple | TFBaseModelOutputWithPooling:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("TFAlignTextModel takes either input_ids or inputs_embeds: got both or neither")
+        check_texts(self, input_ids, inputs_embeds)
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if words.shape[1] is not None and words.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"TFAlignTextModel: got texts of {words.shape[1]} tokens, but there are "
-                f"{self.config.max_position_embeddings} positions. Truncate them: AlignProcessor does, at 64."
-            )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -479,8 +469,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
     def __init__(self, config: AlignVisionConfig):
         config = self.config_class.from_config(config)
         super().__init__(config)
-        if config.pooling_type not in ("mean", "max"):
-            raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
+        self.pools_by_mean = pools_by_mean(config)
         self.embeddings = TFAlignVisionEmbeddings(config)
         self.encoder = TFAlignVisionEncoder(config)
 
@@ -499,7 +488,7 @@ class TFAlignVisionModel(TFAlignPreTrainedModel):
         x, states = self.encoder(x, output_hidden_states=output_hidden_states, training=training)  # (B, H/32, W/32, C)
         output = TFBaseModelOutputWithPooling(
             last_hidden_state=_channels_first(x),
-            pooler_output=ops.mean(x, (1, 2)) if self.config.pooling_type == "mean" else ops.max(x, (1, 2)),  # (B, C)
+            pooler_output=ops.mean(x, (1, 2)) if self.pools_by_mean else ops.max(x, (1, 2)),  # (B, C)
             hidden_states=None if states is None else tuple(_channels_first(state) for state in states),
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()

@@ -17,11 +17,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelO
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig, BlockSpec
+from kakao_models.align.blocks import BlockSpec, pools_by_mean
+from kakao_models.align.config import AlignConfig, AlignTextConfig, AlignVisionConfig
 from kakao_models.align.depthwise_torch import DepthwiseConv2d
 from kakao_models.align.ghost_norm_torch import ghost_norm
 from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES
+from kakao_models.checkpoint.checks import check_images, check_texts
 from kakao_models.checkpoint.torch import BijectiveLoading, activation
 
 
@@ -126,8 +128,8 @@ class AlignBatchNorm(nn.BatchNorm2d):
         # Gradient checkpointing runs the forward again inside backward; the step has been counted by then.
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
 
 
@@ -290,11 +292,6 @@ class AlignTextSelfAttention(nn.Module):
 
     def __init__(self, config: AlignTextConfig):
         super().__init__()
-        if config.hidden_size % config.num_attention_heads:
-            raise ValueError(
-                f"AlignTextConfig: hidden_size {config.hidden_size} is not a multiple of "
-                f"num_attention_heads {config.num_attention_heads}"
-            )
         self.config = config
         self.head_size = config.hidden_size // config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -468,14 +465,8 @@ class AlignTextModel(AlignPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("AlignTextModel takes either input_ids or inputs_embeds: got both or neither")
+        check_texts(self, input_ids, inputs_embeds)
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if words.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"AlignTextModel: got texts of {words.shape[1]} tokens, but there are "
-                f"{self.config.max_position_embeddings} positions. Truncate them: AlignProcessor does, at 64."
-            )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -515,8 +506,7 @@ class AlignVisionModel(AlignPreTrainedModel):
     def __init__(self, config: AlignVisionConfig):
         config = self.config_class.from_config(config)
         super().__init__(config)
-        if config.pooling_type not in ("mean", "max"):
-            raise ValueError(f"AlignVisionConfig: pooling_type must be 'mean' or 'max', got {config.pooling_type!r}")
+        self.pools_by_mean = pools_by_mean(config)
         self.embeddings = AlignVisionEmbeddings(config)
         self.encoder = AlignVisionEncoder(config)
         self.post_init()
@@ -531,20 +521,15 @@ class AlignVisionModel(AlignPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPoolingAndNoAttention:
-        if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            channels, got = self.config.num_channels, None if pixel_values is None else tuple(pixel_values.shape)
-            last = got is not None and len(got) == 4 and got[3] == channels
-            hint = ". Channels come first: permute(0, 3, 1, 2)" if last else ""
-            raise ValueError(
-                f"AlignVisionModel: pixel_values must be (batch, {channels}, height, width), got {got}{hint}"
-            )
+        check_images(self, pixel_values)
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
+        pixel_values = pixel_values.to(self.embeddings.convolution.weight.dtype)
         x, states = self.encoder(self.embeddings(pixel_values), output_hidden_states)  # (B, C, H/32, W/32)
         output = BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=x,
-            pooler_output=x.mean((2, 3)) if self.config.pooling_type == "mean" else x.amax((2, 3)),  # (B, C)
+            pooler_output=x.mean((2, 3)) if self.pools_by_mean else x.amax((2, 3)),  # (B, C)
             hidden_states=states,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()

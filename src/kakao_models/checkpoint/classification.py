@@ -1,10 +1,11 @@
-"""Chooses a classifier's loss (regression, one class, several classes) by its labels, for Flax and Keras."""
+"""Chooses a classifier's loss (regression, one class, several classes) by its labels, for all frameworks."""
 
 from typing import Any
 
 
 def problem_type_of(model: Any, labels_shape: tuple, labels_dtype: str, logits_shape: tuple) -> str:
-    """The loss to compute: `config.problem_type`, or by default, as in transformers, the one that the labels imply.
+    """The loss to compute: `config.problem_type`, or by default, as in transformers, the one that the first labels imply. It is
+    noted in the configuration: a saved model gives the scores (softmax or sigmoid) that it was trained for.
 
     Args:
         labels_shape: (B,) or (B, classes); B is None where it is not known.
@@ -31,4 +32,5 @@ def problem_type_of(model: Any, labels_shape: tuple, labels_dtype: str, logits_s
             f"{name}: labels of shape {labels_shape} and type {labels_dtype} do not fit {problem_type} with {classes} classes. "
             f"Expected whole numbers (batch,), or numbers in [0, 1] (batch, {classes})"
         )
+    model.config.problem_type = problem_type
     return problem_type

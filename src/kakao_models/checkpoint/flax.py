@@ -16,6 +16,7 @@ from jax import export, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from transformers import PreTrainedConfig
 
+from kakao_models.checkpoint.checks import activation_named
 from kakao_models.checkpoint.pretrained import PretrainedLoading, Replaced, dtype_name
 
 
@@ -48,25 +49,22 @@ def tanh(x: jax.Array) -> jax.Array:
     return jnp.tanh(x)
 
 
-class _Activations(dict):
-    def __missing__(self, name: str) -> Any:
-        raise ValueError(f"hidden_act: got {name!r}, expected one of {', '.join(self)}")
+_ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+    "relu6": relu6,
+    "sigmoid": sigmoid,
+    "silu": silu,
+    "swish": silu,
+    "tanh": tanh,
+}
 
 
-# By transformers' names
-ACT2FN = _Activations(
-    {
-        "gelu": gelu,
-        "gelu_new": gelu_tanh,
-        "gelu_pytorch_tanh": gelu_tanh,
-        "relu": relu,
-        "relu6": relu6,
-        "sigmoid": sigmoid,
-        "silu": silu,
-        "swish": silu,
-        "tanh": tanh,
-    }
-)
+def activation(name: str, field: str = "hidden_act") -> Callable[[jax.Array], jax.Array]:
+    """The function of an activation by transformers' name; see `activation_named`."""
+    return activation_named(_ACTIVATIONS, name, field)
 
 
 def compute_dtype(layer: nnx.Linear | nnx.Conv) -> jnp.dtype:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kakao_models.checkpoint.checks import activation_named
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.pretrained import PretrainedLoading, Replaced, find_variable
 
@@ -260,11 +261,9 @@ _ACTIVATIONS = {
 }
 
 
-def activation(name: str):
-    """The function of an activation's name in config.json."""
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation: got {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+def activation(name: str, field: str = "hidden_act"):
+    """The function of an activation by transformers' name; see `activation_named`."""
+    return activation_named(_ACTIVATIONS, name, field)
 
 
 def at_least_float32(x: Tensor):

@@ -17,6 +17,7 @@ import ml_dtypes  # noqa: F401  gives numpy the type bfloat16
 import numpy as np
 from transformers import PreTrainedConfig
 
+from kakao_models.checkpoint.checks import type_name
 from kakao_models.checkpoint.config import StrictConfig
 from kakao_models.checkpoint.formats import stored_tensors
 from kakao_models.checkpoint.hub import pin, remember_place
@@ -128,7 +129,7 @@ class PretrainedLoading(TensorPatterns):
         force_download: bool = False,
         local_files_only: bool = False,
         dtype: Any = None,
-        config: PreTrainedConfig | None = None,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
         ignore_mismatched_sizes: bool = False,
         **overrides: Any,
     ) -> Self:
@@ -139,7 +140,7 @@ class PretrainedLoading(TensorPatterns):
                 transformers.
             dtype: type of the variables ("bfloat16", ...); by default what config.json says, where that is another than
                 float32, else the framework's own.
-            config: instead of the checkpoint's config.json.
+            config: a configuration, or the checkpoint or file that has it, instead of the checkpoint's config.json.
             ignore_mismatched_sizes: whether `tensors_replaceable` (a head) may start anew where they don't fit.
             overrides: fields of the configuration to change, and arguments of the constructor.
 
@@ -181,13 +182,19 @@ class PretrainedLoading(TensorPatterns):
     def _configure(cls, name_or_path, where: dict, config, overrides: dict) -> tuple[PreTrainedConfig, dict]:
         """The configuration, and those of `overrides` that are not fields of it."""
         if config is not None:
-            config = cls.config_class.from_config(config)
-            config = cls.config_class.from_dict(config.to_dict())  # the caller's object is not changed
+            config = cls._copy_config(config)
             for name in [name for name in overrides if hasattr(config, name)]:
                 setattr(config, name, overrides.pop(name))
             return config, overrides
         loaded: Any = cls.config_class.from_pretrained(name_or_path, return_unused_kwargs=True, **where, **overrides)
         return loaded  # a pair, by `return_unused_kwargs`
+
+    @classmethod
+    def _copy_config(cls, config: PreTrainedConfig | str | os.PathLike) -> StrictConfig:
+        """A configuration of this class: a copy of the caller's, or that of a checkpoint or file."""
+        if isinstance(config, (str, os.PathLike)):
+            return cls.config_class.from_pretrained(config)
+        return cls.config_class.from_dict(cls.config_class.from_config(config).to_dict())
 
     def _load(self, stored: StoredTensors, source, may_replace: bool) -> None:
         slots, variables = self._slots(), self._variables()
@@ -273,25 +280,6 @@ class PretrainedLoading(TensorPatterns):
             return upload(Path(folder), repo_id, **upload_options)
 
 
-def check_images(model: PretrainedLoading, pixel_values: Any) -> None:
-    """Raises ValueError where these are not floating-point images (B, channels, height, width)."""
-    name, channels, shape = type(model).__name__, model.config.num_channels, getattr(pixel_values, "shape", None)
-    if shape is None or len(shape) != 4 or shape[1] != channels:
-        got, hint = shape and tuple(shape), ""
-        if shape is None and pixel_values is not None:
-            got = f"a {type(pixel_values).__name__}"
-        if isinstance(pixel_values, Mapping):
-            hint = ". Arguments go by name: model(**inputs)"
-        elif shape is not None and len(shape) == 4 and shape[3] == channels:
-            hint = ". Channels come first: transpose(0, 3, 1, 2)"
-        raise ValueError(f"{name}: pixel_values must be (batch, {channels}, height, width), got {got}{hint}")
-    dtype = _type_name(pixel_values.dtype)
-    if "float" not in dtype:
-        raise ValueError(
-            f"{name}: pixel_values must be floating-point numbers in [-1, 1], got {dtype}. Use the processor"
-        )
-
-
 def find_variable(model: Any, path: str) -> Any:
     """The object at an attribute path; numbers in it are places in a list."""
     for name in path.split("."):
@@ -327,13 +315,9 @@ def _dtype(dtype: Any, config: PreTrainedConfig) -> str | None:
     return dtype_name(dtype)
 
 
-def _type_name(dtype: Any) -> str:
-    return getattr(dtype, "name", str(dtype)).removeprefix("torch.")  # TensorFlow's and numpy's have a name
-
-
 def dtype_name(dtype: Any) -> str:
     """The name of a type of numpy, JAX, TensorFlow or PyTorch, or of a policy of Keras; ValueError for others."""
-    name = np.dtype(dtype).name if isinstance(dtype, type) else _type_name(dtype)  # a type: jnp.bfloat16, np.float16
+    name = np.dtype(dtype).name if isinstance(dtype, type) else type_name(dtype)  # a type: jnp.bfloat16, np.float16
     if name.removeprefix("mixed_") not in _DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(map(repr, _DTYPES))}")
     return name

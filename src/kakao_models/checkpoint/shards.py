@@ -17,6 +17,8 @@ from kakao_models.checkpoint.tensors import COUNTER, LazyTensors
 from kakao_models.files.atomic import replacing, write_text
 
 WEIGHTS = "model.safetensors"
+# Patterns of all names that `write_shards` gives. Other files may lie beside them, such as model.fp16.safetensors.
+WEIGHT_NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "model-?????-of-?????.safetensors")
 
 # numpy's name → that of the format, https://github.com/huggingface/safetensors#format
 DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
@@ -137,9 +139,8 @@ def write_shards(folder: Path, tensors: LazyTensors, max_shard_size: int) -> Wri
     index = folder / f"{WEIGHTS}.index.json"
     if split.is_sharded:
         write_text(index, json.dumps({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=1))
-    else:
-        index.unlink(missing_ok=True)
-    for old in folder.glob("model*.safetensors"):
-        if old.name not in split.filename_to_tensors:
+    kept = {*split.filename_to_tensors, index.name if split.is_sharded else WEIGHTS}
+    for old in [path for pattern in WEIGHT_NAMES for path in folder.glob(pattern)]:
+        if old.name not in kept:
             old.unlink()
     return written

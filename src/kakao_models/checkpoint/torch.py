@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 from transformers.activations import ACT2FN
 
+from kakao_models.checkpoint.checks import activation_named
 from kakao_models.checkpoint.formats import find_weights, read_weights
 from kakao_models.checkpoint.hub import cached_only, hub_arguments, pin, remember_place, resolve
 from kakao_models.checkpoint.tensors import TensorPatterns, check_sizes
@@ -20,15 +21,9 @@ _OTHER_FILES = {"variant", "use_safetensors", "gguf_file", "state_dict"}  # argu
 _MOST_MISSING = 2**28  # numbers, a gigabyte; of what may be missing, a head of 21,841 classes has 22 million
 
 
-def activation(name: str) -> Any:
-    """The function of a configuration's `hidden_act`, by transformers' names.
-
-    Raises:
-        ValueError: transformers has no activation of this name.
-    """
-    if name not in ACT2FN:
-        raise ValueError(f"hidden_act: got {name!r}, expected one of {', '.join(sorted(ACT2FN))}")
-    return ACT2FN[name]
+def activation(name: str, field: str = "hidden_act") -> Any:
+    """The module of an activation by transformers' name; see `activation_named`."""
+    return activation_named(ACT2FN, name, field)
 
 
 class BijectiveLoading(TensorPatterns):

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-# An older upload's goes in the same commit: a file model.safetensors that is left beside new shards is what would be loaded.
-_OLDER_WEIGHTS = "model*.safetensors*"
+from kakao_models.checkpoint.shards import WEIGHT_NAMES
 
 
 def upload(
@@ -16,8 +15,8 @@ def upload(
     commit_message: str = "Upload model",
     token: str | bool | None = None,
 ) -> str:
-    """Uploads a folder, or these `files` of it, as it is, and returns the address of the commit or pull request. Weights of an
-    older upload go.
+    """Uploads a folder, or these `files` of it, as it is, and returns the address of the commit or pull request. The same commit
+    removes the weights of an older upload: a model.safetensors beside new shards would be loaded instead of them.
 
     Raises:
         OSError: the Hub can't be reached, or refuses.
@@ -34,7 +33,7 @@ def upload(
             commit_message=commit_message,
             create_pr=create_pr,
             allow_patterns=files,
-            delete_patterns=_OLDER_WEIGHTS,
+            delete_patterns=list(WEIGHT_NAMES),
         )
     except HfHubHTTPError as error:
         raise OSError(f"{repo}: the Hub refused the upload: {str(error).splitlines()[0]}") from error

@@ -17,9 +17,10 @@ import numpy as np
 from kakao_models.align.config import BERT_SIZES
 from kakao_models.align.efficientnet import is_lite
 from kakao_models.align.weights import align_tpu_slots
-from kakao_models.checkpoint.formats import read_weights
-from kakao_models.checkpoint.shards import WEIGHTS, Written, digest_of, read_tensors, write_shards
-from kakao_models.checkpoint.tensors import BUFFERS, COUNTER, LazyTensors, check_keys, float32
+from kakao_models.checkpoint.formats import stored_tensors
+from kakao_models.checkpoint.kinds import whole_keys
+from kakao_models.checkpoint.shards import Written, digest_of, read_tensors, write_shards
+from kakao_models.checkpoint.tensors import BUFFERS, LazyTensors, check_keys, float32
 from kakao_models.checkpoint.weightmap import Slot, permute, permuted, permuted_shape
 from kakao_models.conversion import recorded, verification
 from kakao_models.conversion.folder import download, read_model_config
@@ -282,7 +283,7 @@ def _check_functions(config, folder: Path) -> None:
     """
     for part in [getattr(config, name) for name in config.sub_configs] or [config]:
         originals = type(part)()
-        for name in ("hidden_act", "layer_norm_eps", "batch_norm_eps"):
+        for name in ("hidden_act", "layer_norm_eps", "batch_norm_eps", "pooling_type"):
             ours, theirs = getattr(part, name, None), getattr(originals, name, None)
             if _SAME.get(ours, ours) != _SAME.get(theirs, theirs):
                 raise ValueError(
@@ -303,7 +304,7 @@ def convert_back(
     The checkpoint is read and verified against the folder, as `convert` does it, before it appears under its name.
 
     Args:
-        folder: config.json and safetensors files of an ALIGN or a ViT; or the name of one on the Hub.
+        folder: config.json and weights (safetensors, or pytorch_model.bin) of an ALIGN or a ViT; or the name of one on the Hub.
         revision: branch, tag or commit on the Hub.
         prefix: the checkpoint's path without suffix, such as `out/model-weights`; its folder is made.
         family: "align" or "vit" refuses the other.
@@ -327,8 +328,8 @@ def convert_back(
         raise ValueError(f"{folder}: model_type is {model_type!r}, which has no original implementation to convert to")
     _check_functions(config, folder)
     slots = align_tpu_slots(config) if model_type == "align" else vit_tpu_slots(config, key_layout)
-    entries = read_weights(folder, WEIGHTS, sorted(folder.glob("*.safetensors")))
-    check_keys([slot.key for slot in slots], [key for key in entries if not key.endswith(COUNTER)], folder)
+    entries = whole_keys(stored_tensors(folder, {}), model_type)
+    check_keys([slot.key for slot in slots], entries, folder)
     tensors = {
         slot.local_key + SUFFIX: permuted(entries[slot.key], slot.axes, slot.local_axes, slot.key)[1] for slot in slots
     }

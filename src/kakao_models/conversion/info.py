@@ -70,7 +70,7 @@ def describe_checkpoint(name_or_path: str | os.PathLike, **where: Any) -> dict:
 def as_text(info: dict) -> str:
     """The result of `describe_checkpoint` for people."""
     lines = [f"{info['name']}: {info['model_type']}, {_millions(info['parameters'])}"]
-    lines.append(f"  embedding      {info['dim']} wide")
+    lines.append(f"  embedding      {info['dim']} dimensions")
     for name, tower in info["towers"].items():
         named = {"kind", "size", "parameters"}
         details = ", ".join(f"{key} {value}" for key, value in tower.items() if key not in named)
@@ -221,10 +221,16 @@ def _hub_files(repo: str, where: Mapping) -> tuple[list[dict], dict[str, dict]]:
     api, tensors = HfApi(token=token), {}
     with hub.asking(repo, where, revision=revision):
         siblings = api.model_info(repo, revision=revision, files_metadata=True).siblings
-        sizes = {Path(file.rfilename): file for file in siblings if Path(file.rfilename).parent == Path(folder)}
-        names = {path.name for path in sizes}
-        format = next((name for name in WEIGHT_FILES if names & {name, f"{name}.index.json"}), "")
-        files = [path for path in sizes if path.suffix == Path(format).suffix]
+    sizes = {Path(file.rfilename): file for file in siblings if Path(file.rfilename).parent == Path(folder)}
+    names = {path.name for path in sizes}
+    format = next((name for name in WEIGHT_FILES if names & {name, f"{name}.index.json"}), None)
+    if format is None:
+        return [], {}
+    weights = [format] if format in names else hub.shards_of(hub.fetch(repo, f"{format}.index.json", **where))
+    if absent := sorted(set(weights) - names):
+        raise hub.MissingFile(f"{repo} has no {absent[0]} (commit {revision[:8]}), which its index names")
+    files = [Path(folder, name) for name in weights]  # not training_args.bin, or another model's weights beside them
+    with hub.asking(repo, where, revision=revision):
         if format == "model.safetensors":
             for path in files:
                 header = api.parse_safetensors_file_metadata(repo, path.as_posix(), revision=revision).tensors

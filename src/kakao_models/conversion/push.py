@@ -7,16 +7,16 @@ from kakao_models.conversion.report import verify_report
 
 
 def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = False, dry_run: bool = False) -> str:
-    """Uploads a folder that `convert` made, if it still is what its report says.
+    """Uploads a folder that `convert` made, if it still matches its report.
 
     Args:
         repo: "owner/name"; created if it does not exist.
         private: make a private repository.
         create_pr: upload as a pull request.
-        dry_run: upload nothing.
+        dry_run: only list the files.
 
     Returns:
-        What was, or would be, uploaded, and where to.
+        Text with the address and the files.
 
     Raises:
         ValueError: the folder differs from its report.
@@ -24,10 +24,10 @@ def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = Fa
     """
     if wrong := verify_report(folder):
         raise ValueError(f"{folder} differs from what was verified, so nothing is uploaded: " + "; ".join(wrong[:5]))
-    verified = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # no other is in the report
+    verified = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # the report has no others
     files = "\n".join(f"  {path.name}  {path.stat().st_size:,} bytes" for path in verified)
     if dry_run:
-        return f"to {repo} would go\n{files}"
+        return f"would upload to {repo}:\n{files}"
     options = dict(private=private, create_pr=create_pr, commit_message="Upload converted checkpoint")
     url = upload(folder, repo, files=[path.name for path in verified], **options)
-    return f"to {url} went\n{files}"
+    return f"uploaded to {url}:\n{files}"

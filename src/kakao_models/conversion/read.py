@@ -32,7 +32,8 @@ def read_source(
     path: str | Path, *, weights: str | None = None, expected: str | None = None, **overrides: Any
 ) -> SourceCheckpoint:
     """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
-    transformers, Google's ViT (.npz), or an EfficientNet of Keras (.h5) or PyTorch (.pth, or timm's folder).
+    transformers, Google's ViT (.npz), or an EfficientNet of Keras (.h5) or PyTorch (a state dict, or timm's folder; see
+    `read_published`).
 
     Args:
         weights: "raw" or "average"; by default the moving averages where there are any, as the original evaluated.
@@ -89,7 +90,7 @@ def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
         raise ValueError(f"{path} is a part of a Hub folder. Give the folder with its config.json, {path.parent}")
     if path.suffix == ".npz":
         return read_npz
-    if path.suffix in (".h5", ".pth", ".pt"):
+    if path.suffix in (".h5", ".pth", ".pt", ".bin", ".safetensors"):
         return read_efficientnet
     return None
 

@@ -23,6 +23,14 @@ _OUTPUTS = {
 }
 
 
+# Inputs in an .npz: kinds of numbers, and sizes of the axes
+_FORMS: dict[str, tuple[tuple[type, ...], tuple]] = {
+    "images": ((np.uint8,), (..., ..., ..., 3)),
+    "pixel_values": ((np.floating,), (..., 3, ..., ...)),
+    **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ((np.integer, np.bool_), (..., ...))),
+}
+
+
 @dataclass(frozen=True)
 class Reference:
     """Recorded inputs and the expected output."""
@@ -61,7 +69,18 @@ def read_reference(path: Path, family: str) -> Reference:
         raise ValueError(
             f"{path}: expected the arrays {sorted(needed)} and one of {sorted(images)}, got {sorted(arrays)}"
         )
+    _check_inputs(arrays, path)
     return Reference(path.name, output, arrays[output], lambda folder: _recorded_inputs(arrays, family))
+
+
+def _check_inputs(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Refuses inputs of another form now: the model would refuse them after hours of work, or give other outputs."""
+    for name in sorted(_FORMS.keys() & arrays.keys()):
+        array, (kinds, axes) = arrays[name], _FORMS[name]
+        fits = array.ndim == len(axes) and all(axis in (size, ...) for size, axis in zip(array.shape, axes))
+        if not (fits and any(np.issubdtype(array.dtype, kind) for kind in kinds)):
+            sizes = ", ".join("any" if axis is ... else str(axis) for axis in axes)
+            raise ValueError(f"{path}: {name} is {array.dtype} {array.shape}, expected {kinds[0].__name__} ({sizes})")
 
 
 def _read_json(path: Path, family: str) -> Reference:

@@ -24,7 +24,7 @@ _PACKAGES = ("kakao-models", "torch", "transformers", "safetensors", "numpy")
 def verify_report(
     folder: str | Path, advance: Callable[[str, int, int], None] = lambda step, done, total: None
 ) -> list[str]:
-    """Compares a converted folder with its report, and lists what is wrong; an empty list if nothing is.
+    """Compares a converted folder with its report. Returns the differences, an empty list if there are none.
 
     Args:
         advance: called with (step, done, total).
@@ -39,7 +39,7 @@ def verify_report(
         files, tensors = dict(report["files"]), dict(report["tensors"])
     except FileNotFoundError as error:
         raise OSError(f"{folder} has no {REPORT}. Was it made by `kakao-models convert`?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / REPORT} is not the report of a conversion ({error!r})") from error
     wrong = []
     for place, (name, digest) in enumerate(files.items(), 1):
@@ -48,18 +48,18 @@ def verify_report(
         elif is_pointer(folder / name):
             wrong.append(f"{name}: {IS_POINTER}")
         elif sha256_of(folder / name) != digest:
-            wrong.append(f"{name}: not the file that was written")
+            wrong.append(f"{name}: differs from the file that the conversion wrote")
         advance("files", place, len(files))
     for path in sorted(folder.iterdir()):
         if path.name not in files and path.name != REPORT and not path.name.startswith("."):
-            wrong.append(f"{path.name}: not there when the report was written")
+            wrong.append(f"{path.name}: added after the conversion")
     known = len(tensors)
     try:
         for place, (key, array) in enumerate(read_tensors(folder), 1):
             if key not in tensors:
-                wrong.append(f"{key}: a tensor that the report does not list")
+                wrong.append(f"{key}: this tensor is not in the report")
             elif digest_of(array) != tensors.pop(key)["sha256"]:
-                wrong.append(f"{key}: not the tensor that was written")
+                wrong.append(f"{key}: differs from the tensor that the conversion wrote")
             advance("tensors", place, known)
     except Exception as error:  # safetensors raises its own kind of error, and that of the system
         wrong.append(f"the weights can't be read: {error}")
@@ -67,7 +67,7 @@ def verify_report(
 
 
 def summary(report: dict) -> str:
-    """The report for people: what was read, and how far the result is from it at every stage."""
+    """The report as text: the source, and the difference between the model and its source after every stage."""
     source = report["source"]
     skipped = ", ".join(f"{count} {kind}" for kind, count in source["skipped"].items())
     lines = [
@@ -85,7 +85,7 @@ def summary(report: dict) -> str:
 
 
 def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
-    """Describes the model; "(assumed)" follows all that the source does not show and the caller did not state."""
+    """Describes the model. "(assumed)" marks each value that neither the source nor the caller gives."""
     config = source.config
 
     def stated(name: str, text: str) -> str:
@@ -95,17 +95,17 @@ def recognised(source: SourceCheckpoint, tokenizer: str | None) -> list[str]:
         return [name_of(config), stated("image_size", f"{config.image_size} px")]
     if source.family == "vit":
         size = name_of_size(VIT_SIZES, (config.num_hidden_layers, config.hidden_size, config.num_attention_heads))
-        name = f"ViT-{size.upper()}" if size else f"ViT of {config.num_hidden_layers} layers of {config.hidden_size}"
+        name = f"ViT-{size.upper()}" if size else f"ViT ({config.num_hidden_layers} layers, width {config.hidden_size})"
         heads = stated("num_attention_heads", f"{config.num_attention_heads} heads")
         return [f"{name}/{config.patch_size}", heads, f"{config.image_size} px", f"{config.num_labels or 'no'} classes"]
     text = config.text_config
     size = name_of_size(BERT_SIZES, (text.num_hidden_layers, text.hidden_size))
     return [
         name_of(config.vision_config),
-        f"BERT-{size}" if size else f"BERT of {text.num_hidden_layers} layers of {text.hidden_size}",
+        f"BERT-{size}" if size else f"BERT ({text.num_hidden_layers} layers, width {text.hidden_size})",
         stated("num_attention_heads", f"{text.num_attention_heads} heads"),
         stated("image_size", f"{config.vision_config.image_size} px"),
-        f"tokenizer: {'its size fits' if tokenizer or source.tokenizer else 'not checked'}",
+        f"tokenizer: {'size matches' if tokenizer or source.tokenizer else 'not checked'}",
     ]
 
 
@@ -130,18 +130,21 @@ def model_card(source: SourceCheckpoint, report: dict, name: str, results: Seque
     if use == "vit":
         use = "classifier" if source.config.num_labels else "backbone"
     title = {"align": "ALIGN", "efficientnet": "EfficientNet"}.get(use, "ViT")
-    resizing = "Preprocessing and tokenizer are those of the source, where it has them."
+    resizing = "The preprocessing, and the tokenizer if there is one, are copied from the source."
     if not source.kind.endswith("Hub folder"):
         original = source.image_processor.preprocessing == "tf"
         resizing = (
-            '`preprocessor_config.json` asks for the resizing of the original implementation (`"preprocessing": "tf"`).'
+            '`preprocessor_config.json` selects the resizing of the original implementation (`"preprocessing": "tf"`).'
             if original
-            else "`preprocessor_config.json` prepares images as the tower was trained on them."
+            else "`preprocessor_config.json` has the preprocessing that the tower was trained with."
         )
     worst = max(report["verification"], key=lambda stage: stage["difference"] / stage["limit"] if stage["limit"] else 0)
     served = in_transformers(source.config)
-    limits = "" if served else "\n\ntransformers' own classes can't express this model: load it with kakao-models."
-    other = "; the checkpoint also holds the other" if source.has_averages else ""
+    limits = "" if served else "\n\ntransformers has no class for this model: load it with kakao-models."
+    taken, other = "raw weights", "moving averages"
+    if source.weights == "average":
+        taken, other = other, taken
+    also = f"; the checkpoint also has the {other}" if source.has_averages else ""
     card = Card(
         title=f"{title}, converted from {source.kind}",
         name="path/or/name/of/this/folder",
@@ -150,12 +153,12 @@ def model_card(source: SourceCheckpoint, report: dict, name: str, results: Seque
         metadata={**source.license, "tags": [source.family]},
         sections={
             "": f"{', '.join(report['recognised'])}; {report['parameters']:,} parameters. {resizing}{limits}",
-            "Conversion": f"""The weights are the {"moving averages" if source.weights == "average" else "raw weights"}{other}. Verified: every
-tensor on disk equals the source's to the bit, and the model computes what an independent forward pass on the source's tensors
-computes. On fixed inputs the largest difference, relative to what is allowed, is {worst["difference"]:.2g} of
-{worst["limit"]:.2g}, in {worst["name"]}. Not verified: that the tensors are the trained ones, unless a reference was given.
-`{REPORT}` has every stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a
-folder against it.""",
+            "Conversion": f"""The weights are the {taken}{also}. The conversion verified that every tensor on disk is
+bit-identical to the source, and that the model gives the same outputs as an independent forward pass on the source's tensors. On
+fixed inputs, the stage closest to its limit is {worst["name"]}, with a difference of {worst["difference"]:.2g} (limit
+{worst["limit"]:.2g}). Only recorded outputs (`--reference`) can show that these are the trained weights. `{REPORT}` lists every
+stage, the SHA-256 of every tensor and file, and the versions of the packages. `kakao-models verify FOLDER` compares a folder with
+it.""",
         },
         results=results,
         multi_label=bool(use == "classifier" and source.config.representation_size),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kakao_models.align.blocks import BlockSpec, block_specs, output_channels, round_filters
+from kakao_models.align.blocks import BlockSpec, block_specs, output_channels, pools_by_mean, round_filters
 from kakao_models.fused.layers import (
     Attention,
     ByteValues,
@@ -56,7 +56,7 @@ class Block(nn.Module):
             self.expand = folded("expansion", "expand_conv", "expand_bn", *shape, activation=activation)
         high = kernel // 2
         low = high - 1 if spec.stride == 2 and not spec.symmetric_padding else high
-        options = dict(stride=spec.stride, pad=(low, high), activation=activation)
+        options = dict(stride=spec.stride, pad=(low, high), groups=width, activation=activation)
         shape = width, 1, kernel, kernel
         self.depthwise = folded("depthwise_conv", "depthwise_conv", "depthwise_norm", *shape, **options)
         self.squeeze_excite = SqueezeExcite(weights, f"{name}.squeeze_excite", width, spec.se_channels, activation)
@@ -81,7 +81,7 @@ class AlignImageTower(nn.Module):
 
     def __init__(self, config: Any, weights: Weights, projection: int | None, pixels: ByteValues | None = None):
         super().__init__()
-        self.channels, self.pooling = config.num_channels, config.pooling_type
+        self.channels, self.pools_by_mean = config.num_channels, pools_by_mean(config)
         eps, activation = config.batch_norm_eps, config.hidden_act
         activation_of(activation)
         name = "vision_model.embeddings."
@@ -110,7 +110,7 @@ class AlignImageTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         x = self.hidden(pixel_values)
-        x = x.mean((2, 3)) if self.pooling == "mean" else x.amax((2, 3))
+        x = x.mean((2, 3)) if self.pools_by_mean else x.amax((2, 3))
         return x if self.projection is None else self.projection(x)
 
 

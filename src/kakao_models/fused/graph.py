@@ -29,6 +29,7 @@ _ACTIVATIONS = {
     "gelu_new": lambda graph, x: graph.op("Gelu", x, approximate="tanh"),
     "relu": lambda graph, x: graph.op("Relu", x),
     "relu6": lambda graph, x: graph.op("Clip", x, graph.constant(np.float32(0)), graph.constant(np.float32(6))),
+    "sigmoid": lambda graph, x: graph.op("Sigmoid", x),
     "silu": lambda graph, x: graph.op("Mul", x, graph.op("Sigmoid", x)),
     "swish": lambda graph, x: graph.op("Mul", x, graph.op("Sigmoid", x)),
     "tanh": lambda graph, x: graph.op("Tanh", x),
@@ -70,7 +71,7 @@ class Graph:
 
     def activate(self, x: str, name: str | None) -> str:
         if name is not None and name not in _ACTIVATIONS:
-            raise ValueError(f"hidden_act {name!r} has no fused form, expected one of {', '.join(_ACTIVATIONS)}")
+            raise ValueError(f"the activation {name!r} has no fused form, expected one of {', '.join(_ACTIVATIONS)}")
         return x if name is None else _ACTIVATIONS[name](self, x)
 
     def convolution(

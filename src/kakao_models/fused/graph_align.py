@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kakao_models.align.blocks import BlockSpec, block_specs, output_channels, round_filters
+from kakao_models.align.blocks import BlockSpec, block_specs, output_channels, pools_by_mean, round_filters
 from kakao_models.fused.graph import Graph, feed_forward, folded_convolution, pixel_input
 from kakao_models.fused.weights import Weights
 
@@ -71,7 +71,7 @@ def image_tower(
     if hidden:
         graph.output = x, ("batch", width, "rows", "columns")
         return graph
-    pool = "GlobalAveragePool" if config.pooling_type == "mean" else "GlobalMaxPool"
+    pool = "GlobalAveragePool" if pools_by_mean(config) else "GlobalMaxPool"
     x = graph.op("Flatten", graph.op(pool, x))
     graph.output = x if arrays is None else graph.linear(x, *arrays), ("batch", projection or width)
     return graph

@@ -19,14 +19,16 @@ _ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
     "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "swish": F.silu,
+    "tanh": torch.tanh,
 }
 
 
 def activation_of(name: str):
     if name not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act {name!r} has no fused form, expected one of {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"the activation {name!r} has no fused form, expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
@@ -44,12 +46,12 @@ class Convolution(nn.Module):
         *,
         stride: int = 1,
         pad: tuple[int, int] = (0, 0),
+        groups: int = 1,
         activation: str | None = None,
     ):
         super().__init__()
         self.weight, self.bias = constant(weight), constant(bias)
-        self.stride, self.pad, self.activation = stride, pad, activation
-        self.groups = weight.shape[0] if weight.shape[1] == 1 else 1
+        self.stride, self.pad, self.groups, self.activation = stride, pad, groups, activation
 
     @classmethod
     def folded(cls, weights: Weights, conv: str, norm: str, shape: tuple, eps: float, **options: Any) -> "Convolution":

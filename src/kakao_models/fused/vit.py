@@ -72,7 +72,7 @@ class ViTTower(nn.Module):
         if "vit.pooler.dense.weight" in weights:
             self.width = config.pooler_output_size or width
             self.pooler = Linear(weights, "vit.pooler.dense", inner=width, outer=self.width)
-            self.pooler_act = torch.tanh if config.pooler_act == "tanh" else activation_of(config.pooler_act)
+            self.pooler_act = activation_of(config.pooler_act)
 
     def _embedded(self, pixels: torch.Tensor) -> torch.Tensor:
         check_pixels(pixels, self.channels, self.size)

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 import kakao_models
-from kakao_models.align.blocks import output_channels
+from kakao_models.align.blocks import STAGE_FIELDS, output_channels
 from kakao_models.checkpoint.formats import find_weights, stored_tensors
 from kakao_models.checkpoint.hub import MissingFile, described_by, fetch, pin, read_config
 from kakao_models.checkpoint.kinds import MODEL_KINDS, model_class_name, whole_keys
@@ -51,15 +51,7 @@ _NUMBERS = (
     "hidden_size",
     "num_channels",
 )
-_LISTS = (
-    "in_channels",
-    "out_channels",
-    "kernel_sizes",
-    "strides",
-    "expand_ratios",
-    "num_block_repeats",
-    "depthwise_padding",
-)
+_LISTS = (*STAGE_FIELDS, "depthwise_padding")
 
 
 # Fields that do not change what is computed

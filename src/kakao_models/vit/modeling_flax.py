@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kakao_models.checkpoint.checks import check_images
 from kakao_models.checkpoint.classification_flax import FlaxImageClassifier, FlaxImageClassifierOutput
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.flax import (
-    ACT2FN,
     FlaxBaseModelOutputWithPooling,
     FlaxLoading,
     LayerNorm,
+    activation,
     compute_dtype,
     run_layer,
     wide_dtype,
 )
-from kakao_models.checkpoint.pretrained import check_images
 from kakao_models.checkpoint.weightmap import Slot
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading
@@ -152,7 +152,7 @@ class FlaxViTAttention(nnx.Module):
 
 class FlaxViTMLP(nnx.Module):
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        self.activation_fn = ACT2FN[config.hidden_act]
+        self.activation_fn = activation(config.hidden_act)
         self.fc1 = _linear(config, config.hidden_size, config.intermediate_size, rngs)
         self.fc2 = _linear(config, config.intermediate_size, config.hidden_size, rngs)
 
@@ -177,7 +177,7 @@ class FlaxViTLayer(nnx.Module):
 class FlaxViTPooler(nnx.Module):
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.dense = _linear(config, config.hidden_size, config.pooler_output_size, rngs)
-        self.activation = ACT2FN[config.pooler_act]
+        self.activation = activation(config.pooler_act, "pooler_act")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.activation(self.dense(x[:, 0]))  # (B, R)

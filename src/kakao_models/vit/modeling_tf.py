@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kakao_models.checkpoint.checks import check_images
 from kakao_models.checkpoint.classification_tf import TFImageClassifier, TFImageClassifierOutput
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.keras import (
@@ -24,7 +25,6 @@ from kakao_models.checkpoint.keras import (
     image_signatures,
     layer_norm,
 )
-from kakao_models.checkpoint.pretrained import check_images
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.pretrained import ViTLoading
 from kakao_models.vit.weights import vit_slots
@@ -189,7 +189,7 @@ class TFViTPooler(Layer):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.dense = dense(config.hidden_size, config.pooler_output_size, config.initializer_range)
-        self.activation = activation(config.pooler_act)
+        self.activation = activation(config.pooler_act, "pooler_act")
 
     def call(self, x: Tensor):
         return self.activation(self.dense(x[:, 0]))  # (B, R)

@@ -19,11 +19,12 @@ from transformers import (
     PreTrainedModel,
     initialization as init,
 )
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit import modeling_vit as base
 from transformers.utils.generic import can_return_tuple
 
+from kakao_models.checkpoint.checks import check_images
 from kakao_models.checkpoint.classification_torch import ImageClassifier
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.hub import MissingFile, hub_arguments
@@ -202,11 +203,24 @@ class ViTModel(ViTPreTrainedModel, base.ViTModel):
         if add_pooling_layer is None:
             add_pooling_layer = config.representation_size is not None
         activation(config.hidden_act)  # transformers' layers would raise a KeyError
+        if add_pooling_layer:
+            activation(config.pooler_act, "pooler_act")
         self.embeddings = ViTEmbeddings(config, use_mask_token)
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = base.ViTPooler(config) if add_pooling_layer else None
         self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,  # (B, 3, height, width) in [-1, 1]
+        bool_masked_pos: torch.Tensor | None = None,  # (B, L - 1), True where the mask token stands for the patch
+        interpolate_pos_encoding: bool | None = None,
+        attention_mask: torch.Tensor | None = None,  # (B, L)
+        **kwargs: Any,
+    ) -> tuple | BaseModelOutputWithPooling:
+        check_images(self, pixel_values)  # transformers would take bytes for numbers in [-1, 1]
+        return super().forward(pixel_values, bool_masked_pos, interpolate_pos_encoding, attention_mask, **kwargs)
 
 
 class ViTForImageClassification(ImageClassifier, ViTPreTrainedModel, base.ViTForImageClassification):

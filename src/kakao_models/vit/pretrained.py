@@ -23,7 +23,7 @@ class ViTLoading(PretrainedLoading):
         cls,
         name_or_path: str | os.PathLike,
         *,
-        config: PreTrainedConfig | None = None,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
         image_size: Any = None,
         **kwargs: Any,
     ) -> Self:
@@ -34,7 +34,7 @@ class ViTLoading(PretrainedLoading):
         """
         if config is not None:
             kwargs |= (where := pin(name_or_path, **hub_arguments(kwargs)))
-            config = cls.config_class.from_dict(cls.config_class.from_config(config).to_dict())
+            config = cls._copy_config(config)
             image_size = config.image_size if image_size is None else image_size
             try:
                 config.image_size = cls.config_class.from_pretrained(name_or_path, **where).image_size
