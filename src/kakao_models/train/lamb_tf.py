@@ -113,8 +113,8 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Any):
         step = ops.cast(step, "float32")
         rising = step / max(1, self.warmup_steps)
-        falling = (self.steps - step) / max(1, self.steps - self.warmup_steps)
-        return self.peak * ops.clip(ops.minimum(rising, falling), 0.0, 1.0)
+        falling = ops.clip((self.steps - step) / max(1, self.steps - self.warmup_steps), 0.0, 1.0)
+        return self.peak * ops.where(step < self.warmup_steps, rising, falling)
 
     def get_config(self) -> dict:
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps}
