@@ -58,7 +58,7 @@ class Lamb(keras.optimizers.Lamb):
             return
         if narrow := [variable for variable in variables if keras.backend.standardize_dtype(variable.dtype) in _NARROW]:
             raise ValueError(
-                f"Lamb: {narrow[0].path} is {narrow[0].dtype}, which rounds beta_2 to 1 and small steps to 0.  Train float32 "
+                f"Lamb: {narrow[0].path} is {narrow[0].dtype}, which rounds beta_2 to 1 and small steps to 0. Train float32 "
                 'variables under keras.config.set_dtype_policy("mixed_bfloat16"), set before the model is loaded'
             )
         super().build(variables)
