@@ -52,7 +52,7 @@ def arguments(description: str, **options) -> argparse.Namespace:
 
 
 def machine() -> str:
-    """Processor, cores and versions, for the line above a table."""
+    """CPU, cores and versions, for the line above a table."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -113,8 +113,8 @@ def main() -> None:
     print(f"\n| {options.image} + {options.text} | {size:,.0f} MB |\n|---|---|")
     print(f"| conversion with reading back, verification and hashes | {seconds:.1f} s, {size / seconds:.0f} MB/s |")
     for step, (taken, working) in steps.items():
-        print(f"| of that, {step} | {taken:.1f} s, {size / taken:.0f} MB/s; processor {working:.1f} s |")
-    print(f"| processor time, imports included | {busy:.1f} s |")
+        print(f"| of that, {step} | {taken:.1f} s, {size / taken:.0f} MB/s; CPU {working:.1f} s |")
+    print(f"| CPU time, imports included | {busy:.1f} s |")
     print(f"| the disk alone | writes {writing:.0f} MB/s, reads {reading:.0f} MB/s |")
     bound = (1.5 * largest + 500) / 1.048576
     print(f"| peak memory | {peak:,.0f} MiB; bound {bound:,.0f} MiB (largest shard {largest:,.0f} MB) |")

@@ -1,7 +1,7 @@
 """Measures the models on a GPU: this file needs torch and transformers alone, and can be copied anywhere.
 
     python benchmarks/gpu.py                      # B7 and ViT-L/16, inference, a training step, the loss at 65,536
-    python benchmarks/gpu.py --device cpu --tiny  # proves that it runs
+    python benchmarks/gpu.py --device cpu --tiny  # checks that it runs
 
 Beside transformers' models, eager and compiled, stand the same weights as this package runs them (`kakao_models`, if it
 is installed). The fraction of the card's own peak is that of a measured matrix product (ViT) and of a measured copy
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--json", help="also write the rows into this file")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device here; --device cpu --tiny proves that everything runs")
+        raise SystemExit("there is no CUDA device here; --device cpu --tiny checks that everything runs")
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     if options.tiny:
         options.batch_size, options.train_batch_size, options.loss_batch_size, options.repeats = 2, 2, 256, 2

@@ -11,7 +11,7 @@ processors or pipeline; the cosine is the lowest of any row's with transformers'
 Two parts are run only when they are named: int8, align-small quantized by NNCF beside itself in float32 on crops of the
 package's photographs and on texts; compile, align-small compiled in a fresh process, and in a second one, which finds it.
 
-On a machine that others use too, `--clock cpu` compares seconds of processor time instead of those on the wall.
+On a machine that others use too, `--clock cpu` compares seconds of CPU time instead of those on the wall.
 """
 
 import argparse

@@ -86,18 +86,20 @@ def align_run(rank: int, world: int, folder: str, options: dict) -> dict:
 
 
 def plain_align_run(rank: int, world: int, folder: str, batch: int, options: dict) -> dict:
-    """Weights after a run with transformers' own arguments, and predictions for ten samples."""
+    """Weights after a run with transformers' own arguments, predictions for ten samples, and the best checkpoint."""
     import training
     from transformers import TrainingArguments
 
     made = training.align_trainer(Path(folder))
     arguments = TrainingArguments(folder, use_cpu=True, per_device_train_batch_size=batch, **options)
     data, rows = training.records(16), training.records(10)
-    trainer = training.AlignTrainer(made.model, arguments, train_dataset=data, processing_class=made.processing_class)
+    both = {"train_dataset": data, "eval_dataset": rows, "processing_class": made.processing_class}
+    trainer = training.AlignTrainer(made.model, arguments, **both)
     trainer.train()
     weights = {name: x.clone() for name, x in trainer.model.state_dict().items()}
     result = trainer.predict(rows)
-    return {"weights": weights, "rows": result.label_ids, "images": torch.from_numpy(result.predictions[0])}
+    images, best = torch.from_numpy(result.predictions[0]), trainer.state.best_model_checkpoint
+    return {"weights": weights, "rows": result.label_ids, "images": images, "best": best}
 
 
 def sharded_step(rank: int, world: int, folder: str) -> dict:

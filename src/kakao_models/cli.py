@@ -106,6 +106,8 @@ def classify(
         raise typer.BadParameter(f"--labels {labels!r} has no label: expected labels separated by commas")
     if not names and options.model == DEFAULT_MODEL:
         raise typer.BadParameter("ALIGN models need labels: --labels a,b,c or --labels-file FILE")
+    if min_relevance is not None and not names:
+        raise typer.BadParameter("--min-relevance needs labels of your own: add --labels or --labels-file")
     check_picture(picture)
     check_images(images)
     sources = _expanded(images)
@@ -116,8 +118,6 @@ def classify(
     from kakao_models.inference.output import print_scores, say_engine, scores_as_json
 
     task = "zero-shot-image-classification" if names else "image-classification"
-    if min_relevance is not None and not names:
-        raise typer.BadParameter("--min-relevance needs labels of your own: add --labels or --labels-file")
     defaults = {"candidate_labels": names, "hypothesis_template": template} if names else {}
     run = pipeline(task, options.model, calibration=calibration, **options.arguments(), **given(defaults))
     say_engine(run.embedder)
@@ -392,9 +392,13 @@ def main(arguments: list[str] | None = None) -> None:
     except RecursionError as error:
         _give_up(f"a JSON or YAML file is nested too deeply ({error})")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # PyTorch's, of a GPU
+        if not isinstance(error, MemoryError) and not any(words in repr(error) for words in _OUT_OF_MEMORY):
             raise
         _give_up(f"there is not enough memory; where there is a --batch-size, take a smaller one. {error}")
+
+
+# In errors of PyTorch on a GPU, of PyTorch on a CPU, and of JAX, which are RuntimeErrors
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "RESOURCE_EXHAUSTED")
 
 
 def _give_up(message: str) -> None:

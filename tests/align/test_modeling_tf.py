@@ -372,6 +372,8 @@ def test_learning_rate_is_the_original_s():
     rate = WarmupLinearDecay(2.0, 10, 30)
     assert [float(rate(step)) for step in (0, 5, 10, 20, 30, 40)] == pytest.approx([0, 1, 2, 1, 0, 0])
     assert float(WarmupLinearDecay.from_config(rate.get_config())(5)) == pytest.approx(1)
+    rate = WarmupLinearDecay(2.0, 0, 4)  # as for retrieval
+    assert [float(rate(step)) for step in (0, 1, 4)] == pytest.approx([2, 1.5, 0])
 
 
 def test_fit_trains(small):

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import signal
 import threading
 
 import numpy as np
@@ -254,9 +255,11 @@ def test_the_page_runs_models_by_the_engine_and_type_that_are_named(monkeypatch,
 
 
 def test_an_index_that_can_not_be_shown_is_named_at_once(capsys, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         cli.main(["demo", "--index", str(tmp_path / "none.db")])
     assert ended.value.code == 2 and "none.db" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before  # who imports the package ends as before
 
 
 def test_a_model_that_is_not_there_is_named_at_once(capsys):

@@ -11,6 +11,7 @@ import torch
 import training
 from tolerances import TOLERANCE
 from torch.nn import functional as F
+from training import weights
 
 from kakao_models import Embedder
 from kakao_models.data.embed import embed_table
@@ -226,6 +227,15 @@ def test_settings_of_a_recipe(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             build_distillations({"a": given | changes}, source)
+
+
+def test_a_batch_without_any_target_takes_the_other_losses(tmp_path):
+    term = Distillation(targets={}, loss="classes", classes=["cat", "dog"])
+    assert term.rows([(0, "1"), (0, "2")])[0].shape == (2, 2)
+    trainer = trainer_of(tmp_path, {"mine": Distillation(targets=[None], loss="classes", classes=["cat", "dog"])})
+    plain = training.align_trainer(tmp_path)
+    trainer.train(), plain.train()
+    assert all(torch.equal(x, weights(plain)[name]) for name, x in weights(trainer).items())
 
 
 def test_a_teacher_of_another_width_or_number_of_classes_is_refused(tmp_path):

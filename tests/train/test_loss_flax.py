@@ -53,6 +53,8 @@ def test_classification_losses_are_the_definitions():
         got = [classification_loss(jnp.asarray(logits), jnp.asarray(y), e) for y, e in ((one, 0.1), (several, 0.2))]
     wanted = -(targets * np.log(softmax(logits))).sum() / 4, binary
     np.testing.assert_allclose([float(x) for x in got], wanted, rtol=1e-12)
+    for wrong in (-1, -100, 7):  # -1 is no name of the last class
+        assert np.isnan(classification_loss(jnp.asarray(logits), jnp.asarray([0, 1, 2, wrong])))
     for labels in (one[:, None], one[:1], several[:1]):  # which would be stretched over the logits
         with pytest.raises(ValueError, match=r"expected class numbers \(4,\) or"):
             classification_loss(jnp.asarray(logits), jnp.asarray(labels))

@@ -156,6 +156,26 @@ def test_a_scale_of_nothing_is_an_error():
         parameter_groups(torch.nn.Linear(2, 2).requires_grad_(False), 1.0, 0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_parameters_are_refused(dtype):
+    model = torch.nn.Linear(2, 2, dtype=dtype)
+    with pytest.raises(
+        ValueError, match=r"weight is b?float16, which rounds .* from_pretrained\(..., dtype=torch.float32\)"
+    ):
+        parameter_groups(model, 1.0, 0.0)
+    model.weight.requires_grad_(False), model.bias.requires_grad_(False)
+    assert len(parameter_groups(torch.nn.Sequential(model, torch.nn.Linear(2, 2)), 1.0, 0.0)) == 1  # frozen ones may be
+
+
+@pytest.mark.parametrize(
+    "name, option", [("lamb", {"beta": 0.9}), ("adamw", {"betas": 0.9}), ("sgd", {"momentum": "much"})]
+)
+def test_an_option_that_an_optimizer_does_not_take_is_named(name, option):
+    groups = parameter_groups(torch.nn.Linear(2, 2), 1.0, 0.0)
+    with pytest.raises(ValueError, match=f"optimizer_options: {name} does not take {{'{next(iter(option))}'"):
+        build_optimizer(name, groups, **option)
+
+
 @pytest.mark.parametrize("name", ["default", "cc3m", "coyo700m"])
 def test_the_schedule_of_align(name):
     run = facts("align_schedule")[name]
@@ -262,6 +282,20 @@ def test_the_average_is_lent_and_given_back():
     assert copy.step == 1 and all(torch.equal(copy.values[name], x) for name, x in average.values.items())
     with pytest.raises(ValueError, match="another model"):
         MovingAverage(model[0]).load_state_dict(average.state_dict())
+
+
+def test_an_average_of_narrow_weights_moves_by_less_than_they_can():
+    model = torch.nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.ones_(model.weight)
+    average = MovingAverage(model, decay=0.999)
+    average.step = 10**6
+    with torch.no_grad():
+        model.weight += 1
+    for _ in range(100):
+        average.update()
+    torch.testing.assert_close(average.values["weight"], torch.full((2, 2), 2 - 0.999**100), rtol=0, atol=1e-5)
+    with average.applied():
+        assert model.weight.dtype == torch.bfloat16 and abs(model.weight[0, 0] - 1.0952) < 0.004
 
 
 def test_points_are_a_curve_of_straight_lines():

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -28,6 +29,7 @@ from kakao_models import AlignModel, AlignProcessor, AlignTrainer, Embedder, ViT
 from kakao_models.align.classification_torch import AlignForImageClassification
 from kakao_models.samples.columns import CAPTIONS
 from kakao_models.samples.sources import open_source
+from kakao_models.train.callbacks import JsonLines, ProgressBar
 from kakao_models.train.cli import app
 from kakao_models.train.recipe import as_yaml, names, read_recipe
 from kakao_models.train.run import _metadata, build_trainer, run
@@ -40,7 +42,7 @@ def kind_of(name: str) -> str:
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_here_is_read_and_says_what_it_needs(name):
     recipe = read_recipe(kind_of(name), name)
-    assert "hours" in recipe.about.lower() and "metric" in recipe.about.lower() or name == "align_classifier"
+    assert "hours" in recipe.about.lower() and "metric" in recipe.about.lower()
     again = Path(name).stem
     assert yaml.safe_load(as_yaml(recipe))["batch_size"] == recipe.batch_size and again == name
 
@@ -68,6 +70,8 @@ def test_recipes_have_the_originals_numbers(name, settings):
         ("learn_rate=4", "a recipe for align has no key 'learn_rate', expected one of about, output, data, "),
         ("batch_size=many", "batch_size must be int, got 'many'"),
         ("epochs=3", "give either steps or epochs"),
+        ("steps=0", "steps must be at least 1, got 0"),
+        ("lr=nan", "lr must be float, got 'nan'"),
         ("precision=int8", "precision must be fp32, bf16 or fp16, got 'int8'"),
         ("checkpointing=layers", "checkpointing must be activations, blocks or false, got 'layers'"),
         ("lr", "lr: expected key=value"),
@@ -102,6 +106,38 @@ def test_a_misspelt_key_of_a_mapping_is_said_too(change, message, tmp_path):
     assert message in str(error.value)
 
 
+def test_values_of_another_kind_within_mappings_are_one_sentence(tmp_path):
+    start, data = tiny.align_folder(tmp_path / "start"), write_parquet(tmp_path / "train.parquet")
+    file = recipe_file(tmp_path, start=start, data=data)
+    for change, message in (
+        ("augment.resize=big", "recipe: augment.resize: expected pixels, got 'big'"),
+        ("distort.grey=much", "recipe: distort: Distorted does not take these values: .*'grey': 'much'"),
+        ("model.projection_dim=x", "recipe: model is not a valid model configuration: .*'projection_dim'"),
+        ("columns.image=3", "recipe: columns.image: expected the name of a column, got 3"),
+        ("vocabulary.at_least=x", "recipe: vocabulary.at_least: expected a number of occurrences, got 'x'"),
+        ("evaluate.retrieval=null", "evaluate.retrieval: expected data, or arguments .* got None"),
+        ("distill.a.targets=3", "recipe: distill: a: targets: expected one file .* got \\[3\\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_trainer(read_recipe("align", file, [change]))
+
+
+def test_a_start_of_half_precision_is_trained_in_float32(tmp_path):
+    for kind, cls, make in (
+        ("align", AlignModel, tiny.align_folder),
+        ("vit", ViTForImageClassification, tiny.vit_folder),
+    ):
+        cls.from_pretrained(make(tmp_path / "full")).bfloat16().save_pretrained(tmp_path / kind)
+        for file in (tmp_path / "full").glob("*"):
+            if not (tmp_path / kind / file.name).exists():
+                (tmp_path / kind / file.name).write_bytes(file.read_bytes())
+        assert cls.from_pretrained(tmp_path / kind).dtype == torch.bfloat16
+        settings = {"start": str(tmp_path / kind), "data": write_parquet(tmp_path / "train.parquet")}
+        changes = [] if kind == "align" else ["classes=3", "new_head=true", "augment={}"]
+        trainer = build_trainer(read_recipe(kind, recipe_file(tmp_path, **settings), changes))
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
 def test_what_a_recipe_names_is_looked_for_before_anything_is_fetched(tmp_path):
     start = recipe_file(tmp_path, data="none.parquet", start="owner/model")
     for change, message in (
@@ -117,6 +153,14 @@ def test_changes_reach_into_mappings_and_numbers_are_numbers():
     recipe = read_recipe("align", "align_b3_mini_cc3m", ["model.projection_dim=64", "lr=5e-3", "evaluate.knn.k=3"])
     assert recipe.model == {"projection_dim": 64, "temperature_init_value": 1.0, "label_smoothing": 0.1}
     assert recipe.lr == 0.005 and recipe.evaluate == {"knn": {"k": 3}}
+    inner = read_recipe(
+        "align", "align_b3_mini_cc3m", ["lr_scale.vision_model=1e-1", "temperature_range=[1E-2, .5e+0]"]
+    )
+    assert inner.lr_scale == {"vision_model": 0.1} and inner.temperature_range == [0.01, 0.5]
+    assert yaml.safe_load(as_yaml(dataclasses.replace(recipe, output="1e5")))["output"] == "1e5"
+    assert "output: '1e5'" in as_yaml(dataclasses.replace(recipe, output="1e5"))
+    with pytest.raises(ValueError, match="epochs must be above 0, got 0.0"):
+        read_recipe("align", "align_b3_mini_cc3m", ["steps=null", "epochs=0"])
     with pytest.raises(ValueError, match="nothing is neither a file nor a recipe of this package .*align_b7_base"):
         read_recipe("align", "nothing")
 
@@ -554,6 +598,22 @@ def test_a_run_is_uploaded_while_it_trains_and_at_its_end(hub, vit, tmp_path, mo
     requests = len(hub.requests)
     run(recipe)
     assert len(hub.requests) == requests  # it has ended
+
+
+def test_an_error_ends_the_progress_bar(tmp_path):
+    """Otherwise the terminal would stay without a cursor."""
+    bar, ended = ProgressBar(), []
+    bar.bar = SimpleNamespace(stop=lambda: ended.append(True))
+
+    def train(**options):
+        raise FloatingPointError("the loss is nan")
+
+    trainer = SimpleNamespace(
+        callback_handler=SimpleNamespace(callbacks=[JsonLines(), bar, ProgressBar()]), train=train
+    )
+    with pytest.raises(FloatingPointError):
+        run(read_recipe("align", recipe_file(tmp_path, data="none.parquet")), build=lambda recipe: trainer)
+    assert ended == [True]
 
 
 def test_a_run_that_has_ended_is_evaluated_once_and_not_touched_again(align, tmp_path):

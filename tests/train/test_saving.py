@@ -8,6 +8,8 @@ import torch
 import training
 from training import weights
 
+from kakao_models.warn import KakaoWarning
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -40,6 +42,23 @@ def test_a_checkpoint_damaged_from_outside_is_named(damaged, tmp_path):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match="checkpoint-1 cannot be loaded .*Delete this folder"):
         training.align_trainer(tmp_path, **options | {"max_steps": 2}).train(resume_from_checkpoint=True)
+
+
+def test_a_run_resumed_with_other_settings_has_these_and_says_so(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "schedule": "constant"}
+    training.align_trainer(tmp_path, **options).train()
+    again = training.align_trainer(tmp_path, **options | {"max_steps": 2, "learning_rate": 0.01, "weight_decay": 0.5})
+    with pytest.warns(
+        KakaoWarning, match=r"continues with lr 0.01 \(before: 0.05\), weight_decay 0.5 \(before: 0.0001\)"
+    ):
+        again.train(resume_from_checkpoint=True)
+    assert [group["lr"] for group in again.optimizer.param_groups] == [0.01, 0.01]
+    assert [log["learning_rate"] for log in again.state.log_history if "loss" in log] == [0.05, 0.01]
+    averaged = training.align_trainer(tmp_path, **options | {"max_steps": 3, "ema_decay": 0.9})
+    with pytest.raises(
+        ValueError, match="checkpoint-2 has no ema.safetensors: it is of a run without a moving average"
+    ):
+        averaged.train(resume_from_checkpoint=True)
 
 
 def test_a_finished_run_gone_on_with_makes_no_further_step(tmp_path):

@@ -2,6 +2,7 @@
 
 import fnmatch
 import importlib.machinery
+import importlib.util
 import inspect
 import json
 import re
@@ -24,6 +25,7 @@ from transformers.trainer_utils import HPSearchBackend
 
 from kakao_models import AlignForImageClassification, AlignModel, Embedder, ViTForImageClassification, ViTImageProcessor
 from kakao_models.align.modeling_torch import contrastive_loss
+from kakao_models.train import base_trainer
 from kakao_models.train.arguments import TrainArguments
 from kakao_models.train.data import StreamData
 from kakao_models.train.freezing import freeze, rest_frozen
@@ -265,6 +267,9 @@ def test_broken_samples_are_written_down(tmp_path):
     [
         ({"per_device_train_batch_size": 18, "chunk_size": 8}, "both must be multiples .* Try 16 in chunks of 8"),
         ({"optimizer": "adamax"}, "optimizer: got 'adamax', expected one of lamb, adamw, sgd"),
+        ({"freeze": "vision_model"}, "freeze: expected a list of names of modules, got 'vision_model'"),
+        ({"lr_scale": {"vision_model": "slow"}}, "lr_scale: expected a factor of at least 0 for each name, got "),
+        ({"temperature_range": ["low", 1]}, "temperature_range: expected the lowest and the highest, above 0, got "),
         ({"schedule": "constant", "end_lr": 1e-5}, "end_lr: got 1e-05, but the schedule 'constant' does not end there"),
         ({"schedule": {0: 1.0, 9: 0.1}, "end_lr": 1e-5}, "end_lr: got 1e-05, but the schedule .* does not end there"),
     ],
@@ -339,7 +344,16 @@ def test_logs_say_temperature_and_rate(tmp_path):
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert [log["learning_rate"] for log in logs] == pytest.approx([0.0, 0.05, 0.025])
     assert logs[0]["temperature"] == pytest.approx(0.1) and logs[-1]["temperature"] != logs[0]["temperature"]
-    assert json.dumps(logs)
+    assert json.dumps(logs) and logs[0]["memory_gb"] > 0
+
+
+def test_the_trainer_needs_no_module_of_unix(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec = importlib.util.spec_from_file_location("as_on_windows", base_trainer.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    trainer = training.align_trainer(tmp_path)
+    assert module.BaseTrainer._speed(trainer) == {"samples_per_second": 0.0}
 
 
 def test_a_stream_trains_and_goes_on_where_it_stopped(tmp_path):
@@ -782,12 +796,13 @@ def test_an_upload_has_complete_checkpoints_and_nothing_unfinished(tmp_path, mon
 
 def test_two_processes_evaluate_and_train_with_plain_arguments_as_one(tmp_path):
     options = {"per_device_eval_batch_size": 3, "max_grad_norm": 0.0, "learning_rate": 1e-3}
-    options |= {"optim": "sgd", "max_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+    options |= {"optim": "sgd", "max_steps": 1, "disable_tqdm": True, "load_best_model_at_end": True}
+    options |= {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     results = ranks.run(ranks.plain_align_run, 2, tmp_path / "ranks", str(tmp_path), 4, options)
     alone = ranks.plain_align_run(0, 1, str(tmp_path), 8, options)
     for result in results:
         close(result["weights"], alone["weights"], TOLERANCE["runs float32"])
-        assert result["rows"].tolist() == list(range(10))
+        assert result["rows"].tolist() == list(range(10)) and result["best"] == str(tmp_path / "checkpoint-1")
         torch.testing.assert_close(result["images"], alone["images"], rtol=0, atol=1e-5)
 
 

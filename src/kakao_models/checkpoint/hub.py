@@ -376,8 +376,8 @@ def read_config(file: Path) -> dict:
 
 
 @contextmanager
-def described_by(file: Path) -> Iterator[None]:
-    """Turns the errors that wrong values in a config.json cause into a ValueError that names the file."""
+def described_by(file: Path | str) -> Iterator[None]:
+    """Turns the errors that wrong values in a config.json, or in a recipe, cause into a ValueError that names the place."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

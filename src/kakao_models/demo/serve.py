@@ -48,20 +48,22 @@ def serve(
     models = Models(names, **options)
     # An exception, so that what is temporary is removed.
     usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="kakao-models-demo-") as folder:
-        catalogue = Catalogue(models, Path(folder), index, roots=roots, token=token, collection=collection)
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
-        page = _app().build(models, catalogue)
-        try:
-            url = _launch(page, host, port)
-            ready(url)
-            threading.Thread(target=_warm_up, args=(catalogue,), daemon=True).start()
-            while True:
-                time.sleep(3600)  # an interrupt ends it
-        finally:
-            page.close(verbose=False)
-            catalogue.close()
-            signal.signal(signal.SIGTERM, usual)
+    try:
+        with tempfile.TemporaryDirectory(prefix="kakao-models-demo-") as folder:
+            catalogue = Catalogue(models, Path(folder), index, roots=roots, token=token, collection=collection)
+            os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
+            page = _app().build(models, catalogue)
+            try:
+                url = _launch(page, host, port)
+                ready(url)
+                threading.Thread(target=_warm_up, args=(catalogue,), daemon=True).start()
+                while True:
+                    time.sleep(3600)  # an interrupt ends it
+            finally:
+                page.close(verbose=False)
+                catalogue.close()
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def _launch(page, host: str, port: int | None) -> str:

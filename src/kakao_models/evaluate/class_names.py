@@ -1,13 +1,20 @@
 """Names of classes, and their places among a classifier's outputs."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from kakao_models.files.lines import json_of, lines_of
 
+from .datasets import Labelled
 from .templates import imagenet_class_names
+
+logger = logging.getLogger(__name__)
 
 _WORDNET = re.compile(r"n\d{8}")
 
@@ -109,6 +116,61 @@ def class_places(path: Path, keys: Sequence[str]) -> list[int]:
     if missing := [key for key in keys if key not in index]:
         raise ValueError(f"--class-index has no class of the model for {len(missing)} folders, such as {missing[0]}")
     return [index[key] for key in keys]
+
+
+def model_labels(config: Any, data: Labelled) -> tuple[np.ndarray, list[str]]:
+    """The data's labels as the model numbers its classes, and the names of these: found by name, or by order where both
+    have as many and no name stands at another place.
+
+    Args:
+        config: the model's configuration.
+
+    Raises:
+        ValueError: the names of the classes differ, and so does their number.
+    """
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    place = {name: number for number, name in reversed(list(enumerate(names)))}  # of equal names the first
+    if names == list(data.keys):
+        numbers = range(len(names))
+    elif all(key in place for key in data.keys):
+        unclear = [(name, at) for name, at in repeated_names(names) if name in data.keys]
+        if unclear:
+            logger.warning(
+                f"{data.name}: the model has several classes called {unclear[0][0]!r} ({', '.join(map(str, unclear[0][1]))}); "
+                f"images of that name count as the first. Set --class-index to choose"
+            )
+        numbers = [place[key] for key in data.keys]
+    elif len(data.keys) == len(names) and all(names[i] == key for i, key in enumerate(data.keys) if key in place):
+        numbers = range(len(names))
+        if names != [f"LABEL_{number}" for number in numbers]:
+            first = next(number for number in numbers if names[number] != data.keys[number])
+            logger.warning(
+                f"{data.name}: its class names differ from the model's, so classes are matched by their order: "
+                f"{data.keys[first]!r} counts as {names[first]!r}, and so on. Set --class-index to choose"
+            )
+    elif all(key.isdigit() and int(key) < len(names) for key in data.keys):
+        numbers = [int(key) for key in data.keys]
+    else:
+        raise ValueError(
+            f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), but the model has {len(names)} ({names[0]!r}, ...), "
+            "and their names differ. Give both the same names, or map them with --class-index"
+        )
+    return np.where(data.labels < 0, -1, np.array(numbers)[data.labels]), names
+
+
+def labels_by_keys(data: Labelled, other: Labelled) -> np.ndarray:
+    """The labels of data, as places among the keys of other data.
+
+    Raises:
+        ValueError: an image has a class that the other data do not have.
+    """
+    unknown = sorted({data.keys[label] for label in np.unique(data.labels)} - set(other.keys))
+    if unknown:
+        raise ValueError(
+            f"{data.name} has classes that {other.name} does not have: {', '.join(unknown[:5])}. Are both parts of one data set?"
+        )
+    place = {key: number for number, key in enumerate(other.keys)}
+    return np.array([place[data.keys[label]] for label in data.labels])
 
 
 def _read_names(path: Path, keys: set[str]) -> list[str] | dict[str, str]:

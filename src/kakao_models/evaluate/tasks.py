@@ -18,7 +18,7 @@ from kakao_models.inference.relevance import Relevance
 from .audit import LEAST, Gap, Grouped, gap_scores, skew_scores
 from .cache import CachedEmbedder
 from .calibration import Calibration, calibration_scores
-from .class_names import distinct_names, repeated_names
+from .class_names import distinct_names, labels_by_keys, model_labels
 from .classify import Classification, classification_scores, multilabel_scores, real_scores
 from .datasets import Captioned, Images, Labelled
 from .knn import knn_scores, nearest
@@ -210,7 +210,9 @@ def classify(
     """
     data = data if real else data.labelled()
     run.embedder.embedder.check_classifier()
-    labels, names = (data.labels, data.keys) if columns is not None else _model_labels(run.embedder, data)
+    labels, names = (
+        (data.labels, data.keys) if columns is not None else model_labels(run.embedder.embedder.config, data)
+    )
     logits = run.embedder.class_logits(data.images, name=data.name)
     scores = classification_scores(logits, labels, columns=columns)
     metrics, counts = scores.metrics(), {"images": scores.images, "classes": scores.classes}
@@ -439,49 +441,9 @@ def _both_ways(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
 def _embedded(run: TaskRun, train: Labelled, test: Labelled) -> tuple:
     """Training and test embeddings and labels; the labels of both by the keys of both."""
     train, test = train.labelled(), test.labelled()
-    unknown = sorted({test.keys[label] for label in np.unique(test.labels)} - set(train.keys))
-    if unknown:
-        raise ValueError(
-            f"{test.name} has classes that {train.name} does not have: {', '.join(unknown[:5])}. Are both parts of one data set?"
-        )
-    place = {key: number for number, key in enumerate(train.keys)}
-    test_labels = np.array([place[test.keys[label]] for label in test.labels])
+    test_labels = labels_by_keys(test, train)
     rows = [run.embedder.images(part.images, name=part.name) for part in (train, test)]
     return rows[0], train.labels, rows[1], test_labels
-
-
-def _model_labels(embedder: CachedEmbedder, data: Labelled) -> tuple[np.ndarray, list[str]]:
-    """The data's labels as the model numbers its classes, and the names of these: found by name, or by order where both
-    have as many and no name stands at another place."""
-    config = embedder.embedder.config
-    names = [config.id2label[number] for number in range(config.num_labels)]
-    place = {name: number for number, name in reversed(list(enumerate(names)))}  # of equal names the first
-    if names == list(data.keys):
-        numbers = range(len(names))
-    elif all(key in place for key in data.keys):
-        unclear = [(name, at) for name, at in repeated_names(names) if name in data.keys]
-        if unclear:
-            logger.warning(
-                f"{data.name}: the model has several classes called {unclear[0][0]!r} ({', '.join(map(str, unclear[0][1]))}); "
-                f"images of that name count as the first. Set --class-index to choose"
-            )
-        numbers = [place[key] for key in data.keys]
-    elif len(data.keys) == len(names) and all(names[i] == key for i, key in enumerate(data.keys) if key in place):
-        numbers = range(len(names))
-        if names != [f"LABEL_{number}" for number in numbers]:
-            first = next(number for number in numbers if names[number] != data.keys[number])
-            logger.warning(
-                f"{data.name}: its class names differ from the model's, so classes are matched by their order: "
-                f"{data.keys[first]!r} counts as {names[first]!r}, and so on. Set --class-index to choose"
-            )
-    elif all(key.isdigit() and int(key) < len(names) for key in data.keys):
-        numbers = [int(key) for key in data.keys]
-    else:
-        raise ValueError(
-            f"{data.name} has {len(data.keys)} classes ({data.keys[0]!r}, ...), but the model has {len(names)} ({names[0]!r}, ...), "
-            "and their names differ: map them with --class-index"
-        )
-    return np.where(data.labels < 0, -1, np.array(numbers)[data.labels]), names
 
 
 def _details(scores: Classification, names: Sequence[str]) -> dict:

@@ -68,8 +68,13 @@ class TrainOptions:
             raise ValueError(
                 f"end_lr: got {self.end_lr}, but the schedule {self.schedule!r} does not end there. Leave end_lr out"
             )
+        if isinstance(self.freeze, str) or not all(isinstance(name, str) for name in self.freeze):
+            raise ValueError(f"freeze: expected a list of names of modules, got {self.freeze!r}")
+        if not all(isinstance(scale, (int, float)) and scale >= 0 for scale in self.lr_scale.values()):
+            raise ValueError(f"lr_scale: expected a factor of at least 0 for each name, got {self.lr_scale}")
         bounds = self.temperature_range
-        if bounds is not None and not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1]):
+        numbers = bounds is None or all(isinstance(bound, (int, float)) for bound in bounds)
+        if bounds is not None and not (numbers and len(bounds) == 2 and 0 < bounds[0] <= bounds[1]):
             raise ValueError(f"temperature_range: expected the lowest and the highest, above 0, got {bounds}")
         replacing = {"optimizer_options": {}, "schedule": "linear", "end_lr": 0.0, "lr_scale": {}}
         unused = [name for name, default in replacing.items() if getattr(self, name) != default]

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,11 @@ from kakao_models.train.recompute import checkpointing
 from kakao_models.train.saving import AtomicCheckpoints
 from kakao_models.train.sharding import is_sharded, shard, whole_copy
 from kakao_models.train.transform import DataError, SampleTransform
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 Evaluation = Callable[[nn.Module, object], dict[str, float]]  # (model, processor) → metrics
 
@@ -407,17 +411,19 @@ class BaseTrainer(AtomicCheckpoints):
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        """Samples of all processes a second since the last call, and the most memory that this process has had."""
+        """Samples of all processes a second since the last call, and the most memory that this process has had, if it is known."""
         now, step = time.perf_counter(), self.state.global_step
         before, done = self._clock or (now, step)
         self._clock = now, step
-        if self.args.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated()
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         batch = self.get_total_train_batch_size(self.args)
         speed = batch * (step - done) / (now - before) if step > done else 0.0
-        return {"samples_per_second": round(speed, 2), "memory_gb": round(memory / 1e9, 2)}
+        logs = {"samples_per_second": round(speed, 2)}
+        if self.args.device.type == "cuda":
+            logs["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        elif resource is not None:
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            logs["memory_gb"] = round(most / 1e9, 2)
+        return logs
 
     def _path(self, name: str) -> Path:
         suffix = f".{self.args.process_index}" if self.args.world_size > 1 else ""

@@ -82,7 +82,11 @@ class ProgressBar(TrainerCallback):
             print(f"step {state.global_step}/{state.max_steps}: {describe(logs)}", file=sys.stderr, flush=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        if self.bar:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the bar and shows the terminal's cursor again; also after an error, when `on_train_end` is not called."""
+        if getattr(self, "bar", None):
             self.bar.stop()
 
 

@@ -64,7 +64,13 @@ def recipes(as_json: JsonOption = False) -> None:
     ]
     tell(
         rows,
-        "\n".join([*lines, "", "`train align --config NAME --show` prints a recipe, --json what each is for."]),
+        "\n".join(
+            [
+                *lines,
+                "",
+                "`train COMMAND --config NAME --show` prints a recipe; `train recipes --json` says what each is for.",
+            ]
+        ),
         as_json,
     )
 

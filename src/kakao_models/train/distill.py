@@ -75,7 +75,7 @@ class Distillation:
             if value is None:
                 continue
             try:
-                number = (int if name == "per_step" else float)(value)  # YAML takes 5e-3 for a string
+                number = (int if name == "per_step" else float)(value)
             except (TypeError, ValueError):
                 raise ValueError(f"distill: {name} must be a number, got {value!r}") from None
             if not number > 0:
@@ -92,7 +92,7 @@ class Distillation:
         if beyond := next((source for source, _ in ids if source >= len(tables)), None):
             raise ValueError(f"distill: got targets for {len(tables)} sources, but the data has source number {beyond}")
         targets = [None if tables[source] is None else tables[source].get(name) for source, name in ids]
-        shape = next((np.shape(row) for row in targets if row is not None), (1,))
+        shape = next((np.shape(row) for row in targets if row is not None), (len(self.classes) or 1,))
         rows = [np.zeros(shape, np.float32) if row is None else np.asarray(row, np.float32) for row in targets]
         return torch.from_numpy(np.stack(rows)), torch.tensor([row is not None for row in targets])
 
@@ -142,7 +142,11 @@ def build_distillations(settings: Mapping[str, Mapping], source: Source | None) 
         values = dict(setting)
         paths = values.get("targets")
         paths = paths if isinstance(paths, list) else [paths]
-        if len(paths) != sources or not any(paths):
+        if (
+            len(paths) != sources
+            or not any(paths)
+            or not all(isinstance(path, str | os.PathLike | None) for path in paths)
+        ):
             raise ValueError(
                 f"recipe: distill: {name}: targets: expected one file for each of the {sources} sources of data, or null, got {paths}"
             )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from kakao_models.evaluate.class_names import class_names_of
+from kakao_models.evaluate.class_names import class_names_of, labels_by_keys, model_labels
 from kakao_models.evaluate.classify import classification_scores
 from kakao_models.evaluate.datasets import read_captioned, read_labelled
 from kakao_models.evaluate.knn import knn_scores
@@ -46,29 +46,28 @@ def zero_shot(
 
 
 def knn(data: str, train: str, k: int = 1, batch_size: int = 32, **options: Any) -> Evaluation:
-    """Accuracy of the labels of the nearest training images."""
+    """Accuracy of the labels of the nearest training images; classes of the test data must be among those of `train`."""
     test, known = read_labelled(data, **options).labelled(), read_labelled(train, **options).labelled()
-    if test.keys != known.keys:
-        raise ValueError(
-            f"knn: {data} and {train} must have the same classes, got {test.keys[:5]} ..., {known.keys[:5]} ..."
-        )
+    labels = labels_by_keys(test, known)
 
     def run(model: nn.Module, processor) -> dict[str, float]:
         embedder = Embedder(model, processor=processor, batch_size=batch_size)
         rows, queries = (embedder.images(part.images, progress=False) for part in (known, test))
-        return knn_scores(rows, known.labels, queries, test.labels, k=k).metrics()
+        return knn_scores(rows, known.labels, queries, labels, k=k).metrics()
 
     return run
 
 
 def accuracy(data: str, batch_size: int = 32, **options: Any) -> Evaluation:
-    """Accuracy of a classifier whose classes are those of the data, in their order."""
+    """Accuracy of a classifier. Its classes are matched with those of the data as `evaluate classify` does: by their names,
+    or by their order where the names say nothing."""
     labelled = read_labelled(data, **options).labelled()
 
     def run(model: nn.Module, processor) -> dict[str, float]:
         embedder = Embedder(model, processor=processor, batch_size=batch_size)
+        labels, _ = model_labels(embedder.config, labelled)
         logits = embedder.class_logits(labelled.images, on_error="raise", progress=False)
-        return classification_scores(logits, labelled.labels).metrics()
+        return classification_scores(logits, labels).metrics()
 
     return run
 
@@ -85,7 +84,10 @@ def build_evaluations(settings: Mapping[str, str | Mapping]) -> dict[str, Evalua
     """
     evaluations = {}
     for name, setting in settings.items():
-        options = {"data": setting} if isinstance(setting, str) else dict(setting)
+        options = {"data": setting} if isinstance(setting, str) else setting
+        if not isinstance(options, Mapping):
+            raise ValueError(f"evaluate.{name}: expected data, or arguments with data among them, got {setting!r}")
+        options = dict(options)
         kind = options.pop("kind", name)
         if kind not in EVALUATIONS:
             raise ValueError(f"evaluate: got {kind!r}, expected one of {', '.join(EVALUATIONS)}")

@@ -32,7 +32,7 @@ def lamb(
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if jnp.finfo(parameter.dtype).bits < 32:
             raise ValueError(
-                f"lamb: {'.'.join(map(str, path))} is {parameter.dtype}, which rounds b2 to 1 and small steps to 0.  Train "
+                f"lamb: {'.'.join(map(str, path))} is {parameter.dtype}, which rounds b2 to 1 and small steps to 0. Train "
                 "a model of float32 parameters: from_pretrained(..., param_dtype='float32'), with dtype='bfloat16' to "
                 "compute in bfloat16"
             )

@@ -58,7 +58,7 @@ class Lamb(keras.optimizers.Lamb):
             return
         if narrow := [variable for variable in variables if keras.backend.standardize_dtype(variable.dtype) in _NARROW]:
             raise ValueError(
-                f"Lamb: {narrow[0].path} is {narrow[0].dtype}, which rounds beta_2 to 1 and small steps to 0.  Train float32 "
+                f"Lamb: {narrow[0].path} is {narrow[0].dtype}, which rounds beta_2 to 1 and small steps to 0. Train float32 "
                 'variables under keras.config.set_dtype_policy("mixed_bfloat16"), set before the model is loaded'
             )
         super().build(variables)
@@ -113,8 +113,8 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Any):
         step = ops.cast(step, "float32")
         rising = step / max(1, self.warmup_steps)
-        falling = (self.steps - step) / max(1, self.steps - self.warmup_steps)
-        return self.peak * ops.clip(ops.minimum(rising, falling), 0.0, 1.0)
+        falling = ops.clip((self.steps - step) / max(1, self.steps - self.warmup_steps), 0.0, 1.0)
+        return self.peak * ops.where(step < self.warmup_steps, rising, falling)
 
     def get_config(self) -> dict:
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps}

@@ -57,8 +57,9 @@ def classification_loss(
 
     Args:
         logits: (n, classes).
-        labels: (n,) class numbers: softmax cross entropy, as in fine-tuning (the original's smoothing: 0.1). Or
-            (n, classes) numbers in [0, 1]: binary cross entropy summed over classes, as in pretraining (1e-4).
+        labels: (n,) class numbers: softmax cross entropy, as in fine-tuning (the original's smoothing: 0.1); a number that is
+            not a class makes it NaN. Or (n, classes) numbers in [0, 1]: binary cross entropy summed over classes, as in
+            pretraining (1e-4).
         label_smoothing: e; targets become (1 - e) * target + e / classes, with a sigmoid (1 - e) * target + e / 2.
         axis_name: see `global_contrastive_loss`.
     """
@@ -69,6 +70,7 @@ def classification_loss(
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if labels.ndim == 1:
+        labels = jnp.where(labels < 0, logits.shape[1], labels)  # NaN, as of any class beyond; -1 would be the last
         return _over_devices(_cross_entropy(logits, labels, label_smoothing), axis_name)
     targets = labels.astype(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     return _over_devices(optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1).mean(), axis_name)

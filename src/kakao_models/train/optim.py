@@ -93,7 +93,7 @@ def parameter_groups(
         Groups for any optimizer; `adapt` matters only to LAMB. `name` describes a group.
 
     Raises:
-        ValueError: a beginning that no parameter has, or nothing to train.
+        ValueError: a beginning that no parameter has, nothing to train, or a parameter narrower than float32.
     """
     scales = {"": 1.0, **(lr_scale or {})}
     names = [name for name, _ in model.named_parameters()]
@@ -108,6 +108,11 @@ def parameter_groups(
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
+        if p.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"{name} is {str(p.dtype).removeprefix('torch.')}, which rounds the optimizer's averages and small steps away. Train "
+                "float32 parameters: from_pretrained(..., dtype=torch.float32), with bf16=True to compute in bfloat16"
+            )
         prefix = max((prefix for prefix in scales if not prefix or is_part(name, prefix)), key=len)
         norm = id(p) in norms
         group = groups.setdefault(
@@ -139,15 +144,20 @@ def build_optimizer(name: str, groups: list[dict], **options: Any) -> torch.opti
 
     "lamb": ALIGN's. "adamw": ViT pretraining's (eps 1e-7). "sgd": ViT fine-tuning's, momentum 0.9, no Nesterov; its
     groups' weight decay is added to gradients.
+
+    Raises:
+        ValueError: another name, or an option that the optimizer does not take.
     """
-    if name == "lamb":
-        return LAMB(groups, **options)
-    groups = [{key: value for key, value in group.items() if key != "adapt"} for group in groups]
-    if name == "adamw":
-        return torch.optim.AdamW(groups, **({"eps": 1e-7} | options))
-    if name == "sgd":
-        return torch.optim.SGD(groups, **({"momentum": 0.9} | options))
-    raise ValueError(f"optimizer: got {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    classes = {"lamb": LAMB, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    if name not in classes:
+        raise ValueError(f"optimizer: got {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    if name != "lamb":
+        groups = [{key: value for key, value in group.items() if key != "adapt"} for group in groups]
+    defaults = {"adamw": {"eps": 1e-7}, "sgd": {"momentum": 0.9}}.get(name, {})
+    try:
+        return classes[name](groups, **(defaults | options))
+    except TypeError as error:
+        raise ValueError(f"optimizer_options: {name} does not take {options} ({error})") from error
 
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -204,7 +214,7 @@ def build_schedule(
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights and floating-point buffers (batch norm statistics), in their type.
+    """Exponential moving average of a model's weights and floating-point buffers (batch norm statistics), in float32 or wider.
 
     After step t, counted from 1, average = d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), as
     `tfa.optimizers.MovingAverage(dynamic_decay=True)`.
@@ -216,7 +226,7 @@ class MovingAverage:
         if not 0 <= decay < 1:
             raise ValueError(f"MovingAverage: decay must lie in [0, 1), got {decay}")
         self.model, self.decay, self.step = model, decay, 0
-        self.values = {name: x.detach().clone() for name, x in self._averaged()}
+        self.values = {name: x.detach().to(_wide(x), copy=True) for name, x in self._averaged()}
 
     def _averaged(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, x in self.model.state_dict().items():
@@ -230,7 +240,7 @@ class MovingAverage:
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         names, weights = zip(*self._averaged())
         averages = [self.values[name] for name in names]
-        torch._foreach_lerp_(averages, list(weights), 1 - decay)
+        torch._foreach_lerp_(averages, [x.to(_wide(x)) for x in weights], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -262,3 +272,8 @@ class MovingAverage:
         for name, value in self.values.items():
             value.copy_(state[name])
         self.step = step
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """A type in which a step of an average is not rounded away: float32, or that of the tensor if it is wider."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import re
 import reprlib
 import types
 import typing
@@ -19,6 +20,28 @@ from kakao_models.align.preprocessing import MAX_TOKENS
 
 FOLDER = Path(__file__).parent / "recipes"
 _LISTED = 20  # a longer list of samples is described, not written
+_LEAST = {  # the lowest value of numbers; None is allowed where a field may be None
+    **dict.fromkeys(("batch_size", "chunk_size", "steps", "log_every", "save_every", "keep", "evaluate_every"), 1),
+    **dict.fromkeys(("shuffle_window", "image_size", "max_tokens"), 1),
+    **dict.fromkeys(("lr", "end_lr", "weight_decay", "warmup", "clip", "workers", "seed"), 0),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which also takes 5e-3 for a number, as YAML 1.2 does."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """The same for writing: a text such as "5e-3" is written in quotes."""
+
+
+for _cls in (_Loader, _Dumper):
+    _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    _cls.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def _from_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +120,12 @@ class Recipe:
             raise ValueError(f"recipe: checkpointing must be activations, blocks or false, got {self.checkpointing!r}")
         if self.streaming and self.steps is None:
             raise ValueError("recipe: a stream has no known length: give steps, not epochs")
-        if self.batch_size < 1:
-            raise ValueError(f"recipe: batch_size must be at least 1, got {self.batch_size}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name, None)
+            if value is not None and not value >= least:
+                raise ValueError(f"recipe: {name} must be at least {least}, got {value}")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"recipe: epochs must be above 0, got {self.epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +204,7 @@ def summaries() -> list[dict[str, Any]]:
     """The recipes inside this package: name, command (align or vit), model, data, batch (samples), length and about."""
     rows = []
     for name in names():
-        values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        values = _from_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
         command = "vit" if {"size", "backbone", "new_head"} & set(values) else "align"
         recipe = RECIPES[command](**values)
         if recipe.start:
@@ -214,7 +241,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise ValueError(f"recipe: {source} is neither a file nor a recipe of this package ({', '.join(names())})")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _from_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -230,7 +257,7 @@ def read_recipe(kind: str, source: str, changes: Sequence[str] = ()) -> Recipe:
                 raise ValueError(f"{change}: {name} is {inner[name]!r}, which has no keys")
             inner[name] = inner = dict(inner.get(name) or {})
         try:
-            inner[last] = yaml.safe_load(value)
+            inner[last] = _from_yaml(value)
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{change}: the value is not valid YAML ({error})") from error
     cls = RECIPES[kind]
@@ -265,9 +292,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in kinds or Any in kinds:
         return value
-    if float in kinds and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(value)  # YAML takes 5e-3 for a string
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     if int in kinds and isinstance(value, float) and value.is_integer():
         value = int(value)
     fits = tuple(kind for kind in kinds if isinstance(kind, type))
@@ -312,4 +338,4 @@ def _plain(value: Any) -> Any:
 
 
 def as_yaml(recipe: Recipe) -> str:
-    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(as_dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -32,7 +32,7 @@ from kakao_models.align.modeling_torch import AlignModel
 from kakao_models.align.processing import AlignImageProcessor, AlignProcessor, read_tokenizer
 from kakao_models.align.towers import is_published, merged
 from kakao_models.align.vocabulary import cut_vocabulary
-from kakao_models.checkpoint.hub import fetch, pin
+from kakao_models.checkpoint.hub import described_by, fetch, pin
 from kakao_models.files.lines import lines_of
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.samples.columns import NAMES, Columns
@@ -145,7 +145,12 @@ def run(recipe: Recipe, resume: bool = True, build: Callable = build_trainer) ->
     if (metrics := _finished(recipe)) is not None:
         return metrics
     trainer = build(recipe)
-    trainer.train(resume_from_checkpoint=last)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressBar):
+                callback.close()  # or the terminal would stay without its cursor
     metrics = trainer.last_metrics() if trainer.evaluations else {}
     trainer.save_final(output)
     trainer.card = card(recipe, trainer, metrics)
@@ -256,13 +261,15 @@ def _align(recipe: AlignRecipe, transform_class: Callable[..., SampleTransform],
         where = pin(recipe.start)
         config = AlignConfig.from_pretrained(recipe.start, **where)
         sizes = {"vision_config": {"image_size": side}} if side else {}
-        config = AlignConfig(**merged(merged(config.to_dict(), sizes), recipe.model))
-        model = AlignModel.from_pretrained(recipe.start, config=config, **where)
+        with described_by("recipe: model"):
+            config = AlignConfig(**merged(merged(config.to_dict(), sizes), recipe.model))
+        model = AlignModel.from_pretrained(recipe.start, config=config, dtype=torch.float32, **where)
         processor = AlignProcessor.from_pretrained(recipe.start, **where)
         if side:
             processor = AlignProcessor(resized(processor.image_processor, side), processor.tokenizer)
     else:
-        model, processor = _joined(recipe)
+        with described_by("recipe: model"):
+            model, processor = _joined(recipe)
     if recipe.vocabulary is not None:
         tokenizer = _cut_vocabulary(recipe, model, processor.tokenizer, opened)
         processor = AlignProcessor(processor.image_processor, tokenizer)
@@ -306,6 +313,8 @@ def _cut_vocabulary(
 ) -> PreTrainedTokenizerBase:
     settings = dict(recipe.vocabulary)
     check_keys("recipe: vocabulary", settings, ["texts", "at_least"])
+    if not isinstance(settings.get("at_least", 1), int):
+        raise ValueError(f"recipe: vocabulary.at_least: expected a number of occurrences, got {settings['at_least']!r}")
     texts = settings.pop("texts", None)
     if texts is None:
         if (source := opened()) is None:
@@ -341,6 +350,7 @@ def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], lab
     problem = "multi_label_classification" if recipe.multi_label else "single_label_classification"
     settings, side = {"problem_type": problem, **recipe.model}, recipe.image_size
     if recipe.start:
+        settings = {"dtype": torch.float32} | settings  # of whatever type the weights are in the file
         kind = AlignImageProcessor if recipe.backbone == "align" else ViTImageProcessor
         processor = kind.from_pretrained(recipe.start, **where)
         processor = resized(processor, side) if side else processor
@@ -354,7 +364,9 @@ def _vit(recipe: ViTRecipe, transform_class: Callable[..., SampleTransform], lab
         model = ViTForImageClassification.from_pretrained(recipe.start, image_size=side, **head, **settings, **where)
     else:
         side = side or _largest(recipe, "inception") or 224
-        model = ViTForImageClassification(ViTConfig.vit(recipe.size, image_size=side, **names, **settings))
+        with described_by("recipe: model"):
+            config = ViTConfig.vit(recipe.size, image_size=side, **names, **settings)
+        model = ViTForImageClassification(config)
         processor = ViTImageProcessor(preprocessing="tf", size=side)
     augment = _augmentation(recipe, "inception", processor)
     if model.config.num_labels != number:
@@ -389,6 +401,8 @@ def _augmentation(recipe: Recipe, kind: str, processor: ImageProcessor) -> Augme
     by = settings.pop("by", None)
     if by is not None and not isinstance(recipe.augment.get(name), list):
         raise ValueError(f"recipe: augment.by is {by!r}, but {name} is a single size: make it a list")
+    if not isinstance(settings.get("resize", resize), int):
+        raise ValueError(f"recipe: augment.resize: expected pixels, got {settings['resize']!r}")
     around = settings.get("resize", resize if sides == [side] else round(max(sides) * resize / side))
     crops = []
     for one in sides:
@@ -417,12 +431,19 @@ def _largest(recipe: Recipe, kind: str) -> int | None:
 
 def _filled(cls, what: str, settings: Mapping):
     check_keys(f"recipe: {what}", settings, [f.name for f in dataclasses.fields(cls)])
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:  # a text or a single number, where others are expected
+        raise ValueError(f"recipe: {what}: {cls.__name__} does not take these values: {values} ({error})") from error
 
 
 def _columns(recipe: Recipe, other_targets: bool) -> tuple[Columns, tuple[str, ...]]:
     """The columns that a recipe chooses, and those that its targets need."""
     check_keys("recipe: columns", recipe.columns, NAMES)
+    for kind, name in recipe.columns.items():
+        if not isinstance(name, str | None):
+            raise ValueError(f"recipe: columns.{kind}: expected the name of a column, got {name!r}")
     columns = Columns(**recipe.columns, prefer=("labels",) if getattr(recipe, "multi_label", False) else ())
     target = "caption" if isinstance(recipe, AlignRecipe) else "label"
     return columns, ("image",) if other_targets else ("image", target)

@@ -13,13 +13,16 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 
 from kakao_models.checkpoint.torch import BijectiveLoading
 from kakao_models.files.atomic import flush
+from kakao_models.train.arguments import options_of
 from kakao_models.train.optim import MovingAverage
 from kakao_models.train.sharding import class_of, is_sharded, load_whole, share_out, whole_state, whole_weights
+from kakao_models.warn import warn
 
 EMA_FILE = "ema.safetensors"
 _STAGING = "_unfinished"  # an upload of the folder leaves out names that begin so
@@ -55,18 +58,20 @@ class AtomicCheckpoints(Trainer):
             average = {name: x.detach().contiguous().cpu() for name, x in self.ema.state_dict().items()}
             save_file(average, unfinished / name / EMA_FILE)
         self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+        if self.args.should_save:
             self.state.save_to_json(str(unfinished / name / "trainer_state.json"))
-        for path in (unfinished / name).rglob("*"):
-            flush(path)
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-        os.replace(unfinished / name, folder / name)
-        flush(folder)
-        shutil.rmtree(unfinished)
+            for path in (unfinished / name).rglob("*"):
+                flush(path)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+            os.replace(unfinished / name, folder / name)
+            flush(folder)
+            shutil.rmtree(unfinished)
+        self.accelerator.wait_for_everyone()  # all processes may load it next
+        if not self.args.should_save:
+            return
         if self.args.push_to_hub:
             self._push(folder / name)
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
@@ -95,6 +100,12 @@ class AtomicCheckpoints(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        average = Path(resume_from_checkpoint, EMA_FILE)
+        if self.ema and os.path.isdir(resume_from_checkpoint) and not average.is_file():
+            raise ValueError(
+                f"{resume_from_checkpoint} has no {EMA_FILE}: it is of a run without a moving average, or the file was lost. Resume without one "
+                "(ema: null in a recipe, ema_decay=None of TrainArguments), or start a new run in another output folder"
+            )
         with _readable(resume_from_checkpoint):
             if (
                 self.is_fsdp_enabled
@@ -109,11 +120,16 @@ class AtomicCheckpoints(Trainer):
                 else:
                     self.model.load_state_dict(saved.state_dict())
             if self.ema:
-                self.ema.load_state_dict(load_file(Path(resume_from_checkpoint, EMA_FILE)))
+                self.ema.load_state_dict(load_file(average))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        settings = [dict(group) for group in self.optimizer.param_groups]
         with _readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        own = options_of(self.args).optimizer is not None and isinstance(self.lr_scheduler, LambdaLR)
+        changes = _keep_settings(self.optimizer, self.lr_scheduler, settings) if checkpoint is not None and own else ""
+        if changes and self.is_world_process_zero():
+            warn(f"{checkpoint} was saved with other settings of the optimizer; the run continues with {changes}")
         if is_sharded(self.model):
             share_out(self.optimizer)
 
@@ -145,6 +161,21 @@ class AtomicCheckpoints(Trainer):
     def save_final(self, folder: str | os.PathLike) -> None:
         """`save_model` without an upload."""
         self.save_model(str(folder), _internal_call=True)
+
+
+def _keep_settings(optimizer: Any, scheduler: LambdaLR, settings: list[dict[str, Any]]) -> str:
+    """Gives the settings of this run back to an optimizer that has loaded those of a checkpoint, and says which differ. The
+    schedule is this run's in any case."""
+    changes = {}
+    for place, (group, own) in enumerate(zip(optimizer.param_groups, settings)):
+        for name in own.keys() - {"params", "lr"}:
+            if group.get(name) != own[name]:
+                changes["lr" if name == "initial_lr" else name] = f"{own[name]} (before: {group.get(name)})"
+                group[name] = own[name]
+        scheduler.base_lrs[place] = group["initial_lr"]
+        group["lr"] = scheduler.base_lrs[place] * scheduler.lr_lambdas[place](scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which logs report
+    return ", ".join(f"{name} {change}" for name, change in sorted(changes.items()))
 
 
 @contextlib.contextmanager
