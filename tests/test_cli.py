@@ -50,6 +50,12 @@ def verbs(command, name=()):
         yield name, [parameter for parameter in command.params if parameter.param_type_name == "option"]
 
 
+def test_paragraphs_of_help_have_no_line_breaks_of_their_own():
+    for verb in ("classify", "serve"):
+        help = get_command(app).commands[verb].help
+        assert help.count("\n\n") >= 2 and "\n" not in help.replace("\n\n", "")
+
+
 def test_every_verb_prints_json_and_one_name_is_one_option():
     spelled = {}
     for name, options in verbs(get_command(app)):

@@ -9,11 +9,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pages import DOCS, ROOT, blocks
+from typer.main import get_command
 
+from kakao_models.cli import app
 from kakao_models.demo.photos import BUNDLED
 
 TEXTS = sorted(
@@ -56,6 +59,25 @@ def broken_links(file: Path) -> Iterator[str]:
 
 def test_links_between_files_lead_somewhere():
     assert not (broken := [link for file in TEXTS for link in broken_links(file)]), "\n".join(broken)
+
+
+def unknown_options(file: Path, verbs: Any) -> Iterator[str]:
+    """Options of commands in a Markdown file that the command does not have."""
+    text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"(?:kakao-models|-m kakao_models\.cli) ((?:\w|-).*)", text):
+        words = re.split(r"`|\s\||\s#|&&", line)[0].split()
+        command = verbs
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {"--help", *(name for option in command.params for name in (*option.opts, *option.secondary_opts))}
+        if not hasattr(command, "commands"):
+            options = re.findall(r"(?<!\S)\[?(--[a-z][a-z-]*)", " ".join(words))
+            yield from (f"{file.relative_to(ROOT)}: {line}" for option in options if option not in known)
+
+
+def test_options_of_commands_in_the_texts_exist():
+    verbs = get_command(app)
+    assert not [line for file in TEXTS for line in unknown_options(file, verbs)]
 
 
 def test_the_navigation_has_every_page(site):

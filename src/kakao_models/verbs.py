@@ -27,9 +27,21 @@ MODEL_PANEL = "Model"
 _FEW_IMAGES, _FEW_TEXTS = 8, 256
 
 
+class _Group(typer.Typer):
+    """Verbs whose help fills the terminal's width: Typer would keep the line breaks of a docstring."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable:
+        def register(function: Callable) -> Callable:
+            paragraphs = inspect.cleandoc(options.pop("help", None) or function.__doc__ or "").split("\n\n")
+            help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+            return super(_Group, self).command(name, help=help, **options)(function)
+
+        return register
+
+
 def group(help: str, **options: Any) -> typer.Typer:
     """A command of several verbs."""
-    return typer.Typer(
+    return _Group(
         help=help,
         no_args_is_help=True,
         add_completion=False,

@@ -128,9 +128,9 @@ def search(
         raise ValueError(f"{catalogue.name}: the index is empty")
     shown = [catalogue.thumbnail(hit.path) for hit in hits]
     fits, said = _relevances(index, hits, least, by_image=bool(image and image_weight))
-    shares = [f"  fits {share:.0%}" for share in fits] or [""] * len(hits)
+    shares = [f" · relevance {share:.0%}" for share in fits] or [""] * len(hits)
     titles = [hit.caption or Path(hit.path).name for hit in hits]
-    captions = [f"{hit.score:.3f}{share}  {title}"[:120] for hit, share, title in zip(hits, shares, titles)]
+    captions = [f"score {hit.score:.3f}{share} · {title}"[:120] for hit, share, title in zip(hits, shares, titles)]
     names = [f"Search with {Path(hit.path).name}" for hit in hits]
     results = said + strip(names, [uri for uri, _ in shown], captions, [share < least for share in fits])
     for term in terms:

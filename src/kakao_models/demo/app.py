@@ -121,7 +121,9 @@ def _zero_shot(page: gr.Blocks, models: Models) -> None:
     inputs = [photo, labels, templates, first, second]
     shown = {"concurrency_id": "model", "show_progress_on": result}
     button.click(_reporting(classify), inputs, [result], api_name="zero_shot", **shown)
-    example.then(_reporting(classify), inputs, [result], api_visibility="private", **shown)
+    for chosen in (example.then, photo.upload):
+        chosen(_reporting(classify), inputs, [result], api_visibility="private", **shown)
+    photo.clear(lambda: "", None, result, api_visibility="private", queue=False)
     if models.offered[0] in bundled_checkpoints():  # others might have to be downloaded first
         page.load(_reporting(classify), inputs, [result], api_visibility="private", **shown)
 
@@ -130,7 +132,7 @@ def _vit(models: Models) -> None:
     with gr.Row():
         with gr.Column():
             photo = _photo("Photograph")
-            _examples(photo)
+            example = _examples(photo)
         with gr.Column():
             name = gr.Textbox(models.vit, label="ViT: a Hub id or a folder", max_lines=1, interactive=models.others)
             if models.others:
@@ -149,6 +151,8 @@ def _vit(models: Models) -> None:
         _reporting(classify, 1), [photo, name], [result, seen],
         api_name="vit", concurrency_id="model", show_progress_on=result,
     )  # fmt: skip
+    for chosen in (example.then, photo.upload, photo.clear):  # what is shown is of the photograph before
+        chosen(lambda: ("", None), None, [result, seen], api_visibility="private", queue=False)
 
 
 def _search(catalogue: Catalogue) -> None:
@@ -215,8 +219,9 @@ def _map(catalogue: Catalogue) -> None:
 
 def _photo(label: str, height: int = 300, value: str | None = None) -> gr.Image:
     photo = gr.Image(
-        value, label=label, type="filepath", sources=["upload", "clipboard"], height=height, buttons=["fullscreen"]
-    )
+        value, label=label, type="filepath", format="png", sources=["upload", "clipboard"], height=height,
+        buttons=["fullscreen"],
+    )  # fmt: skip
     # gradio would open the file itself, by every decoder that PIL has; pixels/images.py reads it safely.
     photo.preprocess = lambda payload: None if payload is None else payload.path
     keep = photo.async_move_resource_to_block_cache

@@ -156,8 +156,8 @@ def summary(sheet: dict[str, Any], output: str | os.PathLike) -> str:
         lines += [
             f"{name}: {place}",
             f"  {shapes} -> {result['name']} {_shape(result)}",
-            f"  beside its source: cosine {check['cosine']:.7f} or more, largest difference {check['difference']:.1e} "
-            f"of {check['of']:.3g}{same}",
+            f"  compared with the source: lowest cosine {check['cosine']:.7f}, largest difference {check['difference']:.1e} "
+            f"(largest value {check['of']:.3g}){same}",
         ]
     if sheet["lifetime"]:
         runtime = EXPORT_FORMATS[sheet["format"]].runtimes[0]

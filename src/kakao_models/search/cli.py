@@ -286,7 +286,9 @@ def search(
     """
     image, plus, minus, minus_image = image or [], plus or [], minus or [], minus_image or []
     if not (text or image or plus):
-        raise typer.BadParameter("say what to look for: a text, --image, or both")
+        raise typer.BadParameter(
+            "nothing to search for: expected a text, --image or --plus (--minus only subtracts from these)"
+        )
     check_file("--html", page)
     weights, params = _weights(weight or []), _params("--search-params", search_params)
     check_images([*image, *map(str, minus_image)], all_needed=True)

@@ -23,7 +23,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
     sized = any(hit.width for hit in hits)
     judged = any(hit.relevance is not None for hit in hits)
     columns = (
-        ["score", *(["fits"] if judged else []), "path"]
+        ["score", *(["relevance"] if judged else []), "path"]
         + (["size"] if sized else [])
         + ["caption"] * any(hit.caption for hit in hits)
         + further
@@ -32,7 +32,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
         table.add_column(name, overflow="fold" if name == "path" else "ellipsis", no_wrap=name != "path")
     for hit in hits:
         known = {"score": f"{hit.score:.4f}", "path": cell(_short(hit.path) or hit.id, 400)}
-        known |= {"fits": f"{hit.relevance:.1%}"} if hit.relevance is not None else {}
+        known |= {"relevance": f"{hit.relevance:.1%}"} if hit.relevance is not None else {}
         known |= {"size": f"{hit.width}x{hit.height}", "caption": cell(hit.caption, 60)}
         values = [known.get(name) or cell(hit.metadata.get(name), 30) for name in columns]
         table.add_row(*(Text(value) for value in values))  # Text: nothing in the data is markup
