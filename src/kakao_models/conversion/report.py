@@ -119,6 +119,17 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def _reference(report: dict) -> str:
+    """A sentence for the card about recorded outputs."""
+    if not report["reference"]:
+        return "Not verified: that the tensors are the trained ones. No recorded outputs were given."
+    stage, file = report["verification"][-1], report["reference"]
+    return (
+        f"The {stage['name'].replace(' of ', ' recorded in ')} (SHA-256 {file['sha256']}) were reproduced: the largest difference "
+        f"is {stage['difference']:.2g}, and {stage['limit']:.2g} is allowed."
+    )
+
+
 def model_card(source: SourceCheckpoint, report: dict, name: str, results: Sequence[Result] = ()) -> str:
     """The folder's README.md.
 
@@ -153,7 +164,7 @@ def model_card(source: SourceCheckpoint, report: dict, name: str, results: Seque
             "Conversion": f"""The weights are the {"moving averages" if source.weights == "average" else "raw weights"}{other}. Verified: every
 tensor on disk equals the source's to the bit, and the model computes what an independent forward pass on the source's tensors
 computes. On fixed inputs the largest difference, relative to what is allowed, is {worst["difference"]:.2g} of
-{worst["limit"]:.2g}, in {worst["name"]}. Not verified: that the tensors are the trained ones, unless a reference was given.
+{worst["limit"]:.2g}, in {worst["name"]}. {_reference(report)}
 `{REPORT}` has every stage, the SHA-256 of every tensor and file, and the versions used; `kakao-models verify FOLDER` checks a
 folder against it.""",
         },
