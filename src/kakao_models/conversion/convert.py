@@ -232,7 +232,7 @@ def _verify(source: SourceCheckpoint, folder: Path, expected: recorded.Reference
 
 
 def _causes(source: SourceCheckpoint) -> str:
-    """What recorded outputs can contradict: choices that both sides of the verification share."""
+    """Choices that only recorded outputs can contradict, because both sides of the verification share them."""
     config, causes = getattr(source.config, "text_config", source.config), []
     if "num_attention_heads" in source.assumed:
         causes.append(f"the number of attention heads is assumed to be {config.num_attention_heads} (--heads)")

@@ -59,7 +59,7 @@ def read_source(
     if read is None:
         return _read_tensorflow(path, weights, expected, key_prefix, **overrides)
     if key_prefix is not None:
-        raise ValueError(f"key_prefix: only TensorFlow checkpoints have prefixes, and {path} is none. Leave it out")
+        raise ValueError(f"key_prefix: only TensorFlow checkpoints have prefixes, and {path} is not one. Leave it out")
     if weights == "average":
         raise ValueError(f"{path} has no moving averages. Use the raw weights (--weights raw)")
     source = read(Path(path), **overrides)

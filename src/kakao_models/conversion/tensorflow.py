@@ -161,7 +161,7 @@ def _find(path: Path) -> Path:
 
 
 def _unfinished(path: Path) -> str:
-    """What is left of a checkpoint without its index, as the end of a message."""
+    """The files that are left of a checkpoint without its index, as the end of a message."""
     left = sorted(file.name for pattern in ("*.data-?????-of-?????", "*_temp") for file in path.glob(pattern))
     more = f", only {', '.join(left[:5])}. The index is written last: was the save or the copy interrupted?"
     return more if left else ""
