@@ -96,14 +96,14 @@ _LOG_IN = "Run `hf auth login`, or set HF_TOKEN"
 def _reason(error: Any) -> str:
     """The Hub's answer in a sentence, and what to do."""
     status = getattr(error.response, "status_code", None)
-    said = getattr(error, "server_message", None) or str(error).splitlines()[0]
+    message = getattr(error, "server_message", None) or str(error).splitlines()[0]
     if status == 401:
-        return f"{said} (401). {_LOG_IN}"
+        return f"{message} (401). {_LOG_IN}"
     if status == 403:
-        return f"{said} (403). Use a token with write access to this repository, or upload a pull request (create_pr)"
+        return f"{message} (403). Use a token with write access to this repository, or upload a pull request (create_pr)"
     if status == 412:
         return (
             "the repository changed during the upload, by another upload or by a first try of this one whose answer was lost. "
             "Look at its last commit, then upload again"
         )
-    return said
+    return message
