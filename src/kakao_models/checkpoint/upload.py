@@ -100,7 +100,9 @@ def _reason(error: Any) -> str:
     if status == 401:
         return f"{message} (401). {_LOG_IN}"
     if status == 403:
-        return f"{message} (403). Use a token with write access to this repository, or upload a pull request (create_pr)"
+        return (
+            f"{message} (403). Use a token with write access to this repository, or upload a pull request (create_pr)"
+        )
     if status == 412:
         return (
             "the repository changed during the upload, by another upload or by a first try of this one whose answer was lost. "
