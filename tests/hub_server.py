@@ -136,7 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if self.command == "POST" and self._upload(path):
             return
-        if match := re.fullmatch(r"/storage/(\w+)", path):
+        if path == "/api/whoami-v2":
+            known = (self.headers.get("Authorization") or "").removeprefix("Bearer ") in self.hub.tokens
+            self._json({"name": "me"}) if known else self._refuse(401, None, "Invalid username or password.")
+        elif match := re.fullmatch(r"/storage/(\w+)", path):
             self._content(self._stored(match[1]), {"ETag": f'"{match[1]}"'})
         elif match := re.fullmatch(
             r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?", path
@@ -160,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             asked = json.loads(self._body)
             repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
-            self.hub.repositories.setdefault(repo, Repository({"0" * 40: {}}, {"main": "0" * 40}))
+            self.hub.repositories.setdefault(repo, Repository({"0" * 40: {".gitattributes": b""}}, {"main": "0" * 40}))
             self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo})
         elif match[2] == "preupload":
             files = [{"uploadMode": "regular", "shouldIgnore": False} | f for f in json.loads(self._body)["files"]]
@@ -169,8 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
             repository = self.hub.repositories[match[1]]
             files = dict(repository.commits[repository.branches[match[3]]])
             lines = [json.loads(line) for line in self._body.splitlines()]
+            if lines[0]["value"].get("parentCommit") not in (None, repository.branches[match[3]]):
+                self._refuse(412, None, "A commit has happened since.")
+                return True
             for entry in (line["value"] for line in lines if line["key"] == "file"):
                 files[entry["path"]] = base64.b64decode(entry["content"])
+            for entry in (line["value"] for line in lines if line["key"] == "deletedFile"):
+                del files[entry["path"]]
             commit = self.hub.commit(match[1], files, match[3])
             repository.messages[commit] = lines[0]["value"]["summary"]
             self._json({"commitUrl": f"{self.hub.url}/{match[1]}/commit/{commit}", "commitOid": commit})

@@ -46,6 +46,10 @@ from kakao_models.warn import KakaoWarning
 
 _file = functools.partial(typer.Option, exists=True, dir_okay=False)
 _upload = functools.partial(typer.Option, rich_help_panel="Upload")
+PushOption = Annotated[str | None, _upload(metavar="REPO", help="Upload the folder once it is verified.")]
+PrivateOption = Annotated[bool, _upload(help="Make a private repository.")]
+CreatePrOption = Annotated[bool, _upload(help="Upload as a pull request.")]
+DryRunOption = Annotated[bool, _upload(help="Only list what would be uploaded.")]
 
 app = group(
     "Classify and embed images and texts with Kakao Brain's ALIGN and ViT models; convert their checkpoints.",
@@ -253,6 +257,10 @@ def convert(
             help="Weights to convert: raw, or average (moving averages); by default average, if the source has it."
         ),
     ] = None,
+    key_prefix: Annotated[
+        str | None,
+        typer.Option(help="Prefix of the model's keys, such as net/, if a TensorFlow checkpoint holds several models."),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub id of an ALIGN's tokenizer.")] = None,
     labels_file: Annotated[Path | None, _file(help="Names of a ViT's classes, one per line.")] = None,
     reference: Annotated[
@@ -272,10 +280,10 @@ def convert(
         str, typer.Option(help="Layout of a ViT's keys with --to tpu: model, manager or backbone.")
     ] = "model",
     max_shard_size: Annotated[str, typer.Option(help="Largest size of a weights file, such as 5GB.")] = "5GB",
-    push_to_hub: Annotated[str | None, _upload(metavar="REPO", help="Upload the folder once it is verified.")] = None,
-    private: Annotated[bool, _upload(help="Make a private repository.")] = False,
-    create_pr: Annotated[bool, _upload(help="Upload as a pull request.")] = False,
-    dry_run: Annotated[bool, _upload(help="Only list what would be uploaded.")] = False,
+    push_to_hub: PushOption = None,
+    private: PrivateOption = False,
+    create_pr: CreatePrOption = False,
+    dry_run: DryRunOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
 ) -> None:
     """Turn a checkpoint of the original code into a folder for the Hub, and verify it.
@@ -297,6 +305,7 @@ def convert(
 
     if not os.path.exists(source) and not os.path.exists(f"{source}.index"):
         revision = prepare(source, revision).get("revision")
+    from kakao_models.checkpoint.upload import check_name, check_token
     from kakao_models.conversion.push import push
     from kakao_models.conversion.report import summary
 
@@ -310,7 +319,7 @@ def convert(
             f"--to {to}: expected hub or tpu. PyTorch, Keras and Flax all read the format of the Hub"
         )
     if to == "tpu":
-        of_hub = (weights, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
+        of_hub = (weights, key_prefix, tokenizer, labels_file, reference, evaluation, image_size, heads, push_to_hub)
         if any(of_hub) or private or create_pr or dry_run or max_shard_size != "5GB":
             raise typer.BadParameter("--to tpu takes only --key-layout and --family; the other options need --to hub")
         stages = conversion.convert_back(source, output, family=family, revision=revision, key_layout=key_layout)
@@ -319,8 +328,10 @@ def convert(
         return
     if key_layout != "model":
         raise typer.BadParameter("--key-layout goes with --to tpu; the layout of a SOURCE is recognised")
-    if (private or create_pr or dry_run) and not push_to_hub:
-        raise typer.BadParameter("--private, --create-pr and --dry-run need --push-to-hub REPO")
+    _check_upload(push_to_hub, private or create_pr or dry_run)
+    if push_to_hub and not dry_run:
+        check_name(push_to_hub)  # before hours of work
+        check_token()
     with steps() as advance:
         report = conversion.convert(
             source,
@@ -328,6 +339,7 @@ def convert(
             family=family,
             revision=revision,
             weights=weights,
+            key_prefix=key_prefix,
             tokenizer=tokenizer,
             max_shard_size=parse_bytes(max_shard_size, "--max-shard-size"),
             reference=reference,
@@ -346,24 +358,40 @@ def convert(
 @app.command("verify", no_args_is_help=True)
 def verify_report(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder that convert wrote.")],
+    push_to_hub: PushOption = None,
+    private: PrivateOption = False,
+    create_pr: CreatePrOption = False,
+    dry_run: DryRunOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as a JSON list.")] = False,
 ) -> None:
-    """Check a converted folder against its report: every file and every tensor, by SHA-256.
+    """Check a converted folder against its report: every file and every tensor, by SHA-256. Upload it if nothing differs.
 
     Exit code 1 if anything differs.
 
-    [b]Example[/b]
+    [b]Examples[/b]
 
       kakao-models verify align-base/
+
+      kakao-models verify align-base/ --push-to-hub kakaobrain/align-base --create-pr
     """
+    from kakao_models.conversion.push import push
     from kakao_models.conversion.report import verify_report as check
     from kakao_models.inference.progress import steps
 
+    _check_upload(push_to_hub, private or create_pr or dry_run)
     with steps() as advance:
         wrong = check(folder, advance=advance)
     tell(wrong, "\n".join(wrong) or f"{folder}: every file and tensor as reported", as_json)
     if wrong:
         raise typer.Exit(1)
+    if push_to_hub:
+        pushed = push(folder, push_to_hub, private=private, create_pr=create_pr, dry_run=dry_run, checked=True)
+        print(pushed, file=sys.stderr if as_json else sys.stdout)
+
+
+def _check_upload(repo: str | None, options: bool) -> None:
+    if options and not repo:
+        raise typer.BadParameter("--private, --create-pr and --dry-run need --push-to-hub REPO")
 
 
 @app.callback(invoke_without_command=True)

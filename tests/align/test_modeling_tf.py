@@ -437,6 +437,18 @@ def test_names_of_transformers_4_say_what_replaces_them(small):
         model.prepare_tf_dataset(None)
     with pytest.raises(AttributeError, match="get_input_embeddings. Take the layer"):
         model.get_input_embeddings()
+    for name in ("serving", "eager_serving", "serving_output", "input_signature"):
+        with pytest.raises(AttributeError, match=f"TFAlignModel has no {name}. Write model.export"):
+            getattr(model, name)
+    with pytest.raises(AttributeError, match="hf_compute_loss. compile.. without a loss"):
+        model.compile(loss=model.hf_compute_loss)
+    with pytest.raises(TypeError, match="TFAlignModel has no argument 'head_mask'. Leave it out"):
+        model(pixel_values=np.zeros((1, 3, 32, 32), np.float32), head_mask=None)
+    with pytest.raises(TypeError, match="no argument 'saved_model'. Write model.export"):
+        model.save_pretrained("nowhere", saved_model=True)
+    with pytest.raises(ValueError, match="tf_model.h5: expected a file .weights.h5.*kakao-models convert"):
+        model.load_weights("nowhere/tf_model.h5")
+    assert type(model).from_config(model.config).config.to_dict() == model.config.to_dict()
     variables = {id(variable): variable for variable in model.weights if "moving" not in variable.path}
     assert model.num_parameters() == sum(int(np.prod(variable.shape)) for variable in variables.values())
 

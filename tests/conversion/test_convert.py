@@ -25,13 +25,15 @@ from tolerances import TOLERANCE
 from kakao_models import AlignModel, Embedder, ViTForImageClassification, ViTModel
 from kakao_models.checkpoint.weightmap import permute
 from kakao_models.cli import main
-from kakao_models.conversion import convert as converting
+from kakao_models.conversion import convert as converting, recorded
 from kakao_models.conversion.convert import convert, convert_back
 from kakao_models.conversion.info import describe_checkpoint
 from kakao_models.conversion.push import push
+from kakao_models.conversion.read import read_source
 from kakao_models.conversion.report import REPORT, summary, verify_report
 from kakao_models.conversion.tensorflow import open_checkpoint, write_checkpoint
 from kakao_models.conversion.verification import VerificationError, compare
+from kakao_models.files.atomic import sha256_of
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
 HEADS = dict(num_attention_heads=2)  # their heads are narrower than any published model's
@@ -157,6 +159,9 @@ def test_a_reference_of_somebody_else(tmp_path):
     assert (
         report["verification"][-1]["name"] == "logits of good.npz" and report["verification"][-1]["difference"] < 1e-4
     )
+    digest, card = report["reference"]["sha256"], (tmp_path / "out" / "README.md").read_text()
+    assert digest == sha256_of(tmp_path / "good.npz") and f"logits recorded in good.npz (SHA-256 {digest})" in card
+    assert "Not verified" not in card
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(VerificationError, match="logits of bad.npz"):
         converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "bad.npz")
@@ -170,6 +175,52 @@ def test_a_reference_of_somebody_else(tmp_path):
         with pytest.raises(ValueError, match=r"form.npz: images is .*, expected uint8 \(any, any, any, 3\)"):
             converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "form.npz")
     assert not (tmp_path / "out").exists()
+
+    with pytest.raises(VerificationError, match=r"heads is assumed to be 1 \(--heads\)"):
+        converted("vit_nano_ckpt", tmp_path, reference=tmp_path / "good.npz", num_attention_heads=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_of_another_size_is_refused():
+    reference = recorded.Reference("r.npz", "logits", np.zeros(1), lambda _: {"pixel_values": torch.zeros(1, 3, 8, 6)})
+    for config in (tiny.vit_config(image_size=16), tiny.align_config()):
+        with pytest.raises(
+            ValueError, match=r"r.npz: its images have 8 x 6 pixels.*image_size is (16 x 16|32 x 32).*--image-size"
+        ):
+            recorded.verify_against(reference, SimpleNamespace(config=config), Path())
+
+
+def test_a_model_may_be_saved_under_a_name_beside_steps_and_other_models(tmp_path):
+    checkpoint, suffix = open_checkpoint(CHECKPOINTS / "vit_nano_model_weights"), "/.ATTRIBUTES/VARIABLE_VALUE"
+    weights = {key: checkpoint.read(key) for key in checkpoint.entries if key.endswith(suffix)}
+    named = {f"net/{key}": value for key, value in weights.items()}
+    rest = {"step": np.int64(3), "opt/rate": np.float32(1), "keras_api/metrics/0/total": np.float32(1)}
+    rest = {key + suffix: value for key, value in rest.items()}
+    write_checkpoint(tmp_path / "one", named | rest)
+    bare, read = read_source(CHECKPOINTS / "vit_nano_model_weights"), read_source(tmp_path / "one")
+    assert read.skipped == {"counter": 1, "metric": 1, "object_graph": 1, "optimizer": 1, "outside of net/": 1}
+    assert set(read.tensors) == set(bare.tensors) and read.config.to_dict() == bare.config.to_dict()
+    assert read.names["layer_with_weights-0/class_emb"] == "net/layer_with_weights-0/class_emb" and not bare.names
+    np.testing.assert_array_equal(*(s.tensors["layer_with_weights-0/pos_emb"] for s in (bare, read)))
+
+    write_checkpoint(tmp_path / "two", named | {f"ema/{key}": 2 * value for key, value in weights.items()})
+    with pytest.raises(ValueError, match="several models: expected one of the prefixes 'ema/', 'net/'.*--key-prefix"):
+        read_source(tmp_path / "two")
+    with pytest.raises(ValueError, match="no model under 'x/'"):
+        read_source(tmp_path / "two", key_prefix="x/")
+    twice = read_source(tmp_path / "two", key_prefix="ema/").tensors["layer_with_weights-0/pos_emb"]
+    np.testing.assert_array_equal(twice, 2 * bare.tensors["layer_with_weights-0/pos_emb"])
+    np.savez(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match="key_prefix: only TensorFlow checkpoints"):
+        read_source(tmp_path / "x.npz", key_prefix="net/")
+
+
+def test_averages_are_found_whatever_the_optimizer_is_called(tmp_path):
+    checkpoint = open_checkpoint(CHECKPOINTS / "vit_nano_ema_ckpt")
+    tensors = {key: checkpoint.read(key) for key in checkpoint.entries if not key.startswith(("_", "optimizer"))}
+    renamed = {key.replace("SLOT/optimizer", "SLOT/opt"): value for key, value in tensors.items()}
+    write_checkpoint(tmp_path / "w", renamed)
+    assert read_source(tmp_path / "w").weights == "average"
 
 
 def test_shards_hold_the_same(tmp_path):
@@ -365,8 +416,8 @@ def test_a_tokenizer_that_is_not_there_is_known_before_the_work(tmp_path, monkey
         converted("align_nano", tmp_path, tokenizer=str(tmp_path / "absent"))
 
 
-def test_an_upload_is_what_was_verified_and_leaves_no_older_weights(tmp_path, monkeypatch):
-    uploads = []
+def test_an_upload_is_what_was_verified_and_leaves_no_older_weights(tmp_path, monkeypatch, capsys):
+    uploads, failures = [], []
 
     class Hub:
         def __init__(self, token=None):
@@ -375,15 +426,30 @@ def test_an_upload_is_what_was_verified_and_leaves_no_older_weights(tmp_path, mo
         def create_repo(self, repo, **options):
             return SimpleNamespace(repo_id=f"me/{repo}")
 
+        def model_info(self, repo):
+            names = ["tf_model.h5", "model.safetensors", "config.json", ".gitattributes"]
+            return SimpleNamespace(sha="0a1", siblings=[SimpleNamespace(rfilename=name) for name in names])
+
         def upload_folder(self, **options):
+            if failures:
+                raise failures.pop()
             uploads.append(options)
-            return SimpleNamespace(pr_url=None, commit_url="https://hub/commit")
+            return SimpleNamespace(pr_url=None, commit_url="https://hub/commit", oid="0a2")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     converted("vit_nano_ckpt", tmp_path, max_shard_size=100_000)
     (tmp_path / "out" / ".env").write_text("KEY=secret")
     said = push(tmp_path / "out", "vit", create_pr=True)
     (options,) = uploads
+    assert options["parent_commit"] == "0a1" and "stay in the repository: tf_model.h5. Are" in said
+    failures.append(ConnectionError("broken"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["verify", str(tmp_path / "out"), "--push-to-hub", "vit", "--dry-run"])
+    with pytest.raises(OSError, match=r"complete and stays: kakao-models verify .* --push-to-hub vit uploads it"):
+        push(tmp_path / "out", "vit")
+    with pytest.raises(SystemExit, match="0"):
+        main(["verify", str(tmp_path / "out"), "--push-to-hub", "vit"])
+    assert len(uploads) == 2 and capsys.readouterr().out.count("would upload to") == 1
     assert (
         said.startswith("uploaded to https://hub/commit:") and options["repo_id"] == "me/vit" and options["create_pr"]
     )

@@ -160,6 +160,7 @@ def test_kinds_of_keys(path):
     ],
 )
 def test_what_is_no_key_of_a_variable_has_no_kind(key):
+    assert kind_of(f"keras_api/metrics/0/total{SUFFIX}") == kind_of(f"accuracy_tracker/count{SUFFIX}") == "metric"
     with pytest.raises(CheckpointError, match="key of a variable|reserved"):
         kind_of(key)
 
@@ -178,7 +179,19 @@ def test_a_checkpoint_is_found_by_prefix_file_and_folder(tmp_path):
     write_checkpoint(tmp_path / "y", {A: 1.0})
     assert open_checkpoint(tmp_path).prefix == tmp_path / "y"  # the latest
     (tmp_path / "checkpoint").unlink()
-    with pytest.raises(CheckpointError, match=r"expected one checkpoint or a file `checkpoint`.*'x', 'y'"):
+    with pytest.raises(CheckpointError, match=r"2 checkpoints \(x, y\) and no file `checkpoint`.* such as .*y$"):
+        open_checkpoint(tmp_path)
+
+
+def test_of_a_checkpoint_without_its_index_the_error_tells_what_is_left(tmp_path):
+    prefix = small(tmp_path)
+    assert open_checkpoint(tmp_path / "checkpoint").prefix == prefix  # the state file stands for its folder
+    (tmp_path / "x.index").unlink()
+    with pytest.raises(CheckpointError, match=r"here: none, only x.data-00000-of-00001. The index is written last"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "checkpoint").unlink()
+    (tmp_path / "x_temp").mkdir()
+    with pytest.raises(CheckpointError, match=r"no .index file, only x.data-00000-of-00001, x_temp. The index"):
         open_checkpoint(tmp_path)
 
 

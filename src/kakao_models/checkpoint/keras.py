@@ -95,8 +95,16 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
     """
 
     prepare_tf_dataset = Replaced(
-        "datasets has it: dataset.to_tf_dataset(batch_size=32, columns=['pixel_values'], label_cols=['labels'])"
+        "datasets has it: dataset.to_tf_dataset(batch_size=32, columns='pixel_values', label_cols='labels')"
     )
+    serving, eager_serving, serving_output, input_signature = (
+        Replaced("Write model.export(folder): it writes a SavedModel with the functions of model.signatures()")
+        for _ in range(4)
+    )
+    hf_compute_loss = Replaced(
+        "compile() without a loss uses the model's own. In a loop of your own: model(pixel_values, labels=labels).loss"
+    )
+    dummy_inputs = Replaced("No call is needed before weights are loaded. Pass images of your own")
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
@@ -112,7 +120,19 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         arguments: `model({"pixel_values": pixels}, training=True)`.
         """
         args, kwargs = self._by_name(args, kwargs)
+        for name in kwargs.keys() & self.arguments_replaced.keys():
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}. {self.arguments_replaced[name]}")
         return super().__call__(*args, **kwargs)
+
+    def load_weights(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Loads what `save_weights("name.weights.h5")` wrote."""
+        name = str(filepath)
+        if name.endswith(".h5") and not name.endswith(".weights.h5"):
+            raise ValueError(
+                f"{name}: expected a file .weights.h5, which Keras 3 writes. A .h5 of transformers 4 is converted once, with its "
+                "config.json: kakao-models convert OLD NEW; then write from_pretrained(NEW)"
+            )
+        super().load_weights(filepath, *args, **kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         self.loss = self._compile_loss = None  # Keras keeps that of an earlier `compile`
@@ -165,7 +185,10 @@ class TFPreTrainedModel(PretrainedLoading, keras.Model):
         return {"config": self.config.to_dict(), "dtype": self.dtype_policy.name, "options": self.options()}
 
     @classmethod
-    def from_config(cls, values: dict, custom_objects: Any = None):
+    def from_config(cls, values: Any, custom_objects: Any = None):
+        """A model from what `get_config` gave; from a configuration, as in transformers 4, a new one."""
+        if isinstance(values, cls.config_class):
+            return cls(values)
         return cls._build(cls.config_class.from_dict(values["config"]), values["dtype"], **values["options"])
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", **kwargs: Any) -> None:

@@ -61,6 +61,7 @@ class PretrainedLoading(TensorPatterns):
             base model lacks it.
         is_base: whether this class is that base model.
         arguments_replaced: argument of transformers 4's classes → what to write instead.
+        saving_replaced: the same of `save_pretrained`.
     """
 
     config: StrictConfig
@@ -80,6 +81,19 @@ class PretrainedLoading(TensorPatterns):
             ("device", "device_map"), "Load the model on the framework's own device. Embedder and pipeline have device="
         ),
         **dict.fromkeys(("low_cpu_mem_usage", "use_fast"), "Leave it out: a model is loaded once into memory"),
+        **dict.fromkeys(
+            ("output_loading_info", "load_weight_prefix", "tf_to_pt_weight_rename"),
+            "Leave it out: loading fails unless every tensor has its place",
+        ),
+        "head_mask": "Leave it out: no attention here masks heads",
+    }
+    saving_replaced: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("saved_model", "signatures", "version"),
+            "Write model.export(folder) for a SavedModel (Keras), or use kakao-models export",
+        ),
+        "safe_serialization": "Leave it out: weights are always written as safetensors",
+        "is_main_process": "Leave it out, and call it in the main process only",
     }
 
     get_input_embeddings = Replaced(
@@ -251,9 +265,8 @@ class PretrainedLoading(TensorPatterns):
             TypeError: another argument, such as the `params` that transformers' Flax classes took.
         """
         if unknown := upload_options.keys() - {"token", "private", "create_pr", "commit_message"}:
-            raise TypeError(
-                f"save_pretrained has no argument {min(unknown)!r}. It saves the current values of the model"
-            )
+            instead = self.saving_replaced.get(min(unknown), "It saves the current values of the model")
+            raise TypeError(f"save_pretrained has no argument {min(unknown)!r}. {instead}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         variables = self._variables()
@@ -277,7 +290,7 @@ class PretrainedLoading(TensorPatterns):
         """Saves the model and uploads it to `repo_id` ("owner/name"); returns the address. Arguments as above."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            return upload(Path(folder), repo_id, **upload_options)
+            return upload(Path(folder), repo_id, **upload_options).url
 
 
 def find_variable(model: Any, path: str) -> Any:

@@ -70,10 +70,13 @@ def check_keys(expected: Iterable[str], keys: Iterable[str], where: Any) -> None
     """
     missing, unknown = sorted(set(expected) - set(keys)), sorted(set(keys) - set(expected))
     if missing or unknown:
-        raise ValueError(
-            f"{where}: {len(missing)} of {len(set(expected))} tensors are missing ({', '.join(missing[:5])}) and "
-            f"{len(unknown)} are unknown ({', '.join(unknown[:5])}). Is this another model or size?"
+        parts = (
+            [f"{len(missing)} of {len(set(expected))} tensors are missing ({', '.join(missing[:5])})"]
+            if missing
+            else []
         )
+        parts += [f"{len(unknown)} are unknown ({', '.join(unknown[:5])})"] if unknown else []
+        raise ValueError(f"{where}: {' and '.join(parts)}. Is this another model or size?")
 
 
 def shape_of(shapes: Mapping[str, tuple[int, ...]], key: str, axes: int) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ def convert(
     family: str | None = None,
     revision: str | None = None,
     weights: str | None = None,
+    key_prefix: str | None = None,
     tokenizer: str | None = None,
     max_shard_size: int = 5 * 10**9,
     reference: str | Path | None = None,
@@ -63,6 +64,7 @@ def convert(
         output: folder to make; must not exist, or be empty.
         family: "align", "vit" or "efficientnet" refuses the others; by default whichever it is.
         weights: "raw" or "average" (default: average where there is one).
+        key_prefix: prefix of the keys, of a TensorFlow checkpoint with several models.
         tokenizer: folder or Hub id whose tokenizer goes beside an ALIGN.
         max_shard_size: bytes of tensors a file may hold.
         reference: .npz or .json of inputs and expected outputs, see `recorded.read_reference`.
@@ -82,7 +84,7 @@ def convert(
     """
     if not os.path.exists(source) and not os.path.exists(f"{source}.index"):
         source = download(source, revision=revision)
-    read = read_source(source, weights=weights, expected=family, **overrides)
+    read = read_source(source, weights=weights, expected=family, key_prefix=key_prefix, **overrides)
     if labels is not None:
         _name_classes(read, labels)
     if tokenizer is not None and read.family != "align":
@@ -122,6 +124,7 @@ def convert(
                 "key_layout": read.key_layout,
                 "weights": read.weights,
                 "moving_averages": read.has_averages,
+                "dtypes": read.dtypes,
                 "skipped": read.skipped,
             },
             "recognised": recognised(read, tokenizer),
@@ -129,6 +132,7 @@ def convert(
             "parameters": sum(math.prod(x["shape"]) for key, x in tensors.items() if not key.endswith(BUFFERS)),
             "seconds": round(time.perf_counter() - start, 3),
             "verification": [asdict(stage) for stage in stages],
+            "reference": reference and {"file": Path(reference).name, "sha256": sha256_of(Path(reference))},
             "tensors": tensors,
             "versions": versions(),
         }
@@ -157,6 +161,11 @@ def _warnings(source: SourceCheckpoint, stages: list[verification.Stage], zeros:
             messages.append(
                 f"the text tower has {text.num_hidden_layers} layers of {text.hidden_size}; the published ones have {known}. "
                 "Is a layer missing?"
+            )
+    for dtype, count in source.dtypes.items():
+        if dtype != "float32":
+            messages.append(
+                f"{count} tensors are stored as {dtype}; the original code writes float32. Were they rounded?"
             )
     for stage in stages:
         if stage.name.endswith("features") and stage.spread is not None and stage.spread < _ALIKE:
@@ -216,8 +225,22 @@ def _verify(source: SourceCheckpoint, folder: Path, expected: recorded.Reference
     model = verification.load_model(folder)
     stages = verification.verify(source, model)
     if expected is not None:
-        stages += recorded.verify_against(expected, model, folder)
+        try:
+            stages += recorded.verify_against(expected, model, folder)
+        except verification.VerificationError as error:
+            raise verification.VerificationError(error.stages, _causes(source)) from error
     return stages
+
+
+def _causes(source: SourceCheckpoint) -> str:
+    """Choices that only recorded outputs can contradict, because both sides of the verification share them."""
+    config, causes = getattr(source.config, "text_config", source.config), []
+    if "num_attention_heads" in source.assumed:
+        causes.append(f"the number of attention heads is assumed to be {config.num_attention_heads} (--heads)")
+    if source.has_averages:
+        other = "raw weights" if source.weights == "average" else "moving averages"
+        causes.append(f"the checkpoint also has the {other} (--weights)")
+    return f" Possible causes: {', '.join(causes)}." if causes else ""
 
 
 def _shape_of(source: SourceCheckpoint, slot: Slot) -> tuple[int, ...]:

@@ -27,7 +27,10 @@ def path_of(key: str) -> str:
     """
     path = key.removesuffix(SUFFIX)
     if path == key or not path or not all(path.replace(_SLOT, "/").split("/")) or path.count(_SLOT) > 1:
-        raise CheckpointError(f"{key}: expected the key of a variable, <path>{SUFFIX}")
+        raise CheckpointError(
+            f"{key}: expected the key of a variable, <path>{SUFFIX}. A checkpoint with names as keys is TensorFlow 1's "
+            "(tf.train.Saver): load it into the original model, and save that with model.save_weights"
+        )
     if any(name.startswith(".") for name in path.replace(_SLOT, "/").split("/")):
         raise CheckpointError(f"{key}: its names are reserved or escaped, which the original code never writes")
     return path
@@ -53,7 +56,7 @@ def kind_of(key: str) -> KeyKind:
         return "optimizer"
     if path in ("save_counter", "ckpt_saved_iterations"):
         return "counter"
-    if re.fullmatch(r"loss(_i2t|_t2i)?_tracker/(total|count)", path):
+    if re.fullmatch(r"(.+/)?(\w+_tracker|metrics/\d+)/(total|count)", path):
         return "metric"
     return "weight"
 

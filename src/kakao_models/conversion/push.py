@@ -6,7 +6,15 @@ from kakao_models.checkpoint.upload import upload
 from kakao_models.conversion.report import verify_report
 
 
-def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = False, dry_run: bool = False) -> str:
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    checked: bool = False,
+) -> str:
     """Uploads a folder that `convert` made, if it still matches its report.
 
     Args:
@@ -14,6 +22,7 @@ def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = Fa
         private: make a private repository.
         create_pr: upload as a pull request.
         dry_run: only list the files.
+        checked: whether the caller has compared the folder with its report just now.
 
     Returns:
         Text with the address and the files.
@@ -22,12 +31,22 @@ def push(folder: Path, repo: str, *, private: bool = False, create_pr: bool = Fa
         ValueError: the folder differs from its report.
         OSError: the Hub can't be reached, or refuses.
     """
-    if wrong := verify_report(folder):
+    if wrong := [] if checked else verify_report(folder):
         raise ValueError(f"{folder} differs from what was verified, so nothing is uploaded: " + "; ".join(wrong[:5]))
     verified = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # the report has no others
     files = "\n".join(f"  {path.name}  {path.stat().st_size:,} bytes" for path in verified)
     if dry_run:
         return f"would upload to {repo}:\n{files}"
     options = dict(private=private, create_pr=create_pr, commit_message="Upload converted checkpoint")
-    url = upload(folder, repo, files=[path.name for path in verified], **options)
-    return f"uploaded to {url}:\n{files}"
+    names = [path.name for path in verified]
+    try:
+        url, kept, changed = upload(folder, repo, files=names, **options)
+    except OSError as error:
+        again = f"kakao-models verify {folder} --push-to-hub {repo}"
+        raise OSError(f"{error}. The folder {folder} is complete and stays: {again} uploads it") from error
+    more = (
+        f"\nother files stay in the repository: {', '.join(kept[:20])}. Are there older weights among them?"
+        if kept
+        else ""
+    )
+    return (f"uploaded to {url}:\n{files}" if changed else f"{url} already has all files: nothing was uploaded") + more

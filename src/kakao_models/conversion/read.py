@@ -1,6 +1,7 @@
 """Recognises a checkpoint by its files, and opens it for a conversion. Each tensor is read when asked for."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -16,20 +17,25 @@ from kakao_models.conversion.efficientnet import read_efficientnet
 from kakao_models.conversion.folder import read_folder
 from kakao_models.conversion.google import read_npz
 from kakao_models.conversion.object_graph import SUFFIX, kind_of
-from kakao_models.conversion.recognize import align_config, family_of, vit_config
+from kakao_models.conversion.recognize import align_config, family_of, key_prefixes, vit_config
 from kakao_models.conversion.source_checkpoint import SourceCheckpoint
-from kakao_models.conversion.tensorflow import open_checkpoint
+from kakao_models.conversion.tensorflow import TensorFlowCheckpoint, open_checkpoint
 from kakao_models.files.pointers import refuse_pointers
 from kakao_models.pixels.processor import ImageProcessor
 from kakao_models.vit.config import ViTConfig
 from kakao_models.vit.processing import ViTImageProcessor
 from kakao_models.vit.weights import vit_tpu_slots
 
-_AVERAGE = "/.OPTIMIZER_SLOT/optimizer/average"
+_AVERAGE = re.compile(r"(.+)/\.OPTIMIZER_SLOT/.+/average")  # the optimizer has any name
 
 
 def read_source(
-    path: str | Path, *, weights: str | None = None, expected: str | None = None, **overrides: Any
+    path: str | Path,
+    *,
+    weights: str | None = None,
+    expected: str | None = None,
+    key_prefix: str | None = None,
+    **overrides: Any,
 ) -> SourceCheckpoint:
     """Recognises what is at `path`: a TensorFlow checkpoint (a prefix, an .index file, or a folder), a Hub folder of older
     transformers, Google's ViT (.npz), or an EfficientNet of Keras (.h5) or PyTorch (a state dict, or timm's folder; see
@@ -38,6 +44,7 @@ def read_source(
     Args:
         weights: "raw" or "average"; by default the moving averages where there are any, as the original evaluated.
         expected: "align", "vit" or "efficientnet"; by default whichever it is.
+        key_prefix: prefix of a model's keys in a TensorFlow checkpoint, such as "net/"; needed only if it holds several models.
         overrides: sizes that tensors do not show, see `recognize`.
 
     Raises:
@@ -51,7 +58,9 @@ def read_source(
     _refuse_links(Path(path))
     read = _reader(Path(path))
     if read is None:
-        return _read_tensorflow(path, weights, expected, **overrides)
+        return _read_tensorflow(path, weights, expected, key_prefix, **overrides)
+    if key_prefix is not None:
+        raise ValueError(f"key_prefix: only TensorFlow checkpoints have prefixes, and {path} is not one. Leave it out")
     if weights == "average":
         raise ValueError(f"{path} has no moving averages. Use the raw weights (--weights raw)")
     source = read(Path(path), **overrides)
@@ -95,16 +104,44 @@ def _reader(path: Path) -> Callable[..., SourceCheckpoint] | None:
     return None
 
 
-def _read_tensorflow(path: str | Path, weights: str | None, expected: str | None, **overrides) -> SourceCheckpoint:
+def _prefix(checkpoint: TensorFlowCheckpoint, chosen: str | None) -> str:
+    """The prefix of the model's keys.
+
+    Raises:
+        ValueError: there are several models, or none under the chosen prefix.
+    """
+    prefixes = key_prefixes(key.removesuffix(SUFFIX) for key in checkpoint.entries)
+    if chosen is None and len(prefixes) < 2:
+        return prefixes[0] if prefixes else ""
+    if chosen not in prefixes:
+        got = "several models" if chosen is None else f"no model under {chosen!r}"
+        raise ValueError(
+            f"{checkpoint.files[0]} has {got}: expected one of the prefixes {', '.join(map(repr, prefixes))} as key_prefix "
+            "(--key-prefix)"
+        )
+    return chosen
+
+
+def _kind(key: str, dtype: str, prefix: str) -> str:
+    """The kind of an entry, see `kind_of`. No weight is an integer; a step, an epoch or a counter is."""
+    kind = kind_of(key.removeprefix(prefix))
+    if kind == "weight" and "int" in dtype:
+        return "counter"
+    return kind if kind != "weight" or key.startswith(prefix) else f"outside of {prefix}"
+
+
+def _read_tensorflow(
+    path: str | Path, weights: str | None, expected: str | None, key_prefix: str | None, **overrides
+) -> SourceCheckpoint:
     checkpoint = open_checkpoint(path)
-    kinds = {key: kind_of(key) for key in checkpoint.entries}
-    raw = {key.removesuffix(SUFFIX): key for key, kind in kinds.items() if kind == "weight"}
-    averages = {
-        key.removesuffix(SUFFIX).removesuffix(_AVERAGE): key for key in kinds if key.endswith(_AVERAGE + SUFFIX)
-    }
+    prefix = _prefix(checkpoint, key_prefix)
+    kinds = {key: _kind(key, entry.dtype, prefix) for key, entry in checkpoint.entries.items()}
+    paths = {key: key.removeprefix(prefix).removesuffix(SUFFIX) for key in kinds if key.startswith(prefix)}
+    raw = {path: key for key, path in paths.items() if kinds[key] == "weight"}
+    averages = {match[1]: key for key, path in paths.items() if (match := _AVERAGE.fullmatch(path))}
     if weights == "average" and not averages:
         raise ValueError(
-            f"{path} has no moving averages (keys that end in {_AVERAGE}). Use the raw weights (--weights raw)"
+            f"{path} has no moving averages (keys with .OPTIMIZER_SLOT/.../average). Use the raw weights (--weights raw)"
         )
     if averages and averages.keys() != raw.keys():
         differing = sorted(averages.keys() ^ raw.keys())
@@ -134,8 +171,10 @@ def _read_tensorflow(path: str | Path, weights: str | None, expected: str | None
         key_layout=key_layout,
         weights=taken,
         has_averages=bool(averages),
+        dtypes=dict(Counter(checkpoint.entries[key].dtype for key in stored.values())),
         skipped=dict(Counter(kind for kind in kinds.values() if kind != "weight")),
         files=list(checkpoint.files),
+        names={key: prefix + key for key in stored} if prefix else {},
         image_processor=_original_processor(config),
         assumed=assumed,
     )

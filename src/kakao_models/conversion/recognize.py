@@ -23,6 +23,16 @@ IMAGE_TOWER = "image_encoder/layer_with_weights-0/layer_with_weights-"
 _TEXT = "text_encoder/layer_with_weights-0/bert/"
 
 
+_FIRST = re.compile(rf"(?:^|(?<=/))(?:{IMAGE_TOWER}0/kernel|(?:backbone/|layer_with_weights-0/)?class_emb)$")
+
+
+def key_prefixes(keys: Iterable[str]) -> list[str]:
+    """The prefixes of the keys of each model in a checkpoint: "" for a model that was saved by itself, "net/" for one that was
+    saved as `tf.train.Checkpoint(net=model)`.
+    """
+    return sorted({key[: match.start()] for key in keys if (match := _FIRST.search(key))})
+
+
 def family_of(keys: Iterable[str]) -> str:
     """ "align" or "vit".
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import kakao_models
+from kakao_models.checkpoint.config import as_pair
 from kakao_models.conversion.verification import Stage, VerificationError, root_mean_square
 from kakao_models.pixels.images import load_image
 
@@ -126,8 +127,15 @@ def verify_against(reference: Reference, model: nn.Module, folder: Path) -> list
         OSError: `folder` has no tokenizer or preprocessing.
     """
     name, output = reference.name, reference.output
+    inputs = reference.inputs(folder)
+    size = as_pair(getattr(model.config, "vision_config", model.config).image_size)
+    if (got := tuple(inputs["pixel_values"].shape[2:])) != size:  # an ALIGN would compute outputs at any size
+        raise ValueError(
+            f"{name}: its images have {got[0]} x {got[1]} pixels, but the model's image_size is {size[0]} x {size[1]}. Pass "
+            "their size as image_size (--image-size), if the original was evaluated at it"
+        )
     with torch.inference_mode():
-        outputs = model(**reference.inputs(folder))
+        outputs = model(**inputs)
         if outputs.get(output) is None:
             raise ValueError(f"{name}: the model has no {output}; it gives {', '.join(outputs)}")
         got = outputs[output].numpy()

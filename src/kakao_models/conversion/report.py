@@ -119,6 +119,17 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def _reference(report: dict) -> str:
+    """A sentence for the card about recorded outputs."""
+    if not report["reference"]:
+        return "It did not verify that these are the trained weights: no recorded outputs (`--reference`) were given."
+    stage, file = report["verification"][-1], report["reference"]
+    return (
+        f"The {stage['name'].replace(' of ', ' recorded in ')} (SHA-256 {file['sha256']}) were reproduced: the largest difference "
+        f"is {stage['difference']:.2g}, and {stage['limit']:.2g} is allowed."
+    )
+
+
 def model_card(source: SourceCheckpoint, report: dict, name: str, results: Sequence[Result] = ()) -> str:
     """The folder's README.md.
 
@@ -156,7 +167,7 @@ def model_card(source: SourceCheckpoint, report: dict, name: str, results: Seque
             "Conversion": f"""The weights are the {taken}{also}. The conversion verified that every tensor on disk is
 bit-identical to the source, and that the model gives the same outputs as an independent forward pass on the source's tensors. On
 fixed inputs, the stage closest to its limit is {worst["name"]}, with a difference of {worst["difference"]:.2g} (limit
-{worst["limit"]:.2g}). Only recorded outputs (`--reference`) can show that these are the trained weights. `{REPORT}` lists every
+{worst["limit"]:.2g}). {_reference(report)} `{REPORT}` lists every
 stage, the SHA-256 of every tensor and file, and the versions of the packages. `kakao-models verify FOLDER` compares a folder with
 it.""",
         },

@@ -22,6 +22,7 @@ class SourceCheckpoint:
     key_layout: str | None = None  # of ViT's keys, see TPU_KEY_LAYOUTS
     weights: str = "raw"  # or "average": which were taken
     has_averages: bool = False
+    dtypes: Mapping[str, int] = field(default_factory=dict)  # dtype in the files, if known → number of tensors
     skipped: dict[str, int] = field(default_factory=dict)  # kind of key → how many were left out
     files: list[Path] = field(default_factory=list)
     kind: str = "the original code's checkpoint"

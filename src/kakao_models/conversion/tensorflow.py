@@ -127,13 +127,20 @@ def write_checkpoint(
 def _find(path: Path) -> Path:
     """The prefix that `path` stands for."""
     # os.path answers False where pathlib raises, as for names that are too long
+    if path.name == "checkpoint" and os.path.isfile(path) and not os.path.isfile(_add(path, ".index")):
+        path = path.parent
     if not os.path.isdir(path) or os.path.isfile(_add(path, ".index")):
         return Path(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", str(path)))
     here = sorted(file.stem for file in path.glob("*.index"))
     if not os.path.exists(path / "checkpoint"):
         if len(here) == 1:
             return path / here[0]
-        raise CheckpointError(f"{path}: expected one checkpoint or a file `checkpoint` that names one, got {here[:20]}")
+        if here:
+            raise CheckpointError(
+                f"{path} has {len(here)} checkpoints ({', '.join(here[:20])}) and no file `checkpoint` that names one. Pass one "
+                f"of them, such as {path / here[-1]}"
+            )
+        raise CheckpointError(f"{path}: expected a checkpoint, but it has no .index file{_unfinished(path)}")
     with within(path / "checkpoint"):
         pattern = rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)*)"'
         names = re.findall(pattern, _read_small(path / "checkpoint"))
@@ -147,7 +154,17 @@ def _find(path: Path) -> Path:
         for candidate in ("/".join(parts) if parts[0] and ":" not in name else parts[-1], parts[-1]):
             if os.path.isfile(_add(path / candidate, ".index")):
                 return path / candidate
-        raise CheckpointError(f"names {name!r}, which isn't in this folder. Checkpoints here: {here[:20]}")
+        raise CheckpointError(
+            f"names {name!r}, whose .index file isn't in this folder. Checkpoints here: {', '.join(here[:20]) or 'none'}"
+            + (f". Pass one of them, such as {path / here[-1]}" if here else _unfinished(path))
+        )
+
+
+def _unfinished(path: Path) -> str:
+    """The files that are left of a checkpoint without its index, as the end of a message."""
+    left = sorted(file.name for pattern in ("*.data-?????-of-?????", "*_temp") for file in path.glob(pattern))
+    more = f", only {', '.join(left[:5])}. The index is written last: was the save or the copy interrupted?"
+    return more if left else ""
 
 
 def _unescape(match: re.Match) -> bytes:

@@ -49,12 +49,12 @@ class Stage:
 class VerificationError(ValueError):
     """The converted model does not compute what its source computes."""
 
-    def __init__(self, stages: list[Stage]):
+    def __init__(self, stages: list[Stage], causes: str = ""):
         failed = [stage for stage in stages if not stage.holds]
         first = failed[0]
         super().__init__(
             f"the converted model differs from its source in {len(failed)} of {len(stages)} stages, first in {first.name}: "
-            f"by {first.difference:.3g}, allowed {first.limit:.3g}. Nothing was written."
+            f"by {first.difference:.3g}, allowed {first.limit:.3g}. Nothing was written." + causes
         )
         self.stages = stages
 
