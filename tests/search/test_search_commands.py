@@ -19,8 +19,10 @@ LITE_2 = Path(__file__).parent / "milvus-lite-2" / "photos.db"
 def test_from_pictures_to_results(model, photos, tmp_path, command):
     where, photos = tmp_path / "x.db", shutil.copytree(photos, tmp_path / "photos")
     build = ("index", "build", photos, "--to", where, "--model", model)
+    (photos / "raw.cr2").touch()
     code, out, err = command(*build)
     assert code == 1 and "8 rows; 8 added" in out and f"failed: {photos}/003.png: " in err
+    assert err.count("raw.cr2") == 1  # a warning, although the folder is listed twice
     (photos / "003.png").unlink()
     code, out, _ = command(*build, "--sync", "--json")
     said = json.loads(out)

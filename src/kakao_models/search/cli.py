@@ -115,15 +115,19 @@ def build(
     fields = Columns(image=image_column, caption=caption_column)
     total = count(sources, what, fields)  # before an index of nothing is made
     with SearchIndex.open(uri, options.open(), token=token, collection=collection, **making) as index:
-        with Progress(what, total, None) as bar:
-            done = index.build(
-                sources,
-                sync=sync,
-                columns=listed(columns),
-                fields=fields,
-                roots=root or (),
-                advance=bar.advance,
-            )
+        try:
+            with Progress(what, total, None) as bar:
+                done = index.build(
+                    sources,
+                    sync=sync,
+                    columns=listed(columns),
+                    fields=fields,
+                    roots=root or (),
+                    advance=bar.advance,
+                )
+        except KeyboardInterrupt:
+            print(f"interrupted: {uri} has {index.count:,} rows; rerun the command to resume", file=sys.stderr)
+            raise
         rows = index.count
     tell({"index": uri, "rows": rows} | done.as_dict(), f"{uri}: {rows:,} rows; {done}", as_json)
     finish(map(": ".join, done.failures))
