@@ -1,6 +1,8 @@
 """Pictures for tests, and the originals' recorded preprocessing of some."""
 
+import errno
 import json
+import os
 
 import numpy as np
 from golden import inputs
@@ -12,6 +14,18 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth random colours, uint8 (height, width, 3)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def shut(monkeypatch, folder) -> None:
+    """Makes a folder one that this user must not list, even for an administrator."""
+    scandir = os.scandir
+
+    def listing(path="."):
+        if os.fspath(path) == os.fspath(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listing)
 
 
 def recorded(name: str) -> list[tuple[int, np.ndarray]]:

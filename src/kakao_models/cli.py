@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -413,7 +414,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", KakaoWarning)
-            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            warnings.showwarning = functools.partial(_show_warning, deque(maxlen=64), warnings.showwarning)
             app(arguments, prog_name="kakao-models")
     except (OSError, ValueError, ImportError, csv.Error) as error:
         _give_up(str(error))
@@ -463,9 +464,12 @@ def _expanded(inputs) -> list[str]:
     return [str(source) for name in inputs for source in each_source(name)]
 
 
-def _show_warning(show, message, category, *place) -> None:
+def _show_warning(shown: deque[str], show, message, category, *place) -> None:
+    """Prints a warning of this package as one line. `shown` holds the latest ones, which are not repeated."""
     if issubclass(category, KakaoWarning):
-        print(f"warning: {on_screen(str(message))}", file=sys.stderr)
+        if (line := f"warning: {on_screen(str(message))}") not in shown:
+            shown.append(line)
+            print(line, file=sys.stderr)
     else:
         show(message, category, *place)
 

@@ -59,6 +59,7 @@ def test_retrieval_is_what_the_embeddings_say_and_is_computed_once(command, alig
     wanted = retrieval_scores(images, texts, range(6), np.repeat(np.arange(6), 2)).metrics()
     found = Result.read(output)
     assert found.metrics == wanted and found.counts == {"images": 6, "captions": 12}
+    assert set(found.details["intervals"]) == {name for name in wanted if "rank" not in name}
     written = sorted((tmp_path / "cache").rglob("*.safetensors"))
     times = [path.stat().st_mtime_ns for path in written]
     assert json.loads(command(*arguments, "--json", "--max-memory", 1)[1])["metrics"] == wanted
@@ -75,6 +76,8 @@ def test_zero_shot_calibration_and_robustness(command, align, classes_folder, tm
     zero = Result.read(output)
     assert code == 0 and picture.read_bytes().startswith(b"\x89PNG") and zero.counts == {"images": 12, "classes": 3}
     assert set(zero.details["per_class"]) == {"bird", "cat", "dog"}
+    low, high = zero.details["intervals"]["top1"]
+    assert low < zero.metrics["top1"] < high
     assert np.mean(list(zero.details["per_class"].values())) == pytest.approx(zero.metrics["mean_per_class"])
     code, out, _ = command("calibration", "-d", classes_folder, *base, "--picture", picture, "--bins", 4, "--json")
     found = json.loads(out)

@@ -47,6 +47,15 @@ def test_markdown_has_ours_in_percent_beside_published_figures_and_their_sources
     assert "76.4" not in markdown_report([ZERO], published=False)
 
 
+def test_intervals_stand_beside_their_figures():
+    details = {"intervals": {"image_to_text_r1": [0.082, 0.14]}}
+    result = Result("retrieval", "mine", "pairs", {"image_to_text_r1": 0.11, "text_to_image_r1": 0.07}, details=details)
+    text = markdown_report([result])
+    assert "| image to text, R@1 | 11.0 (8.2 to 14.0) |" in text and "| text to image, R@1 | 7.0 |" in text
+    assert "95 % intervals" in text and "8.2 to 14.0" in html_report([result])
+    assert "95 % intervals" not in markdown_report([RETRIEVAL])
+
+
 def test_both_measurements_of_the_released_checkpoint_are_told_apart():
     """The authors' own figures and the independent ones differ; a user of the port gets the independent ones."""
     coco = Result("retrieval", "mine", "coco", {"image_to_text_r1": 0.593, "text_to_image_r1": 0.421})

@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from kakao_models.evaluate import first_ranks, fold_scores, retrieval_scores
+from kakao_models.evaluate.intervals import bootstrap, wilson
+from kakao_models.evaluate.retrieval import recall_intervals
 from kakao_models.evaluate.tiles import margin, tiles
 
 SMALL = 2**20
@@ -142,3 +144,19 @@ def test_bad_k_and_size():
     for size in (0, -1):
         with pytest.raises(ValueError, match="expected at least 1"):
             fold_scores(rows, rows, range(3), range(3), size=size)
+
+
+def test_intervals_of_shares_of_images_with_their_captions(monkeypatch):
+    hits = np.arange(400) % 4 == 0
+    [(low, high)] = bootstrap([hits], np.arange(400))
+    assert (low, high) == pytest.approx(wilson(0.25, 400), abs=0.01)  # rows alone: as the formula says
+    [(low, high)] = bootstrap([np.repeat(hits, 5)], np.repeat(np.arange(400), 5))
+    assert (low, high) == pytest.approx(wilson(0.25, 400), abs=0.01)  # five captions of an image say no more than one
+    monkeypatch.setattr("kakao_models.evaluate.intervals._AT_ONCE", 400 * 300)
+    assert bootstrap([hits], np.arange(400)) == [pytest.approx((low, high), abs=0.01)]
+    images, texts = np.eye(4), np.roll(np.eye(4), 1, axis=0)[:3]
+    texts[0] = images[0]
+    scores = retrieval_scores(images[:3], texts, list("abc"), list("abc"))
+    intervals = recall_intervals(scores, list("abc"), list("abc"))
+    assert set(intervals) == {name for name in scores.metrics() if "rank" not in name}
+    assert all(low <= scores.metrics()[name] <= high for name, (low, high) in intervals.items())

@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pictures
 import profiles
 import pytest
 from PIL import Image, ImageFile
@@ -24,7 +25,8 @@ from tolerances import TOLERANCE
 from kakao_models.pixels import fetch as fetch_module, formats, images
 from kakao_models.pixels.fetch import FetchError, fetch_url, is_public
 from kakao_models.pixels.formats import list_images
-from kakao_models.pixels.images import ImageError, image_size, load_image, load_pixels
+from kakao_models.pixels.images import ImageError, image_header, image_size, load_image, load_pixels
+from kakao_models.warn import KakaoWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what it skips in broken files
 PHOTOS = Path(__file__).parents[2] / "src" / "kakao_models" / "photos"
@@ -303,6 +305,17 @@ def test_exif_orientation(orientation, kind):
     np.testing.assert_array_equal(np.asarray(load_image(picture)), np.asarray(picture))  # not turned twice
     np.testing.assert_array_equal(load_pixels(data), np.asarray(picture))
     assert image_size(data) == picture.size
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_when_a_photograph_was_taken(kind):
+    exif = Image.Exif()  # written as bytes: PIL leaves inner blocks of an object out of a TIFF
+    exif[0x0132] = "2024:08:01 00:00:00"
+    assert image_header(encoded(Image.fromarray(RAMP), kind, exif=exif.tobytes()))[2] == "2024-08-01T00:00:00"
+    exif.get_ifd(0x8769)[0x9003] = "2024:07:31 18:05:00"
+    assert image_header(encoded(Image.fromarray(RAMP), kind, exif=exif.tobytes()))[2] == "2024-07-31T18:05:00"
+    exif.get_ifd(0x8769)[0x9003] = "0000:00:00 00:00:00"
+    assert image_header(encoded(Image.fromarray(RAMP), kind, exif=exif.tobytes()))[2] is None
 
 
 def test_broken_exif_does_not_matter():
@@ -634,6 +647,17 @@ def test_list_images(tmp_path):
     assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "sub" / "c.webp"]
     with pytest.raises(ImageError, match="not a folder"):
         list_images(tmp_path / "a.png")
+
+
+def test_folders_that_can_not_be_listed(tmp_path, monkeypatch):
+    for name in ("a.png", "shut/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    pictures.shut(monkeypatch, tmp_path / "shut")
+    unlisted = []
+    with pytest.warns(KakaoWarning, match="1 folder can't be listed, .*shut: Permission denied"):
+        assert list_images(tmp_path, unlisted) == [tmp_path / "a.png"]
+    assert unlisted == [tmp_path / "shut"]
 
 
 def test_many_threads_at_once():

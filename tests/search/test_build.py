@@ -11,6 +11,7 @@ from pathlib import Path
 
 import image_tables
 import numpy as np
+import pictures
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -100,6 +101,18 @@ def test_sync_removes_what_is_gone_and_keeps_what_can_not_be_read(embedder, fold
         assert done.removed == 1 and index.count == 7
         assert str(folder / "005.png") in {hit.path for hit, _ in rows_of(index).values()}
         assert index.build(folder, sync=True).removed == 0
+
+
+@pytest.mark.filterwarnings("ignore:.* can't be listed")
+def test_sync_keeps_the_rows_of_a_folder_that_can_not_be_listed(embedder, folder, tmp_path, monkeypatch):
+    (folder / "shut").mkdir()
+    for name in ("004.png", "005.png"):
+        (folder / name).rename(folder / "shut" / name)
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        index.build(folder)
+        pictures.shut(monkeypatch, folder / "shut")
+        (folder / "007.png").unlink()
+        assert index.build(folder, sync=True).removed == 1 and index.count == 7
 
 
 @pytest.mark.parametrize("counted", [False, True])
@@ -259,6 +272,18 @@ def test_an_insertion_holds_whole_batches(embedder, photos, tmp_path, monkeypatc
         monkeypatch.setattr(index.client, "upsert", lambda name, rows: inserted.append(len(rows)) or upsert(name, rows))
         assert index.build(photos).added == 8
     assert inserted == [6, 2]
+
+
+def test_an_interrupted_build_keeps_what_it_embedded(embedder, photos, tmp_path, counting):
+    def interrupt(images):
+        raise KeyboardInterrupt
+
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        with pytest.raises(KeyboardInterrupt):
+            index.build(photos, advance=lambda images: sum(counting) >= 3 and interrupt(images))
+        kept = index.count
+        assert 0 < kept < 8
+        assert index.build(photos).added == 8 - kept
 
 
 def test_names_that_are_no_utf8(embedder, photos, tmp_path):

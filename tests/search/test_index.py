@@ -15,7 +15,7 @@ import tiny
 
 from kakao_models import AlignImageProcessor, Embedder
 from kakao_models.inference.relevance import Relevance
-from kakao_models.search import SearchIndex, backend
+from kakao_models.search import SearchIndex, backend, near_duplicates
 from kakao_models.search.identity import check_identity, identity
 
 
@@ -402,3 +402,19 @@ def test_an_index_keeps_the_calibration_of_its_model(model, photos, tmp_path):
 def test_without_a_calibration_the_option_is_refused(built, model):
     with SearchIndex.open(built) as index, pytest.raises(ValueError, match=f"{model} has no calibration"):
         index.search(np.ones(16, np.float32), min_relevance=0.5)
+
+
+def test_groups_of_near_duplicates(embedder, tmp_path):
+    x, y, z = np.eye(16, dtype=np.float32)[:3]
+    vectors = np.stack([x, x + 0.1 * y, x + 0.2 * y, z, z + 0.01 * x, y])
+    facts = [{"path": f"/{name}.png", "width": width, "height": 1} for name, width in zip("bacdef", (1, 9, 5, 2, 2, 3))]
+    with SearchIndex.open(tmp_path / "x.db", embedder, create=True) as index:
+        index.add(list("bacdef"), vectors, facts)
+        first, second = near_duplicates(index, 0.994, size=2)
+        assert [hit.path for hit in first] == ["/a.png", "/c.png", "/b.png"]  # linked by their middle, largest first
+        assert [round(hit.score, 3) for hit in first] == [1, 0.995, 0.995]
+        assert [hit.path for hit in second] == ["/d.png", "/e.png"]
+        assert [len(hits) for hits in near_duplicates(index, 0.994, filter='path like "/d%" or path like "/e%"')] == [2]
+        assert near_duplicates(index, 1.0) == []
+        with pytest.raises(ValueError, match="min_score: got 1.5, expected a cosine"):
+            near_duplicates(index, 1.5)

@@ -19,8 +19,10 @@ LITE_2 = Path(__file__).parent / "milvus-lite-2" / "photos.db"
 def test_from_pictures_to_results(model, photos, tmp_path, command):
     where, photos = tmp_path / "x.db", shutil.copytree(photos, tmp_path / "photos")
     build = ("index", "build", photos, "--to", where, "--model", model)
+    (photos / "raw.cr2").touch()
     code, out, err = command(*build)
     assert code == 1 and "8 rows; 8 added" in out and f"failed: {photos}/003.png: " in err
+    assert err.count("raw.cr2") == 1  # a warning, although the folder is listed twice
     (photos / "003.png").unlink()
     code, out, _ = command(*build, "--sync", "--json")
     said = json.loads(out)
@@ -45,6 +47,12 @@ def test_from_pictures_to_results(model, photos, tmp_path, command):
     assert code == 0 and json.loads(out)["rows"] == 8 and json.loads(out)["model"] == model
     code, out, _ = command("index", "info", "--index", where)
     assert "rows           8" in out
+    code, out, _ = command("index", "duplicates", "--index", where, "--min-score", -0.0)
+    assert code == 2
+    code, out, _ = command("index", "duplicates", "--index", where, "--min-score", 0.001, "--filter", "width > 0")
+    assert code == 0 and out.endswith(" groups of 8 rows\n")
+    code, out, _ = command("index", "duplicates", "--index", where, "--min-score", 1.0, "--json")
+    assert (code, json.loads(out)) == (0, [])
     code, out, _ = command("index", "delete", hits[0]["id"], "--index", where)
     assert code == 0 and "1 removed, 7 left" in out
     code, out, _ = command("index", "delete", "--filter", "width > 0", "--index", where, "--json")

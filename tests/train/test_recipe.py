@@ -32,7 +32,7 @@ from kakao_models.samples.sources import open_source
 from kakao_models.train.callbacks import JsonLines, ProgressBar
 from kakao_models.train.cli import app
 from kakao_models.train.recipe import as_yaml, names, read_recipe
-from kakao_models.train.run import _metadata, build_trainer, run
+from kakao_models.train.run import _metadata, build_trainer, card, run
 
 
 def kind_of(name: str) -> str:
@@ -689,3 +689,15 @@ def test_recipes_as_a_table():
     ]
     for name, (command, *_) in rows.items():
         assert CliRunner().invoke(app, [command, "--config", name, "--show"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "best, said", [(True, "after 4 of 8 steps, which had the best knn/top1."), (False, "after 8 steps.")]
+)
+def test_a_card_says_which_steps_its_weights_are_of(best, said):
+    state = SimpleNamespace(global_step=8, best_global_step=4, epoch=1.0, log_history=[])
+    arguments = SimpleNamespace(
+        load_best_model_at_end=best, metric_for_best_model="knn/top1", device=torch.device("cpu"), world_size=1
+    )
+    trainer = SimpleNamespace(state=state, args=arguments, model=torch.nn.Linear(2, 2))
+    assert said in card(read_recipe("align", "align_retrieval_coco"), trainer, {}).replace("\n", " ")

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import StratifiedShuffleSplit
 
+from .intervals import wilson
 from .knn import check_labels
 from .tiles import check_finite, check_rows, unit_rows
 
@@ -137,14 +138,6 @@ def _result(
     mean, std = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else 0.0
     interval = _interval(mean, std, len(per_seed), test)
     return LinearProbe(mean, std, interval, float(np.mean(per_class)), per_seed, chosen, tried, train, test)
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count`."""
-    z = 1.959963984540054
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _interval(mean: float, std: float, seeds: int, rows: int) -> tuple[float, float]:

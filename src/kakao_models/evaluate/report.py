@@ -71,7 +71,7 @@ def markdown_report(
         blocks.append("\n".join(lines))
         reasons += table.reasons
         sources |= {name: figure for name, figure in table.columns.items() if figure}
-    text = "\n\n".join(blocks) + f"\n\n{_UNITS}\n"
+    text = "\n\n".join(blocks) + f"\n\n{_units(results)}\n"
     if reasons:
         text += f"\n{_VERDICTS}\n\n" + "".join(f"- {_cell(reason)}\n" for reason in reasons)
     if sources:
@@ -109,7 +109,7 @@ def html_report(
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Evaluation</title>\n"
         f"<style>{_STYLE}</style></head><body>\n<h1>Evaluation</h1>\n"
-        f"<p>{_UNITS}</p>\n" + "\n".join(parts) + listed + "\n</body></html>\n"
+        f"<p>{_units(results)}</p>\n" + "\n".join(parts) + listed + "\n</body></html>\n"
     )
 
 
@@ -185,7 +185,7 @@ def _tables(results: Iterable[Result], published: bool, everything: bool, checkp
             judged: dict[str, Verdict] = verdicts(result, checkpoint) if published else {}
             for metric in metrics:
                 if metric in result.metrics:
-                    value = f"{_scaled(metric, result.metrics[metric]):.{digits[metric]}f}"
+                    value = f"{_scaled(metric, result.metrics[metric]):.{digits[metric]}f}{_interval(result, metric)}"
                     cells[metric, name] = f"{value} {judged[metric].verdict}" if metric in judged else value
             reasons += [
                 f"{name}, {dataset}, {_spoken(m)}: {v.verdict}, {v.reason}" for m, v in judged.items() if m in metrics
@@ -211,6 +211,20 @@ def _shown(result: Result, everything: bool) -> list[str]:
     if everything or expected is None:
         return list(result.metrics)
     return [metric for metric in expected if metric in result.metrics] or list(result.metrics)
+
+
+def _interval(result: Result, metric: str) -> str:
+    """(low to high) in percent, where the result has an interval of this metric."""
+    try:
+        low, high = result.details["intervals"][metric]
+        return f" ({100 * low:.1f} to {100 * high:.1f})"
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def _units(results: Iterable[Result]) -> str:
+    intervals = any("intervals" in result.details for result in results)
+    return _UNITS + " In parentheses: 95 % intervals." * intervals
 
 
 def _is_rank(metric: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .intervals import bootstrap
 from .tiles import MAX_MEMORY, Tile, check_at, check_rows, margin, pair_similarities, tiles, unit_rows
 
 RECALL_AT = (1, 5, 10)
@@ -84,6 +85,19 @@ def retrieval_scores(
         raise ValueError(f"text {missing} belongs to image {text_ids[missing]!r}, which is not among the images")
     image_ranks, text_ranks = _ranks(images, texts, rows, columns, max_memory, both=True)
     return Retrieval(Ranking.of(image_ranks, len(texts), at), Ranking.of(text_ranks, len(images), at))
+
+
+def recall_intervals(
+    scores: Retrieval, image_ids: Sequence | np.ndarray, text_ids: Sequence | np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each recall, by the names of `Retrieval.metrics`: over 1,000 bootstrap samples of the images as
+    queries, each with all of its captions, among the same answers."""
+    of_images, of_texts = _numbered(image_ids, text_ids, scores.image_to_text.queries, scores.text_to_image.queries)
+    result = {}
+    for (direction, ranking), groups in zip(vars(scores).items(), (of_images, of_texts)):
+        hits = [ranking.ranks <= k for k in ranking.recall]
+        result |= {f"{direction}_r{k}": interval for k, interval in zip(ranking.recall, bootstrap(hits, groups))}
+    return result
 
 
 def first_ranks(

@@ -21,11 +21,12 @@ from .calibration import Calibration, calibration_scores
 from .class_names import distinct_names, labels_by_keys, model_labels
 from .classify import Classification, classification_scores, multilabel_scores, real_scores
 from .datasets import Captioned, Images, Labelled
+from .intervals import wilson
 from .knn import knn_scores, nearest
 from .pairs import Pairs, pair_scores
 from .relevance import HALVINGS, Pairs as WordPairs, fit_relevance, guarantees, held, measure_relevance, nonsense
 from .results import Result
-from .retrieval import fold_scores, folds, retrieval_scores
+from .retrieval import fold_scores, folds, recall_intervals, retrieval_scores
 from .similarity import POSITIVE, Ratings, rated_retrieval, rated_similarities, similarity_scores
 from .tiles import MAX_MEMORY
 from .zero_shot import ZeroShot, class_embeddings, zero_shot_scores
@@ -80,6 +81,8 @@ def zero_shot(
     )
     counts = {"images": scores.images, "classes": len(names)}
     metrics, details = scores.metrics(), _details(scores, names)
+    shares = {name: value for name, value in metrics.items() if name.startswith("top")}
+    details["intervals"] = {name: wilson(value, scores.images) for name, value in shares.items()}
     return run.result("zero-shot", data.name, metrics, counts=counts, settings=settings, details=details), scores
 
 
@@ -247,8 +250,9 @@ def retrieval(run: TaskRun, data: Captioned, *, fold_size: int | None = None) ->
     pairs = (images, texts, data.image_ids, data.caption_images)
     counts = {"images": len(images), "captions": len(texts)}
     if fold_size is None:
-        metrics = retrieval_scores(*pairs, max_memory=run.max_memory).metrics()
-        return run.result("retrieval", data.name, metrics, counts=counts)
+        scores = retrieval_scores(*pairs, max_memory=run.max_memory)
+        details = {"intervals": recall_intervals(scores, data.image_ids, data.caption_images)}
+        return run.result("retrieval", data.name, scores.metrics(), counts=counts, details=details)
     metrics, parts = fold_scores(*pairs, size=fold_size, max_memory=run.max_memory)
     details = {"folds": [part.metrics() for part in parts]}
     counts |= {"folds": len(parts), "images_left_out": available - len(images)}

@@ -68,16 +68,18 @@ def reads_heic() -> bool:
     return "HEIF" in Image.OPEN
 
 
-def list_images(folder: str | os.PathLike) -> list[Path]:
+def list_images(folder: str | os.PathLike, unlisted: list[Path] | None = None) -> list[Path]:
     """All images under a folder, sorted; recognised by suffix, or without one by their first bytes.
 
-    Hidden files and folders are left out. Images of formats that can't be read are counted and named in a warning.
+    Hidden files and folders, and links to folders, are left out. Images of formats that can't be read, and folders that can't
+    be listed, are counted and named in a warning. `unlisted` receives these folders.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(str(folder), "not a folder")
     paths, skipped = [], []
-    for root, folders, files in os.walk(folder):
+    errors: list[OSError] = []
+    for root, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(root, name) for name in files if not name.startswith(".")):
             suffix = path.suffix.lower()
@@ -88,6 +90,14 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
                 skipped.append(path)
     if skipped:
         _warn_of_skipped(folder, sorted(skipped))
+    if errors:
+        names = ", ".join(f"{error.filename}: {error.strerror}" for error in errors[:_LISTED])
+        more = f" and {len(errors) - _LISTED} more" if len(errors) > _LISTED else ""
+        warn(
+            f"{folder}: {len(errors)} folder{'s' * (len(errors) > 1)} can't be listed, so their images are left out ({names}{more})"
+        )
+        if unlisted is not None:
+            unlisted += [Path(error.filename) for error in errors]
     return sorted(paths)
 
 

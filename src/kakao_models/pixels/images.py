@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
@@ -147,10 +148,21 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     Raises:
         ImageError: it is no picture, or has more than `max_pixels`.
     """
+    return image_header(data, max_pixels)[:2]
+
+
+def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str | None]:
+    """(width, height) of an image file after EXIF rotation, and when its photograph was taken by its EXIF block: local time
+    such as "2024-07-31T18:05:00", or None.
+
+    Raises:
+        ImageError: it is no picture, or has more than `max_pixels`.
+    """
     name = describe(data)
     with _opened(data, name, 0, 0, False) as picture:
         width, height = _checked_size(picture, name, max_pixels)
-        return (height, width) if _orientation(picture, data) >= 5 else (width, height)
+        taken = _taken(picture, data)
+        return (height, width, taken) if _orientation(picture, data) >= 5 else (width, height, taken)
 
 
 def _checked_size(picture: Image.Image, name: str, max_pixels: int) -> tuple[int, int]:
@@ -405,10 +417,24 @@ def _orientation(picture: Image.Image, data: bytes = b"") -> int:
     if picture.format == "TIFF":
         return 1
     try:
-        exif = Image.Image.getexif(picture) if data and not has_late_texts(data) else picture.getexif()
-        return int(exif.get(0x0112, 1))
+        return int(_exif(picture, data).get(0x0112, 1))
     except Exception:  # noqa: BLE001  broken EXIF, beside a sound picture, fails in as many ways as broken pictures
         return 1
+
+
+def _taken(picture: Image.Image, data: bytes) -> str | None:
+    """When a photograph was taken, or else digitised, or else last changed; None where EXIF does not say or says no date."""
+    try:
+        exif = _exif(picture, data)
+        times = exif.get_ifd(0x8769)
+        text = times.get(0x9003) or times.get(0x9004) or exif.get(0x0132)
+        return datetime.strptime(text[:19], "%Y:%m:%d %H:%M:%S").isoformat()
+    except Exception:  # noqa: BLE001  as above
+        return None
+
+
+def _exif(picture: Image.Image, data: bytes) -> Image.Exif:
+    return Image.Image.getexif(picture) if data and not has_late_texts(data) else picture.getexif()
 
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:

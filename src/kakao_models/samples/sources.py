@@ -142,7 +142,8 @@ class ImageFolder(Source):
     def __init__(self, folder: str | os.PathLike, needs: Iterable[str] = ()):
         self.root = Path(folder)
         super().__init__(os.fspath(folder), [os.fspath(folder)], self.root)
-        self.paths = [str(path.relative_to(folder)) for path in list_images(folder)]
+        self.unlisted: list[Path] = []  # folders whose images are not known
+        self.paths = [str(path.relative_to(folder)) for path in list_images(folder, self.unlisted)]
         self.counts, self.shard_files = [len(self.paths)] if self.paths else [], [0]
         if "caption" in needs and self.paths and not any(map(self._text, self.paths)):
             raise ValueError(f"{folder}: no image has a .txt file of the same name with captions{self._tables()}")

@@ -83,7 +83,8 @@ def build(
     Args:
         index: one that was opened with an embedder.
         sources: folders of images, tars, tables; for an index of texts, tables and .txt files.
-        sync: then remove the rows that no source has. Rows of files that are there and can't be read stay.
+        sync: then remove the rows that no source has. Rows of files that are there and can't be read stay, and so do those of
+            folders that can't be listed.
         columns: names of the columns of tables to keep as metadata; None keeps all.
         fields: the tables' columns of images and captions, where they have other names than usual.
         roots: further folders that tables may name pictures in.
@@ -91,6 +92,7 @@ def build(
 
     Raises:
         ValueError: there is nothing to read, or nothing could be read.
+        KeyboardInterrupt: Ctrl-C; all batches that were embedded are in the index.
     """
     start, report, embedder = time.monotonic(), BuildReport(), index._needed()
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
@@ -110,6 +112,10 @@ def build(
             writer.add(new, vectors)
             advance(len(new) + len(failed))
         writer.flush()
+    except KeyboardInterrupt:
+        writer.flush()  # whole batches, so the run that resumes meets the others as this one would have
+        index.flush()
+        raise
     finally:
         items.close()
     if not seen:
@@ -119,10 +125,14 @@ def build(
         warn(f"columns: no row has {', '.join(map(repr, missing))}, so the index lacks it")
     if sync:
         kept = {plain(name) for name, _ in report.failures}
+        unlisted = tuple(map(plain, items.unlisted))
         gone = [
             key
             for key, path in index.all_ids()
-            if key not in seen and path not in kept and path.partition(WITHIN)[0] not in lost
+            if key not in seen
+            and path not in kept
+            and path.partition(WITHIN)[0] not in lost
+            and not path.startswith(unlisted)
         ]
         report.removed = index.delete(gone) if gone else 0
     index.flush()

@@ -115,15 +115,19 @@ def build(
     fields = Columns(image=image_column, caption=caption_column)
     total = count(sources, what, fields)  # before an index of nothing is made
     with SearchIndex.open(uri, options.open(), token=token, collection=collection, **making) as index:
-        with Progress(what, total, None) as bar:
-            done = index.build(
-                sources,
-                sync=sync,
-                columns=listed(columns),
-                fields=fields,
-                roots=root or (),
-                advance=bar.advance,
-            )
+        try:
+            with Progress(what, total, None) as bar:
+                done = index.build(
+                    sources,
+                    sync=sync,
+                    columns=listed(columns),
+                    fields=fields,
+                    roots=root or (),
+                    advance=bar.advance,
+                )
+        except KeyboardInterrupt:
+            print(f"interrupted: {uri} has {index.count:,} rows; rerun the command to resume", file=sys.stderr)
+            raise
         rows = index.count
     tell({"index": uri, "rows": rows} | done.as_dict(), f"{uri}: {rows:,} rows; {done}", as_json)
     finish(map(": ".join, done.failures))
@@ -193,6 +197,39 @@ def info(
         metadata["calibrated"] = index.relevance is not None
     shown = {name: value if isinstance(value, (str, int)) else json.dumps(value) for name, value in metadata.items()}
     tell(metadata, "\n".join(f"{name:<14} {value}" for name, value in shown.items()), as_json)
+
+
+@app.command()
+def duplicates(
+    uri: Uri = DEFAULT_URI,
+    min_score: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Least cosine similarity of a row to another one of its group.")
+    ] = 0.97,
+    filter: Filter = None,
+    token: Token = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: JsonOption = False,
+) -> None:
+    """List groups of rows that are nearly the same, such as copies of a photograph that were scaled down. Nothing is removed.
+
+    In a group the image with the most pixels comes first. Files with the same bytes are a single row of an index.
+
+    [b]Example[/b]
+
+      kakao-models index duplicates --index photos.db
+    """
+    from kakao_models.search import SearchIndex, near_duplicates
+    from kakao_models.search.results import print_hits
+
+    with SearchIndex.open(uri, token=token, collection=collection) as index:
+        groups = near_duplicates(index, min_score, filter=filter)
+    if as_json:
+        tell([[hit.as_dict() for hit in hits] for hits in groups], None, as_json)
+        return
+    for hits in groups:
+        print_hits(hits)
+        print()
+    tell(None, f"{len(groups):,} groups of {sum(map(len, groups)):,} rows", False)
 
 
 @app.command(no_args_is_help=True)

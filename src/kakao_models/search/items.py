@@ -15,7 +15,7 @@ from typing import Any
 
 from kakao_models.files.lines import lines_of
 from kakao_models.pixels.fetch import fetch_url
-from kakao_models.pixels.images import ImageError, image_size
+from kakao_models.pixels.images import ImageError, image_header
 from kakao_models.samples.columns import BY_NAME, CAPTIONS, Columns, Sample
 from kakao_models.samples.rows import Part, Rows
 from kakao_models.samples.sources import ImageFolder
@@ -84,6 +84,8 @@ class Items:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kakao-models-read")
         opened = [_open(source, kind, fields) for source in sources]
         self.parts = [(rows, part) for rows in opened for part in rows.parts(size)]
+        folders = [rows.source for rows in opened if isinstance(rows.source, ImageFolder)]
+        self.unlisted = tuple(os.path.join(os.path.abspath(path), "") for each in folders for path in each.unlisted)
 
     def read(self, number: int) -> list[Item]:
         """The items of a part; those that can't be read say why."""
@@ -129,12 +131,13 @@ class Items:
             if isinstance(value, os.PathLike) and not is_folder:
                 self._check_place(path, Path(file).parent)
             content = _content(path) if isinstance(value, (str, os.PathLike)) else bytes(value)
-            width, height = image_size(content)
+            width, height, taken = image_header(content)
             known = {} if is_folder else {"id": sample.id}  # the id of a file in a folder is in its path
             metadata = self._metadata(sample, path, known)
         except (ValueError, OSError) as error:
             return Item(path, error=_reason(error))
-        return Item(path, content, {"width": width, "height": height, "bytes": len(content)} | metadata)
+        of_file = {"width": width, "height": height, "bytes": len(content)} | ({"taken": taken} if taken else {})
+        return Item(path, content, of_file | metadata)
 
     def _check_place(self, path: str, folder: Path) -> None:
         """

@@ -458,6 +458,9 @@ def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[st
     results = f"| metric | value |\n|---|---|\n{results}" if metrics else "No evaluation was asked for."
     tail = f"; last logged loss {losses[-1]:.4g}" if losses else ""
     average = f", the moving average (decay {recipe.ema}) of the trained ones" if recipe.ema else ""
+    steps, best = f"{trainer.state.global_step:,} steps", trainer.state.best_global_step
+    if trainer.args.load_best_model_at_end and best:
+        steps = f"{best:,} of {steps}, which had the best {trainer.args.metric_for_best_model}"
     return f"""---
 {yaml.safe_dump(_metadata(recipe), sort_keys=False).rstrip()}
 ---
@@ -467,7 +470,7 @@ def card(recipe: Recipe, trainer: AlignTrainer | ViTTrainer, metrics: Mapping[st
 {" ".join(recipe.about.split())}
 
 `{class_of(trainer.model).__name__}`, {sum(p.numel() for p in trainer.model.parameters()):,} parameters. The weights are those
-after {trainer.state.global_step:,} steps{average}.
+after {steps}{average}.
 
 ## Data
 
