@@ -199,12 +199,14 @@ def test_labels_in_every_form_train_alike(vit, pictures):
         assert loss(model, *batch) == pytest.approx(wanted, rel=1e-6)
     assert loss(own, {"pixel_values": pixels, "labels": labels}) == pytest.approx(wanted, rel=1e-6)
     assert loss(model, pixels, labels, weights) == pytest.approx(loss(own, pixels, labels, weights), rel=1e-6)
+    assert model.config.problem_type == "single_label_classification"  # as in transformers, what the first labels imply
+    model.config.problem_type = None
     several = np.eye(7, dtype=int)[labels]
     binary = keras.losses.BinaryCrossentropy(from_logits=True)  # a mean over classes, where the original's is a sum
     assert loss(model, pixels, several) == pytest.approx(
         7 * loss(classifier(vit, loss=binary), pixels, several), rel=1e-6
     )
-    assert model.config.problem_type is None  # what labels look like once does not decide for all time
+    assert model.config.problem_type == "multi_label_classification"
     with pytest.raises(ValueError, match=r"labels of shape \(4, 3\) and type .*Expected whole numbers \(batch,\)"):
         loss(model, pixels, several[:, :3])
     with pytest.raises(ValueError, match="fit and evaluate need labels"):
