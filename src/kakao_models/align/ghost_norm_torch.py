@@ -18,6 +18,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from kakao_models.checkpoint.torch import wide_dtype
+
 _BLOCK = 2**19  # numbers in a block, for each thread
 
 
@@ -31,15 +33,15 @@ def ghost_norm(
     Returns:
         The result (B, C, H, W), and each group's means and biased variances, (G, C), through which no gradient goes.
     """
-    function = _GhostNorm if x.dtype == _wide(x) else _NarrowGhostNorm
-    return function.apply(x, weight.to(_wide(x)), bias.to(_wide(x)), groups, eps, silu)
+    function = _GhostNorm if x.dtype == wide_dtype(x) else _NarrowGhostNorm
+    return function.apply(x, weight.to(wide_dtype(x)), bias.to(wide_dtype(x)), groups, eps, silu)
 
 
 class _GhostNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, groups: int, eps: float, silu: bool):
         y = torch.empty_like(x)
-        means, variances = torch.empty((2, groups, len(weight)), dtype=_wide(x))  # (G, C)
+        means, variances = torch.empty((2, groups, len(weight)), dtype=wide_dtype(x))  # (G, C)
         for j in range(groups):
             blocks = list(_blocks(j, groups, x, y))
             numbers = sum(part.numel() for part, _ in blocks) / len(weight)
@@ -157,10 +159,6 @@ def _interleaved(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     return whole
 
 
-def _wide(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _blocks(j: int, groups: int, *maps: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Views of some samples of group j at a time, the same of each of `maps`."""
     size = max(1, _BLOCK * torch.get_num_threads() // maps[0][0].numel())
@@ -175,7 +173,7 @@ def _like(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _sum(block: torch.Tensor) -> torch.Tensor:
-    return block.sum((0, 2, 3), dtype=_wide(block)).double()  # (C,)
+    return block.sum((0, 2, 3), dtype=wide_dtype(block)).double()  # (C,)
 
 
 def _per_channel(value: torch.Tensor) -> torch.Tensor:

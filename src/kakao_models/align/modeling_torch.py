@@ -24,7 +24,7 @@ from kakao_models.align.ghost_norm_torch import ghost_norm
 from kakao_models.align.towers import open_towers
 from kakao_models.align.weights import BERT_HEADS, BERT_NAMES
 from kakao_models.checkpoint.checks import check_images, check_texts
-from kakao_models.checkpoint.torch import BijectiveLoading, activation
+from kakao_models.checkpoint.torch import BijectiveLoading, activation, wide_dtype
 
 
 @dataclass
@@ -62,7 +62,7 @@ def contrastive_loss(logits_per_image: torch.Tensor, label_smoothing: float) -> 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """x / sqrt(max(sum of squares, 1e-12)) along the last axis, as in the original; computed in at least float32."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # in float16 the squares overflow from a norm of 256 on
+    wide = x.to(wide_dtype(x))  # in float16 the squares overflow from a norm of 256 on
     return (wide * wide.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()).to(x.dtype)
 
 
@@ -282,7 +282,7 @@ def eager_attention(
     scores = query @ key.transpose(2, 3) * scaling  # (B, N, L, L)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = scores.softmax(-1, dtype=wide_dtype(scores)).to(query.dtype)
     output = F.dropout(weights, p=dropout, training=module.training) @ value  # (B, N, L, K)
     return output.transpose(1, 2).contiguous(), weights
 

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, modeling_utils
 from transformers.activations import ACT2FN
@@ -19,6 +20,11 @@ from kakao_models.checkpoint.tensors import TensorPatterns, check_sizes
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_FILES = {"variant", "use_safetensors", "gguf_file", "state_dict"}  # arguments by which transformers reads others
 _MOST_MISSING = 2**28  # numbers, a gigabyte; of what may be missing, a head of 21,841 classes has 22 million
+
+
+def wide_dtype(x: torch.Tensor) -> torch.dtype:
+    """float32, or the type of x if it is wider: in it, sums and small steps are not rounded away."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def activation(name: str, field: str = "hidden_act") -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kakao_models.search.duplicates import MIN_SCORE
 from kakao_models.verbs import (
     MODEL_PANEL,
     CalibrationOption,
@@ -204,7 +205,7 @@ def duplicates(
     uri: Uri = DEFAULT_URI,
     min_score: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Least cosine similarity of a row to another one of its group.")
-    ] = 0.97,
+    ] = MIN_SCORE,
     filter: Filter = None,
     token: Token = None,
     collection: Collection = DEFAULT_COLLECTION,

@@ -1,18 +1,18 @@
 """Groups of rows that are nearly the same: copies of a photograph that were scaled down, compressed again or edited a little."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from kakao_models.search.index import Hit, SearchIndex
+if TYPE_CHECKING:  # the command imports this file for a number
+    from kakao_models.search.index import Hit, SearchIndex
 
 MIN_SCORE = 0.97
 _NEAREST = 10  # rows that each row is compared with; those of a larger group are found through each other
 
 
 def near_duplicates(
-    index: SearchIndex, min_score: float = MIN_SCORE, *, filter: str | None = None, size: int = 256
-) -> list[list[Hit]]:
+    index: "SearchIndex", min_score: float = MIN_SCORE, *, filter: str | None = None, size: int = 256
+) -> "list[list[Hit]]":
     """Groups of rows of an index, each linked to another of its group by a cosine of at least `min_score`.
 
     Files with the same bytes are a single row. In a group the image with the most pixels comes first, of equally many the
@@ -49,8 +49,8 @@ def near_duplicates(
     return sorted((_compared(index, some) for some in members.values()), key=lambda hits: hits[0].path)
 
 
-def _compared(index: SearchIndex, hits: list[Hit]) -> list[Hit]:
+def _compared(index: "SearchIndex", hits: "list[Hit]") -> "list[Hit]":
     hits = sorted(hits, key=lambda hit: (-hit.width * hit.height, -hit.bytes, hit.path, hit.id))
     vectors = index.vectors_of([hit.id for hit in hits])
     first = vectors[hits[0].id]
-    return [replace(hit, score=float(np.dot(first, vectors[hit.id]))) for hit in hits]
+    return [replace(hit, score=float(first @ vectors[hit.id])) for hit in hits]

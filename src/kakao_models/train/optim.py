@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from kakao_models.checkpoint.torch import wide_dtype
+
 
 class LAMB(torch.optim.Optimizer):
     """LAMB (You et al. 2019) as in `tfa.optimizers.LAMB`, which the original code uses: Adam's bias-corrected step plus `weight_decay`
@@ -226,7 +228,7 @@ class MovingAverage:
         if not 0 <= decay < 1:
             raise ValueError(f"MovingAverage: decay must lie in [0, 1), got {decay}")
         self.model, self.decay, self.step = model, decay, 0
-        self.values = {name: x.detach().to(_wide(x), copy=True) for name, x in self._averaged()}
+        self.values = {name: x.detach().to(wide_dtype(x), copy=True) for name, x in self._averaged()}
 
     def _averaged(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, x in self.model.state_dict().items():
@@ -240,7 +242,7 @@ class MovingAverage:
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         names, weights = zip(*self._averaged())
         averages = [self.values[name] for name in names]
-        torch._foreach_lerp_(averages, [x.to(_wide(x)) for x in weights], 1 - decay)
+        torch._foreach_lerp_(averages, [x.to(wide_dtype(x)) for x in weights], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -272,8 +274,3 @@ class MovingAverage:
         for name, value in self.values.items():
             value.copy_(state[name])
         self.step = step
-
-
-def _wide(x: torch.Tensor) -> torch.dtype:
-    """A type in which a step of an average is not rounded away: float32, or that of the tensor if it is wider."""
-    return torch.promote_types(x.dtype, torch.float32)

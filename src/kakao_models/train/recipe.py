@@ -35,8 +35,8 @@ class _Dumper(yaml.SafeDumper):
     """The same for writing: a text such as "5e-3" is written in quotes."""
 
 
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 for _cls in (_Loader, _Dumper):
-    _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     _cls.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 

@@ -28,7 +28,7 @@ from kakao_models.checkpoint.checks import check_images
 from kakao_models.checkpoint.classification_torch import ImageClassifier
 from kakao_models.checkpoint.config import as_pair
 from kakao_models.checkpoint.hub import MissingFile, hub_arguments
-from kakao_models.checkpoint.torch import BijectiveLoading, activation
+from kakao_models.checkpoint.torch import BijectiveLoading, activation, wide_dtype
 from kakao_models.vit.config import ViTConfig
 
 
@@ -42,7 +42,7 @@ def resize_position_embeddings(table: torch.Tensor, old: tuple[int, int], new: t
         return table
     width = table.shape[-1]
     patches = table[:, 1:].reshape(1, *old, width).permute(0, 3, 1, 2)  # (1, D, H, W)
-    patches = patches.to(torch.promote_types(table.dtype, torch.float32))
+    patches = patches.to(wide_dtype(table))
     patches = F.interpolate(patches, size=new, mode="bilinear", align_corners=True)  # (1, D, H', W')
     patches = patches.permute(0, 2, 3, 1).reshape(1, -1, width).to(table.dtype)
     return torch.cat((table[:, :1], patches), dim=1)
@@ -93,7 +93,7 @@ def eager_attention(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = scores.softmax(-1, dtype=wide_dtype(scores)).to(query.dtype)
     output = F.dropout(weights, p=dropout, training=module.training) @ value  # (B, N, L, K)
     return output.transpose(1, 2).contiguous(), weights
 
